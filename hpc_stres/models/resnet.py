@@ -1,0 +1,144 @@
+"""The bottleneck ResNet trunk of one stream, with torchvision's parameter names."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hpc_stres.models.interaction import UnitInput
+from hpc_stres.models.norm import NormAverage, NormGroups, SubBatchNorm2d
+from hpc_stres.models.temporal import TemporalConv, TemporalPadding
+
+DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+EXPANSION = 4
+Variant = Literal["msra", "torchvision"]
+Temporal = Literal["none", "inflated", "identity"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrunkOptions:
+    """What one stream's trunk is built from."""
+
+    stages: tuple[int, ...] = DEPTHS[50]
+    width: int = 64
+    variant: Variant = "torchvision"
+    temporal: Temporal = "none"
+    temporal_padding: TemporalPadding = "zeros"
+    norm_group: int | None = None
+    norm_average: NormAverage = "variance"
+
+    def norm(self, channels: int) -> SubBatchNorm2d:
+        """A normalisation layer as this trunk uses it."""
+        return SubBatchNorm2d(channels, self.norm_group, average=self.norm_average)
+
+
+class Conv2d(nn.Conv2d):
+    """A spatial convolution with He initialisation; takes and ignores the number of frames."""
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int = 1, bias: bool = False) -> None:
+        super().__init__(channels_in, channels_out, kernel, stride, kernel // 2, bias=bias)
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor, frames: int = 1) -> Tensor:
+        return super().forward(x)
+
+
+class Shortcut(nn.Sequential):
+    """Projection shortcut under torchvision's names `downsample.0` and `downsample.1`."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int, options: TrunkOptions) -> None:
+        super().__init__(Conv2d(channels_in, channels_out, 1, stride), options.norm(channels_out))
+
+    def forward(self, x: Tensor, groups: NormGroups | None = None) -> Tensor:
+        return self[1](self[0](x), groups)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 with a shortcut; returns the sum before its ReLU, which the two-stream network needs.
+
+    With `temporal` the unit carries the published convolutions over time: both 1x1 turned into 1x1x3 (`inflated`), or
+    a new C to C one after the ReLU of the 3x3 (`identity`).
+    """
+
+    def __init__(self, channels_in: int, width: int, stride: int, options: TrunkOptions, temporal: Temporal) -> None:
+        super().__init__()
+        out = width * EXPANSION
+        first, second = (stride, 1) if options.variant == "msra" else (1, stride)
+        padding = options.temporal_padding
+        inflated = temporal == "inflated"
+        self.conv1 = (
+            TemporalConv(channels_in, width, padding=padding) if inflated else Conv2d(channels_in, width, 1, first)
+        )
+        self.bn1 = options.norm(width)
+        self.conv2 = Conv2d(width, width, 3, second)
+        self.bn2 = options.norm(width)
+        self.temporal = TemporalConv(width, width, "identity", padding, bias=True) if temporal == "identity" else None
+        self.conv3 = TemporalConv(width, out, padding=padding) if inflated else Conv2d(width, out, 1)
+        self.bn3 = options.norm(out)
+        project = stride != 1 or channels_in != out
+        self.downsample = Shortcut(channels_in, out, stride, options) if project else None
+
+    def residual(self, x: Tensor, frames: int, groups: NormGroups | None) -> Tensor:
+        """The residual function F."""
+        y = functional.relu(self.bn1(self.conv1(x, frames), groups))
+        y = functional.relu(self.bn2(self.conv2(y), groups))
+        if self.temporal is not None:
+            y = self.temporal(y, frames)
+        return self.bn3(self.conv3(y, frames), groups)
+
+    def skip(self, x: Tensor, groups: NormGroups | None) -> Tensor:
+        """The shortcut."""
+        return x if self.downsample is None else self.downsample(x, groups)
+
+    def forward(self, into: UnitInput, frames: int, groups: NormGroups | None) -> Tensor:
+        return self.skip(into.skip, groups) + self.residual(into.branch, frames, groups)
+
+
+class Trunk(nn.Module):
+    """conv1 to the last stage, and the classifier `fc`."""
+
+    def __init__(self, planes: int, num_classes: int, options: TrunkOptions) -> None:
+        super().__init__()
+        self.options = options
+        width = options.width
+        self.conv1 = Conv2d(planes, width, 7, 2, bias=options.variant == "msra")
+        self.bn1 = options.norm(width)
+        channels = width
+        for number, units in enumerate(options.stages):
+            stage = nn.ModuleList()
+            for unit in range(units):
+                stride = 2 if unit == 0 and number > 0 else 1
+                temporal: Temporal = options.temporal if unit == 1 else "none"
+                stage.append(Bottleneck(channels, width << number, stride, options, temporal))
+                channels = (width << number) * EXPANSION
+            self.add_module(f"layer{number + 1}", stage)
+        self.features = channels
+        self.fc = nn.Linear(channels, num_classes)
+        nn.init.normal_(self.fc.weight, std=0.01)
+        nn.init.zeros_(self.fc.bias)
+
+    def stages(self) -> Iterator[nn.ModuleList]:
+        """The stages in order."""
+        for number in range(len(self.options.stages)):
+            stage = getattr(self, f"layer{number + 1}")
+            assert isinstance(stage, nn.ModuleList)
+            yield stage
+
+    def stem(self, x: Tensor, groups: NormGroups | None) -> Tensor:
+        """conv1 and the first pool."""
+        y = functional.relu(self.bn1(self.conv1(x), groups))
+        if self.options.variant == "msra":
+            return functional.max_pool2d(y, 3, 2, padding=0, ceil_mode=True)
+        return functional.max_pool2d(y, 3, 2, padding=1)
+
+
+def run_units(units: list[nn.Module], x: Tensor, frames: int, groups: NormGroups | None) -> Tensor:
+    """Units one after another, each followed by its ReLU."""
+    for unit in units:
+        x = torch.relu(unit(UnitInput(x, x), frames, groups))
+    return x

@@ -1,0 +1,81 @@
+"""Convolutions and pools over time, on frames that lie video after video in the batch dimension."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+TemporalPadding = Literal["zeros", "replicate"]
+KERNEL = 3
+
+
+def fold_time(x: Tensor, frames: int) -> Tensor:
+    """(videos * frames, C, H, W) as (videos, C, frames, H * W); no copy for channels-last tensors."""
+    total, channels, height, width = x.shape
+    by_pixel = x.permute(0, 2, 3, 1).reshape(total // frames, frames, height * width, channels)
+    return by_pixel.permute(0, 3, 1, 2)
+
+
+def unfold_time(x: Tensor, height: int, width: int) -> Tensor:
+    """The way back from `fold_time`."""
+    videos, channels, frames, _ = x.shape
+    return x.permute(0, 2, 3, 1).reshape(videos * frames, height, width, channels).permute(0, 3, 1, 2)
+
+
+class TemporalConv(nn.Module):
+    """A 1x1x3 convolution: 1x1 in space, 3 in time, same length. The weight is (out, in, 3, 1).
+
+    `init` is `average` (a 1x1 convolution inflated to a third at each tap: ST-ResNet) or `identity` (the centre tap
+    passes its input: STM-ResNet).
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        init: Literal["average", "identity"] = "average",
+        padding: TemporalPadding = "zeros",
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.padding: TemporalPadding = padding
+        self.weight = nn.Parameter(torch.empty(channels_out, channels_in, KERNEL, 1))
+        self.bias = nn.Parameter(torch.zeros(channels_out)) if bias else None
+        with torch.no_grad():
+            if init == "identity":
+                self.weight.zero_()
+                self.weight[:, :, KERNEL // 2, 0].copy_(torch.eye(channels_out, channels_in))
+            else:
+                spatial = torch.empty(channels_out, channels_in, 1, 1)
+                nn.init.kaiming_normal_(spatial, mode="fan_out", nonlinearity="relu")
+                self.weight.copy_(inflate(spatial))
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        height, width = x.shape[2:]
+        folded = fold_time(x, frames)
+        if self.padding == "replicate":
+            folded = torch.cat([folded[:, :, :1], folded, folded[:, :, -1:]], dim=2)
+            y = functional.conv2d(folded, self.weight, self.bias)
+        else:
+            y = functional.conv2d(folded, self.weight, self.bias, padding=(KERNEL // 2, 0))
+        return unfold_time(y, height, width)
+
+
+def inflate(weight: Tensor) -> Tensor:
+    """A 1x1 convolution's weight (out, in, 1, 1) as one over time: a third of it at each tap."""
+    return (weight / KERNEL).expand(-1, -1, KERNEL, -1).clone()
+
+
+def temporal_max_pool(x: Tensor, frames: int, window: int, stride: int) -> Tensor:
+    """Max over `window` time steps of every channel and place; (videos * frames, ...) to (videos * fewer, ...)."""
+    if frames < window:
+        raise ValueError(f"{frames} time steps are too few for a temporal pool over {window}")
+    height, width = x.shape[2:]
+    pooled = functional.max_pool2d(fold_time(x, frames), (window, 1), (stride, 1))
+    return unfold_time(pooled, height, width)
+
+
+def pooled_length(frames: int, window: int, stride: int) -> int:
+    """Time steps that `temporal_max_pool` leaves: 11 to 4, 25 to 11."""
+    return (frames - window) // stride + 1

@@ -1,0 +1,149 @@
+"""Both streams, their interaction, the pools and the classifiers: every network of the package is one of these."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from hpc_stres.models.interaction import Interaction, UnitInput
+from hpc_stres.models.norm import NormGroups, interleaved_groups, statistics_dtype
+from hpc_stres.models.resnet import Trunk, TrunkOptions, run_units
+from hpc_stres.models.temporal import pooled_length, temporal_max_pool
+
+FLOW_PLANES = 20
+RGB_PLANES = 3
+POOL_SIDE = 7
+
+
+class Logits(NamedTuple):
+    """Class scores (videos, time, classes) of each stream, averaged over space; None for a stream that is not there."""
+
+    appearance: Tensor | None
+    motion: Tensor | None
+
+
+@dataclass(frozen=True)
+class TemporalPool:
+    """The max pool over time: where it stands, its window and its stride."""
+
+    place: Literal["after_pool5", "before_average"]
+    window: int
+    stride: int
+
+
+def spatial_average(x: Tensor) -> Tensor:
+    """Average over 7x7 windows at stride 1, so that larger frames give several places; over everything below 7x7."""
+    side = (min(POOL_SIDE, x.shape[2]), min(POOL_SIDE, x.shape[3]))
+    return functional.avg_pool2d(x, side, stride=1)
+
+
+class TwoStream(nn.Module):
+    """An appearance trunk, a motion trunk, or both with an interaction at the second unit of each stage."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        trunk: TrunkOptions,
+        streams: tuple[str, ...] = ("appearance", "motion"),
+        interaction: Interaction | None = None,
+        pool: TemporalPool | None = None,
+        dropout: dict[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.trunk_options, self.pool = num_classes, trunk, pool
+        self.dropout = dropout or {}
+        self.activation_checkpointing = False
+        self.appearance = Trunk(RGB_PLANES, num_classes, trunk) if "appearance" in streams else None
+        self.motion = Trunk(FLOW_PLANES, num_classes, trunk) if "motion" in streams else None
+        self.interaction = interaction or Interaction(direction="off")
+
+    def forward(
+        self, rgb: Tensor | None, flow: Tensor | None, groups: NormGroups | None = None
+    ) -> Logits:
+        """rgb (N, T, 3, H, W), flow (N, T, 20, H, W); `groups` of a larger batch, or interleaved groups of this one."""
+        frames, videos = self._check(rgb, flow)
+        if groups is None and self.training:
+            some = rgb if self.appearance is not None else flow
+            assert some is not None
+            dtype = statistics_dtype(some.dtype)
+            groups = interleaved_groups(videos, self.trunk_options.norm_group, frames, some.device, dtype)
+        if self.appearance is None or self.motion is None:
+            return self._one_stream(rgb, flow, frames, groups)
+        assert rgb is not None
+        assert flow is not None
+        a = self.appearance.stem(rgb.flatten(0, 1), groups)
+        m = self.motion.stem(flow.flatten(0, 1), groups)
+        for stage_a, stage_m in zip(self.appearance.stages(), self.motion.stages(), strict=True):
+            a, m = self._joint_stage(list(stage_a), list(stage_m), a, m, frames, groups)
+        return Logits(self._classify(self.appearance, a, frames), self._classify(self.motion, m, frames))
+
+    def _one_stream(self, rgb: Tensor | None, flow: Tensor | None, frames: int, groups: NormGroups | None) -> Logits:
+        trunk, clip = (self.appearance, rgb) if self.appearance is not None else (self.motion, flow)
+        assert trunk is not None
+        assert clip is not None
+        x = trunk.stem(clip.flatten(0, 1), groups)
+        for stage in trunk.stages():
+            x = self._keep_or_recompute(run_units, list(stage), x, frames, groups)
+        logits = self._classify(trunk, x, frames)
+        return Logits(logits, None) if trunk is self.appearance else Logits(None, logits)
+
+    def _joint_stage(
+        self,
+        units_a: list[nn.Module],
+        units_m: list[nn.Module],
+        a: Tensor,
+        m: Tensor,
+        frames: int,
+        groups: NormGroups | None,
+    ) -> tuple[Tensor, Tensor]:
+        sum_a = self._keep_or_recompute(units_a[0], UnitInput(a, a), frames, groups)
+        sum_m = self._keep_or_recompute(units_m[0], UnitInput(m, m), frames, groups)
+        into_a, into_m = self.interaction(sum_a, torch.relu(sum_a), sum_m, torch.relu(sum_m))
+        a = torch.relu(self._keep_or_recompute(units_a[1], into_a, frames, groups))
+        m = torch.relu(self._keep_or_recompute(units_m[1], into_m, frames, groups))
+        a = self._keep_or_recompute(run_units, units_a[2:], a, frames, groups)
+        m = self._keep_or_recompute(run_units, units_m[2:], m, frames, groups)
+        return a, m
+
+    def _keep_or_recompute(self, function: Any, *arguments: Any) -> Tensor:
+        if self.activation_checkpointing and self.training:
+            return checkpoint(function, *arguments, use_reentrant=False)  # type: ignore[no-any-return]
+        return function(*arguments)  # type: ignore[no-any-return]
+
+    def _classify(self, trunk: Trunk, x: Tensor, frames: int) -> Tensor:
+        pool = self.pool
+        if pool is not None and pool.place == "before_average":
+            x = temporal_max_pool(x, frames, pool.window, pool.stride)
+        x = spatial_average(x)
+        if pool is not None and pool.place == "after_pool5":
+            x = temporal_max_pool(x, frames, pool.window, pool.stride)
+        # The classifier is linear: its mean over places is its value at the mean.
+        x = x.mean(dim=(2, 3))
+        stream = "appearance" if trunk is self.appearance else "motion"
+        x = functional.dropout(x, self.dropout.get(stream, 0.0), self.training)
+        left = frames if pool is None else pooled_length(frames, pool.window, pool.stride)
+        return trunk.fc(x).unflatten(0, (-1, left))
+
+    def _check(self, rgb: Tensor | None, flow: Tensor | None) -> tuple[int, int]:
+        """Time steps and videos; refuses tensors of the wrong shape by their numbers."""
+        sizes = []
+        for name, trunk, clip, planes in (
+            ("rgb", self.appearance, rgb, RGB_PLANES),
+            ("flow", self.motion, flow, FLOW_PLANES),
+        ):
+            if trunk is None:
+                continue
+            if clip is None:
+                raise ValueError(f"this network reads {name}, but got None")
+            if clip.ndim != 5 or clip.shape[2] != planes:
+                raise ValueError(f"{name} must be (videos, time, {planes}, height, width), got {tuple(clip.shape)}")
+            sizes.append((clip.shape[0], clip.shape[1], clip.shape[3], clip.shape[4]))
+        if len(set(sizes)) != 1:
+            raise ValueError(f"rgb and flow differ in (videos, time, height, width): {sizes[0]} and {sizes[1]}")
+        videos, frames = sizes[0][0], sizes[0][1]
+        if self.pool is not None and frames < self.pool.window:
+            raise ValueError(f"{frames} time steps are too few for the temporal pool over {self.pool.window}")
+        return frames, videos
