@@ -56,8 +56,8 @@ class DataConfig:
     """Side of the square that a training crop is resized to."""
     jpeg_quality: int = 95
     """JPEG quality of stored frames and flow."""
-    flow_backend: Literal["opencv", "native"] = "opencv"
-    """TV-L1 implementation: OpenCV's, the reference, or our own batched one."""
+    flow_backend: Literal["native", "opencv"] = "native"
+    """TV-L1 solver: our own, or OpenCV's, the reference that ours is compared with."""
     shard_mib: int = 256
     """Size of one shard of the store in MiB."""
     workers: int = 0

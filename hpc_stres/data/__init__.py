@@ -1,0 +1,1 @@
+"""From videos to clips on the device: lists, decoding, flow, the store, requests and the feed."""
