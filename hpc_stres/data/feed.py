@@ -1,0 +1,257 @@
+"""Requests to tensors on the device: DALI decodes the JPEG slices of the store, a thread works ahead of the training."""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpc_stres.config import FLOW_STACK
+from hpc_stres.data import augment
+from hpc_stres.data.requests import Box, Request
+from hpc_stres.data.shards import Store
+from hpc_stres.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Item = TypeVar("Item")
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Clips:
+    """A micro-batch: rgb (N, T, 3, side, side), flow (N, T, 20, side, side), labels (N); None for an unused stream."""
+
+    rgb: "Tensor | None"
+    flow: "Tensor | None"
+    labels: "Tensor"
+    ids: list[str]
+
+
+class Decoder:
+    """A DALI pipeline that decodes a region of each JPEG of a list, on the CPU or with nvJPEG on a GPU."""
+
+    def __init__(self, gray: bool, most: int, threads: int, device_id: int | None) -> None:
+        self.gray, self.most, self.threads, self.device_id = gray, most, threads, device_id
+        self.pipeline = self._build()
+
+    def _build(self) -> Any:
+        from nvidia.dali import fn, pipeline_def, types
+
+        @pipeline_def
+        def decode() -> Any:
+            jpeg = fn.external_source(name="jpeg", dtype=types.UINT8, ndim=1)
+            anchor = fn.external_source(name="anchor", dtype=types.INT32, ndim=1)
+            shape = fn.external_source(name="shape", dtype=types.INT32, ndim=1)
+            return fn.decoders.image_slice(
+                jpeg,
+                anchor,
+                shape,
+                device="cpu" if self.device_id is None else "mixed",
+                axis_names="HW",
+                normalized_anchor=False,
+                normalized_shape=False,
+                output_type=types.GRAY if self.gray else types.RGB,
+            )
+
+        pipeline = decode(
+            batch_size=self.most,
+            num_threads=self.threads,
+            device_id=self.device_id,
+            prefetch_queue_depth=1,
+            exec_dynamic=True,
+        )
+        pipeline.build()
+        return pipeline
+
+    def __call__(self, jpegs: Sequence[NDArray[np.uint8]], boxes: Sequence[Box]) -> "list[Tensor]":
+        """uint8 pictures (h, w, channels) of the boxes."""
+        pictures: list[Tensor] = []
+        for start in range(0, len(jpegs), self.most):
+            pictures += self._run(jpegs[start : start + self.most], boxes[start : start + self.most])
+        return pictures
+
+    def _run(self, jpegs: Sequence[NDArray[np.uint8]], boxes: Sequence[Box]) -> "list[Tensor]":
+        import torch
+
+        self.pipeline.feed_input("jpeg", list(jpegs))
+        self.pipeline.feed_input("anchor", [np.array((box.top, box.left), np.int32) for box in boxes])
+        self.pipeline.feed_input("shape", [np.array((box.height, box.width), np.int32) for box in boxes])
+        try:
+            (decoded,) = self.pipeline.run()
+        except RuntimeError as error:
+            # DALI names no input and its pipeline is dead from here on: the caller finds the frame.
+            raise DecodeError(str(error)) from None
+        if self.device_id is None:
+            # The pipeline uses its buffer again for the next batch.
+            return [torch.from_numpy(np.array(decoded[n])) for n in range(len(jpegs))]
+        return [torch.from_dlpack(decoded[n]).clone() for n in range(len(jpegs))]
+
+
+class DecodeError(Exception):
+    """DALI could not decode a batch."""
+
+
+class ClipReader:
+    """Requests to clips: slices of the store, decoded, cropped, resized, flipped and normalised."""
+
+    def __init__(
+        self,
+        store: Store,
+        side: int | None,
+        variant: str,
+        antialias: bool = True,
+        streams: tuple[bool, bool] = (True, True),
+        threads: int = 1,
+        device_id: int | None = None,
+        most: int = 2048,
+    ) -> None:
+        self.store, self.side, self.variant, self.antialias = store, side, variant, antialias
+        self.device_id = device_id
+        self.rgb = Decoder(False, min(most, 512), threads, device_id) if streams[0] else None
+        self.flow = Decoder(True, most, threads, device_id) if streams[1] else None
+
+    def read(self, batch: Sequence[Request]) -> Clips:
+        """The clips of some requests of one shape."""
+        import torch
+
+        device = torch.device("cpu" if self.device_id is None else f"cuda:{self.device_id}")
+        try:
+            rgb = self._read_rgb(batch) if self.rgb else None
+            flow = self._read_flow(batch) if self.flow else None
+        except DecodeError as error:
+            raise UserError(_find_damage(self.store, batch, str(error))) from None
+        labels = torch.tensor([request.label for request in batch], device=device)
+        return Clips(rgb, flow, labels, [self.store.rows[request.video].id for request in batch])
+
+    def _read_rgb(self, batch: Sequence[Request]) -> "Tensor":
+        assert self.rgb is not None
+        jpegs = [self.store.rgb(request.video, frame) for request in batch for frame in request.frames]
+        pictures = self.rgb(jpegs, [request.box for request in batch for _ in request.frames])
+        return self._finish(batch, pictures, 1, augment.normalise_rgb)
+
+    def _read_flow(self, batch: Sequence[Request]) -> "Tensor":
+        assert self.flow is not None
+        jpegs, boxes, shared = [], [], []
+        for request in batch:
+            # Chunks overlap at small strides: each plane is decoded once.
+            pairs = sorted({pair for stack in request.flow for pair in stack})
+            rank = {pair: number for number, pair in enumerate(pairs)}
+            jpegs += [self.store.flow(request.video, pair, axis) for pair in pairs for axis in (0, 1)]
+            boxes += [request.box] * (2 * len(pairs))
+            shared.append((len(pairs), [rank[pair] for stack in request.flow for pair in stack]))
+        pictures = self.flow(jpegs, boxes)
+        return self._finish_flow(batch, pictures, shared)
+
+    def _finish(
+        self, batch: Sequence[Request], pictures: "list[Tensor]", per_frame: int, normalise: Callable[..., "Tensor"]
+    ) -> "Tensor":
+        import torch
+
+        clips, start = [], 0
+        for request in batch:
+            count = len(request.frames) * per_frame
+            planes = torch.stack(pictures[start : start + count]).permute(0, 3, 1, 2)
+            start += count
+            clips.append(normalise(self._resize(planes), self.variant, request.flip))
+        return _channels_last(torch.stack(clips))
+
+    def _finish_flow(
+        self, batch: Sequence[Request], pictures: "list[Tensor]", shared: list[tuple[int, list[int]]]
+    ) -> "Tensor":
+        import torch
+
+        clips, start = [], 0
+        for request, (pairs, order) in zip(batch, shared, strict=True):
+            planes = torch.stack(pictures[start : start + 2 * pairs])[..., 0]
+            start += 2 * pairs
+            resized = self._resize(planes).unflatten(0, (pairs, 2))
+            stacks = resized[order].reshape(len(request.frames), 2 * FLOW_STACK, *resized.shape[-2:])
+            clips.append(augment.normalise_flow(stacks, self.variant, request.flip))
+        return _channels_last(torch.stack(clips))
+
+    def _resize(self, planes: "Tensor") -> "Tensor":
+        if self.side is None:
+            return planes.float()
+        return augment.resize_planes(planes.contiguous(), self.side, self.antialias)
+
+
+def _channels_last(clips: "Tensor") -> "Tensor":
+    import torch
+
+    videos, frames = clips.shape[:2]
+    flat = clips.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    return flat.unflatten(0, (videos, frames))
+
+
+def _find_damage(store: Store, batch: Sequence[Request], message: str) -> str:
+    """The first frame of a batch that another decoder refuses, by video and frame."""
+    import cv2
+
+    for request in batch:
+        name = store.rows[request.video].id
+        found = [(f"RGB frame {frame}", store.rgb(request.video, frame)) for frame in request.frames]
+        pairs = sorted({pair for stack in request.flow for pair in stack})
+        found += [(f"flow pair {p}", store.flow(request.video, p, axis)) for p in pairs for axis in (0, 1)]
+        for what, jpeg in found:
+            row = store.rows[request.video]
+            picture = cv2.imdecode(np.array(jpeg), cv2.IMREAD_UNCHANGED)
+            if picture is None or picture.shape[:2] != (row.height, row.width):
+                return (
+                    f"{store.paths.root}: {what} of video {name} does not decode\n"
+                    "Run `hpc-stres verify --config F --repair`, then start again."
+                )
+    last = message.strip().splitlines()[-1] if message.strip() else "no message"
+    return f"{store.paths.root}: DALI refused a batch in which each frame decodes elsewhere: {last}"
+
+
+class Ahead(Generic[Item]):
+    """Runs an iterator in a thread, at most `depth` items ahead; its errors come out where items are taken."""
+
+    def __init__(self, items: Iterator[Item], depth: int) -> None:
+        self._queue: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._fill, args=(items,), daemon=True, name="feed")
+        self._thread.start()
+
+    def _fill(self, items: Iterator[Item]) -> None:
+        try:
+            for item in items:
+                if not self._put((item, None)):
+                    return
+            self._put((None, StopIteration()))
+        except BaseException as error:  # handed to the taker, whatever it is
+            self._put((None, error))
+
+    def _put(self, entry: tuple[Item | None, BaseException | None]) -> bool:
+        while not self._stop.is_set():
+            try:
+                self._queue.put(entry, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def __iter__(self) -> Iterator[Item]:
+        return self
+
+    def __next__(self) -> Item:
+        item, error = self._queue.get()
+        if error is not None:
+            raise error
+        return item  # type: ignore[return-value]
+
+    def __enter__(self) -> "Ahead[Item]":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()

@@ -1,0 +1,236 @@
+"""From videos to the store: restartable, parallel over processes or MPI ranks, the same bytes whatever their number."""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpc_stres.bootstrap import find_world
+from hpc_stres.config import Config, DataConfig
+from hpc_stres.data import splits
+from hpc_stres.data.flow import ZERO_LEVEL, encode_flow, tvl1
+from hpc_stres.data.shards import PreparedVideo, StorePaths, pack, write_manifest, write_rejections
+from hpc_stres.data.video import UndecodableError, decode, encode_jpeg, gray, resize, target_size
+from hpc_stres.errors import UserError
+from hpc_stres.progress import Progress
+from hpc_stres.runpaths import write_json
+
+FLOW_BATCH = 16
+SAMPLE_VIDEOS = 3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the bytes of a prepared video."""
+
+    short_side: int
+    jpeg_quality: int
+    flow_backend: str
+
+    @classmethod
+    def of(cls, data: DataConfig) -> "Settings":
+        return cls(data.short_side, data.jpeg_quality, data.flow_backend)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"short_side": self.short_side, "jpeg_quality": self.jpeg_quality, "flow_backend": self.flow_backend}
+
+
+def store_folder(config: Config) -> Path:
+    """Folder of the store: another one for other settings, so that stores never mix."""
+    made_by: dict[str, Any] = Settings.of(config.data).as_json()
+    if config.data.kind == "binding":
+        binding = config.data.binding
+        made_by |= {"binding": [binding.train_videos, binding.test_videos, binding.frames, binding.side, config.seed]}
+    tag = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:8]
+    return Path(config.data.root) / "stores" / f"{config.data.kind}-{config.data.short_side}-{tag}"
+
+
+def prepare_video(video: splits.Video, settings: Settings) -> PreparedVideo:
+    """Decode, resize, flow, encode; frames stream through, so that memory does not grow with the video's length."""
+    rgb: list[bytes] = []
+    flow: list[bytes] = []
+    waiting: list[Any] = []
+    size: tuple[int, int] | None = None
+    for frame in decode(video.path):
+        size = size or target_size(*frame.shape[:2], settings.short_side)
+        small = resize(frame, *size)
+        rgb.append(encode_jpeg(small, settings.jpeg_quality))
+        waiting.append(gray(small))
+        if len(waiting) > FLOW_BATCH:
+            flow += _encode_planes(waiting, settings)
+            waiting = waiting[-1:]
+    flow += _encode_planes(waiting, settings)
+    assert size is not None
+    if not flow:
+        rest = encode_jpeg(np.full(size, ZERO_LEVEL, np.uint8), settings.jpeg_quality)
+        flow = [rest, rest]
+    return PreparedVideo(video.id, video.label, *size, rgb, flow)
+
+
+def _encode_planes(frames: list[Any], settings: Settings) -> list[bytes]:
+    planes = encode_flow(tvl1(np.stack(frames), settings.flow_backend))  # type: ignore[arg-type]
+    return [encode_jpeg(plane, settings.jpeg_quality) for pair in planes for plane in pair]
+
+
+def _work(video: splits.Video, settings: Settings, root: Path) -> tuple[str, int]:
+    """Prepare one video into its part, or write why not; returns its id and frames (0: rejected)."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    store = StorePaths(root)
+    try:
+        prepared = prepare_video(video, settings)
+    except UndecodableError as error:
+        write_json(store.rejection(video.id), {"id": video.id, "path": str(video.path), "reason": str(error)})
+        return video.id, 0
+    prepared.write_part(store.part(video.id))
+    return video.id, len(prepared.rgb)
+
+
+def prepare(config: Config, quiet: bool = False) -> Path:
+    """Make the store of a config complete; returns its folder. Goes on where a killed run was.
+
+    Under mpirun or srun every rank calls this: the first hands out videos, the others work until it is done.
+    """
+    store = StorePaths(store_folder(config))
+    if store.manifest.is_file():
+        return store.root
+    workers = config.data.workers or len(os.sched_getaffinity(0))
+    with _executor(workers) as executor:
+        if executor is not None:
+            _complete(config, store, executor, workers, quiet)
+    return store.root
+
+
+def _complete(config: Config, store: StorePaths, executor: Executor, workers: int, quiet: bool) -> None:
+    if config.data.kind == "binding":
+        from hpc_stres.data.binding import write_data_set
+
+        write_data_set(
+            splits.video_folder(config.data), splits.list_folder(config.data), config.data.binding, config.seed
+        )
+    listing = splits.read_listing(config.data)
+    _refuse_problems(listing)
+    _prepare_missing(config, listing, store, executor, workers, quiet)
+    ids = sorted(listing.videos)
+    rejected = write_rejections(store, ids)
+    done = [name for name in ids if store.part(name).is_file()]
+    _refuse_many_rejected(config.data, rejected, len(ids), store)
+    pack(store, done, config.data.shard_mib << 20)
+    write_manifest(store, Settings.of(config.data).as_json(), _describe(listing, config))
+    shutil.rmtree(store.parts)
+
+
+def _describe(listing: splits.Listing, config: Config) -> dict[str, Any]:
+    return {
+        "kind": config.data.kind,
+        "classes": listing.classes,
+        "train": {str(split): ids for split, ids in listing.train.items()},
+        "test": {str(split): ids for split, ids in listing.test.items()},
+        "labels": {name: video.label for name, video in sorted(listing.videos.items())},
+    }
+
+
+def _refuse_problems(listing: splits.Listing) -> None:
+    found = splits.problems(listing)
+    if found:
+        more = f"\n(and {len(found) - 2} more)" if len(found) > 2 else ""
+        raise UserError("the data set's lists and files do not agree:\n" + "\n".join(found[:2]) + more)
+
+
+def _refuse_many_rejected(data: DataConfig, rejected: list[dict[str, str]], total: int, store: StorePaths) -> None:
+    if len(rejected) > data.max_rejected * total:
+        first = rejected[0]
+        raise UserError(
+            f"{len(rejected)} of {total} videos do not decode, more than data.max_rejected={data.max_rejected:g}\n"
+            f"first: {first['path']}: {first['reason']}\nall of them: {store.rejected}"
+        )
+
+
+def _prepare_missing(
+    config: Config, listing: splits.Listing, store: StorePaths, executor: Executor, workers: int, quiet: bool
+) -> None:
+    settings = Settings.of(config.data)
+    todo = [v for v in listing.videos.values() if not _finished(store, v.id)]
+    # The longest first, so that no worker is left alone with a long one at the end.
+    todo.sort(key=lambda video: (-video.path.stat().st_size, video.id))
+    if not todo:
+        return
+    if settings.flow_backend == "native":
+        from hpc_stres import native
+
+        native.load("tvl1")
+    store.parts.mkdir(parents=True, exist_ok=True)
+    if not quiet:
+        print(estimate(todo, settings, workers, store.root), flush=True)
+    done = len(listing.videos) - len(todo)
+    with Progress("prepare", len(listing.videos), "videos", not quiet, done) as progress:
+        futures = [executor.submit(_work, video, settings, store.root) for video in todo]
+        for future in as_completed(futures):
+            future.result()
+            done += 1
+            progress.update(done)
+
+
+def _finished(store: StorePaths, video_id: str) -> bool:
+    return store.part(video_id).is_file() or store.rejection(video_id).is_file()
+
+
+@contextmanager
+def _executor(workers: int) -> Iterator[Executor | None]:
+    """Processes of this machine, or under mpirun or srun the ranks of MPI (None on all but the first)."""
+    if find_world().size > 1:
+        from mpi4py import MPI
+        from mpi4py.futures import MPICommExecutor
+
+        if MPI.COMM_WORLD.size != find_world().size:
+            raise UserError(
+                f"the launcher started {find_world().size} ranks but MPI has a world of {MPI.COMM_WORLD.size}\n"
+                "Start with mpirun, or with srun --mpi=pmix and an mpi4py built for it."
+            )
+        with MPICommExecutor(MPI.COMM_WORLD, root=0) as executor:
+            yield executor
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
+        yield executor
+
+
+def estimate(todo: list[splits.Video], settings: Settings, workers: int, root: Path) -> str:
+    """What the work will take, measured on the middle videos; refuses when the disk has no room for it."""
+    ordered = sorted(todo, key=lambda video: video.path.stat().st_size)
+    middle = ordered[len(ordered) // 2 :][:SAMPLE_VIDEOS]
+    source = stored = 0
+    started = time.perf_counter()
+    for video in middle:
+        try:
+            prepared = prepare_video(video, settings)
+        except UndecodableError:
+            continue  # the run itself will reject it with its reason
+        source += video.path.stat().st_size
+        stored += sum(map(len, prepared.rgb)) + sum(map(len, prepared.flow))
+    seconds = time.perf_counter() - started
+    total = sum(video.path.stat().st_size for video in todo)
+    scale = total / source if source else 0.0
+    # Parts and shards stand side by side while they are packed.
+    needed = int(2 * stored * scale)
+    free = shutil.disk_usage(root).free
+    if needed > free:
+        raise UserError(
+            f"{root}: preparing needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free\n"
+            "Free some space, or set data.root to another file system."
+        )
+    hours = seconds * scale / 3600
+    return (
+        f"{len(todo)} videos to prepare: about {stored * scale / 2**20:.0f} MiB, {hours:.2f} core-hours, "
+        f"{len(todo)} files while it runs; {workers} workers"
+    )

@@ -1,0 +1,224 @@
+"""The global batch of any step as a pure function of config and step number.
+
+Every random number comes from a counter-based generator keyed by seed and phase, with step and position as its counter.
+So resuming is a number, and another world size is another way of slicing the same list.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpc_stres.config import FLOW_STACK, Config
+from hpc_stres.data.shards import Store, VideoRow
+from hpc_stres.recipe import Phase
+
+HALF_STACK = FLOW_STACK // 2
+CORNER_SCALES = (1.0, 7 / 8, 3 / 4, 21 / 32)
+BORDER_JITTER = 0.25
+LATTICE = 20
+# Streams of random numbers that must not meet.
+_SAMPLE, _GROUP, _ORDER = 0, 1, 2
+
+
+class Box(NamedTuple):
+    """A crop window in pixels of the stored frame."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class Request(NamedTuple):
+    """One position of a global batch: which frames of which video, cut where, and its label.
+
+    `frames` are RGB frame numbers, one a chunk; `flow` the ten flow pairs of each chunk; all counted from 0.
+    """
+
+    position: int
+    video: int
+    label: int
+    frames: tuple[int, ...]
+    flow: tuple[tuple[int, ...], ...]
+    box: Box
+    flip: bool
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What `requests` reads: a phase, its seed, the crop's side, and the rows of the training videos."""
+
+    seed: int
+    name: str
+    phase: Phase
+    crop: int
+    short_side: int
+    rows: Sequence[VideoRow]
+    videos: tuple[int, ...]
+
+    def generator(self, stream: int, step: int, position: int) -> np.random.Generator:
+        """The random numbers of one position of one step."""
+        name_key = int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:8], "big")
+        bits = np.random.Philox(key=[self.seed, name_key], counter=[0, stream, position, step])
+        return np.random.Generator(bits)
+
+
+def sampler(config: Config, phase: str, store: Store) -> Sampler:
+    """The sampler of a phase over the training videos of the configured split."""
+    videos = tuple(store.present(config.data.split, "train"))
+    return Sampler(
+        config.seed, phase, config.phase(phase), config.data.crop, config.data.short_side, store.rows, videos
+    )
+
+
+def requests(config: Sampler | Config, step: int, phase: str | None = None) -> list[Request]:
+    """The global batch of SGD step number `step`: one request for each position.
+
+    Takes a Sampler, or a Config with the name of a phase, whose store is then opened.
+    """
+    source = _open_sampler(config, phase) if isinstance(config, Config) else config
+    batch = source.phase.global_batch
+    groups = -(-batch // source.phase.norm_group)
+    return [_request(source, step, position, position % groups) for position in range(batch)]
+
+
+@lru_cache(maxsize=8)
+def _cached_store(root: str) -> Store:
+    from pathlib import Path
+
+    return Store(Path(root))
+
+
+def _open_sampler(config: Config, phase: str | None) -> Sampler:
+    from hpc_stres.data.prepare import store_folder
+
+    name = phase or next(iter(config.phases))
+    return sampler(config, name, _cached_store(str(store_folder(config))))
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, name: str, count: int, epoch: int) -> NDArray[np.int64]:
+    name_key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+    bits = np.random.Philox(key=[seed, name_key], counter=[0, _ORDER, 0, epoch])
+    return np.random.Generator(bits).permutation(count)
+
+
+def _request(source: Sampler, step: int, position: int, group: int) -> Request:
+    number = step * source.phase.global_batch + position
+    epoch, place = divmod(number, len(source.videos))
+    order = _order(source.seed, source.name, len(source.videos), epoch)
+    video = source.videos[int(order[place])]
+    row = source.rows[video]
+    own = source.generator(_SAMPLE, step, position)
+    shared = source.generator(_GROUP, step, group)
+    phase = source.phase
+    # Every draw is made whether it is used or not, so that one option never shifts the numbers of another.
+    draws, common = own.random(8), shared.random(8)
+    stride_draw = common[0] if phase.stride_shared_by == "group" else draws[0]
+    place_draws = common[3:8] if phase.crop_shared_by == "group" else draws[3:8]
+    frames = choose_frames(phase, row.frames, float(stride_draw), float(draws[1]))
+    return Request(
+        position,
+        video,
+        row.label,
+        frames,
+        tuple(flow_stack(frame, row.flow_pairs, phase.short_video) for frame in frames),
+        _box(source, row, own, place_draws),
+        bool(place_draws[4] < 0.5),
+    )
+
+
+def choose_frames(phase: Phase, count: int, stride_draw: float, start_draw: float) -> tuple[int, ...]:
+    """RGB frame of each chunk of a training clip from a video of `count` frames."""
+    if not phase.uses_flow:
+        return (int(start_draw * count),)
+    first, last = HALF_STACK, count - 1 - HALF_STACK
+    low, high = phase.stride
+    stride = low + int(stride_draw * (high - low + 1))
+    chunks = phase.chunks
+    if last < first:
+        return spread_frames(count, chunks) if chunks > 1 else (int(start_draw * count),)
+    if phase.chunk_window == "released" and chunks > 1:
+        return _released_window(first, last, stride, chunks, start_draw)
+    span = (chunks - 1) * stride
+    if span > last - first:
+        # Too short for this stride: it shrinks until the clip covers the whole video.
+        return _evenly(first, last, chunks)
+    start = first + int(start_draw * (last - first - span + 1))
+    return tuple(start + chunk * stride for chunk in range(chunks))
+
+
+def _released_window(first: int, last: int, stride: int, chunks: int, start_draw: float) -> tuple[int, ...]:
+    """Windows on the lattice first, first + stride, ...; the released code never starts at the lattice's first point."""
+    lattice = range(first, last + 1, stride)
+    if len(lattice) < chunks:
+        return _evenly(first, last, chunks)
+    choices = len(lattice) - chunks
+    start = 1 + int(start_draw * choices) if choices else 0
+    return tuple(lattice[start : start + chunks])
+
+
+def _evenly(first: int, last: int, chunks: int) -> tuple[int, ...]:
+    return tuple(int(value) for value in np.floor(np.linspace(first, last, chunks) + 0.5))
+
+
+def spread_frames(count: int, chunks: int) -> tuple[int, ...]:
+    """Evenly spaced chunks over a whole video, as at test time; a single chunk stands in the middle."""
+    first, last = HALF_STACK, count - 1 - HALF_STACK
+    if last < first:
+        first, last = 0, count - 1
+    if chunks == 1:
+        return ((first + last) // 2,)
+    return _evenly(first, last, chunks)
+
+
+def flow_stack(frame: int, pairs: int, short_video: str) -> tuple[int, ...]:
+    """The ten flow pairs around a frame; beyond a video's ends mirrored, or repeated from the start."""
+    wanted = range(frame - HALF_STACK, frame + HALF_STACK)
+    if short_video == "repeat":
+        return tuple(pair % pairs for pair in wanted)
+    return tuple(_mirror(pair, pairs) for pair in wanted)
+
+
+def _mirror(index: int, count: int) -> int:
+    """Symmetric padding with the edge repeated: ... 1 0 0 1 2 ... n-1 n-1 n-2 ..."""
+    index %= 2 * count
+    return index if index < count else 2 * count - 1 - index
+
+
+def _box(source: Sampler, row: VideoRow, own: np.random.Generator, place: NDArray[np.float64]) -> Box:
+    sizes = own.random(2)
+    if source.phase.crop == "corners":
+        scales = [CORNER_SCALES[int(draw * len(CORNER_SCALES))] for draw in sizes]
+        height, width = (round(scale * source.short_side) for scale in scales)
+    else:
+        factors = 1 - BORDER_JITTER + 2 * BORDER_JITTER * sizes
+        height, width = (round(source.crop * float(factor)) for factor in factors)
+    height, width = min(height, row.height), min(width, row.width)
+    down, right = _corner_place(place) if source.phase.crop == "corners" else _border_place(source.phase, place)
+    return Box(round(down * (row.height - height)), round(right * (row.width - width)), height, width)
+
+
+def _corner_place(draws: NDArray[np.float64]) -> tuple[float, float]:
+    """One of the four corners or the centre, as shares of the free slack."""
+    places = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.5, 0.5))
+    return places[int(draws[0] * len(places))]
+
+
+def _border_place(phase: Phase, draws: NDArray[np.float64]) -> tuple[float, float]:
+    """At most a quarter of the slack from a corner, on a lattice of 20 by 20 points."""
+    inset = [int(draw * LATTICE) / (LATTICE - 1) * 0.25 for draw in draws[:2]]
+    far = [draws[2] < 0.5, draws[3] < 0.5]
+    if phase.border_corners == "two":
+        far[1] = far[0]
+    return tuple(1 - value if is_far else value for value, is_far in zip(inset, far, strict=True))  # type: ignore[return-value]
+
+
+def digest(batch: Sequence[Request]) -> str:
+    """A short hash of a global batch, to compare sequences of requests between runs."""
+    return hashlib.sha256(repr([tuple(request) for request in batch]).encode()).hexdigest()[:16]

@@ -1,0 +1,282 @@
+"""The clip store: tar shards of JPEG frames, an index with the byte range of every frame, a checksum per member.
+
+    STORE/manifest.json       what made it, and a checksum per shard
+    STORE/videos.jsonl        one row a video: id, label, sizes, where its frames stand, checksums
+    STORE/offsets.npy         byte offsets of frames in their shard (memory-mapped)
+    STORE/rejected.jsonl      videos that did not decode, with the reason
+    STORE/shards/00000.tar    members ID.rgb.mjpeg, ID.flow.mjpeg (u and v of each frame in turn) and ID.json
+
+A video of one frame has no flow; it is stored with one pair of planes at rest.
+"""
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpc_stres.errors import UserError
+from hpc_stres.runpaths import atomic_path, read_json_lines, sha256, write_json, write_text
+
+Stream = Literal["rgb", "flow"]
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class StorePaths:
+    """File names of a store."""
+
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "manifest.json"
+
+    @property
+    def videos(self) -> Path:
+        return self.root / "videos.jsonl"
+
+    @property
+    def offsets(self) -> Path:
+        return self.root / "offsets.npy"
+
+    @property
+    def rejected(self) -> Path:
+        return self.root / "rejected.jsonl"
+
+    def shard(self, number: int) -> Path:
+        return self.root / "shards" / f"{number:05d}.tar"
+
+    @property
+    def parts(self) -> Path:
+        return self.root / "parts"
+
+    def part(self, video_id: str) -> Path:
+        """A prepared video that is not packed yet; hashed, because ids hold any character."""
+        return self.parts / f"{hashlib.sha256(video_id.encode()).hexdigest()[:24]}.tar"
+
+    def rejection(self, video_id: str) -> Path:
+        return self.part(video_id).with_suffix(".rejected.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoRow:
+    """One video of the store; `rgb_first` and `flow_first` are rows of the offsets."""
+
+    id: str
+    label: int
+    frames: int
+    flow_pairs: int
+    height: int
+    width: int
+    shard: int
+    rgb_first: int
+    flow_first: int
+    rgb_sha256: str
+    flow_sha256: str
+
+
+@dataclass(frozen=True)
+class PreparedVideo:
+    """The JPEG frames of one video before they are packed."""
+
+    id: str
+    label: int
+    height: int
+    width: int
+    rgb: list[bytes]
+    flow: list[bytes]
+
+    def write_part(self, path: Path) -> None:
+        """A tar with this video's three members."""
+        meta = {
+            "id": self.id,
+            "label": self.label,
+            "height": self.height,
+            "width": self.width,
+            "rgb_bytes": [len(frame) for frame in self.rgb],
+            "flow_bytes": [len(plane) for plane in self.flow],
+            "rgb_sha256": hashlib.sha256(b"".join(self.rgb)).hexdigest(),
+            "flow_sha256": hashlib.sha256(b"".join(self.flow)).hexdigest(),
+        }
+        with atomic_path(path) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
+            _add(tar, f"{self.id}.json", json.dumps(meta, ensure_ascii=False).encode())
+            _add(tar, f"{self.id}.rgb.mjpeg", b"".join(self.rgb))
+            _add(tar, f"{self.id}.flow.mjpeg", b"".join(self.flow))
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    member.mode = 0o644
+    tar.addfile(member, io.BytesIO(data))
+
+
+def pack(store: StorePaths, ids: Sequence[str], shard_bytes: int) -> None:
+    """Parts into shards, in the order of `ids`, whatever the order in which they were made; then the index."""
+    rows: list[VideoRow] = []
+    offsets: list[int] = []
+    for number, chosen in enumerate(_batches(store, ids, shard_bytes)):
+        with atomic_path(store.shard(number)) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
+            for video_id in chosen:
+                rows.append(_append(tar, store.part(video_id), number, offsets))
+    with atomic_path(store.offsets) as temporary, temporary.open("wb") as stream:
+        np.save(stream, np.array(offsets, dtype=np.int64))
+    write_text(store.videos, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
+
+
+def _batches(store: StorePaths, ids: Sequence[str], shard_bytes: int) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for video_id in ids:
+        batch.append(video_id)
+        size += store.part(video_id).stat().st_size
+        if size >= shard_bytes:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _append(tar: tarfile.TarFile, part: Path, shard: int, offsets: list[int]) -> VideoRow:
+    """Copy a part's members into a shard and note where each frame comes to stand."""
+    with tarfile.open(part) as source:
+        members = source.getmembers()
+        blobs = [_content(source, member) for member in members]
+    meta = json.loads(blobs[0])
+    first: dict[str, int] = {}
+    for member, blob in zip(members, blobs, strict=True):
+        _add(tar, member.name, blob)
+        if member.name.endswith(".json"):
+            continue
+        stream = "rgb" if member.name.endswith(".rgb.mjpeg") else "flow"
+        # The member that was just added ends at the tar's current offset, rounded up to whole blocks.
+        start = tar.offset - -(-len(blob) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        first[stream] = len(offsets)
+        offsets.extend((start + np.cumsum([0, *meta[f"{stream}_bytes"]])).tolist())
+    return VideoRow(
+        id=meta["id"],
+        label=meta["label"],
+        frames=len(meta["rgb_bytes"]),
+        flow_pairs=len(meta["flow_bytes"]) // 2,
+        height=meta["height"],
+        width=meta["width"],
+        shard=shard,
+        rgb_first=first["rgb"],
+        flow_first=first["flow"],
+        rgb_sha256=meta["rgb_sha256"],
+        flow_sha256=meta["flow_sha256"],
+    )
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    stream = tar.extractfile(member)
+    assert stream is not None
+    return stream.read()
+
+
+def write_manifest(store: StorePaths, settings: dict[str, Any], listing: dict[str, Any]) -> None:
+    """The last file of a store: with it, the store is complete."""
+    shards = sorted((store.root / "shards").glob("*.tar"))
+    sums = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in shards}
+    write_json(store.manifest, {"format": FORMAT, "settings": settings, **listing, "shards": sums})
+
+
+class Store:
+    """A complete store, opened for reading: any frame is a slice of a memory map."""
+
+    def __init__(self, root: Path) -> None:
+        self.paths = StorePaths(root)
+        if not self.paths.manifest.is_file():
+            raise UserError(f"{root}: no prepared store here\nRun `hpc-stres prepare` with the same config first.")
+        self.manifest = json.loads(self.paths.manifest.read_text(encoding="utf-8"))
+        if self.manifest["format"] != FORMAT:
+            raise UserError(f"{root}: store format {self.manifest['format']}; this version reads {FORMAT}: prepare again")
+        self.rows = [VideoRow(**row) for row in read_json_lines(self.paths.videos)]
+        self.number = {row.id: index for index, row in enumerate(self.rows)}
+        self.offsets: NDArray[np.int64] = np.load(self.paths.offsets, mmap_mode="r")
+        self._maps: dict[int, NDArray[np.uint8]] = {}
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.manifest["classes"])
+
+    def ids(self, split: int, kind: Literal["train", "test"]) -> list[str]:
+        """Ids of a split as its list gives them, rejected videos included."""
+        if str(split) not in self.manifest[kind]:
+            there = ", ".join(self.manifest[kind])
+            raise UserError(f"{self.paths.root}: the store has no split {split}; it has {there}")
+        return list(self.manifest[kind][str(split)])
+
+    def present(self, split: int, kind: Literal["train", "test"]) -> list[int]:
+        """Row numbers of a split's videos that were prepared."""
+        return [self.number[name] for name in self.ids(split, kind) if name in self.number]
+
+    @cached_property
+    def rejected(self) -> dict[str, str]:
+        """Ids and reasons of videos that did not decode."""
+        return {row["id"]: row["reason"] for row in read_json_lines(self.paths.rejected)}
+
+    def _shard(self, number: int) -> NDArray[np.uint8]:
+        if number not in self._maps:
+            self._maps[number] = np.memmap(self.paths.shard(number), dtype=np.uint8, mode="r")
+        return self._maps[number]
+
+    def rgb(self, video: int, frame: int) -> NDArray[np.uint8]:
+        """JPEG bytes of one RGB frame."""
+        row = self.rows[video]
+        return self._slice(row, row.rgb_first + self._inside(frame, row.frames, row))
+
+    def flow(self, video: int, pair: int, axis: int) -> NDArray[np.uint8]:
+        """JPEG bytes of the u (axis 0) or v (axis 1) plane from frame `pair` to the next."""
+        row = self.rows[video]
+        return self._slice(row, row.flow_first + 2 * self._inside(pair, row.flow_pairs, row) + axis)
+
+    @staticmethod
+    def _inside(index: int, count: int, row: VideoRow) -> int:
+        if not 0 <= index < count:
+            raise IndexError(f"video {row.id} has no frame {index}: there are {count}")
+        return index
+
+    def _slice(self, row: VideoRow, entry: int) -> NDArray[np.uint8]:
+        start, stop = int(self.offsets[entry]), int(self.offsets[entry + 1])
+        return self._shard(row.shard)[start:stop]
+
+    def member(self, video: int, stream: Stream) -> NDArray[np.uint8]:
+        """All bytes of one member."""
+        row = self.rows[video]
+        first, count = (row.rgb_first, row.frames) if stream == "rgb" else (row.flow_first, 2 * row.flow_pairs)
+        return self._shard(row.shard)[int(self.offsets[first]) : int(self.offsets[first + count])]
+
+
+def verify(store: Store) -> list[str]:
+    """Re-read everything; one line for each damaged member, or shard where the damage lies between members."""
+    damage: list[str] = []
+    damaged_shards = set()
+    for number, row in enumerate(store.rows):
+        for stream, expected in (("rgb", row.rgb_sha256), ("flow", row.flow_sha256)):
+            found = hashlib.sha256(store.member(number, stream)).hexdigest()  # type: ignore[arg-type]
+            if found != expected:
+                damage.append(f"{store.paths.shard(row.shard).name}: {row.id}.{stream}.mjpeg is damaged")
+                damaged_shards.add(row.shard)
+    for name, sums in store.manifest["shards"].items():
+        path = store.paths.root / "shards" / name
+        if not path.is_file():
+            damage.append(f"{name}: the shard is missing")
+        elif int(path.stem) not in damaged_shards and sha256(path) != sums["sha256"]:
+            damage.append(f"{name}: a header or padding between members is damaged")
+    return damage
+
+
+def write_rejections(store: StorePaths, ids: Sequence[str]) -> list[dict[str, str]]:
+    """Collect the rejections of single videos into rejected.jsonl, in the order of `ids`."""
+    rows = [json.loads(store.rejection(name).read_text("utf-8")) for name in ids if store.rejection(name).is_file()]
+    write_text(store.rejected, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return rows

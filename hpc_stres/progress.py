@@ -1,0 +1,53 @@
+"""One progress line for a person who watches; a plain line now and then where there is no terminal."""
+
+import sys
+import time
+from types import TracebackType
+
+PLAIN_INTERVAL_SECONDS = 10.0
+
+
+class Progress:
+    """`with Progress("prepare", total, "videos") as p: p.update(done, "loss 1.2")`."""
+
+    def __init__(self, title: str, total: int, unit: str, enabled: bool = True, done: int = 0) -> None:
+        self.title, self.total, self.unit, self.enabled = title, total, unit, enabled
+        self.first, self.started = done, time.monotonic()
+        self.last_line = 0.0
+        self.terminal = sys.stderr.isatty()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def update(self, done: int, note: str = "") -> None:
+        """Show `done` of the total and a note."""
+        if not self.enabled:
+            return
+        now = time.monotonic()
+        interval = 0.1 if self.terminal else PLAIN_INTERVAL_SECONDS
+        if now - self.last_line < interval and done < self.total:
+            return
+        self.last_line = now
+        line = self.line(done, note, now - self.started)
+        print(f"\r\x1b[2K{line}" if self.terminal else line, end="" if self.terminal else "\n", file=sys.stderr, flush=True)
+
+    def line(self, done: int, note: str, seconds: float) -> str:
+        """The text of one update."""
+        rate = (done - self.first) / seconds if seconds > 0 else 0.0
+        left = duration((self.total - done) / rate) if rate > 0 else "?"
+        speed = f"{rate:.1f} {self.unit}/s" if rate >= 0.1 or rate == 0 else f"{1 / rate:.0f} s a {self.unit.rstrip('s')}"
+        share = f"{100 * done / self.total:3.0f}%" if self.total else ""
+        return f"{self.title:<16} {done:>6}/{self.total} {share}  {speed}, {left} left  {note}".rstrip()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.enabled and self.terminal:
+            print(file=sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 4:07 or 2:03:09."""
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
