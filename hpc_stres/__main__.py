@@ -1,0 +1,68 @@
+"""The commands. Each lives in hpc_stres.commands and imports what is heavy only when it runs."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from hpc_stres import __version__
+from hpc_stres.errors import UserError
+
+# Command: module of hpc_stres.commands, one line of help.
+COMMANDS = {
+    "prepare": ("prepare", "decode videos, compute optical flow and pack both into the clip store"),
+    "verify": ("verify", "re-read the clip store and name every damaged member"),
+    "train": ("train", "train one phase (what every launcher calls)"),
+    #"evaluate": ("evaluate", "test the finished phases of a run and print the table"),
+    #"report": ("report", "write a run's report.html"),
+    #"describe": ("describe", "print a network layer by layer, as in the paper's Table 1"),
+    #"config": ("config", "print the resolved config with the origin of every value"),
+    #"doctor": ("doctor", "say what is on this machine and what would go wrong"),
+    #"bench": ("bench", "measure speed and memory targets as ratios in one run"),
+    #"flow-preview": ("flow_preview", "draw frames and colour-coded flow of a video into a PNG"),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with all commands."""
+    parser = argparse.ArgumentParser(
+        prog="hpc-stres",
+        description="Train and evaluate spatiotemporal residual networks for video action recognition.",
+        epilog="A whole chain of phases is started by `python launch/submit.py`; see README.md.",
+    )
+    parser.add_argument("--version", action="version", version=f"hpc_stres {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module, text) in COMMANDS.items():
+        command = importlib.import_module(f"hpc_stres.commands.{module}")
+        sub = subparsers.add_parser(
+            name, help=text, description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        command.add_arguments(sub)
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        sub.set_defaults(run=command.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; errors that a user can mend are a few lines on stderr and an exit code."""
+    args = build_parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except UserError as error:
+        if args.debug:
+            raise
+        print(f"hpc-stres {args.command}: {error}", file=sys.stderr)
+        return error.code
+    except KeyboardInterrupt:
+        print(f"hpc-stres {args.command}: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if args.debug:
+            raise
+        name = type(error).__name__
+        print(f"hpc-stres {args.command}: unexpected {name}: {error}\nAdd --debug for the traceback.", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

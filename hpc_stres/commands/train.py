@@ -1,0 +1,45 @@
+"""Train one phase of a run. Every launcher calls this: by hand, torchrun, mpirun, srun or launch/submit.py.
+
+  hpc-stres train --config configs/binding.yaml --phase motion --run-dir runs/try
+  torchrun --nproc_per_node 3 -m hpc_stres train --config configs/binding.yaml --phase motion --run-dir runs/try
+
+Killed or stopped, the same command goes on from the last checkpoint, on any number of ranks. Exit status: 0 done,
+75 stopped early (call again), 1 failed, 2 wrong command line or config.
+"""
+
+import argparse
+from pathlib import Path
+
+from hpc_stres.commands import add_config_arguments, config_of
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_arguments(parser)
+    parser.add_argument("--phase", required=True, help="phase of the recipe")
+    parser.add_argument("--run-dir", required=True, metavar="D", help="run folder")
+    parser.add_argument("--max-micro-batch", metavar="N", help="videos that one rank takes at once, or auto")
+    parser.add_argument(
+        "--allow-config-change",
+        metavar="KEY",
+        action="append",
+        default=[],
+        help="go on from a checkpoint although this key has changed; repeatable",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from hpc_stres.bootstrap import find_world
+
+    if args.max_micro_batch is not None:
+        args.overrides.append(f"training.max_micro_batch={args.max_micro_batch}")
+    config = config_of(args)
+    config.phase(args.phase)
+    world = find_world()
+    from hpc_stres.provenance import write_provenance
+    from hpc_stres.training.signals import EXIT_CONTINUE
+    from hpc_stres.training.trainer import train
+
+    if world.is_first:
+        write_provenance(Path(args.run_dir), config)
+    finished = train(config, args.phase, Path(args.run_dir), world, tuple(args.allow_config_change))
+    return 0 if finished else EXIT_CONTINUE

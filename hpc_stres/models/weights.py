@@ -1,0 +1,160 @@
+"""Weights in and out: torchvision's and timm's files, earlier phases, inflation; every name and shape is checked."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from hpc_stres.errors import UserError
+from hpc_stres.models.temporal import inflate
+from hpc_stres.models.two_stream import FLOW_PLANES, RGB_PLANES, TwoStream
+
+STREAMS = ("appearance", "motion")
+# The flow stack's planes take the RGB filters in the order R G B B G R and again.
+MIRROR_ORDER = [0, 1, 2, 2, 1, 0]
+RESCALE = RGB_PLANES / FLOW_PLANES
+WHERE_TO_GET = (
+    "ImageNet weights: torchvision's resnet50-0676ba61.pth (variant torchvision) or timm's resnet50 as .safetensors;\n"
+    "download one where there is a network, copy it here and set model.weights to it"
+)
+
+
+@dataclass
+class Report:
+    """What loading did with each parameter."""
+
+    loaded: list[str] = field(default_factory=list)
+    inflated: list[str] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.loaded)} tensors loaded"]
+        for name in ("inflated", "replaced", "missing"):
+            found = getattr(self, name)
+            if found:
+                shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+                parts.append(f"{len(found)} {name} ({shown})")
+        return "; ".join(parts)
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """A state dict from .safetensors, or from a torch file without unpickling code."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights file\n{WHERE_TO_GET}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(path))
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each format has its own family of errors
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: cannot read the weights: {reason[:200]}") from None
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path}: expected a state dict of tensors")
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def save_state(state: Mapping[str, Tensor], path: Path) -> None:
+    """A .safetensors file, written atomically."""
+    from safetensors.torch import save_file
+
+    from hpc_stres.runpaths import write_with
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    write_with(path, lambda target: save_file(tensors, target))
+
+
+def inflate_conv1(weight: Tensor, how: Literal["mirror", "mean"], rescale: bool) -> Tensor:
+    """RGB filters (out, 3, 7, 7) for the 20 planes of a flow stack."""
+    if how == "mean":
+        planes = weight.mean(dim=1, keepdim=True).expand(-1, FLOW_PLANES, -1, -1)
+    else:
+        planes = weight[:, [MIRROR_ORDER[plane % len(MIRROR_ORDER)] for plane in range(FLOW_PLANES)]]
+    return (planes * RESCALE if rescale else planes).contiguous()
+
+
+def is_trunk(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict is a plain ResNet's, without stream names."""
+    return "conv1.weight" in state
+
+
+def to_streams(
+    state: Mapping[str, Tensor], streams: Iterable[str], conv1: Literal["mirror", "mean"], rescale: bool
+) -> dict[str, Tensor]:
+    """A plain ResNet's state dict under the names of the given streams, conv1 inflated for motion."""
+    found: dict[str, Tensor] = {}
+    for stream in streams:
+        for name, tensor in state.items():
+            is_rgb = name == "conv1.weight" and tensor.shape[1] == RGB_PLANES
+            inflated = inflate_conv1(tensor, conv1, rescale) if stream == "motion" and is_rgb else tensor
+            found[f"{stream}.{name}"] = inflated
+    return found
+
+
+def to_torchvision(state: Mapping[str, Tensor], stream: str) -> dict[str, Tensor]:
+    """One stream's part of a state dict under torchvision's names."""
+    prefix = f"{stream}."
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def load_into(model: TwoStream, state: Mapping[str, Tensor], source: str) -> Report:
+    """Load a state dict with stream names; 1x1 weights become temporal ones, a classifier of another size is replaced.
+
+    Anything else that does not fit is an error that names it.
+    """
+    report = Report()
+    own = model.state_dict()
+    unknown = sorted(name for name in state if name not in own)
+    if unknown:
+        raise UserError(
+            f"{source}: no place in this network for {_some(unknown)}\n"
+            "Check model.depth, model.stages and model.variant against the weights."
+        )
+    for name, target in own.items():
+        if name not in state:
+            report.missing.append(name)
+        elif state[name].shape == target.shape:
+            target.copy_(state[name])
+            report.loaded.append(name)
+        elif _is_inflatable(state[name], target):
+            target.copy_(inflate(state[name]))
+            report.inflated.append(name)
+        elif ".fc." in name:
+            report.replaced.append(name)
+        else:
+            shapes = f"{tuple(state[name].shape)}, the network has {tuple(target.shape)}"
+            raise UserError(f"{source}: {name} is {shapes}\nCheck model.depth, model.width and model.variant.")
+    _refuse_missing(report, source)
+    return report
+
+
+def _is_inflatable(source: Tensor, target: Tensor) -> bool:
+    same = source.shape[:2] == target.shape[:2] and source.ndim == target.ndim == 4
+    return same and source.shape[2:] == (1, 1) and target.shape[2:] == (3, 1)
+
+
+def _refuse_missing(report: Report, source: str) -> None:
+    # A counter, STM's identity layers, MSRA's conv1 bias and a headless backbone's classifier have start values.
+    allowed = ("num_batches_tracked", ".temporal.weight", ".temporal.bias", ".conv1.bias", ".fc.weight", ".fc.bias")
+    wrong = [name for name in report.missing if not name.endswith(allowed)]
+    if wrong:
+        raise UserError(f"{source}: the weights lack {_some(wrong)}\nIs this file of the same network?")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def drop_other_streams(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The part of a state dict whose streams the network has."""
+    assert isinstance(model, TwoStream)
+    present = [stream for stream in STREAMS if getattr(model, stream) is not None]
+    return {name: tensor for name, tensor in state.items() if name.split(".", 1)[0] in present}

@@ -1,0 +1,1 @@
+"""Training a phase: engines, the loop, checkpoints, signals, metrics."""

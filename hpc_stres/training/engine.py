@@ -1,0 +1,205 @@
+"""Who reduces gradients: DeepSpeed or torch DDP behind one small interface."""
+
+import contextlib
+import logging
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hpc_stres.config import TrainingConfig
+from hpc_stres.models.norm import SubBatchNorm2d
+from hpc_stres.models.temporal import TemporalConv
+
+MOMENTUM = "momentum_buffer"
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Published multipliers: weights 1 and decayed; biases 2; normalisation gain 2, offset 1; temporal bias 1, decayed."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if isinstance(module, SubBatchNorm2d):
+                key = (2.0, 0.0) if name == "weight" else (1.0, 0.0)
+            elif name == "bias" and not isinstance(module, TemporalConv):
+                key = (2.0, 0.0)
+            else:
+                key = (1.0, weight_decay)
+            groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": parameters, "multiplier": multiplier, "weight_decay": decay}
+        for (multiplier, decay), parameters in sorted(groups.items())
+    ]
+
+
+class Engine(ABC):
+    """Forward, backward and step of one network over all ranks."""
+
+    def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
+        self.model = model
+        groups = parameter_groups(model, config.weight_decay)
+        self.optimizer = torch.optim.SGD(groups, lr=1.0, momentum=config.momentum)
+
+    @abstractmethod
+    def backward(self, loss: Tensor | None, last: bool) -> None:
+        """Add one micro-step's gradients of a loss that is already divided by the global number of videos.
+
+        `loss` is None where this rank has nothing in the micro-step; the last one is never empty.
+        """
+
+    @abstractmethod
+    def forward(self, last: bool, *arguments: Any) -> Any:
+        """The network's output for one micro-step."""
+
+    @abstractmethod
+    def step(self, rate: float) -> None:
+        """One SGD step with the gradients of all ranks, summed."""
+
+    def _set_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["multiplier"]
+
+    def momentum(self) -> dict[str, Tensor]:
+        """Momentum of each parameter by name, whole on every rank."""
+        return {
+            name: self.optimizer.state[parameter][MOMENTUM]
+            for name, parameter in self.model.named_parameters()
+            if MOMENTUM in self.optimizer.state[parameter]
+        }
+
+    def load_momentum(self, momentum: dict[str, Tensor]) -> None:
+        """The way back from `momentum`."""
+        for name, parameter in self.model.named_parameters():
+            if name in momentum:
+                value = momentum[name].to(parameter.device, parameter.dtype)
+                self.optimizer.state[parameter][MOMENTUM] = value.contiguous(memory_format=torch.preserve_format)
+
+    def close(self) -> None:
+        """Release what the engine holds."""
+
+
+class DdpEngine(Engine):
+    """torch's DistributedDataParallel."""
+
+    def __init__(self, model: nn.Module, config: TrainingConfig, device: torch.device) -> None:
+        super().__init__(model, config)
+        self.ranks = dist.get_world_size()
+        self.wrapped: nn.Module = model
+        if self.ranks > 1:
+            ids = [device.index] if device.type == "cuda" else None
+            self.wrapped = nn.parallel.DistributedDataParallel(
+                model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+
+    def forward(self, last: bool, *arguments: Any) -> Any:
+        with self._sync(last):
+            return self.wrapped(*arguments)
+
+    def backward(self, loss: Tensor | None, last: bool) -> None:
+        if loss is not None:
+            with self._sync(last):
+                # DDP averages over the ranks; the loss is normalised already and wants a sum.
+                (loss * self.ranks).backward()
+
+    def _sync(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        if last or not isinstance(self.wrapped, nn.parallel.DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.wrapped.no_sync()
+
+    def step(self, rate: float) -> None:
+        self._set_rate(rate)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=False)
+
+
+class DeepSpeedEngine(Engine):
+    """DeepSpeed, ZeRO stage 0 or 1. It reduces gradients in float32 at best."""
+
+    def __init__(self, model: nn.Module, config: TrainingConfig, micro_steps: int) -> None:
+        super().__init__(model, config)
+        deepspeed = import_deepspeed()
+        self.ranks = dist.get_world_size()
+        self.micro_steps = micro_steps
+        self.engine, *_ = deepspeed.initialize(
+            model=model, optimizer=self.optimizer, config=deepspeed_config(config, micro_steps, self.ranks)
+        )
+
+    def forward(self, last: bool, *arguments: Any) -> Any:
+        return self.engine(*arguments)
+
+    def backward(self, loss: Tensor | None, last: bool) -> None:
+        self.engine.set_gradient_accumulation_boundary(last)
+        if loss is not None:
+            # DeepSpeed averages over the ranks and over the micro-steps.
+            self.engine.backward(loss * (self.ranks * self.micro_steps))
+        if not last:
+            self.engine.step()
+
+    def step(self, rate: float) -> None:
+        self._set_rate(rate)
+        self.engine.step()
+
+    def momentum(self) -> dict[str, Tensor]:
+        if self.engine.zero_optimization_stage() == 0:
+            return super().momentum()
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        found = {}
+        for name, parameter in self.model.named_parameters():
+            value = safe_get_full_optimizer_state(parameter, MOMENTUM)
+            if value is not None:
+                found[name] = value
+        return found
+
+    def load_momentum(self, momentum: dict[str, Tensor]) -> None:
+        if self.engine.zero_optimization_stage() == 0:
+            super().load_momentum(momentum)
+            return
+        self._create_partitioned_state()
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        for name, parameter in self.model.named_parameters():
+            if name in momentum:
+                safe_set_full_optimizer_state(parameter, momentum[name].to(parameter.device).float(), MOMENTUM)
+
+    def _create_partitioned_state(self) -> None:
+        """ZeRO-1 makes its momentum at the first step; make it now, at zero."""
+        for group in self.engine.optimizer.optimizer.param_groups:
+            for flat in group["params"]:
+                self.engine.optimizer.optimizer.state[flat].setdefault(MOMENTUM, torch.zeros_like(flat))
+        self.engine.optimizer._link_all_hp_params()
+
+    def close(self) -> None:
+        self.engine.destroy()
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed, with its chatter kept to warnings."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    return deepspeed
+
+
+def deepspeed_config(config: TrainingConfig, micro_steps: int, ranks: int) -> dict[str, Any]:
+    """DeepSpeed's config from ours. It counts one unit a rank and micro-step: uneven cuts are weighted by the loss."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": micro_steps,
+        "train_batch_size": micro_steps * ranks,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {"stage": config.zero_stage},
+        "gradient_clipping": 0.0,
+        "steps_per_print": 10**9,
+        **config.deepspeed,
+    }
+
+
+def make_engine(model: nn.Module, config: TrainingConfig, device: torch.device, micro_steps: int) -> Engine:
+    """The configured engine around a network."""
+    if config.engine == "ddp":
+        return DdpEngine(model, config, device)
+    return DeepSpeedEngine(model, config, micro_steps)

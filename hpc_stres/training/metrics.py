@@ -1,0 +1,79 @@
+"""What the first rank writes while it trains: metrics.jsonl (the truth), TensorBoard events, progress, heartbeats."""
+
+import json
+import os
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpc_stres.runpaths import PhasePaths, read_json_lines, write_text
+
+HEARTBEAT_INTERVAL_SECONDS = 5.0
+
+
+class MetricsLog:
+    """Appends rows to metrics.jsonl and repeats them as TensorBoard events."""
+
+    def __init__(self, paths: PhasePaths, start_step: int) -> None:
+        self.paths = paths
+        paths.root.mkdir(parents=True, exist_ok=True)
+        # Steps after the checkpoint will be done again: their rows go, so that each step stands once.
+        kept = [row for row in read_json_lines(paths.metrics) if row["step"] <= start_step]
+        write_text(paths.metrics, "".join(json.dumps(row) + "\n" for row in kept))
+        self.stream = paths.metrics.open("a", encoding="utf-8")
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.events = SummaryWriter(str(paths.events), purge_step=start_step + 1)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """One row; `step` is the number of steps done."""
+        self.stream.write(json.dumps(row) + "\n")
+        self.stream.flush()
+        for name, value in row.items():
+            if name != "step" and isinstance(value, (int, float)):
+                self.events.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        """Flush both files."""
+        os.fsync(self.stream.fileno())
+        self.stream.close()
+        self.events.close()
+
+
+class Heartbeat:
+    """One file a rank that says which step it is at; it is how a lost rank is named."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.last_s = 0.0
+
+    def beat(self, step: int, where: str, force: bool = False) -> None:
+        """Write the file, at most every few seconds."""
+        now = time.time()
+        if force or now - self.last_s >= HEARTBEAT_INTERVAL_SECONDS:
+            self.last_s = now
+            write_text(self.path, json.dumps({"step": step, "where": where, "time": now, "host": os.uname().nodename}))
+
+
+def late_ranks(paths: PhasePaths, world_size: int, step: int) -> list[int]:
+    """Ranks whose last heartbeat is of an earlier step, or that have none."""
+    late = []
+    for rank in range(world_size):
+        try:
+            beat = json.loads(paths.heartbeat(rank).read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            late.append(rank)
+            continue
+        if beat["step"] < step or time.time() - beat["time"] > 10 * HEARTBEAT_INTERVAL_SECONDS:
+            late.append(rank)
+    return late
+
+
+def memory_gib(device: torch.device) -> float:
+    """Peak memory of this rank so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

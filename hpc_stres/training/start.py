@@ -1,0 +1,124 @@
+"""What a phase starts from: its network, its first weights, and the micro-batch that fits in memory."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hpc_stres.config import Config
+from hpc_stres.errors import UserError
+from hpc_stres.layout import group_sizes
+from hpc_stres.models import TwoStream, assign_groups, build_model
+from hpc_stres.models.norm import statistics_dtype
+from hpc_stres.models.weights import STREAMS, drop_other_streams, is_trunk, load_into, read_state, to_streams
+from hpc_stres.runpaths import RunPaths
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
+MEMORY_SHARE = 0.6
+
+
+def build_phase_model(config: Config, name: str, num_classes: int) -> TwoStream:
+    """The network of a phase, initialised from the run's seed."""
+    phase = config.phase(name)
+    torch.manual_seed(config.seed)
+    options: dict[str, Any] = {"dropout": phase.dropout}
+    if phase.model in ("st_resnet_star", "stm_resnet"):
+        options["temporal_pool"] = phase.temporal_pool
+    model = build_model(
+        phase.model,
+        num_classes,
+        config.model.depth,
+        config.model.width,
+        phase.norm_group,
+        stages=config.model.stages,
+        variant=config.model.variant,
+        temporal_padding=phase.temporal_padding,
+        norm_average=phase.norm_average,
+        **options,
+    )
+    model.activation_checkpointing = config.training.activation_checkpointing
+    return model.to(DTYPES[config.training.precision])
+
+
+def load_first_weights(model: TwoStream, config: Config, name: str, paths: RunPaths) -> str:
+    """Load what the phase starts from; returns one line that says what that was."""
+    phase = config.phase(name)
+    if phase.starts_from:
+        state: dict[str, Tensor] = {}
+        for parent in phase.starts_from:
+            state |= read_state(finished_weights(paths, parent))
+        report = load_into(model, drop_other_streams(state, model), " + ".join(phase.starts_from))
+        return f"starts from {' + '.join(phase.starts_from)}: {report}"
+    source = phase.weights or config.model.weights
+    if source is None:
+        return "starts from random weights"
+    path = Path(source)
+    if path.is_dir():
+        path = finished_weights(RunPaths(path.parent.parent), path.name)
+    state = read_state(path)
+    if is_trunk(state):
+        present = [stream for stream in STREAMS if getattr(model, stream) is not None]
+        state = to_streams(state, present, phase.conv1_inflation, phase.conv1_rescale)
+    return f"starts from {path}: {load_into(model, drop_other_streams(state, model), str(path))}"
+
+
+def finished_weights(paths: RunPaths, parent: str) -> Path:
+    """Weights of a phase that is done; refuses one that is missing, unfinished or changed since."""
+    from hpc_stres.runpaths import sha256
+
+    phase = paths.phase(parent)
+    if not phase.done.is_file():
+        raise UserError(f"{phase.root}: phase {parent} is not finished\nTrain it first: --phase {parent}")
+    done = json.loads(phase.done.read_text(encoding="utf-8"))
+    if not phase.weights.is_file() or sha256(phase.weights) != done["sha256"]:
+        raise UserError(
+            f"{phase.weights}: these are not the weights that phase {parent} finished with\n"
+            f"Remove {phase.done} and train the phase again; its checkpoints are kept."
+        )
+    return phase.weights
+
+
+def smallest_share(global_batch: int, norm_group: int, world_size: int) -> int:
+    """Fewest videos that a rank can take at once in any layout."""
+    sizes = group_sizes(global_batch, norm_group)
+    teams = [t for t in range(1, world_size + 1) if world_size % t == 0 and t <= min(sizes)]
+    return -(-max(sizes) // max(teams))
+
+
+def fitting_micro_batch(model: nn.Module, config: Config, name: str, device: torch.device, local_size: int) -> int:
+    """Videos that fit into this rank's memory, from the tensors that one video keeps for its backward pass."""
+    phase = config.phase(name)
+    kept = 0
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.numel() * tensor.element_size()
+        return tensor
+
+    side, dtype = config.data.crop, DTYPES[config.training.precision]
+    rgb = torch.zeros(2, phase.chunks, 3, side, side, dtype=dtype, device=device)
+    flow = torch.zeros(2, phase.chunks, 20, side, side, dtype=dtype, device=device)
+    groups = assign_groups(torch.zeros(2, dtype=torch.long, device=device), 1, phase.chunks, statistics_dtype(dtype))
+    before = {key: value.clone() for key, value in model.state_dict(keep_vars=False).items()}
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        model(rgb if phase.uses_rgb else None, flow if phase.uses_flow else None, groups)
+    model.load_state_dict(before)
+    # Gradients of activations come on top while the backward pass runs.
+    per_video = 2 * kept / 2
+    return max(1, int(MEMORY_SHARE * free_memory(device, local_size) / per_video))
+
+
+def free_memory(device: torch.device, local_size: int) -> float:
+    """Bytes that this rank may use: free memory of its GPU, or its share of the machine's or the cgroup's."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    available = float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and limit.read_text().strip().isdigit():
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        available = min(available, float(int(limit.read_text()) - used))
+    return available / local_size

@@ -1,0 +1,331 @@
+"""The loop. `train` sets a phase up and runs it to its end, or to the step at which it is asked to stop."""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpc_stres.bootstrap import World
+from hpc_stres.config import Config
+from hpc_stres.configfile import plain
+from hpc_stres.data.feed import Ahead, ClipReader, Clips
+from hpc_stres.data.prepare import store_folder
+from hpc_stres.data.requests import digest, requests, sampler
+from hpc_stres.data.shards import Store
+from hpc_stres.errors import UserError
+from hpc_stres.layout import Layout, Share, plan
+from hpc_stres.models import assign_groups, defer_statistics, fold_statistics
+from hpc_stres.models.norm import NormGroups, statistics_dtype
+from hpc_stres.models.weights import save_state
+from hpc_stres.progress import Progress
+from hpc_stres.runpaths import RunPaths, sha256, write_json
+from hpc_stres.schedule import learning_rate
+from hpc_stres.training import checkpoint, distributed, start
+from hpc_stres.training.engine import Engine, make_engine
+from hpc_stres.training.loss import StreamSums, phase_loss
+from hpc_stres.training.metrics import Heartbeat, MetricsLog, late_ranks, memory_gib
+from hpc_stres.training.signals import StopFlag
+
+# What may differ between a checkpoint and the run that goes on from it: layout and logging, not learning.
+FREE_KEYS = (
+    "cluster", "profile", "evaluation", "data.root", "data.workers", "training.engine", "training.zero_stage",
+    "training.max_micro_batch", "training.checkpoint_every_steps", "training.checkpoint_every_minutes",
+    "training.log_every_steps", "training.prefetch", "training.compile", "training.activation_checkpointing",
+    "training.channels_last", "training.deepspeed", "training.max_steps",
+)  # fmt: skip
+
+
+class Trainer:
+    """One phase on one rank."""
+
+    def __init__(self, config: Config, name: str, run_dir: Path, world: World, device: torch.device) -> None:
+        self.config, self.name, self.world, self.device = config, name, world, device
+        self.phase, self.steps = config.phase(name), config.steps(name)
+        self.run, self.paths = RunPaths(run_dir), RunPaths(run_dir).phase(name)
+        self.dtype = start.DTYPES[config.training.precision]
+        self.store = Store(store_folder(config))
+        self.sampler = sampler(config, name, self.store)
+        self.stop = StopFlag()
+        self.heartbeat = Heartbeat(self.paths.heartbeat(world.rank))
+        self.control = distributed.make_control_group()
+        self.step, self.trail = 0, ""
+        self.bad_step = torch.full((), -1, dtype=torch.long, device=device)
+        self.sums: dict[str, StreamSums] = {}
+        self.last_loss = float("inf")
+
+    # -- setting up -----------------------------------------------------------------------------------------------
+
+    def set_up(self, allowed: tuple[str, ...]) -> None:
+        """Network, first weights or checkpoint, layout, engine."""
+        self.heartbeat.beat(0, "set-up", force=True)
+        model = start.build_phase_model(self.config, self.name, len(self.store.classes)).to(self.device)
+        found = checkpoint.newest(self.paths, warn=self.world.is_first)
+        if found is None:
+            self.say(start.load_first_weights(model, self.config, self.name, self.run))
+        else:
+            checkpoint.refuse_other_config(found.meta["config"], plain(self.config), FREE_KEYS + allowed)
+            if found.meta["phase"] != self.name:
+                raise UserError(f"{self.paths.root}: a checkpoint of phase {found.meta['phase']}, not of {self.name}")
+            model.load_state_dict(found.weights)
+            self.step, self.trail = found.step, found.meta["trail"]
+            self.say(f"goes on from step {self.step}")
+        self.layout = self.make_layout(model, found)
+        self.say(self.layout.explain())
+        defer_statistics(model)
+        self.team = distributed.make_teams(self.layout, self.world)
+        self.model = model
+        self.engine: Engine = make_engine(model, self.config.training, self.device, self.layout.micro_steps)
+        if found is not None:
+            self.engine.load_momentum(found.momentum)
+        if self.config.training.compile:
+            model.compile()
+        self.groups = [self.norm_groups(share) for share in self.layout.shares[self.world.rank]]
+        model.train()
+
+    def make_layout(self, model: torch.nn.Module, found: checkpoint.Checkpoint | None) -> Layout:
+        """The cut of the global batch; `auto` keeps what an earlier link of the same world size found."""
+        batch, group, world = self.phase.global_batch, self.phase.norm_group, self.world
+        limit = self.config.training.max_micro_batch
+        if limit == "auto":
+            if found is not None and found.meta["world_size"] == world.size:
+                return plan(batch, group, world.size, found.meta["micro_batch"])
+            fits = start.fitting_micro_batch(model, self.config, self.name, self.device, world.local_size)
+            (agreed,) = distributed.agree([float(fits)], self.control, largest=False)
+            limit = max(min(int(agreed), batch), start.smallest_share(batch, group, world.size))
+        self.micro_batch = limit
+        return plan(batch, group, world.size, limit)
+
+    def norm_groups(self, share: Share) -> NormGroups:
+        """The norm groups of one micro-step's videos."""
+        owners = torch.tensor(share.local_groups, dtype=torch.long, device=self.device)
+        count = max(share.local_groups, default=0) + 1
+        return assign_groups(owners, count, self.phase.chunks, statistics_dtype(self.dtype), self.team)
+
+    def say(self, text: str) -> None:
+        """One line from the first rank, into the log that stdout goes to."""
+        if self.world.is_first:
+            print(f"{self.name}: {text}", flush=True)
+
+    # -- the loop -------------------------------------------------------------------------------------------------
+
+    def train(self) -> bool:
+        """Run to the end of the phase; False when stopped before it."""
+        training = self.config.training
+        reader = ClipReader(
+            self.store, self.config.data.crop, self.config.model.variant, self.phase.antialias,
+            (self.phase.uses_rgb, self.phase.uses_flow), max(1, torch.get_num_threads()), self.device.index,
+        )  # fmt: skip
+        log = MetricsLog(self.paths, self.step) if self.world.is_first else None
+        title = Progress(self.name, self.steps, "steps", self.world.is_first, self.step)
+        saved_at = time.monotonic()
+        with Ahead(self.micro_batches(reader), training.prefetch) as feed, title as progress:
+            clock = Stopwatch()
+            while self.step < self.steps:
+                for micro in range(self.layout.micro_steps):
+                    self.micro_step(micro, clock.waiting(feed))
+                self.engine.step(learning_rate(self.phase.schedule, self.step))
+                fold_statistics(self.model, self.world.size > 1)
+                self.step += 1
+                self.heartbeat.beat(self.step, "step")
+                self.stop.step_took(clock.step())
+                if self.step == 1:
+                    distributed.shorten_timeouts([self.team] if self.team is not None else [])
+                if self.step % training.log_every_steps == 0 or self.step == self.steps:
+                    self.report(log, progress, clock)
+                stop, due = self.agree_on_stop(self.save_due(saved_at))
+                if due or stop or self.step == self.steps:
+                    self.save()
+                    saved_at = time.monotonic()
+                if stop and self.step < self.steps:
+                    self.say(f"stopped at step {self.step}: {self.stop.reason()}")
+                    break
+        if log is not None:
+            log.close()
+        return self.step == self.steps
+
+    def micro_batches(self, reader: ClipReader) -> Iterator[Clips | None]:
+        """This rank's micro-batches from the current step on; runs in the feed's thread."""
+        trail = self.trail
+        self.trails: dict[int, str] = {}
+        for step in range(self.step, self.steps):
+            batch = requests(self.sampler, step)
+            trail = hashlib.sha256((trail + digest(batch)).encode()).hexdigest()[:16]
+            self.trails[step + 1] = trail
+            for share in self.layout.shares[self.world.rank]:
+                yield reader.read([batch[p] for p in share.positions]) if share.positions else None
+
+    def micro_step(self, number: int, clips: Clips | None) -> None:
+        """Forward and backward of one micro-batch; nothing here waits for the device."""
+        last = number == self.layout.micro_steps - 1
+        if clips is None:
+            self.engine.backward(None, last)
+            return
+        cast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.training.precision == "bfloat16")
+        with cast:
+            logits = self.engine.forward(last, self.as_input(clips.rgb), self.as_input(clips.flow), self.groups[number])
+        loss, sums = phase_loss(logits, clips.labels, self.phase)
+        self.engine.backward(loss / self.phase.global_batch, last)
+        bad = ~torch.isfinite(loss.detach()) & (self.bad_step < 0)
+        self.bad_step = torch.where(bad, self.step, self.bad_step)
+        for stream, value in sums.items():
+            old = self.sums.get(stream)
+            self.sums[stream] = StreamSums(old.loss + value.loss, old.right + value.right) if old else value
+
+    def as_input(self, clips: Tensor | None) -> Tensor | None:
+        """Clips in the network's type. The feed's are channels-last, and convolutions keep the order of their input."""
+        if clips is None or self.config.training.channels_last:
+            return None if clips is None else clips.to(self.dtype)
+        return clips.to(self.dtype, memory_format=torch.contiguous_format)
+
+    # -- between steps --------------------------------------------------------------------------------------------
+
+    def save_due(self, saved_at: float) -> bool:
+        """Whether this rank's clock or the step count asks for a checkpoint."""
+        steps, minutes = self.config.training.checkpoint_every_steps, self.config.training.checkpoint_every_minutes
+        by_clock = bool(minutes) and time.monotonic() - saved_at > 60 * minutes
+        return by_clock or bool(steps and self.step % steps == 0)
+
+    def agree_on_stop(self, due: bool) -> tuple[bool, bool]:
+        """All ranks stop and save after the same step."""
+        wishes = distributed.agree([float(self.stop.wanted()), float(due)], self.control)
+        return wishes[0] > 0, wishes[1] > 0
+
+    def report(self, log: MetricsLog | None, progress: Progress, clock: "Stopwatch") -> None:
+        """The only place where numbers leave the device between checkpoints."""
+        self.refuse_bad_loss()
+        names = sorted(self.sums)
+        values = torch.stack([torch.stack([self.sums[n].loss, self.sums[n].right.to(self.dtype)]) for n in names])
+        values = values.double().cpu()
+        torch.distributed.all_reduce(values, group=self.control)
+        steps, seconds, waited = clock.lap()
+        videos = steps * self.phase.global_batch
+        row: dict[str, Any] = {"step": self.step, "rate": learning_rate(self.phase.schedule, self.step - 1)}
+        for name, (loss, right) in zip(names, values.tolist(), strict=True):
+            row[f"loss_{name}"] = loss / videos
+            row[f"accuracy_{name}"] = right / videos
+        self.last_loss = sum(loss for loss, _ in values.tolist()) / videos
+        row |= {"loss": self.last_loss, "videos_per_s": videos / seconds, "data_wait": waited / seconds}
+        row |= {"memory_gib": memory_gib(self.device), "clips_per_statistic": self.phase.norm_group}
+        row |= {"requests": self.trails[self.step], "world_size": self.world.size}
+        self.sums = {}
+        if log is not None:
+            log.write(row)
+            write_json(self.paths.progress, {"step": self.step, "steps": self.steps, "time": time.time(), **row})
+        progress.update(self.step, f"loss {self.last_loss:.3f}")
+
+    def refuse_bad_loss(self) -> None:
+        """Stop on every rank when any rank met a loss that is not a number."""
+        (worst,) = distributed.agree([float(self.bad_step.item())], self.control)
+        if worst < 0:
+            return
+        step, mine = int(worst), int(self.bad_step.item())
+        if mine < 0:
+            raise UserError(f"{self.name}: another rank met a loss that is not finite at step {step}")
+        positions = [p for share in self.layout.shares[self.world.rank] for p in share.positions]
+        batch = requests(self.sampler, step)
+        ids = ", ".join(self.store.rows[batch[p].video].id for p in positions[:8])
+        raise UserError(
+            f"{self.name}: the loss is not finite at step {step} on rank {self.world.rank}; its videos: {ids}\n"
+            "The last checkpoint is untouched. Lower the learning rate, or use float32."
+        )
+
+    def save(self) -> None:
+        """A checkpoint; every rank takes part, the first one writes."""
+        self.refuse_bad_loss()
+        started = time.monotonic()
+        momentum = self.engine.momentum()
+        failed = ""
+        if self.world.is_first:
+            meta = {
+                "phase": self.name, "config": plain(self.config), "trail": self.trails[self.step],
+                "world_size": self.world.size, "micro_batch": self.micro_batch, "loss": self.last_loss,
+            }  # fmt: skip
+            try:
+                checkpoint.save(self.paths, self.step, self.model.state_dict(), momentum, meta)
+            except UserError as error:
+                failed = str(error)
+        self.stop.save_s = max(self.stop.save_s, time.monotonic() - started)
+        # The others wait here, so that no rank runs on after a failed save.
+        (any_failed,) = distributed.agree([float(bool(failed))], self.control)
+        if any_failed:
+            raise UserError(failed or "the first rank could not write the checkpoint")
+
+    def finish(self) -> None:
+        """The phase's product: weights under ordinary names, and done.json with their checksum."""
+        if not self.world.is_first:
+            return
+        save_state(self.model.state_dict(), self.paths.weights)
+        done = {"phase": self.name, "step": self.step, "sha256": sha256(self.paths.weights)}
+        write_json(self.paths.done, {**done, "requests": self.trails.get(self.step, self.trail)})
+
+
+class Stopwatch:
+    """Time of steps, and the share of it that was spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.lap_start = self.step_start = time.monotonic()
+        self.waited_s, self.steps = 0.0, 0
+
+    def waiting(self, feed: Iterator[Clips | None]) -> Clips | None:
+        """Take the next item and count the wait."""
+        started = time.monotonic()
+        item = next(feed)
+        self.waited_s += time.monotonic() - started
+        return item
+
+    def step(self) -> float:
+        """Seconds of the step that ends now."""
+        now = time.monotonic()
+        seconds, self.step_start = now - self.step_start, now
+        self.steps += 1
+        return seconds
+
+    def lap(self) -> tuple[int, float, float]:
+        """Steps, seconds, and seconds of waiting since the last call."""
+        now = time.monotonic()
+        result = (self.steps, now - self.lap_start, self.waited_s)
+        self.lap_start, self.waited_s, self.steps = now, 0.0, 0
+        return result
+
+
+def train(config: Config, name: str, run_dir: Path, world: World, allowed: tuple[str, ...] = ()) -> bool:
+    """Train one phase to its end, or until asked to stop (False)."""
+    paths = RunPaths(run_dir).phase(name)
+    if paths.done.is_file() and json.loads(paths.done.read_text("utf-8"))["step"] >= config.steps(name):
+        if world.is_first:
+            print(f"{name}: done already (step {config.steps(name)})")
+        return True
+    device = distributed.choose_device(world)
+    torch.backends.cuda.matmul.allow_tf32 = config.training.tf32
+    torch.backends.cudnn.allow_tf32 = config.training.tf32
+    torch.backends.cudnn.benchmark = not config.training.deterministic
+    torch.use_deterministic_algorithms(config.training.deterministic)
+    distributed.start(world, device)
+    trainer = Trainer(config, name, run_dir, world, device)
+    trainer.stop.install()
+    try:
+        trainer.set_up(allowed)
+        finished = trainer.train()
+        if finished:
+            trainer.finish()
+        torch.distributed.barrier(group=trainer.control)
+    except RuntimeError as error:
+        _name_late_ranks(trainer, error)
+        raise
+    finally:
+        trainer.heartbeat.beat(trainer.step, "left", force=True)
+    trainer.engine.close()
+    distributed.stop()
+    return finished
+
+
+def _name_late_ranks(trainer: Trainer, error: RuntimeError) -> None:
+    late = late_ranks(trainer.paths, trainer.world.size, trainer.step)
+    if trainer.world.size > 1 and late:
+        print(f"rank {trainer.world.rank} at step {trainer.step}: ranks {late} did not arrive", file=sys.stderr)
