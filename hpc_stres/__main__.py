@@ -13,7 +13,7 @@ COMMANDS = {
     "prepare": ("prepare", "decode videos, compute optical flow and pack both into the clip store"),
     "verify": ("verify", "re-read the clip store and name every damaged member"),
     "train": ("train", "train one phase (what every launcher calls)"),
-    #"evaluate": ("evaluate", "test the finished phases of a run and print the table"),
+    "evaluate": ("evaluate", "test the finished phases of a run and print the table"),
     #"report": ("report", "write a run's report.html"),
     #"describe": ("describe", "print a network layer by layer, as in the paper's Table 1"),
     #"config": ("config", "print the resolved config with the origin of every value"),

@@ -54,6 +54,14 @@ def load_resolved(path: str | Path) -> Config:
     return typing.cast(Config, build(Config, read_file(Path(path)), ""))
 
 
+def load_run(run_dir: Path, overrides: Sequence[str] = ()) -> Config:
+    """The config of a run folder, with overrides laid over it."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{run_dir}: this is no run folder: it has no config.yaml")
+    return typing.cast(Config, build(Config, merge(read_file(path), parse_overrides(overrides)), ""))
+
+
 def dump(config: Config) -> str:
     """The complete config as YAML that `load_resolved` reads back to an equal one."""
     return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,1 @@
+"""Testing: protocols, tables, fusion with other scores, the report."""

@@ -1,0 +1,68 @@
+"""Test protocols: which clips of a video are scored, and how its scores become one."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hpc_stres.config import EvaluationConfig
+from hpc_stres.data.feed import ClipReader, Clips
+from hpc_stres.data.requests import Box, Request, flow_stack, spread_frames
+from hpc_stres.data.shards import VideoRow
+from hpc_stres.models import Logits, TwoStream
+
+QUICK_CHUNKS = 5
+# One thread gives the same sums whatever the number of ranks on a machine; ranks, not threads, share the cores.
+EVALUATION_THREADS = 1
+
+
+class VideoScores(NamedTuple):
+    """Logits of one video, per stream, in float64: averaged over space and flips, for each time output."""
+
+    appearance: NDArray[np.float64] | None
+    motion: NDArray[np.float64] | None
+
+
+def describe(config: EvaluationConfig) -> str:
+    """The protocol in words, as it stands beside every number."""
+    if config.protocol == "quick":
+        return f"quick: one clip of {QUICK_CHUNKS} chunks, centre, no flip, full frame; mean of logits over space and time"
+    flips = " and their flips" if config.flips else ""
+    return (
+        f"paper: {config.chunks} evenly spaced chunks{flips}, full frame, fully convolutional in space and time; "
+        "mean of logits over space, time, flips and streams, no softmax"
+    )
+
+
+def test_requests(row: VideoRow, video: int, config: EvaluationConfig) -> list[Request]:
+    """The clips of one video under a protocol."""
+    chunks = QUICK_CHUNKS if config.protocol == "quick" else config.chunks
+    frames = spread_frames(row.frames, chunks)
+    stacks = tuple(flow_stack(frame, row.flow_pairs, "mirror") for frame in frames)
+    box = Box(0, 0, row.height, row.width)
+    flips = (False, True) if config.protocol == "paper" and config.flips else (False,)
+    return [Request(0, video, row.label, frames, stacks, box, flip) for flip in flips]
+
+
+@torch.no_grad()
+def score_video(model: TwoStream, reader: ClipReader, clips: Sequence[Request], dtype: torch.dtype) -> VideoScores:
+    """Scores of one video; its flips go through one after another, so that memory holds one clip at a time."""
+    passes = [_forward(model, reader.read([request]), dtype) for request in clips]
+    streams = []
+    for stream in ("appearance", "motion"):
+        logits = [getattr(one, stream) for one in passes]
+        if logits[0] is None:
+            streams.append(None)
+            continue
+        stacked = torch.stack([one[0].double() for one in logits])
+        streams.append(stacked.mean(dim=0).cpu().numpy())
+    return VideoScores(*streams)
+
+
+def _forward(model: TwoStream, clips: Clips, dtype: torch.dtype) -> Logits:
+    rgb = None if clips.rgb is None else clips.rgb.to(dtype)
+    flow = None if clips.flow is None else clips.flow.to(dtype)
+    logits: Logits = model(rgb, flow)
+    return logits

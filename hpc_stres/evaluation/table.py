@@ -1,0 +1,55 @@
+"""The paper's Table 3 with ours beside it, as text."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+TITLES = {
+    "appearance": "Appearance",
+    "motion": "Motion",
+    "two_stream": "Two-Stream",
+    "st_resnet": "ST-ResNet",
+    "st_resnet_star": "ST-ResNet*",
+    "stm_resnet": "STM-ResNet",
+}
+# NIPS 2016, Table 3: ResNet-50, mean of the three splits; STM-ResNet: CVPR 2017.
+PUBLISHED = {
+    "ucf101": {
+        "appearance": 82.29, "motion": 79.05, "two_stream": 89.47, "st_resnet": 92.76, "st_resnet_star": 93.46,
+        "stm_resnet": 94.2,
+    },
+    "hmdb51": {
+        "appearance": 43.42, "motion": 55.47, "two_stream": 60.59, "st_resnet": 65.57, "st_resnet_star": 66.41,
+        "stm_resnet": 68.9,
+    },
+}  # fmt: skip
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns padded to their widest cell."""
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [header, *rows]]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def count_text(column: Mapping[str, Any]) -> str:
+    """`96`, or `95 of 96` where videos are missing."""
+    return str(column["of"]) if column["videos"] == column["of"] else f"{column['videos']} of {column['of']}"
+
+
+def results_table(results: Mapping[str, Any]) -> str:
+    """Accuracy of each column and split, its interval, and the published figure where there is one."""
+    published = PUBLISHED.get(results["data"], {})
+    several = len(results["splits"]) > 1
+    header = ["", *(["split"] if several else []), "top-1 %", "95 % interval", "top-5 %", "videos"]
+    header += ["published"] if published else []
+    rows = []
+    for split, table in results["splits"].items():
+        for name, column in table.items():
+            low, high = column["interval95"]
+            row = [TITLES.get(name, name), *([split] if several else [])]
+            row += [f"{column['top1']:.2f}", f"{low:.1f} - {high:.1f}", f"{column['top5']:.2f}", count_text(column)]
+            rows.append(row + ([f"{published[name]:.2f}" if name in published else "-"] if published else []))
+    for name, value in results.get("mean", {}).items():
+        row = [TITLES.get(name, name), "mean", f"{value:.2f}", "", "", ""]
+        rows.append(row + ([f"{published[name]:.2f}" if name in published else "-"] if published else []))
+    return text_table(header, rows) + f"\n{results['protocol']}"
