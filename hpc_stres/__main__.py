@@ -14,7 +14,7 @@ COMMANDS = {
     "verify": ("verify", "re-read the clip store and name every damaged member"),
     "train": ("train", "train one phase (what every launcher calls)"),
     "evaluate": ("evaluate", "test the finished phases of a run and print the table"),
-    #"report": ("report", "write a run's report.html"),
+    "report": ("report", "write a run's report.html"),
     #"describe": ("describe", "print a network layer by layer, as in the paper's Table 1"),
     #"config": ("config", "print the resolved config with the origin of every value"),
     #"doctor": ("doctor", "say what is on this machine and what would go wrong"),

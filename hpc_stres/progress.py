@@ -1,10 +1,15 @@
 """One progress line for a person who watches; a plain line now and then where there is no terminal."""
 
+import os
 import sys
 import time
+from pathlib import Path
 from types import TracebackType
 
+from hpc_stres.runpaths import write_json
+
 PLAIN_INTERVAL_SECONDS = 10.0
+FILE_INTERVAL_SECONDS = 0.5
 
 
 class Progress:
@@ -15,6 +20,9 @@ class Progress:
         self.first, self.started = done, time.monotonic()
         self.last_line = 0.0
         self.terminal = sys.stderr.isatty()
+        # A launcher that watches names a file to write the same to.
+        self.file = Path(os.environ["HPC_STRES_PROGRESS"]) if "HPC_STRES_PROGRESS" in os.environ else None
+        self.last_file = 0.0
 
     def __enter__(self) -> "Progress":
         return self
@@ -24,6 +32,10 @@ class Progress:
         if not self.enabled:
             return
         now = time.monotonic()
+        if self.file is not None and (now - self.last_file >= FILE_INTERVAL_SECONDS or done >= self.total):
+            self.last_file = now
+            line = self.line(done, note, now - self.started)
+            write_json(self.file, {"done": done, "total": self.total, "note": note, "line": line, "time": time.time()})
         interval = 0.1 if self.terminal else PLAIN_INTERVAL_SECONDS
         if now - self.last_line < interval and done < self.total:
             return

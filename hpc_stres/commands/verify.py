@@ -10,7 +10,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hpc_stres.data.prepare import store_folder
+    from hpc_stres.data.storepath import store_folder
     from hpc_stres.data.shards import Store, verify
 
     store = Store(store_folder(config_of(args)))

@@ -1,14 +1,11 @@
 """From videos to the store: restartable, parallel over processes or MPI ranks, the same bytes whatever their number."""
 
-import hashlib
-import json
 import os
 import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from hpc_stres.config import Config, DataConfig
 from hpc_stres.data import splits
 from hpc_stres.data.flow import ZERO_LEVEL, encode_flow, tvl1
 from hpc_stres.data.shards import PreparedVideo, StorePaths, pack, write_manifest, write_rejections
+from hpc_stres.data.storepath import Settings, store_folder
 from hpc_stres.data.video import UndecodableError, decode, encode_jpeg, gray, resize, target_size
 from hpc_stres.errors import UserError
 from hpc_stres.progress import Progress
@@ -27,32 +25,6 @@ from hpc_stres.runpaths import write_json
 
 FLOW_BATCH = 16
 SAMPLE_VIDEOS = 3
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides the bytes of a prepared video."""
-
-    short_side: int
-    jpeg_quality: int
-    flow_backend: str
-
-    @classmethod
-    def of(cls, data: DataConfig) -> "Settings":
-        return cls(data.short_side, data.jpeg_quality, data.flow_backend)
-
-    def as_json(self) -> dict[str, Any]:
-        return {"short_side": self.short_side, "jpeg_quality": self.jpeg_quality, "flow_backend": self.flow_backend}
-
-
-def store_folder(config: Config) -> Path:
-    """Folder of the store: another one for other settings, so that stores never mix."""
-    made_by: dict[str, Any] = Settings.of(config.data).as_json()
-    if config.data.kind == "binding":
-        binding = config.data.binding
-        made_by |= {"binding": [binding.train_videos, binding.test_videos, binding.frames, binding.side, config.seed]}
-    tag = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:8]
-    return Path(config.data.root) / "stores" / f"{config.data.kind}-{config.data.short_side}-{tag}"
 
 
 def prepare_video(video: splits.Video, settings: Settings) -> PreparedVideo:

@@ -95,7 +95,7 @@ def _cached_store(root: str) -> Store:
 
 
 def _open_sampler(config: Config, phase: str | None) -> Sampler:
-    from hpc_stres.data.prepare import store_folder
+    from hpc_stres.data.storepath import store_folder
 
     name = phase or next(iter(config.phases))
     return sampler(config, name, _cached_store(str(store_folder(config))))

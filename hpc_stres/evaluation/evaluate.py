@@ -12,7 +12,7 @@ from hpc_stres.bootstrap import World
 from hpc_stres.config import Config
 from hpc_stres.configfile import plain
 from hpc_stres.data.feed import ClipReader
-from hpc_stres.data.prepare import store_folder
+from hpc_stres.data.storepath import store_folder
 from hpc_stres.data.shards import Store
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import protocol, scores

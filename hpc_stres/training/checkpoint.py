@@ -111,25 +111,3 @@ def read(path: Path) -> Checkpoint:
 
     meta = _meta(path)
     return Checkpoint(meta["step"], load_file(path / FILES[0]), load_file(path / FILES[1]), meta)
-
-
-def refuse_other_config(found: Mapping[str, Any], wanted: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
-    """Refuse a checkpoint that another experiment wrote, and show the difference."""
-    differences = sorted(set(_differences(found, wanted, "")))
-    wrong = [line for key, line in differences if not any(key == a or key.startswith(f"{a}.") for a in allowed)]
-    if wrong:
-        key = wrong[0].split(":")[0]
-        raise UserError(
-            "the checkpoint is of another experiment: " + "; ".join(wrong[:4]) + "\n"
-            f"Use another --run-dir, or allow it with --allow-config-change {key}."
-        )
-
-
-def _differences(found: Any, wanted: Any, path: str) -> list[tuple[str, str]]:
-    if isinstance(found, Mapping) and isinstance(wanted, Mapping):
-        lines = []
-        for key in {**found, **wanted}:
-            inner = f"{path}.{key}" if path else str(key)
-            lines += _differences(found.get(key), wanted.get(key), inner)
-        return lines
-    return [] if found == wanted else [(path, f"{path}: {found!r} there, {wanted!r} now")]

@@ -15,7 +15,7 @@ from hpc_stres.bootstrap import World
 from hpc_stres.config import Config
 from hpc_stres.configfile import plain
 from hpc_stres.data.feed import Ahead, ClipReader, Clips
-from hpc_stres.data.prepare import store_folder
+from hpc_stres.data.storepath import store_folder
 from hpc_stres.data.requests import digest, requests, sampler
 from hpc_stres.data.shards import Store
 from hpc_stres.errors import UserError
@@ -27,18 +27,11 @@ from hpc_stres.progress import Progress
 from hpc_stres.runpaths import RunPaths, sha256, write_json
 from hpc_stres.schedule import learning_rate
 from hpc_stres.training import checkpoint, distributed, start
+from hpc_stres.training.checkpoint_rules import FREE_KEYS, refuse_other_config
 from hpc_stres.training.engine import Engine, make_engine
 from hpc_stres.training.loss import StreamSums, phase_loss
 from hpc_stres.training.metrics import Heartbeat, MetricsLog, late_ranks, memory_gib
 from hpc_stres.training.signals import StopFlag
-
-# What may differ between a checkpoint and the run that goes on from it: layout and logging, not learning.
-FREE_KEYS = (
-    "cluster", "profile", "evaluation", "data.root", "data.workers", "training.engine", "training.zero_stage",
-    "training.max_micro_batch", "training.checkpoint_every_steps", "training.checkpoint_every_minutes",
-    "training.log_every_steps", "training.prefetch", "training.compile", "training.activation_checkpointing",
-    "training.channels_last", "training.deepspeed", "training.max_steps",
-)  # fmt: skip
 
 
 class Trainer:
@@ -69,7 +62,7 @@ class Trainer:
         if found is None:
             self.say(start.load_first_weights(model, self.config, self.name, self.run))
         else:
-            checkpoint.refuse_other_config(found.meta["config"], plain(self.config), FREE_KEYS + allowed)
+            refuse_other_config(found.meta["config"], plain(self.config), FREE_KEYS + allowed)
             if found.meta["phase"] != self.name:
                 raise UserError(f"{self.paths.root}: a checkpoint of phase {found.meta['phase']}, not of {self.name}")
             model.load_state_dict(found.weights)

@@ -1,0 +1,17 @@
+"""Write a run's report.html: one file that opens from disk without a network."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run-dir", required=True, metavar="D", help="run folder with results")
+
+
+def run(args: argparse.Namespace) -> int:
+    from hpc_stres.configfile import load_run
+    from hpc_stres.evaluation.report import write_report
+
+    run_dir = Path(args.run_dir)
+    print(f"report: {write_report(load_run(run_dir), run_dir)}")
+    return 0

@@ -1,0 +1,188 @@
+"""One self-contained report.html of a run; it opens from disk without a network."""
+
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpc_stres.config import Config
+from hpc_stres.data.flow import decode_flow
+from hpc_stres.data.shards import Store
+from hpc_stres.data.storepath import store_folder
+from hpc_stres.data.video import encode_jpeg
+from hpc_stres.errors import UserError
+from hpc_stres.evaluation import pictures
+from hpc_stres.evaluation.evaluate import columns
+from hpc_stres.evaluation.scores import Scores, right
+from hpc_stres.evaluation.table import PUBLISHED, TITLES, count_text
+from hpc_stres.models.weights import read_state
+from hpc_stres.recipe import ordered_phases
+from hpc_stres.runpaths import RunPaths, read_json_lines, write_text
+
+EXAMPLES, STRIP = 4, 6
+STYLE = """
+:root{--a:#1565c0;--b:#c62828;--c:#2e7d32;--bg:#fff;--fg:#1a1a1a;--line:#ccc;color-scheme:light dark}
+@media(prefers-color-scheme:dark){:root{--a:#64b5f6;--b:#ef9a9a;--c:#a5d6a7;--bg:#15181c;--fg:#e6e6e6;--line:#444}}
+body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:60rem;padding:1rem;background:var(--bg);color:var(--fg)}
+table{border-collapse:collapse}th,td{padding:.25rem .8rem;border-bottom:1px solid var(--line);text-align:left}
+.wide{overflow-x:auto}.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(16rem,1fr));gap:1rem}
+svg{width:100%;height:auto}svg text{font-size:11px;fill:var(--fg)}svg .t{font-weight:600}.g{stroke:var(--line)}
+.strip{display:flex;gap:4px;overflow-x:auto}.strip img{height:96px;image-rendering:auto}
+pre{overflow-x:auto;font-size:.85rem}summary{cursor:pointer}a,summary{color:var(--a)}:focus-visible{outline:2px solid var(--a)}
+"""
+
+
+def write_report(config: Config, run_dir: Path) -> Path:
+    """Write report.html from what is in the run folder; returns its path."""
+    paths = RunPaths(run_dir)
+    if not paths.results.is_file():
+        raise UserError(f"{run_dir}: no results.json here\nRun `hpc-stres evaluate --run-dir {run_dir}` first.")
+    results = json.loads(paths.results.read_text(encoding="utf-8"))
+    store, found = Store(store_folder(config)), columns(config, run_dir)
+    sections = [
+        ("Accuracy", _table(results)),
+        ("Learning curves", _curves(config, paths)),
+        ("Classes", _classes(found)),
+        ("What each phase repaired and broke", _changes(found)),
+        ("Examples", _examples(store, found)),
+        ("Temporal kernels", _kernels(config, paths)),
+        ("Provenance", _provenance(paths)),
+    ]
+    links = " · ".join(f'<a href="#s{n}">{title}</a>' for n, (title, _) in enumerate(sections))
+    body = "".join(f'<section id="s{n}"><h2>{title}</h2>{text}</section>' for n, (title, text) in enumerate(sections))
+    name = html.escape(run_dir.resolve().name)
+    write_text(
+        paths.report,
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>hpc_stres: {name}</title>'
+        f'<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
+        f"<style>{STYLE}</style></head><body><h1>{name}</h1><nav>{links}</nav>{body}</body></html>\n",
+    )
+    return paths.report
+
+
+def _rows(header: list[str], rows: list[list[str]]) -> str:
+    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _table(results: dict[str, Any]) -> str:
+    published = PUBLISHED.get(results["data"], {})
+    rows = []
+    for split, table in results["splits"].items():
+        for name, column in table.items():
+            low, high = column["interval95"]
+            figure = f"{published[name]:.2f}" if name in published else "-"
+            row = [TITLES.get(name, name), split, f"{column['top1']:.2f}", f"{low:.1f} - {high:.1f}"]
+            rows.append([*row, f"{column['top5']:.2f}", count_text(column), figure])
+    header = ["", "split", "top-1 %", "95 % interval", "top-5 %", "videos", "published"]
+    return _rows(header, rows) + f"<p>{html.escape(results['protocol'])}</p>"
+
+
+def _curves(config: Config, paths: RunPaths) -> str:
+    charts = []
+    for name in ordered_phases(config.phases):
+        rows = read_json_lines(paths.phase(name).metrics)
+        for kind in ("loss", "accuracy"):
+            keys = sorted({key for row in rows for key in row if key.startswith(f"{kind}_")})
+            series = {key.removeprefix(f"{kind}_"): [(row["step"], row[key]) for row in rows] for key in keys}
+            charts.append(pictures.line_chart(f"{TITLES.get(name, name)}: {kind}", series, "steps"))
+    return f'<div class="grid">{"".join(charts)}</div>'
+
+
+def _classes(found: dict[str, Scores]) -> str:
+    parts = []
+    for name, scores in found.items():
+        count = len(scores.classes)
+        matrix = np.zeros((count, count), np.int64)
+        np.add.at(matrix, (scores.labels, scores.logits.argmax(axis=1)), 1)
+        share = matrix.diagonal() / np.maximum(matrix.sum(axis=1), 1)
+        order = np.argsort(share, kind="stable")
+        text = ", ".join(f"{scores.classes[i]} {100 * share[i]:.0f} %" for i in order[:3])
+        best = ", ".join(f"{scores.classes[i]} {100 * share[i]:.0f} %" for i in order[::-1][:3])
+        note = f"<p>best: {html.escape(best)}<br>worst: {html.escape(text)}</p>"
+        parts.append(f"<div><h3>{TITLES.get(name, name)}</h3>{pictures.confusion(matrix, scores.classes)}{note}</div>")
+    return f'<div class="grid">{"".join(parts)}</div>'
+
+
+def _changes(found: dict[str, Scores]) -> str:
+    """From each column to the next: videos that became right and that became wrong, by name."""
+    parts = []
+    names = list(found)
+    for before, after in zip(names, names[1:], strict=False):
+        one, two = found[before], found[after]
+        if one.ids != two.ids:
+            continue
+        was, now = right(one), right(two)
+        repaired = [one.ids[i] for i in np.nonzero(~was & now)[0]]
+        broken = [one.ids[i] for i in np.nonzero(was & ~now)[0]]
+        title = f"{TITLES.get(before, before)} to {TITLES.get(after, after)}"
+        parts.append(
+            f"<details><summary>{title}: {len(repaired)} repaired, {len(broken)} broken</summary>"
+            f"<p>repaired: {html.escape(', '.join(repaired) or '-')}</p>"
+            f"<p>broken: {html.escape(', '.join(broken) or '-')}</p></details>"
+        )
+    return "".join(parts)
+
+
+def _examples(store: Store, found: dict[str, Scores]) -> str:
+    """Frame and flow strips of videos whose answer the last column changed, or the first ones."""
+    names = list(found)
+    first, last = found[names[0]], found[names[-1]]
+    changed = [name for name, a, b in zip(last.ids, right(first), right(last), strict=False) if a != b] or last.ids
+    step = max(1, len(changed) // EXAMPLES)
+    return "".join(_example(store, found, name) for name in changed[::step][:EXAMPLES])
+
+
+def _example(store: Store, found: dict[str, Scores], name: str) -> str:
+    import cv2
+
+    video = store.number[name]
+    row = store.rows[video]
+    frames = [round(value) for value in np.linspace(0, row.flow_pairs - 1, min(STRIP, row.flow_pairs))]
+    shots = "".join(pictures.picture(store.rgb(video, n).tobytes(), f"frame {n}") for n in frames)
+    flows = []
+    for n in frames:
+        planes = [cv2.imdecode(np.array(store.flow(video, n, axis)), cv2.IMREAD_GRAYSCALE) for axis in (0, 1)]
+        coloured = pictures.colour_flow(decode_flow(np.stack(planes)))
+        flows.append(pictures.picture(encode_jpeg(coloured, 90), f"flow {n}"))
+    answers = []
+    for column, scores in found.items():
+        if name in scores.ids:
+            index = scores.ids.index(name)
+            answers.append([TITLES.get(column, column), scores.classes[int(scores.logits[index].argmax())]])
+    truth = html.escape(store.classes[row.label])
+    strips = f'<div class="strip">{shots}</div><div class="strip">{"".join(flows)}</div>'
+    return f"<h3>{html.escape(name)} <small>({truth})</small></h3>{strips}{_rows(['column', 'answer'], answers)}"
+
+
+def _kernels(config: Config, paths: RunPaths) -> str:
+    """How far each temporal kernel moved from its start, and how many of its filters became differences."""
+    rows = []
+    for name in ordered_phases(config.phases):
+        if not config.phases[name].model.startswith("st_") or not paths.phase(name).weights.is_file():
+            continue
+        for key, weight in read_state(paths.phase(name).weights).items():
+            if weight.ndim != 4 or tuple(weight.shape[2:]) != (3, 1):
+                continue
+            taps = weight[..., 0].double().numpy()
+            mean = taps.mean(axis=2, keepdims=True)
+            moved = np.abs(taps - mean).sum() / np.abs(taps).sum()
+            differences = (np.sign(taps).min(axis=2) < 0) & (np.sign(taps).max(axis=2) > 0)
+            rows.append([TITLES.get(name, name), key, f"{100 * moved:.1f} %", f"{100 * differences.mean():.1f} %"])
+    note = (
+        "<p>Every temporal filter starts as an average, a third at each tap. <em>Moved</em>: share of the weight that is "
+        "no longer equal over the taps. <em>Differences</em>: filters whose taps have come to differ in sign.</p>"
+    )
+    return note + _rows(["phase", "kernel", "moved", "differences"], rows)
+
+
+def _provenance(paths: RunPaths) -> str:
+    parts = []
+    for path in (paths.provenance, paths.config):
+        if path.is_file():
+            text = html.escape(path.read_text(encoding="utf-8"))
+            parts.append(f"<details><summary>{path.name}</summary><pre>{text}</pre></details>")
+    return "".join(parts)

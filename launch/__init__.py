@@ -1,0 +1,1 @@
+"""Submitting phases as dependent jobs, on Slurm or on this machine, and watching them."""
