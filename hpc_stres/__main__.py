@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -15,11 +16,11 @@ COMMANDS = {
     "train": ("train", "train one phase (what every launcher calls)"),
     "evaluate": ("evaluate", "test the finished phases of a run and print the table"),
     "report": ("report", "write a run's report.html"),
-    #"describe": ("describe", "print a network layer by layer, as in the paper's Table 1"),
-    #"config": ("config", "print the resolved config with the origin of every value"),
-    #"doctor": ("doctor", "say what is on this machine and what would go wrong"),
+    "describe": ("describe", "print a network layer by layer, as in the paper's Table 1"),
+    "config": ("config", "print the resolved config with the origin of every value"),
+    "doctor": ("doctor", "say what is on this machine and what would go wrong"),
     #"bench": ("bench", "measure speed and memory targets as ratios in one run"),
-    #"flow-preview": ("flow_preview", "draw frames and colour-coded flow of a video into a PNG"),
+    "flow-preview": ("flow_preview", "draw frames and colour-coded flow of a video into a PNG"),
 }
 
 
@@ -53,6 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"hpc-stres {args.command}: {error}", file=sys.stderr)
         return error.code
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): that is its right, and no error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print(f"hpc-stres {args.command}: interrupted; the same command goes on from here", file=sys.stderr)
         return 130

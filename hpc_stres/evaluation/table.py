@@ -1,7 +1,9 @@
 """The paper's Table 3 with ours beside it, as text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+from hpc_stres.texttable import text_table
 
 TITLES = {
     "appearance": "Appearance",
@@ -22,13 +24,6 @@ PUBLISHED = {
         "stm_resnet": 68.9,
     },
 }  # fmt: skip
-
-
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns padded to their widest cell."""
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [header, *rows]]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
 def count_text(column: Mapping[str, Any]) -> str:

@@ -1,0 +1,29 @@
+# make demo    set everything up and run the whole chain on the demonstration data
+# make test    set everything up and run all tests
+# make lint    formatter, linter, type checker
+# make setup   set up only
+SHELL := /bin/bash
+PYTHON := .venv/bin/python
+PATHS := hpc_stres launch tests
+
+.PHONY: demo test unit lint setup
+
+setup:
+	@bash env/setup.sh
+
+demo: setup
+	@$(PYTHON) launch/submit.py --config configs/binding.yaml --phase all --cluster local
+
+test:
+	@bash env/setup.sh --tests
+	@$(PYTHON) -m pytest tests
+
+unit: setup
+	@$(PYTHON) -m pytest tests/unit
+
+lint:
+	@bash env/setup.sh --tests
+	@$(PYTHON) -m ruff format --check $(PATHS)
+	@$(PYTHON) -m ruff check $(PATHS)
+	@$(PYTHON) -m mypy
+	@if command -v shellcheck >/dev/null; then shellcheck env/*.sh slurm/*.sh .ci/run; else echo "shellcheck is not installed: shell scripts not checked"; fi

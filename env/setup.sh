@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# The one place that installs: a virtual environment with the pinned packages, and, where this is root on Debian or
+# Ubuntu, the system packages that are missing. A second call finds everything and returns at once.
+#
+#   env/setup.sh [--tests]     --tests: also what only the tests need (Slurm, an MPI library, shellcheck)
+#   HPC_STRES_VENV=DIR         another place for the virtual environment (default: .venv in the repository)
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=${HPC_STRES_VENV:-$here/.venv}
+lock=$here/env/requirements.lock
+want_tests=no
+[ "${1:-}" = "--tests" ] && want_tests=yes
+
+say() { printf 'setup: %s\n' "$*"; }
+
+# Debian package, and the command or file that shows it is there.
+system_packages() {
+  command -v g++ >/dev/null || echo g++
+  command -v git >/dev/null || echo git
+  python3 -c 'import ensurepip' 2>/dev/null || echo python3-venv
+  if [ "$want_tests" = yes ]; then
+    command -v mpirun >/dev/null || echo openmpi-bin
+    command -v shellcheck >/dev/null || echo shellcheck
+  fi
+}
+
+install_system_packages() {
+  local missing
+  mapfile -t missing < <(system_packages)
+  [ ${#missing[@]} -gt 0 ] || return 0
+  if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    say "not root on Debian: these system packages stay missing, and what needs them is skipped: ${missing[*]}"
+    return 0
+  fi
+  say "installing system packages: ${missing[*]}"
+  export DEBIAN_FRONTEND=noninteractive
+  apt-get -qq update >/dev/null || say "apt-get update failed; trying with the lists that are there"
+  apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null ||
+    say "apt-get could not install ${missing[*]}; what needs them is skipped"
+}
+
+# The DALI build that matches torch's CUDA; a torch without CUDA takes the smaller one. Both run without a GPU.
+dali_lock() {
+  local cuda
+  cuda=$("$venv/bin/python" -c 'import torch; print((torch.version.cuda or "12").split(".")[0])')
+  printf '%s/env/dali-cuda%s.lock' "$here" "$cuda"
+}
+
+stamp_value() { cat "$lock" "$here"/env/dali-cuda*.lock "$here/pyproject.toml" | sha256sum | cut -d' ' -f1; }
+
+install_python_packages() {
+  local stamp=$venv/.hpc_stres-stamp
+  if [ -x "$venv/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$(stamp_value) $here" ]; then
+    return 0
+  fi
+  python3 -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || {
+    say "Python 3.10 to 3.13 is needed; this is $(python3 --version)" >&2
+    exit 1
+  }
+  say "installing the pinned Python packages into $venv (some minutes, once)"
+  python3 -m venv "$venv"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$lock"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$(dali_lock)"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e "$here"
+  printf '%s %s' "$(stamp_value)" "$here" >"$stamp"
+}
+
+install_system_packages
+install_python_packages

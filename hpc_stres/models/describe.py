@@ -1,0 +1,131 @@
+"""The paper's Table 1 for a network as built: blocks, output sizes, receptive fields, parameters, multiply-adds."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hpc_stres.models.resnet import Bottleneck, Trunk
+from hpc_stres.models.temporal import TemporalConv
+from hpc_stres.models.two_stream import POOL_SIDE, TwoStream
+
+
+@dataclass
+class Metalayer:
+    """One column of the table."""
+
+    name: str
+    blocks: str
+    side: int
+    chunks: int
+    field_pixels: int
+    field_chunks: int
+    parameters: int
+    multiply_adds: int
+
+
+def describe(model: TwoStream, side: int, chunks: int) -> dict[str, list[Metalayer]]:
+    """The metalayers of each stream for clips of `chunks` frames of `side` pixels, measured on a dry pass."""
+    costs: dict[nn.Module, int] = {}
+    sizes: dict[nn.Module, int] = {}
+    model = model.to("meta").eval()
+    hooks = [module.register_forward_hook(_measure(costs, sizes)) for module in model.modules()]
+    rgb = torch.empty(1, chunks, 3, side, side, device="meta")
+    flow = torch.empty(1, chunks, 20, side, side, device="meta")
+    output = model(rgb, flow)
+    for hook in hooks:
+        hook.remove()
+    found = {}
+    for stream, logits in (("appearance", output.appearance), ("motion", output.motion)):
+        trunk = getattr(model, stream)
+        if trunk is not None:
+            found[stream] = _walk(model, trunk, costs, sizes, chunks, logits.shape[1])
+    return found
+
+
+def _measure(costs: dict[nn.Module, int], sizes: dict[nn.Module, int]) -> Any:
+    def hook(module: nn.Module, arguments: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4:
+            sizes[module] = output.shape[-1]
+        if isinstance(module, (nn.Conv2d, TemporalConv)):
+            costs[module] = output.numel() * module.weight[0].numel()
+        elif isinstance(module, nn.Linear):
+            costs[module] = output.numel() * module.in_features
+
+    return hook
+
+
+def _walk(
+    model: TwoStream, trunk: Trunk, costs: dict[nn.Module, int], sizes: dict[nn.Module, int], chunks: int, left: int
+) -> list[Metalayer]:
+    def sums(*modules: nn.Module) -> tuple[int, int]:
+        inner = [m for module in modules for m in module.modules()]
+        parameters = sum(p.numel() for module in modules for p in module.parameters())
+        return parameters, sum(costs.get(m, 0) for m in inner)
+
+    stem = _pool_side(sizes[trunk.conv1], trunk)
+    rows = [
+        Metalayer("conv1", f"7x7, {trunk.options.width}", sizes[trunk.conv1], chunks, 7, 1, *sums(trunk.conv1, trunk.bn1)),
+        Metalayer("pool1", "3x3 max", stem, chunks, 11, 1, 0, 0),
+    ]
+    field, jump, times = 11, 4, 1
+    for number, stage in enumerate(trunk.stages(), 2):
+        for unit in stage:
+            assert isinstance(unit, Bottleneck)
+            stride = 2 if sizes[unit] < (rows[-1].side if unit is stage[0] else sizes[unit]) else 1
+            # The strided layer is the 3x3 in the torchvision variant and the 1x1 before it in the MSRA one.
+            early = stride if trunk.options.variant == "msra" else 1
+            field += 2 * jump * early
+            jump *= stride
+            times += 2 * sum(isinstance(m, TemporalConv) for m in unit.modules())
+        blocks = f"{_unit_text(stage)}"
+        rows.append(Metalayer(f"conv{number}_x", blocks, sizes[stage[-1]], chunks, field, times, *sums(stage)))
+    side = max(1, rows[-1].side - POOL_SIDE + 1)
+    window = min(POOL_SIDE, rows[-1].side)
+    pooled = times + (model.pool.window - 1 if model.pool else 0)
+    text = f"{window}x{window} average" + (f", {model.pool.window} max in time" if model.pool else "")
+    rows.append(Metalayer("pool5", text, side, left, field + (window - 1) * jump, pooled, 0, 0))
+    rows.append(Metalayer("fc", f"{trunk.features} to {model.num_classes}", side, left, rows[-1].field_pixels, pooled, *sums(trunk.fc)))
+    return rows
+
+
+def _pool_side(side: int, trunk: Trunk) -> int:
+    return -(-(side - 3) // 2) + 1 if trunk.options.variant == "msra" else (side - 1) // 2 + 1
+
+
+def _unit_text(stage: nn.ModuleList) -> str:
+    first = stage[0]
+    assert isinstance(first, Bottleneck)
+    width = first.bn1.channels
+    text = f"1x1 {width}, 3x3 {width}, 1x1 {first.bn3.channels} (x{len(stage)})"
+    second = stage[1]
+    assert isinstance(second, Bottleneck)
+    if isinstance(second.conv1, TemporalConv):
+        text += "; unit 2: 1x1x3, 3x3, 1x1x3"
+    elif second.temporal is not None:
+        text += "; unit 2: 1x1x3 after the 3x3"
+    return text
+
+
+def table(model: TwoStream, side: int, chunks: int) -> str:
+    """The table as text."""
+    from hpc_stres.texttable import text_table
+
+    parts = []
+    for stream, rows in describe(model, side, chunks).items():
+        header = ["", "blocks", "output", "receptive field", "parameters", "multiply-adds"]
+        lines = [
+            [
+                row.name,
+                row.blocks,
+                f"{row.side}x{row.side}x{row.chunks}",
+                f"{row.field_pixels}x{row.field_pixels}x{row.field_chunks}" + (" tau" if row.field_chunks > 1 else ""),
+                f"{row.parameters:,}",
+                f"{row.multiply_adds:,}",
+            ]
+            for row in rows
+        ]
+        total = ["total", "", "", "", f"{sum(r.parameters for r in rows):,}", f"{sum(r.multiply_adds for r in rows):,}"]
+        parts.append(f"{stream}\n{text_table(header, [*lines, total])}")
+    return "\n\n".join(parts)
