@@ -36,7 +36,7 @@ install_system_packages() {
   say "installing system packages: ${missing[*]}"
   export DEBIAN_FRONTEND=noninteractive
   apt-get -qq update >/dev/null || say "apt-get update failed; trying with the lists that are there"
-  apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null ||
+  apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null 2>&1 ||
     say "apt-get could not install ${missing[*]}; what needs them is skipped"
 }
 
@@ -49,6 +49,16 @@ dali_lock() {
 
 stamp_value() { cat "$lock" "$here"/env/dali-cuda*.lock "$here/pyproject.toml" | sha256sum | cut -d' ' -f1; }
 
+# pip's chatter goes to a log; it is shown when pip fails.
+pip_install() {
+  local log=$venv/setup.log
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@" >"$log" 2>&1 || {
+    tail -n 20 "$log" >&2
+    say "pip failed; the whole log: $log" >&2
+    exit 1
+  }
+}
+
 install_python_packages() {
   local stamp=$venv/.hpc_stres-stamp
   if [ -x "$venv/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$(stamp_value) $here" ]; then
@@ -60,9 +70,9 @@ install_python_packages() {
   }
   say "installing the pinned Python packages into $venv (some minutes, once)"
   python3 -m venv "$venv"
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$lock"
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$(dali_lock)"
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e "$here"
+  pip_install -r "$lock"
+  pip_install -r "$(dali_lock)"
+  pip_install --no-deps --no-build-isolation -e "$here"
   printf '%s %s' "$(stamp_value)" "$here" >"$stamp"
 }
 

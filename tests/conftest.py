@@ -1,0 +1,78 @@
+"""What the tests share: where things are, a tiny prepared store, and a count of what was skipped."""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ROOT / "tests" / "tiny.yaml"
+CLIPS = ROOT.parent / "shared" / "clips"
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+# Many processes share few cores in these tests.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def tiny_config(data_root, *overrides):
+    """The tiny config with its data under `data_root`."""
+    from hpc_stres.configfile import load_config
+
+    return load_config(TINY, [f"data.root={data_root}", *overrides])
+
+
+def run_python(*arguments, env=None, cwd=ROOT, timeout=300):
+    """A Python command of this environment; returns the finished process with its output as text."""
+    environment = {**os.environ, **(env or {})}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if name not in (env or {}):
+            environment.pop(name, None)
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True, text=True, env=environment, cwd=cwd, timeout=timeout, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory):
+    """A data folder with the tiny store prepared in it."""
+    from hpc_stres.data.prepare import prepare
+
+    root = tmp_path_factory.mktemp("data with space")
+    prepare(tiny_config(root), quiet=True)
+    return root
+
+
+@pytest.fixture(scope="session")
+def store(data_root):
+    from hpc_stres.data.shards import Store
+    from hpc_stres.data.storepath import store_folder
+
+    return Store(store_folder(tiny_config(data_root)))
+
+
+@pytest.fixture(scope="session")
+def clips():
+    """The folder of real clips, where there is one."""
+    if not CLIPS.is_dir():
+        pytest.skip("no ../shared/clips: real UCF101 and HMDB51 clips are not here")
+    return CLIPS
+
+
+def pytest_collection_modifyitems(items):
+    """Skip by name what this machine cannot run."""
+    import torch
+
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA GPU on this machine"))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The last lines count what was skipped, by reason."""
+    reasons = Counter(str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", []))
+    for reason, count in sorted(reasons.items()):
+        terminalreporter.write_line(f"not run here: {count} x {reason}")

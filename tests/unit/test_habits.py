@@ -1,0 +1,89 @@
+"""The house rules: short files, short functions, nothing that imports more than it needs."""
+
+import ast
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import numpy
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+FILES = sorted(
+    path
+    for folder in ("hpc_stres", "launch", "tests", "slurm", "env")
+    for path in (ROOT / folder).rglob("*")
+    if path.suffix in (".py", ".sh", ".cpp") and "__pycache__" not in path.parts
+)
+MOST_LINES, MOST_FUNCTION_LINES = 400, 60
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_and_no_function_is_too_long(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= MOST_LINES
+    if path.suffix == ".py":
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                assert node.end_lineno - node.lineno + 1 <= MOST_FUNCTION_LINES, node.name
+
+
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory):
+    """A Python that has numpy, pyyaml and this repository, and nothing else."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, with_pip=False, symlinks=True)
+    site = next((folder / "lib").glob("python*/site-packages"))
+    for package in (numpy, yaml):
+        home = Path(package.__file__).parent
+        (site / home.name).symlink_to(home)
+        for extra in home.parent.glob(f"{home.name}.libs"):
+            (site / extra.name).symlink_to(extra)
+    return folder / "bin" / "python"
+
+
+def bare_run(python, *arguments):
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    return subprocess.run([python, *arguments], capture_output=True, text=True, env=env, cwd=ROOT, check=False)
+
+
+def test_every_help_works_with_numpy_and_yaml_alone(bare_python):
+    from hpc_stres.__main__ import COMMANDS
+
+    assert bare_run(bare_python, "-c", "import torch").returncode != 0
+    assert bare_run(bare_python, "-c", "import hpc_stres").returncode == 0
+    for command in COMMANDS:
+        result = bare_run(bare_python, "-m", "hpc_stres", command, "--help")
+        assert result.returncode == 0, result.stderr
+        assert "usage: hpc-stres" in result.stdout
+    for script in ("submit.py", "status.py"):
+        result = bare_run(bare_python, f"launch/{script}", "--help")
+        assert result.returncode == 0, result.stderr
+
+
+def test_pure_parts_do_not_import_torch():
+    modules = "config configfile recipe layout schedule bootstrap runpaths data.requests data.splits data.shards".split()
+    code = f"import sys, importlib\nfor m in {modules!r}: importlib.import_module('hpc_stres.' + m)\nassert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+LAYERS = ("launch", "evaluation", "training", "models", "data")
+
+
+def test_imports_run_one_way():
+    """launch and evaluation see training; training sees models and data; these two do not know each other."""
+    forbidden = {
+        "data": ("hpc_stres.models", "hpc_stres.training", "hpc_stres.evaluation", "launch"),
+        "models": ("hpc_stres.data", "hpc_stres.training", "hpc_stres.evaluation", "launch"),
+        "training": ("hpc_stres.evaluation", "launch"),
+        "evaluation": ("launch",),
+    }
+    for room, names in forbidden.items():
+        for path in (ROOT / "hpc_stres" / room).glob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                imported = node.module if isinstance(node, ast.ImportFrom) else None
+                assert not (imported or "").startswith(names), f"{path}: {imported}"

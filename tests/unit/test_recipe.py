@@ -1,0 +1,72 @@
+"""The recipes carry the paper's Table 2 and the released code's numbers; the graph of phases is a graph."""
+
+import pytest
+
+from hpc_stres.configfile import load_config
+from hpc_stres.errors import ConfigError
+from hpc_stres.recipe import Phase, ordered_phases, select_phases
+from hpc_stres.schedule import Plateau, learning_rate, total_steps
+from tests.conftest import TINY
+
+
+@pytest.fixture
+def bare(tmp_path):
+    def load(recipe):
+        path = tmp_path / "bare.yaml"
+        path.write_text(f"recipe: {recipe}\n")
+        return load_config(path).phases
+
+    return load
+
+
+def test_nips2016_is_table_2(bare):
+    phases = bare("nips2016")
+    table = {
+        "motion": (256, 86, [(30000, 1e-2), (10000, 1e-3)], 1, (1, 1)),
+        "appearance": (256, 8, [(10000, 1e-2), (10000, 1e-3)], 1, (1, 1)),
+        "st_resnet": (128, 4, [(30000, 1e-3), (30000, 1e-4), (20000, 1e-5)], 5, (5, 15)),
+        "st_resnet_star": (128, 4, [(2000, 1e-4), (2000, 1e-5)], 11, (1, 15)),
+    }
+    for name, (batch, group, schedule, chunks, stride) in table.items():
+        phase = phases[name]
+        assert (phase.global_batch, phase.norm_group, phase.chunks, phase.stride) == (batch, group, chunks, stride)
+        assert [tuple(plateau) for plateau in phase.schedule] == schedule
+        assert phase.dropout == 0
+
+
+def test_released_differs_where_the_code_differs(bare):
+    phases = bare("released")
+    assert (phases["motion"].global_batch, phases["motion"].norm_group, phases["motion"].dropout) == (128, 32, 0.8)
+    assert phases["appearance"].norm_group == 32
+    assert total_steps(phases["st_resnet"].schedule) == 2238 + 2238 + 1492
+    assert phases["st_resnet_star"].temporal_pool == "before_average"
+    assert {phase.norm_average for phase in phases.values()} == {"sigma"}
+
+
+def test_phases_come_after_those_they_start_from():
+    phases = load_config(TINY, ["phases.st_resnet.starts_from=[motion, appearance]"]).phases
+    assert ordered_phases(phases) == ["motion", "appearance", "st_resnet", "st_resnet_star"]
+    assert select_phases(phases, "st_resnet, motion") == ["motion", "st_resnet"]
+    assert select_phases(phases, "all") == ordered_phases(phases)
+
+
+@pytest.mark.parametrize("wanted", ["st_resnt", "", ","])
+def test_an_unknown_phase_is_refused_with_the_known_ones(wanted):
+    with pytest.raises(ConfigError, match="motion, appearance"):
+        select_phases(load_config(TINY).phases, wanted)
+
+
+def test_circles_and_missing_parents_are_refused():
+    with pytest.raises(ConfigError, match="in a circle"):
+        ordered_phases({"a": Phase(model="motion", starts_from=("b",)), "b": Phase(model="motion", starts_from=("a",))})
+    with pytest.raises(ConfigError, match=r"phases\.a\.starts_from: no phase 'c'"):
+        ordered_phases({"a": Phase(model="motion", starts_from=("c",))})
+
+
+def test_learning_rate_is_a_pure_function_of_the_step():
+    schedule = (Plateau(2, 0.1), Plateau(1, 0.01))
+    assert [learning_rate(schedule, step) for step in range(5)] == [0.1, 0.1, 0.01, 0.01, 0.01]
+    assert total_steps(schedule) == 3
+    assert total_steps(schedule, 2) == 2
+    with pytest.raises(ValueError, match="-1"):
+        learning_rate(schedule, -1)
