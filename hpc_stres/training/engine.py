@@ -115,7 +115,7 @@ class DdpEngine(Engine):
 
 
 class DeepSpeedEngine(Engine):
-    """DeepSpeed, ZeRO stage 0 or 1. It reduces gradients in float32 at best."""
+    """DeepSpeed, ZeRO stage 0 or 1. ZeRO keeps its master weights in float32, whatever the network's type."""
 
     def __init__(self, model: nn.Module, config: TrainingConfig, micro_steps: int) -> None:
         super().__init__(model, config)
@@ -125,6 +125,10 @@ class DeepSpeedEngine(Engine):
         self.engine, *_ = deepspeed.initialize(
             model=model, optimizer=self.optimizer, config=deepspeed_config(config, micro_steps, self.ranks)
         )
+        # DeepSpeed refuses to reduce float64 gradients: without ZeRO we add them up over the ranks ourselves.
+        self.reduces_itself = config.precision == "float64" and config.zero_stage == 0
+        if self.reduces_itself:
+            self.engine.enable_backward_allreduce = False
 
     def forward(self, last: bool, *arguments: Any) -> Any:
         return self.engine(*arguments)
@@ -139,6 +143,10 @@ class DeepSpeedEngine(Engine):
 
     def step(self, rate: float) -> None:
         self._set_rate(rate)
+        if self.reduces_itself:
+            for parameter in self.model.parameters():
+                dist.all_reduce(parameter.grad)
+                parameter.grad.div_(self.ranks)  # type: ignore[union-attr]
         self.engine.step()
 
     def momentum(self) -> dict[str, Tensor]:
@@ -146,6 +154,7 @@ class DeepSpeedEngine(Engine):
             return super().momentum()
         from deepspeed.utils import safe_get_full_optimizer_state
 
+        self._link_partitions()
         found = {}
         for name, parameter in self.model.named_parameters():
             value = safe_get_full_optimizer_state(parameter, MOMENTUM)
@@ -157,19 +166,22 @@ class DeepSpeedEngine(Engine):
         if self.engine.zero_optimization_stage() == 0:
             super().load_momentum(momentum)
             return
-        self._create_partitioned_state()
         from deepspeed.utils import safe_set_full_optimizer_state
 
+        zero = self.engine.optimizer
+        for flat in zero.single_partition_of_fp32_groups:
+            # SGD makes its momentum at the first step; the partitions need theirs now.
+            zero.optimizer.state[flat].setdefault(MOMENTUM, torch.zeros_like(flat))
+        self._link_partitions()
         for name, parameter in self.model.named_parameters():
             if name in momentum:
                 safe_set_full_optimizer_state(parameter, momentum[name].to(parameter.device).float(), MOMENTUM)
 
-    def _create_partitioned_state(self) -> None:
-        """ZeRO-1 makes its momentum at the first step; make it now, at zero."""
-        for group in self.engine.optimizer.optimizer.param_groups:
-            for flat in group["params"]:
-                self.engine.optimizer.optimizer.state[flat].setdefault(MOMENTUM, torch.zeros_like(flat))
-        self.engine.optimizer._link_all_hp_params()
+    def _link_partitions(self) -> None:
+        """Link every group's momentum to its parameters. DeepSpeed links after its first group's first step, when the
+        other groups have none yet."""
+        self.engine.optimizer._hp_optimizer_states_linked = False
+        self.engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def close(self) -> None:
         self.engine.destroy()

@@ -1,0 +1,94 @@
+"""The trained weights do not depend on the number of ranks, the micro-steps or the engine."""
+
+import pytest
+
+from tests.distributed.launching import STEPS, distance, identical, largest_difference, metrics, norm, train, weights
+
+pytestmark = pytest.mark.distributed
+FLOAT64 = "training.precision=float64"
+
+
+@pytest.fixture(scope="module")
+def reference(data_root, tmp_path_factory):
+    """Float64, one process, all three groups (4, 3, 3) in one micro-step."""
+    run_dir = tmp_path_factory.mktemp("reference")
+    output = train(data_root, run_dir, "st_resnet", 1, FLOAT64)
+    assert "10 = 3 groups of 4/3/3, 3 groups a micro-step, 10 a rank, 1 micro-step" in output
+    return run_dir
+
+
+@pytest.mark.parametrize(
+    ("world", "limit", "layout"),
+    [
+        (1, 4, "one group a micro-step, 3 or 4 a rank, 3 micro-steps"),
+        (2, 5, "over 2 ranks"),
+        (3, 4, "on each of 3 ranks"),
+        (3, 1, None),
+        (4, 10, None),
+    ],
+)
+def test_float64_weights_agree_to_1e9_over_layouts(data_root, tmp_path, reference, world, limit, layout):
+    if (world, limit) == (3, 1):
+        # Groups of 4, 3, 3 over 3 ranks: one video a rank would need 4 ranks; 2 fit.
+        limit = 2
+    if world == 4:
+        # Four ranks do not fit groups of 3: the nearest norm group that they fit is taken on both sides.
+        single, four = tmp_path / "one", tmp_path / "four"
+        train(data_root, single, "st_resnet", 1, FLOAT64, "training.norm_group=5")
+        train(data_root, four, "st_resnet", 4, FLOAT64, "training.norm_group=5")
+        assert largest_difference(weights(single), weights(four)) < 1e-9
+        return
+    output = train(data_root, tmp_path, "st_resnet", world, FLOAT64, f"training.max_micro_batch={limit}")
+    assert layout is None or layout in output
+    assert largest_difference(weights(reference), weights(tmp_path)) < 1e-9
+    assert [row["requests"] for row in metrics(tmp_path)] == [row["requests"] for row in metrics(reference)]
+    assert metrics(tmp_path)[-1]["step"] == STEPS
+
+
+def test_training_moves_every_kind_of_tensor(reference, data_root, tmp_path):
+    """The comparison above would be empty if nothing changed."""
+    train(data_root, tmp_path, "st_resnet", 1, FLOAT64, "training.max_steps=1")
+    one, last = weights(tmp_path), weights(reference)
+    for name in one:
+        assert not (one[name] == last[name]).all(), name
+
+
+@pytest.fixture(scope="module")
+def float32_reference(data_root, tmp_path_factory):
+    """Weights after one step, whose rate is next to nothing, and of the whole run."""
+    start, straight = tmp_path_factory.mktemp("start"), tmp_path_factory.mktemp("float32")
+    train(data_root, start, "st_resnet", 1, "phases.st_resnet.schedule=[[1, 1.0e-9]]")
+    train(data_root, straight, "st_resnet", 1)
+    return start, straight
+
+
+@pytest.mark.parametrize(
+    ("world", "overrides"),
+    [
+        (1, ["training.engine=deepspeed"]),
+        (1, ["training.engine=deepspeed", "training.max_micro_batch=4"]),
+        (2, ["training.engine=deepspeed"]),
+        (2, ["training.engine=deepspeed", "training.zero_stage=1"]),
+        (3, ["training.engine=ddp", "training.max_micro_batch=2"]),
+    ],
+)
+def test_float32_engines_agree_to_1e4(data_root, tmp_path, float32_reference, world, overrides):
+    """As vectors, and measured against the way that training went: an activation within rounding of zero may fall to
+    the other side of its ReLU, which a few numbers of so small a network feel."""
+    start, straight = float32_reference
+    train(data_root, tmp_path, "st_resnet", world, *overrides)
+    off = distance(weights(straight), weights(tmp_path))
+    assert off < 1e-4 * norm(weights(straight))
+    assert off < 1e-2 * distance(weights(straight), weights(start))
+
+
+@pytest.mark.parametrize(("world", "stage", "tolerance"), [(1, 0, 1e-9), (2, 0, 1e-9), (2, 1, 1e-4)])
+def test_deepspeed_in_float64(data_root, tmp_path, reference, world, stage, tolerance):
+    """Stage 0 agrees with DDP to float64 rounding; ZeRO-1 keeps float32 master weights and agrees to that."""
+    train(data_root, tmp_path, "st_resnet", world, FLOAT64, "training.engine=deepspeed", f"training.zero_stage={stage}")
+    assert largest_difference(weights(reference), weights(tmp_path)) < tolerance
+
+
+def test_the_same_layout_twice_is_bit_identical(data_root, tmp_path, float32_reference):
+    train(data_root, tmp_path, "st_resnet", 1)
+    assert identical(weights(float32_reference[1]), weights(tmp_path))
