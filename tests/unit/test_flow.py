@@ -1,0 +1,102 @@
+"""TV-L1: sign, unit and order on known motion; agreement with OpenCV; the 8-bit encoding."""
+
+import numpy as np
+import pytest
+
+from hpc_stres.data.flow import decode_flow, encode_flow, tvl1
+from hpc_stres.data.video import decode, gray, resize, target_size
+
+BACKENDS = ("native", "opencv")
+REAL = ("v_SoccerJuggling_g23_c01.avi", "v_BaseballPitch_g01_c01.avi", "TrumanShow_wave_f_nm_np1_fr_med_26.avi")
+
+
+def texture(height=96, width=128):
+    import cv2
+
+    noise = np.random.default_rng(0).integers(0, 256, (height, width)).astype(np.float32)
+    smooth = cv2.GaussianBlur(noise, (0, 0), 2.5)
+    return 128 + (smooth - smooth.mean()) * 40 / smooth.std()
+
+
+def moved(picture, matrix):
+    import cv2
+
+    size = (picture.shape[1], picture.shape[0])
+    warped = cv2.warpAffine(picture, np.float32(matrix), size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+    return np.clip(np.rint(warped), 0, 255).astype(np.uint8)
+
+
+def inner(flow, border=16):
+    return flow[..., border:-border, border:-border]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("dx", "dy"), [(3, 0), (0, 2), (-2.5, 1.5), (6, -4)])
+def test_a_translation_has_its_sign_unit_and_order(backend, dx, dy):
+    picture = texture()
+    frames = np.stack([moved(picture, [[1, 0, 0], [0, 1, 0]]), moved(picture, [[1, 0, dx], [0, 1, dy]])])
+    flow = tvl1(frames, backend)
+    assert flow.shape == (1, 2, 96, 128)
+    assert flow.dtype == np.float32
+    assert abs(float(np.median(inner(flow[0, 0]))) - dx) < 0.15
+    assert abs(float(np.median(inner(flow[0, 1]))) - dy) < 0.15
+
+
+def rotation_error(backend, degrees=2.0):
+    import cv2
+
+    picture = texture()
+    matrix = cv2.getRotationMatrix2D((63.5, 47.5), degrees, 1.0)
+    frames = np.stack([moved(picture, [[1, 0, 0], [0, 1, 0]]), moved(picture, matrix)])
+    ys, xs = np.mgrid[0:96, 0:128].astype(np.float64)
+    truth = np.stack([matrix[0, 0] * xs + matrix[0, 1] * ys + matrix[0, 2] - xs, matrix[1, 0] * xs + matrix[1, 1] * ys + matrix[1, 2] - ys])
+    return float(np.hypot(*inner(tvl1(frames, backend)[0] - truth)).mean())
+
+
+def test_error_on_a_rotation_is_not_above_opencvs():
+    ours, reference = rotation_error("native"), rotation_error("opencv")
+    assert ours <= reference * 1.02
+    assert ours < 0.2
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_ours_agrees_with_opencv_on_real_clips(clips, name):
+    frames = []
+    for frame in decode(clips / name):
+        frames.append(gray(resize(frame, *target_size(*frame.shape[:2], 256))))
+        if len(frames) == 4:
+            break
+    difference = np.hypot(*(tvl1(np.stack(frames)) - tvl1(np.stack(frames), "opencv")).transpose(1, 0, 2, 3))
+    assert difference.mean() <= 0.1
+    assert np.percentile(difference, 95) <= 0.5
+
+
+def test_ours_does_not_depend_on_threads_or_batches():
+    picture = texture(48, 64)
+    frames = np.stack([moved(picture, [[1, 0, 0.7 * n], [0, 1, 0.3 * n]]) for n in range(5)])
+    whole = tvl1(frames)
+    assert np.array_equal(whole, tvl1(frames, threads=3))
+    assert np.array_equal(whole[1:3], tvl1(frames[1:4]))
+
+
+def test_identical_frames_do_not_move_and_one_frame_has_no_flow():
+    frame = texture(48, 64).astype(np.uint8)
+    assert not tvl1(np.stack([frame, frame])).any()
+    assert tvl1(frame[None]).shape == (0, 2, 48, 64)
+    flat = np.full((2, 20, 20), 77, np.uint8)
+    assert np.isfinite(tvl1(flat)).all()
+
+
+def test_encoding():
+    values = np.array([-25, -20, 0, 0.079, 20, 30], np.float32)
+    assert encode_flow(values).tolist() == [0, 0, 128, 128, 255, 255]
+    ramp = np.linspace(-20, 20, 1001, dtype=np.float32)
+    assert np.abs(decode_flow(encode_flow(ramp)) - ramp).max() <= 20 / 255 + 1e-5
+
+
+@pytest.mark.parametrize("frames", [np.zeros((2, 4, 4), np.float32), np.zeros((4, 4), np.uint8)])
+def test_wrong_input_is_refused_by_its_shape(frames):
+    with pytest.raises(ValueError, match="uint8 gray frames"):
+        tvl1(frames)
+    with pytest.raises(ValueError, match="no TV-L1 back end 'brox'"):
+        tvl1(np.zeros((2, 4, 4), np.uint8), "brox")
