@@ -21,7 +21,7 @@ def decode(path: Path) -> Iterator[Frame]:
     av.logging.set_level(av.logging.PANIC)
     count = 0
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video:
                 raise UndecodableError("no video stream")
             stream = container.streams.video[0]

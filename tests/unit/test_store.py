@@ -1,0 +1,227 @@
+"""Preparing and the store: exact frames, byte ranges, restarts, damage that is found and named."""
+
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hpc_stres.data import shards
+from hpc_stres.data.flow import decode_flow, tvl1
+from hpc_stres.data.prepare import prepare, prepare_video
+from hpc_stres.data.shards import Store, verify
+from hpc_stres.data.splits import Video
+from hpc_stres.data.storepath import Settings, store_folder
+from hpc_stres.data.video import UndecodableError, decode, gray, target_size, write_video
+from hpc_stres.errors import UserError
+from tests.conftest import ROOT, TINY, run_python, tiny_config
+
+REAL_FRAMES = {
+    "R6llTwEh07w.mp4": 303, "RATRACE_wave_f_nm_np1_fr_goo_37.avi": 72, "TrumanShow_wave_f_nm_np1_fr_med_26.avi": 48,
+    "SchoolRulesHowTheyHelpUs_wave_f_nm_np1_ba_med_0.avi": 74, "WUzgd7C1pWA.mp4": 327, "av1_video.mkv": 125,
+    "corrupted.mp4": None, "h264_10bits.mp4": 30, "h265_video.mp4": 10, "test.avi": 55, "unordered.mov": 4,
+    "hmdb51_Turnk_r_Pippi_Michel_cartwheel_f_cm_np2_le_med_6.avi": 83, "v_BaseballPitch_g01_c01.avi": 107,
+    "v_SoccerJuggling_g23_c01.avi": 240, "v_SoccerJuggling_g24_c01.avi": 251, "video_90.mov": 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(REAL_FRAMES))
+def test_real_clips_decode_whole_or_are_rejected_with_a_reason(clips, name):
+    expected = REAL_FRAMES[name]
+    if expected is None:
+        with pytest.raises(UndecodableError, match="after 28 frames"):
+            list(decode(clips / name))
+    else:
+        assert sum(1 for _ in decode(clips / name)) == expected
+
+
+def test_rotation_flags_turn_the_picture_upright(clips):
+    assert next(decode(clips / "video_90.mov")).shape == (568, 320, 3)
+
+
+@pytest.mark.parametrize(
+    ("size", "short", "target"),
+    [((240, 320), 256, (256, 340)), ((320, 240), 256, (340, 256)), ((240, 432), 256, (256, 460)), ((51, 75), 256, (256, 376)), ((256, 256), 256, (256, 256))],
+)  # fmt: skip
+def test_sizes_keep_the_aspect_and_are_even(size, short, target):
+    assert target_size(*size, short) == target
+
+
+@pytest.mark.parametrize("count", [1, 2, 17, 40])
+def test_a_video_has_one_flow_pair_less_than_frames_whatever_the_batches(tmp_path, count):
+    noise = np.random.default_rng(count).integers(0, 255, (64, 80, 3), np.uint8)
+    frames = [np.roll(noise, number, axis=1) for number in range(count)]
+    write_video(tmp_path / "v.avi", iter(frames), 25)
+    prepared = prepare_video(Video("v", tmp_path / "v.avi", 0), Settings(64, 95, "native"))
+    assert len(prepared.rgb) == count
+    assert len(prepared.flow) == 2 * max(count - 1, 1)
+    if count == 1:
+        plane = np.asarray(Image.open(io.BytesIO(prepared.flow[0])))
+        assert (plane == 128).all()
+        return
+    decoded = np.stack([gray(frame) for frame in decode(tmp_path / "v.avi")])
+    last = [np.asarray(Image.open(io.BytesIO(jpeg))) for jpeg in prepared.flow[-2:]]
+    # Quantisation takes half a level; JPEG at quality 95 a few on single pixels.
+    assert np.abs(decode_flow(np.stack(last)) - tvl1(decoded[-2:])[0].clip(-20, 20)).mean() < 0.3
+
+
+def test_every_slice_is_the_frame_it_names(store):
+    for video, row in list(enumerate(store.rows))[:4]:
+        for frame in (0, row.frames - 1):
+            assert Image.open(io.BytesIO(store.rgb(video, frame).tobytes())).size == (row.width, row.height)
+        for pair in (0, row.flow_pairs - 1):
+            assert Image.open(io.BytesIO(store.flow(video, pair, 1).tobytes())).mode == "L"
+        with pytest.raises(IndexError, match=f"{row.id} has no frame {row.frames}"):
+            store.rgb(video, row.frames)
+
+
+def test_members_are_what_tar_and_ffmpeg_read(store):
+    import av
+
+    with tarfile.open(store.paths.shard(0)) as tar:
+        row = store.rows[0]
+        data = tar.extractfile(f"{row.id}.rgb.mjpeg").read()
+        assert data == store.member(0, "rgb").tobytes()
+        assert json.loads(tar.extractfile(f"{row.id}.json").read())["id"] == row.id
+    with av.open(io.BytesIO(data), format="mjpeg") as container:
+        assert sum(1 for _ in container.decode(video=0)) == row.frames
+
+
+def digests(folder):
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*")) if path.is_file()
+    }  # fmt: skip
+
+
+def test_the_result_does_not_depend_on_the_workers(data_root, store, tmp_path):
+    shutil.copytree(data_root / "binding", tmp_path / "binding")
+    prepare(tiny_config(tmp_path, "data.workers=1"), quiet=True)
+    assert digests(store_folder(tiny_config(tmp_path))) == digests(store.paths.root)
+
+
+def test_killed_ten_times_it_ends_in_the_same_bytes(data_root, store, tmp_path):
+    random.seed(5)
+    arguments = [sys.executable, "-m", "hpc_stres", "prepare", "--quiet", "--config", str(TINY), "--set", f"data.root={tmp_path}"]
+    for _ in range(10):
+        process = subprocess.Popen(arguments, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+        time.sleep(random.uniform(0.3, 2.0))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run(arguments, cwd=ROOT, check=True, capture_output=True)
+    assert digests(store_folder(tiny_config(tmp_path))) == digests(store.paths.root)
+
+
+@pytest.fixture
+def copy(store, tmp_path):
+    shutil.copytree(store.paths.root, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_a_whole_store_verifies(copy):
+    assert verify(Store(copy)) == []
+
+
+def test_a_flipped_byte_anywhere_is_found_and_named(copy):
+    path = shards.StorePaths(copy).shard(0)
+    whole = path.read_bytes()
+    with tarfile.open(path) as tar:
+        members = {m.name: (m.offset_data, m.offset_data + m.size) for m in tar.getmembers()}
+    for place in np.random.default_rng(0).integers(0, len(whole), 12):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0x10
+        path.write_bytes(damaged)
+        found = verify(Store(copy))
+        assert len(found) == 1
+        inside = [name for name, (start, stop) in members.items() if start <= place < stop]
+        named = inside and not inside[0].endswith(".json")
+        assert (inside[0] if named else "00000.tar: a header or padding") in found[0]
+
+
+def test_the_verify_command_says_which_member_and_fails(copy, data_root, tmp_path):
+    target = store_folder(tiny_config(tmp_path))
+    shutil.copytree(copy, target)
+    assert run_python("-m", "hpc_stres", "verify", "--config", TINY, "--set", f"data.root={tmp_path}").returncode == 0
+    with shards.StorePaths(target).shard(0).open("r+b") as stream:
+        stream.seek(int(Store(target).offsets[3]))
+        stream.write(b"\0" * 8)
+    result = run_python("-m", "hpc_stres", "verify", "--config", TINY, "--set", f"data.root={tmp_path}")
+    assert result.returncode == 1
+    assert ".rgb.mjpeg is damaged" in result.stdout
+
+
+def folder_config(root, *overrides):
+    return tiny_config(root, "data.kind=folder", f"data.videos={root}/mine", *overrides)
+
+
+def test_videos_that_do_not_decode_are_rejected_by_name(data_root, tmp_path):
+    source = data_root / "binding" / "videos"
+    shutil.copytree(source, tmp_path / "mine")
+    broken = next(iter(sorted((tmp_path / "mine").rglob("*.avi"))))
+    broken.write_bytes(b"this is no video")
+    with pytest.raises(UserError, match=r"1 of 32 videos do not decode, more than data\.max_rejected=0\nfirst: .*InvalidData"):
+        prepare(folder_config(tmp_path), quiet=True)
+    root = prepare(folder_config(tmp_path, "data.max_rejected=0.5"), quiet=True)
+    store = Store(root)
+    assert list(store.rejected) == [str(broken.relative_to(tmp_path / "mine").with_suffix(""))]
+    assert len(store.rows) == 31
+
+
+def test_a_full_disk_is_refused_before_work_begins(data_root, tmp_path, monkeypatch):
+    shutil.copytree(data_root / "binding", tmp_path / "binding")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: os.terminal_size((0, 0)) and type("U", (), {"free": 1000})())
+    with pytest.raises(UserError, match="preparing needs about .* are free"):
+        prepare(tiny_config(tmp_path))
+
+
+def test_missing_videos_are_reported_before_work_begins(data_root, tmp_path):
+    shutil.copytree(data_root / "binding", tmp_path / "binding")
+    lists = tmp_path / "binding" / "splits" / "testlist01.txt"
+    name = lists.read_text().splitlines()[0]
+    config = tiny_config(tmp_path, "data.kind=ucf101", f"data.videos={tmp_path}/binding/videos", f"data.lists={lists.parent}")
+    (tmp_path / "binding" / "videos" / name).unlink()
+    with pytest.raises(UserError, match=f"missing: .*{name.split('/')[1]}"):
+        prepare(config, quiet=True)
+
+
+def test_a_store_of_ucf101s_size_opens_fast_and_small(tmp_path):
+    """13,320 videos and 2.5 million frames: under a second and under 100 MB."""
+    paths = shards.StorePaths(tmp_path)
+    frames, videos = 188, 13320
+    step = 3 * frames
+    lines = (
+        json.dumps({"id": f"v_{n}", "label": n % 101, "frames": frames, "flow_pairs": frames - 1, "height": 256, "width": 340,
+                    "shard": n // 60, "rgb_first": n * step, "flow_first": n * step + frames + 1,
+                    "rgb_sha256": "0" * 64, "flow_sha256": "0" * 64}) + "\n"
+        for n in range(videos)
+    )  # fmt: skip
+    paths.videos.write_text("".join(lines))
+    np.save(paths.offsets, np.arange(videos * step, dtype=np.int64))
+    (tmp_path / "shards").mkdir()
+    ids = [f"v_{n}" for n in range(videos)]
+    shards.write_manifest(paths, {}, {"classes": [], "train": {"1": ids}, "test": {"1": []}})
+    code = (
+        "import resource, sys, time; from pathlib import Path; from hpc_stres.data.shards import Store\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; start = time.perf_counter()\n"
+        "store = Store(Path(sys.argv[1])); store.offsets[5]; seconds = time.perf_counter() - start\n"
+        "print(seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, len(store.rows))"
+    )
+    seconds, mib, rows = map(float, run_python("-c", code, tmp_path).stdout.split())
+    assert rows == videos
+    assert mib < 100
+    assert seconds < 1.0
+
+
+def test_an_unprepared_store_says_what_to_do(tmp_path):
+    with pytest.raises(UserError, match="no prepared store here\nRun `hpc-stres prepare`"):
+        Store(tmp_path)
