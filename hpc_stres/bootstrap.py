@@ -128,7 +128,9 @@ def _step_tasks(env: Mapping[str, str]) -> str:
 def _port(env: Mapping[str, str]) -> int:
     if env.get("MASTER_PORT", "").isdigit():
         return int(env["MASTER_PORT"])
-    job = env.get("SLURM_JOB_ID") or env.get("OMPI_MCA_ess_base_jobid") or env.get("PMIX_NAMESPACE") or str(os.getppid())
+    job = (
+        env.get("SLURM_JOB_ID") or env.get("OMPI_MCA_ess_base_jobid") or env.get("PMIX_NAMESPACE") or str(os.getppid())
+    )
     tag = "/".join([job, env.get("SLURM_RESTART_COUNT", "0"), env.get("SLURM_STEP_ID", "0")])
     return FIRST_PORT + zlib.crc32(tag.encode()) % PORT_COUNT
 

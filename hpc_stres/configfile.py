@@ -141,7 +141,14 @@ def parse_overrides(overrides: Sequence[str]) -> Node:
         if not equals or not all(key.split(".")):
             raise ConfigError(f"--set {text}: expected key.subkey=value")
         try:
-            parsed = _convert(yaml.compose(value, Loader=yaml.SafeLoader) or yaml.ScalarNode("tag:yaml.org,2002:null", ""), Path("--set")) if value.strip() else Node(None, "")
+            parsed = (
+                _convert(
+                    yaml.compose(value, Loader=yaml.SafeLoader) or yaml.ScalarNode("tag:yaml.org,2002:null", ""),
+                    Path("--set"),
+                )
+                if value.strip()
+                else Node(None, "")
+            )
         except yaml.YAMLError:
             raise ConfigError(f"--set {text}: the value is not valid YAML") from None
         leaf = _with_origin(parsed, f"--set {key}")
@@ -285,7 +292,9 @@ def _expect(condition: bool, node: Node, path: str, expected: str) -> None:
 
 
 def _wrong(node: Node, path: str, expected: str) -> ConfigError:
-    got = "a mapping" if isinstance(node.value, dict) else "a list" if isinstance(node.value, list) else repr(node.value)
+    got = (
+        "a mapping" if isinstance(node.value, dict) else "a list" if isinstance(node.value, list) else repr(node.value)
+    )
     return ConfigError(f"{node.origin}: {path}: expected {expected}, got {got}")
 
 

@@ -60,7 +60,9 @@ def _torch() -> Finding:
 
     cuda = torch.version.cuda
     if cuda is None and shutil.which("nvidia-smi"):
-        return Finding("torch", "warning", f"{found.text} without CUDA beside an NVIDIA driver", "install torch's CUDA build")
+        return Finding(
+            "torch", "warning", f"{found.text} without CUDA beside an NVIDIA driver", "install torch's CUDA build"
+        )
     return Finding("torch", "ok", f"{found.text}, " + (f"CUDA {cuda}" if cuda else "CPU build"))
 
 
@@ -73,7 +75,9 @@ def _gpus() -> Finding:
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         return Finding("GPUs", "ok", f"{len(names)}: {', '.join(sorted(set(names)))}")
     if torch.version.cuda and shutil.which("nvidia-smi"):
-        return Finding("GPUs", "warning", "torch sees none beside an NVIDIA driver", "compare the driver's CUDA with torch's")
+        return Finding(
+            "GPUs", "warning", "torch sees none beside an NVIDIA driver", "compare the driver's CUDA with torch's"
+        )
     return Finding("GPUs", "warning", "none: everything runs on the CPU", "real training wants GPUs; the demo does not")
 
 

@@ -154,7 +154,7 @@ def _groups_at_once(sizes: list[int], team_size: int, limit: int) -> int:
 
 
 def _deal(hand: list[int], micro_steps: int) -> list[list[int]]:
-    """A team's groups over its micro-steps, evenly; an empty micro-step comes first, so that gradients are whole last."""
+    """A team's groups over its micro-steps, evenly; an empty one comes first, so that the last is never empty."""
     base, extra = divmod(len(hand), micro_steps)
     counts = [base] * (micro_steps - extra) + [base + 1] * extra
     steps, start = [], 0

@@ -41,13 +41,20 @@ class Progress:
             return
         self.last_line = now
         line = self.line(done, note, now - self.started)
-        print(f"\r\x1b[2K{line}" if self.terminal else line, end="" if self.terminal else "\n", file=sys.stderr, flush=True)
+        print(
+            f"\r\x1b[2K{line}" if self.terminal else line,
+            end="" if self.terminal else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def line(self, done: int, note: str, seconds: float) -> str:
         """The text of one update."""
         rate = (done - self.first) / seconds if seconds > 0 else 0.0
         left = duration((self.total - done) / rate) if rate > 0 else "?"
-        speed = f"{rate:.1f} {self.unit}/s" if rate >= 0.1 or rate == 0 else f"{1 / rate:.0f} s a {self.unit.rstrip('s')}"
+        speed = (
+            f"{rate:.1f} {self.unit}/s" if rate >= 0.1 or rate == 0 else f"{1 / rate:.0f} s a {self.unit.rstrip('s')}"
+        )
         share = f"{100 * done / self.total:3.0f}%" if self.total else ""
         return f"{self.title:<16} {done:>6}/{self.total} {share}  {speed}, {left} left  {note}".rstrip()
 

@@ -36,8 +36,7 @@ def make_jobs(config: Config, run_dir: Path, phases: list[str], store_ready: boo
     per_node = cluster.gpus_per_node or cluster.ranks_per_node or 1
     jobs: list[Job] = []
     if not store_ready:
-        command = ("prepare", "--config", str(paths.config))
-        jobs.append(Job("prepare", (command,), (), 1, 1, 0, cluster.minutes))
+        jobs.append(Job("prepare", (("prepare", "--config", str(paths.config)),), (), 1, 1, 0, cluster.minutes))
     todo = [name for name in phases if not is_done(config, paths, name)]
     for name in todo:
         parents = tuple(parent for parent in config.phases[name].starts_from if parent in todo)
@@ -50,9 +49,7 @@ def make_jobs(config: Config, run_dir: Path, phases: list[str], store_ready: boo
         last = tuple(name for name in todo if not any(name in config.phases[other].starts_from for other in todo))
         commands = (("evaluate", "--run-dir", str(run_dir)), ("report", "--run-dir", str(run_dir)))
         after = last or tuple(job.name for job in jobs if job.name == "prepare")
-        jobs.append(
-            Job("evaluate", commands, after, cluster.nodes, per_node, cluster.gpus_per_node, cluster.minutes)
-        )
+        jobs.append(Job("evaluate", commands, after, cluster.nodes, per_node, cluster.gpus_per_node, cluster.minutes))
     return jobs
 
 

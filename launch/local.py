@@ -49,7 +49,9 @@ class LocalRun:
             name, log = next(iter(self.failed.items()))
             waiting = [job.name for job in self.jobs if job.name not in self.done and job.name not in self.failed]
             text = f"job {name} failed; its log: {log}\n{_last_lines(Path(log))}"
-            raise UserError(text + (f"\nnot started, because they wait for it: {', '.join(waiting)}" if waiting else ""))
+            raise UserError(
+                text + (f"\nnot started, because they wait for it: {', '.join(waiting)}" if waiting else "")
+            )
 
     def _start_ready(self) -> None:
         ready = [
@@ -69,7 +71,11 @@ class LocalRun:
         folder = self.paths.logs / job.name
         executor = submitit.LocalExecutor(folder)
         executor.update_parameters(
-            tasks_per_node=self._ranks(job), timeout_min=job.minutes, stderr_to_stdout=True, name=job.name, signal_delay_s=30
+            tasks_per_node=self._ranks(job),
+            timeout_min=job.minutes,
+            stderr_to_stdout=True,
+            name=job.name,
+            signal_delay_s=30,
         )
         cores = len(os.sched_getaffinity(0))
         threads = self.config.cluster.cpus_per_rank or max(1, cores // (together * self._ranks(job)))

@@ -1,6 +1,7 @@
 """Jobs on Slurm through submitit: the sbatch text as a pure function, and its submission with dependencies."""
 
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -17,7 +18,9 @@ SIGNAL_DELAY_SECONDS = 120
 def require_slurm() -> None:
     """Refuse where there is no sbatch."""
     if shutil.which("sbatch") is None:
-        raise ConfigError("--cluster slurm: there is no sbatch on this machine\nUse --cluster local, or log in to a cluster.")
+        raise ConfigError(
+            "--cluster slurm: there is no sbatch on this machine\nUse --cluster local, or log in to a cluster."
+        )
 
 
 def parameters(cluster: ClusterConfig, job: Job, dependency: str) -> dict[str, Any]:
@@ -56,7 +59,7 @@ def sbatch_text(config: Config, run_dir: Path, job: Job, dependency: str) -> str
     from submitit.slurm.slurm import _make_sbatch_string
 
     folder = RunPaths(run_dir).logs / job.name
-    command = f"{sys.executable} -u -m submitit.core._submit {folder}"
+    command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     return str(_make_sbatch_string(command=command, folder=folder, **parameters(config.cluster, job, dependency)))
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Show how far the phases of a run are: state, step, speed, time left, and the last error with the place of its log.
 
-  python launch/status.py runs/binding --watch
+python launch/status.py runs/binding --watch
 """
 
 import argparse
@@ -45,9 +45,11 @@ def queue_states(numbers: list[str]) -> dict[str, str]:
     )
     found = {}
     for line in run.stdout.splitlines():
-        number, state, reason = (line.split(maxsplit=2) + ["", ""])[:3]
+        number, state, reason = [*line.split(maxsplit=2), "", ""][:3]
         never = "DependencyNeverSatisfied" in reason
-        found[number] = "will never start" if never else f"{state.lower()} ({reason})" if state == "PENDING" else state.lower()
+        found[number] = (
+            "will never start" if never else f"{state.lower()} ({reason})" if state == "PENDING" else state.lower()
+        )
     return found
 
 

@@ -36,7 +36,9 @@ from launch import jobs as job_list  # noqa: E402
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", metavar="F", default=str(CONFIGS / "binding.yaml"), help="config (default: the demo)")
+    parser.add_argument(
+        "--config", metavar="F", default=str(CONFIGS / "binding.yaml"), help="config (default: the demo)"
+    )
     parser.add_argument("--nodes", type=int, metavar="N", help="nodes of a training job")
     parser.add_argument("--gpus-per-node", type=int, metavar="G", help="GPUs of a node, one rank each")
     parser.add_argument("--phase", default="all", help="all, or names with commas between")
@@ -82,7 +84,10 @@ def locked(run_dir: Path) -> Iterator[None]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             stream.seek(0)
-            raise UserError(f"{run_dir}: another submit is at work here: {stream.read().strip()}\nWait for it, or use another --run-dir.") from None
+            raise UserError(
+                f"{run_dir}: another submit is at work here: {stream.read().strip()}\n"
+                "Wait for it, or use another --run-dir."
+            ) from None
         stream.truncate(0)
         stream.write(f"process {os.getpid()} on {os.uname().nodename}\n")
         stream.flush()
@@ -93,7 +98,11 @@ def show(config: Config, run_dir: Path, jobs: list[job_list.Job]) -> None:
     """The table of jobs, with the cut of each global batch."""
     print(f"run folder: {run_dir}")
     for job in jobs:
-        where = f"{job.nodes} x {job.gpus_per_node} GPU" if job.gpus_per_node else f"{job.nodes} x {job.ranks_per_node} CPU rank"
+        where = (
+            f"{job.nodes} x {job.gpus_per_node} GPU"
+            if job.gpus_per_node
+            else f"{job.nodes} x {job.ranks_per_node} CPU rank"
+        )
         links = f", {job.links} links" if job.links > 1 else ""
         print(f"  {job.name:<16} {where:<12} {job.minutes:>5} min{links}  after {', '.join(job.after) or '-'}")
         layout = job_list.layout_line(config, job)

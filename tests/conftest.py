@@ -1,5 +1,6 @@
 """What the tests share: where things are, a tiny prepared store, and a count of what was skipped."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -34,6 +35,13 @@ def run_python(*arguments, env=None, cwd=ROOT, timeout=300):
         [sys.executable, *map(str, arguments)],
         capture_output=True, text=True, env=environment, cwd=cwd, timeout=timeout, check=False,
     )  # fmt: skip
+
+
+def digests(folder):
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*")) if path.is_file()
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,9 @@ from hpc_stres.config import Config
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """--config and --set, as every command that needs a config has them."""
-    parser.add_argument("--config", metavar="F", default="configs/binding.yaml", help="config file (default: %(default)s)")
+    parser.add_argument(
+        "--config", metavar="F", default="configs/binding.yaml", help="config file (default: %(default)s)"
+    )
     parser.add_argument(
         "--set", metavar="A.B=C", action="append", default=[], dest="overrides", help="override one value; repeatable"
     )

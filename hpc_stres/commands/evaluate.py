@@ -12,7 +12,9 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", required=True, metavar="D", help="run folder")
-    parser.add_argument("--phase", default="all", help="phases to test, with commas between (default: all that are done)")
+    parser.add_argument(
+        "--phase", default="all", help="phases to test, with commas between (default: all that are done)"
+    )
     parser.add_argument("--protocol", choices=["paper", "quick"], help="test protocol (default: the run's)")
     parser.add_argument("--allow-missing", action="store_true", help="report k of n when test videos are missing")
     parser.add_argument("--mcnemar", metavar="A,B", help="test whether two columns of the table differ")

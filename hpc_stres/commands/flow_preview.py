@@ -1,4 +1,4 @@
-"""Draw frames of a video and their colour-coded TV-L1 flow side by side into a PNG: hue is direction, colour is speed."""
+"""Draw frames of a video and their colour-coded TV-L1 flow into a PNG: the hue is the direction."""
 
 import argparse
 from pathlib import Path
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         kept = {}
         for number, frame in enumerate(decode(path)):
             if number in needed:
-                kept[number] = resize(frame, *target_size(*frame.shape[:2], args.short_side))
+                kept[number] = resize(frame, *target_size(frame.shape[0], frame.shape[1], args.short_side))
     except UndecodableError as error:
         raise UserError(f"{path}: {error}") from None
     if count < 2:

@@ -10,8 +10,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hpc_stres.data.storepath import store_folder
     from hpc_stres.data.shards import Store, verify
+    from hpc_stres.data.storepath import store_folder
 
     store = Store(store_folder(config_of(args)))
     damage = verify(store)

@@ -30,7 +30,7 @@ def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @lru_cache(maxsize=1024)
 def resize_weights(source: int, target: int, antialias: bool) -> NDArray[np.float32]:
-    """The (target, source) matrix of a bicubic resize along one axis; the kernel widens when shrinking with antialias."""
+    """The (target, source) matrix of a bicubic resize along one axis; with antialias shrinking widens the kernel."""
     scale = source / target
     widen = max(scale, 1.0) if antialias else 1.0
     centres = (np.arange(target) + 0.5) * scale

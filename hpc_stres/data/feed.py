@@ -1,4 +1,4 @@
-"""Requests to tensors on the device: DALI decodes the JPEG slices of the store, a thread works ahead of the training."""
+"""Requests to tensors on the device: DALI decodes JPEG slices of the store, a thread works ahead of the training."""
 
 import logging
 import queue
@@ -91,7 +91,7 @@ class Decoder:
         if self.device_id is None:
             # The pipeline uses its buffer again for the next batch.
             return [torch.from_numpy(np.array(decoded[n])) for n in range(len(jpegs))]
-        return [torch.from_dlpack(decoded[n]).clone() for n in range(len(jpegs))]
+        return [torch.utils.dlpack.from_dlpack(decoded[n]).clone() for n in range(len(jpegs))]
 
 
 class DecodeError(Exception):

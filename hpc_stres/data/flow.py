@@ -1,6 +1,7 @@
 """TV-L1 optical flow behind one name, and its 8-bit encoding."""
 
 import ctypes
+import itertools
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +26,7 @@ def tvl1(frames: NDArray[np.uint8], backend: Backend = "native", threads: int = 
         _native(np.ascontiguousarray(frames), flow, threads)
     elif len(flow):
         solver = _opencv_solver()
-        for number, (first, second) in enumerate(zip(frames, frames[1:], strict=False)):
+        for number, (first, second) in enumerate(itertools.pairwise(frames)):
             flow[number] = solver.calc(first, second, None).transpose(2, 0, 1)
     return flow
 

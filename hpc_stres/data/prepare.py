@@ -8,7 +8,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -34,7 +34,7 @@ def prepare_video(video: splits.Video, settings: Settings) -> PreparedVideo:
     waiting: list[Any] = []
     size: tuple[int, int] | None = None
     for frame in decode(video.path):
-        size = size or target_size(*frame.shape[:2], settings.short_side)
+        size = size or target_size(frame.shape[0], frame.shape[1], settings.short_side)
         small = resize(frame, *size)
         rgb.append(encode_jpeg(small, settings.jpeg_quality))
         waiting.append(gray(small))
@@ -171,7 +171,7 @@ def _executor(workers: int) -> Iterator[Executor | None]:
                 "Start with mpirun, or with srun --mpi=pmix and an mpi4py built for it."
             )
         with MPICommExecutor(MPI.COMM_WORLD, root=0) as executor:
-            yield executor
+            yield cast(Executor | None, executor)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
         yield executor

@@ -154,7 +154,7 @@ def choose_frames(phase: Phase, count: int, stride_draw: float, start_draw: floa
 
 
 def _released_window(first: int, last: int, stride: int, chunks: int, start_draw: float) -> tuple[int, ...]:
-    """Windows on the lattice first, first + stride, ...; the released code never starts at the lattice's first point."""
+    """Windows on the lattice first, first + stride, ...; the released code never starts at its first point."""
     lattice = range(first, last + 1, stride)
     if len(lattice) < chunks:
         return _evenly(first, last, chunks)

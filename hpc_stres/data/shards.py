@@ -124,7 +124,10 @@ def pack(store: StorePaths, ids: Sequence[str], shard_bytes: int) -> None:
     rows: list[VideoRow] = []
     offsets: list[int] = []
     for number, chosen in enumerate(_batches(store, ids, shard_bytes)):
-        with atomic_path(store.shard(number)) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
+        with (
+            atomic_path(store.shard(number)) as temporary,
+            tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar,
+        ):
             for video_id in chosen:
                 rows.append(_append(tar, store.part(video_id), number, offsets))
     with atomic_path(store.offsets) as temporary, temporary.open("wb") as stream:
@@ -198,7 +201,9 @@ class Store:
             raise UserError(f"{root}: no prepared store here\nRun `hpc-stres prepare` with the same config first.")
         self.manifest = json.loads(self.paths.manifest.read_text(encoding="utf-8"))
         if self.manifest["format"] != FORMAT:
-            raise UserError(f"{root}: store format {self.manifest['format']}; this version reads {FORMAT}: prepare again")
+            raise UserError(
+                f"{root}: store format {self.manifest['format']}; this version reads {FORMAT}: prepare again"
+            )
         self.rows = [VideoRow(**row) for row in read_json_lines(self.paths.videos)]
         self.number = {row.id: index for index, row in enumerate(self.rows)}
         self.offsets: NDArray[np.int64] = np.load(self.paths.offsets, mmap_mode="r")

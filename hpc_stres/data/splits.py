@@ -74,7 +74,9 @@ def _lines(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UserError(f"{path}: cannot read the list: {error.strerror}\nSet data.lists to the folder of lists.") from None
+        raise UserError(
+            f"{path}: cannot read the list: {error.strerror}\nSet data.lists to the folder of lists."
+        ) from None
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 

@@ -12,8 +12,8 @@ from hpc_stres.bootstrap import World
 from hpc_stres.config import Config
 from hpc_stres.configfile import plain
 from hpc_stres.data.feed import ClipReader
-from hpc_stres.data.storepath import store_folder
 from hpc_stres.data.shards import Store
+from hpc_stres.data.storepath import store_folder
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import protocol, scores
 from hpc_stres.evaluation.scores import Scores
@@ -96,7 +96,10 @@ def _score_phase(
     part = _part_file(paths, split, name, world.rank)
     part.parent.mkdir(parents=True, exist_ok=True)
     _mend_torn_line(part)
-    with part.open("a", encoding="utf-8") as stream, Progress(f"test {name}", len(todo), "videos", world.is_first) as bar:
+    with (
+        part.open("a", encoding="utf-8") as stream,
+        Progress(f"test {name}", len(todo), "videos", world.is_first) as bar,
+    ):
         for number, video in enumerate(todo, 1):
             index = store.number[video]
             clips = protocol.test_requests(store.rows[index], index, config.evaluation)

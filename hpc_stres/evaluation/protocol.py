@@ -28,7 +28,9 @@ class VideoScores(NamedTuple):
 def describe(config: EvaluationConfig) -> str:
     """The protocol in words, as it stands beside every number."""
     if config.protocol == "quick":
-        return f"quick: one clip of {QUICK_CHUNKS} chunks, centre, no flip, full frame; mean of logits over space and time"
+        return (
+            f"quick: one clip of {QUICK_CHUNKS} chunks, centre, no flip, full frame; mean of logits over space and time"
+        )
     flips = " and their flips" if config.flips else ""
     return (
         f"paper: {config.chunks} evenly spaced chunks{flips}, full frame, fully convolutional in space and time; "
@@ -50,7 +52,7 @@ def test_requests(row: VideoRow, video: int, config: EvaluationConfig) -> list[R
 def score_video(model: TwoStream, reader: ClipReader, clips: Sequence[Request], dtype: torch.dtype) -> VideoScores:
     """Scores of one video; its flips go through one after another, so that memory holds one clip at a time."""
     passes = [_forward(model, reader.read([request]), dtype) for request in clips]
-    streams = []
+    streams: list[NDArray[np.float64] | None] = []
     for stream in ("appearance", "motion"):
         logits = [getattr(one, stream) for one in passes]
         if logits[0] is None:

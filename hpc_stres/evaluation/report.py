@@ -1,6 +1,7 @@
 """One self-contained report.html of a run; it opens from disk without a network."""
 
 import html
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,12 @@ STYLE = """
 @media(prefers-color-scheme:dark){:root{--a:#64b5f6;--b:#ef9a9a;--c:#a5d6a7;--bg:#15181c;--fg:#e6e6e6;--line:#444}}
 body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:60rem;padding:1rem;background:var(--bg);color:var(--fg)}
 table{border-collapse:collapse}th,td{padding:.25rem .8rem;border-bottom:1px solid var(--line);text-align:left}
-.wide{overflow-x:auto}.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(16rem,1fr));gap:1rem}
+.wide{overflow-x:auto}
+.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(16rem,1fr));gap:1rem}
 svg{width:100%;height:auto}svg text{font-size:11px;fill:var(--fg)}svg .t{font-weight:600}.g{stroke:var(--line)}
 .strip{display:flex;gap:4px;overflow-x:auto}.strip img{height:96px;image-rendering:auto}
-pre{overflow-x:auto;font-size:.85rem}summary{cursor:pointer}a,summary{color:var(--a)}:focus-visible{outline:2px solid var(--a)}
+pre{overflow-x:auto;font-size:.85rem}
+summary{cursor:pointer}a,summary{color:var(--a)}:focus-visible{outline:2px solid var(--a)}
 """
 
 
@@ -111,7 +114,7 @@ def _changes(found: dict[str, Scores]) -> str:
     """From each column to the next: videos that became right and that became wrong, by name."""
     parts = []
     names = list(found)
-    for before, after in zip(names, names[1:], strict=False):
+    for before, after in itertools.pairwise(names):
         one, two = found[before], found[after]
         if one.ids != two.ids:
             continue
@@ -146,7 +149,7 @@ def _example(store: Store, found: dict[str, Scores], name: str) -> str:
     flows = []
     for n in frames:
         planes = [cv2.imdecode(np.array(store.flow(video, n, axis)), cv2.IMREAD_GRAYSCALE) for axis in (0, 1)]
-        coloured = pictures.colour_flow(decode_flow(np.stack(planes)))
+        coloured = pictures.colour_flow(decode_flow(np.stack([np.asarray(plane, np.uint8) for plane in planes])))
         flows.append(pictures.picture(encode_jpeg(coloured, 90), f"flow {n}"))
     answers = []
     for column, scores in found.items():
@@ -173,8 +176,8 @@ def _kernels(config: Config, paths: RunPaths) -> str:
             differences = (np.sign(taps).min(axis=2) < 0) & (np.sign(taps).max(axis=2) > 0)
             rows.append([TITLES.get(name, name), key, f"{100 * moved:.1f} %", f"{100 * differences.mean():.1f} %"])
     note = (
-        "<p>Every temporal filter starts as an average, a third at each tap. <em>Moved</em>: share of the weight that is "
-        "no longer equal over the taps. <em>Differences</em>: filters whose taps have come to differ in sign.</p>"
+        "<p>Every temporal filter starts as an average, a third at each tap. <em>Moved</em>: share of the weight that "
+        "is no longer equal over the taps. <em>Differences</em>: filters whose taps have come to differ in sign.</p>"
     )
     return note + _rows(["phase", "kernel", "moved", "differences"], rows)
 

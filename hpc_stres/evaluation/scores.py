@@ -31,7 +31,12 @@ class Scores:
         arrays: dict[str, Any] = {f"{name}_over_time": value for name, value in self.streams.items()}
         with atomic_path(path) as temporary, temporary.open("wb") as stream:
             np.savez_compressed(
-                stream, ids=np.array(self.ids), labels=self.labels, classes=np.array(self.classes), logits=self.logits, **arrays
+                stream,
+                ids=np.array(self.ids),
+                labels=self.labels,
+                classes=np.array(self.classes),
+                logits=self.logits,
+                **arrays,
             )
 
     @classmethod
@@ -44,9 +49,7 @@ class Scores:
             return cls(data["ids"].tolist(), data["labels"], data["classes"].tolist(), data["logits"], streams)
 
 
-def from_videos(
-    videos: Mapping[str, Mapping[str, Array]], labels: Mapping[str, int], classes: Sequence[str]
-) -> Scores:
+def from_videos(videos: Mapping[str, Mapping[str, Array]], labels: Mapping[str, int], classes: Sequence[str]) -> Scores:
     """Scores of videos whose streams are (time, classes): mean over time, then over streams, in float64."""
     ids = sorted(videos)
     present = [stream for stream in STREAMS if stream in videos[ids[0]]]

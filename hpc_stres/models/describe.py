@@ -66,7 +66,9 @@ def _walk(
 
     stem = _pool_side(sizes[trunk.conv1], trunk)
     rows = [
-        Metalayer("conv1", f"7x7, {trunk.options.width}", sizes[trunk.conv1], chunks, 7, 1, *sums(trunk.conv1, trunk.bn1)),
+        Metalayer(
+            "conv1", f"7x7, {trunk.options.width}", sizes[trunk.conv1], chunks, 7, 1, *sums(trunk.conv1, trunk.bn1)
+        ),
         Metalayer("pool1", "3x3 max", stem, chunks, 11, 1, 0, 0),
     ]
     field, jump, times = 11, 4, 1
@@ -86,7 +88,11 @@ def _walk(
     pooled = times + (model.pool.window - 1 if model.pool else 0)
     text = f"{window}x{window} average" + (f", {model.pool.window} max in time" if model.pool else "")
     rows.append(Metalayer("pool5", text, side, left, field + (window - 1) * jump, pooled, 0, 0))
-    rows.append(Metalayer("fc", f"{trunk.features} to {model.num_classes}", side, left, rows[-1].field_pixels, pooled, *sums(trunk.fc)))
+    rows.append(
+        Metalayer(
+            "fc", f"{trunk.features} to {model.num_classes}", side, left, rows[-1].field_pixels, pooled, *sums(trunk.fc)
+        )
+    )
     return rows
 
 

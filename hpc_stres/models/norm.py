@@ -26,7 +26,9 @@ class NormGroups:
     team: Any = None
 
 
-def assign_groups(group_of_video: Tensor, group_count: int, frames: int, dtype: torch.dtype, team: Any = None) -> NormGroups:
+def assign_groups(
+    group_of_video: Tensor, group_count: int, frames: int, dtype: torch.dtype, team: Any = None
+) -> NormGroups:
     """Groups of a batch of videos with `frames` frames each, from the group number of each video."""
     numbers = torch.arange(group_count, device=group_of_video.device)
     by_video = (numbers[:, None] == group_of_video[None, :]).to(dtype)
@@ -61,7 +63,7 @@ class _Normalise(torch.autograd.Function):
     """y = weight * (x - mean of its group) / sigma of its group + bias, in two passes, which keeps the digits."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, membership: Tensor, eps: float, team: Any
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):
@@ -78,7 +80,7 @@ class _Normalise(torch.autograd.Function):
         return y.to(x.dtype), mean, variance, count
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
         x, mean, sigma_inverse, weight, membership, count = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
             grad = gradients[0].to(mean.dtype)
@@ -137,7 +139,9 @@ class SubBatchNorm2d(nn.Module):
         self.register_buffer("pending", torch.zeros(3, channels), persistent=False)
 
     def extra_repr(self) -> str:
-        return f"{self.channels}, group_size={self.group_size}, eps={self.eps}, rate={self.rate}, average={self.average}"
+        return (
+            f"{self.channels}, group_size={self.group_size}, eps={self.eps}, rate={self.rate}, average={self.average}"
+        )
 
     def forward(self, x: Tensor, groups: NormGroups | None = None) -> Tensor:
         if not self.training:

@@ -60,9 +60,7 @@ class TwoStream(nn.Module):
         self.motion = Trunk(FLOW_PLANES, num_classes, trunk) if "motion" in streams else None
         self.interaction = interaction or Interaction(direction="off")
 
-    def forward(
-        self, rgb: Tensor | None, flow: Tensor | None, groups: NormGroups | None = None
-    ) -> Logits:
+    def forward(self, rgb: Tensor | None, flow: Tensor | None, groups: NormGroups | None = None) -> Logits:
         """rgb (N, T, 3, H, W), flow (N, T, 20, H, W); `groups` of a larger batch, or interleaved groups of this one."""
         frames, videos = self._check(rgb, flow)
         if groups is None and self.training:
@@ -110,8 +108,8 @@ class TwoStream(nn.Module):
 
     def _keep_or_recompute(self, function: Any, *arguments: Any) -> Tensor:
         if self.activation_checkpointing and self.training:
-            return checkpoint(function, *arguments, use_reentrant=False)  # type: ignore[no-any-return]
-        return function(*arguments)  # type: ignore[no-any-return]
+            return checkpoint(function, *arguments, use_reentrant=False)
+        return function(*arguments)
 
     def _classify(self, trunk: Trunk, x: Tensor, frames: int) -> Tensor:
         pool = self.pool

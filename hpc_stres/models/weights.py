@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hpc_stres.errors import UserError
 from hpc_stres.models.temporal import inflate
 from hpc_stres.models.two_stream import FLOW_PLANES, RGB_PLANES, TwoStream
+from hpc_stres.runpaths import write_bytes
 
 STREAMS = ("appearance", "motion")
 # The flow stack's planes take the RGB filters in the order R G B B G R and again.
@@ -64,12 +65,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 def save_state(state: Mapping[str, Tensor], path: Path) -> None:
     """A .safetensors file, written atomically."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    from hpc_stres.runpaths import write_with
-
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_with(path, lambda target: save_file(tensors, target))
+    # Through memory, so that a full disk is an OSError like any other.
+    write_bytes(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}))
 
 
 def inflate_conv1(weight: Tensor, how: Literal["mirror", "mean"], rescale: bool) -> Tensor:

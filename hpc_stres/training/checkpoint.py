@@ -1,10 +1,11 @@
 """Checkpoints: whole, checksummed, the same whatever engine and world size wrote them.
 
-    checkpoints/step00000100/{weights,momentum}.safetensors   by parameter name
-    checkpoints/step00000100/meta.json                        step, config, checksums; written last
-    checkpoints/latest                                        name of the newest, written after it
+checkpoints/step00000100/{weights,momentum}.safetensors   by parameter name
+checkpoints/step00000100/meta.json                        step, config, checksums; written last
+checkpoints/latest                                        name of the newest, written after it
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -45,7 +46,8 @@ def save(
         save_state(weights, temporary / FILES[0])
         save_state(momentum, temporary / FILES[1])
         sums = {name: sha256(temporary / name) for name in FILES}
-        write_json(temporary / "meta.json", {**meta, "step": step, "sha256": sums})
+        whole = {**meta, "step": step, "sha256": sums}
+        write_json(temporary / "meta.json", {**whole, "checksum": _checksum(whole)})
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
         write_text(paths.latest, target.name + "\n")
@@ -75,10 +77,16 @@ def _drop_old(paths: PhasePaths) -> None:
 
 
 def _meta(path: Path) -> dict[str, Any]:
+    """A checkpoint's meta.json; empty when it is damaged, which `find_damage` says aloud."""
     try:
-        return dict(json.loads((path / "meta.json").read_text(encoding="utf-8")))
-    except (OSError, json.JSONDecodeError):
-        return {}  # a damaged checkpoint has no best loss; `newest` says what is wrong with it
+        meta = dict(json.loads((path / "meta.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+    return meta if meta.pop("checksum", None) == _checksum(meta) else {}
+
+
+def _checksum(meta: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def newest(paths: PhasePaths, warn: bool = True) -> Checkpoint | None:

@@ -17,7 +17,7 @@ MOMENTUM = "momentum_buffer"
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Published multipliers: weights 1 and decayed; biases 2; normalisation gain 2, offset 1; temporal bias 1, decayed."""
+    """Published multipliers: weights 1, decayed; biases 2; normalisation gain 2, offset 1; temporal bias 1, decayed."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -76,6 +76,7 @@ class Engine(ABC):
                 value = momentum[name].to(parameter.device, parameter.dtype)
                 self.optimizer.state[parameter][MOMENTUM] = value.contiguous(memory_format=torch.preserve_format)
 
+    @abstractmethod
     def close(self) -> None:
         """Release what the engine holds."""
 
@@ -112,6 +113,9 @@ class DdpEngine(Engine):
         self._set_rate(rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)
+
+    def close(self) -> None:
+        self.wrapped = self.model
 
 
 class DeepSpeedEngine(Engine):

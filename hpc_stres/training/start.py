@@ -112,6 +112,34 @@ def fitting_micro_batch(model: nn.Module, config: Config, name: str, device: tor
     return max(1, int(MEMORY_SHARE * free_memory(device, local_size) / per_video))
 
 
+def try_micro_batch(model: nn.Module, config: Config, name: str, device: torch.device, videos: int) -> bool:
+    """Whether one forward and backward pass of so many videos fits; on a CPU nothing is tried, for there the kernel
+    ends a process that takes too much instead of telling it."""
+    if device.type != "cuda":
+        return True
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    try:
+        _dry_pass(model, config, name, device, videos)
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.load_state_dict(before)
+        torch.cuda.empty_cache()
+    return True
+
+
+def _dry_pass(model: nn.Module, config: Config, name: str, device: torch.device, videos: int) -> None:
+    phase, side, dtype = config.phase(name), config.data.crop, DTYPES[config.training.precision]
+    rgb = torch.zeros(videos, phase.chunks, 3, side, side, dtype=dtype, device=device) if phase.uses_rgb else None
+    flow = torch.zeros(videos, phase.chunks, 20, side, side, dtype=dtype, device=device) if phase.uses_flow else None
+    owners = torch.zeros(videos, dtype=torch.long, device=device)
+    groups = assign_groups(owners, 1, phase.chunks, statistics_dtype(dtype))
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.training.precision == "bfloat16"):
+        logits = model.train()(rgb, flow, groups)
+    sum(scores.float().sum() for scores in logits if scores is not None).backward()
+
+
 def free_memory(device: torch.device, local_size: int) -> float:
     """Bytes that this rank may use: free memory of its GPU, or its share of the machine's or the cgroup's."""
     if device.type == "cuda":

@@ -15,9 +15,9 @@ from hpc_stres.bootstrap import World
 from hpc_stres.config import Config
 from hpc_stres.configfile import plain
 from hpc_stres.data.feed import Ahead, ClipReader, Clips
-from hpc_stres.data.storepath import store_folder
 from hpc_stres.data.requests import digest, requests, sampler
 from hpc_stres.data.shards import Store
+from hpc_stres.data.storepath import store_folder
 from hpc_stres.errors import UserError
 from hpc_stres.layout import Layout, Share, plan
 from hpc_stres.models import assign_groups, defer_statistics, fold_statistics
@@ -84,15 +84,35 @@ class Trainer:
     def make_layout(self, model: torch.nn.Module, found: checkpoint.Checkpoint | None) -> Layout:
         """The cut of the global batch; `auto` keeps what an earlier link of the same world size found."""
         batch, group, world = self.phase.global_batch, self.phase.norm_group, self.world
-        limit = self.config.training.max_micro_batch
-        if limit == "auto":
-            if found is not None and found.meta["world_size"] == world.size:
-                return plan(batch, group, world.size, found.meta["micro_batch"])
-            fits = start.fitting_micro_batch(model, self.config, self.name, self.device, world.local_size)
+        wanted = self.config.training.max_micro_batch
+        if isinstance(wanted, int):
+            self.micro_batch = wanted
+        elif found is not None and found.meta["world_size"] == world.size:
+            self.micro_batch = found.meta["micro_batch"]
+        else:
+            self.micro_batch = self.find_micro_batch(model)
+        return plan(batch, group, world.size, self.micro_batch)
+
+    def find_micro_batch(self, model: torch.nn.Module) -> int:
+        """What fits in memory on every rank: estimated, then tried, and halved once after running out of memory."""
+        batch, group, size = self.phase.global_batch, self.phase.norm_group, self.world.size
+        least = start.smallest_share(batch, group, size)
+        fits = start.fitting_micro_batch(model, self.config, self.name, self.device, self.world.local_size)
+        for attempt in (1, 2):
             (agreed,) = distributed.agree([float(fits)], self.control, largest=False)
-            limit = max(min(int(agreed), batch), start.smallest_share(batch, group, world.size))
-        self.micro_batch = limit
-        return plan(batch, group, world.size, limit)
+            fits = max(min(int(agreed), batch), least)
+            share = plan(batch, group, size, fits).largest_micro_batch
+            went_well = start.try_micro_batch(model, self.config, self.name, self.device, share)
+            (failed,) = distributed.agree([float(not went_well)], self.control)
+            if not failed:
+                return fits
+            if attempt == 1:
+                self.say(f"{share} videos at once do not fit in memory; trying half")
+                fits = max(share // 2, least)
+        raise UserError(
+            f"{self.name}: {share} videos at once do not fit in memory\n"
+            "Set training.max_micro_batch lower, or training.activation_checkpointing=true, or use more ranks."
+        )
 
     def norm_groups(self, share: Share) -> NormGroups:
         """The norm groups of one micro-step's videos."""

@@ -24,7 +24,11 @@ def test_a_group_over_ranks_has_the_same_output_gradients_and_statistics(world):
         )
         processes.append(
             subprocess.Popen(
-                [sys.executable, "-m", "tests.distributed.norm_worker"], env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True
+                [sys.executable, "-m", "tests.distributed.norm_worker"],
+                env=env,
+                cwd=ROOT,
+                stderr=subprocess.PIPE,
+                text=True,
             )
         )
     for process in processes:

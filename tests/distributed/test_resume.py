@@ -8,7 +8,17 @@ import time
 
 import pytest
 
-from tests.distributed.launching import distance, identical, kill_session, largest_difference, metrics, norm, start, train, weights
+from tests.distributed.launching import (
+    distance,
+    identical,
+    kill_session,
+    largest_difference,
+    metrics,
+    norm,
+    start,
+    train,
+    weights,
+)
 
 pytestmark = pytest.mark.distributed
 FLOAT64 = "training.precision=float64"
@@ -54,10 +64,9 @@ def test_a_signal_stops_at_a_step_and_the_rest_is_bit_identical(data_root, tmp_p
 
 
 @pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1)])
-@pytest.mark.parametrize("engines", [("ddp", "ddp")])
-def test_float64_goes_on_over_another_number_of_ranks(data_root, tmp_path, straight, first, second, engines):
-    train(data_root, tmp_path, "st_resnet", first, FLOAT64, f"training.engine={engines[0]}", "training.max_steps=10")
-    train(data_root, tmp_path, "st_resnet", second, FLOAT64, f"training.engine={engines[1]}")
+def test_float64_goes_on_over_another_number_of_ranks(data_root, tmp_path, straight, first, second):
+    train(data_root, tmp_path, "st_resnet", first, FLOAT64, "training.max_steps=10")
+    train(data_root, tmp_path, "st_resnet", second, FLOAT64)
     assert largest_difference(weights(straight), weights(tmp_path)) < 1e-9
 
 
@@ -72,19 +81,28 @@ def test_float32_goes_on_over_engines_and_zero_stages(data_root, tmp_path):
     assert distance(straight, mixed) < 1e-4 * norm(straight)
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_weights(data_root, tmp_path, straight):
-    """One process, SIGKILL at random, also while it saves: checkpoints after every step make saves frequent."""
+def test_killed_at_random_moments_it_ends_with_the_same_weights(data_root, tmp_path):
+    """SIGKILL at random moments, also while it saves: a checkpoint after every step makes that frequent."""
     random.seed(11)
-    often = [FLOAT64, "training.checkpoint_every_steps=1"]
-    for _ in range(KILLS):
-        process = start(data_root, tmp_path, "st_resnet", 1, *often)
-        time.sleep(random.uniform(2.0, 6.0))
-        kill_session(process)
+    often = [FLOAT64, "phases.st_resnet.schedule=[[120, 0.001]]", "training.log_every_steps=1"]
+    train(data_root, tmp_path / "straight", "st_resnet", 1, *often, "training.checkpoint_every_steps=0")
+    often.append("training.checkpoint_every_steps=1")
+    reached = 0
+    for kill in range(KILLS):
+        process = start(data_root, tmp_path / "killed", "st_resnet", 1, *often)
+        try:
+            if kill % 4:
+                wait_for_step(process, tmp_path / "killed", reached + 1)
+                time.sleep(random.uniform(0.0, 0.3))
+            else:
+                time.sleep(random.uniform(0.0, 3.0))
+        finally:
+            kill_session(process)
         process.communicate()
-        if (tmp_path / "phases/st_resnet/done.json").is_file():
-            break
-    train(data_root, tmp_path, "st_resnet", 1, *often)
-    assert identical(weights(straight), weights(tmp_path))
+        reached = metrics(tmp_path / "killed")[-1]["step"] if kill else reached
+    assert 10 < reached < 120, "the kills must fall inside the run"
+    train(data_root, tmp_path / "killed", "st_resnet", 1, *often)
+    assert identical(weights(tmp_path / "straight"), weights(tmp_path / "killed"))
 
 
 def test_one_rank_of_two_killed_ends_the_run_and_it_goes_on(data_root, tmp_path, straight):
@@ -106,7 +124,7 @@ def test_one_rank_of_two_killed_ends_the_run_and_it_goes_on(data_root, tmp_path,
 def test_the_wall_clock_stops_it_in_time(data_root, tmp_path):
     end = time.time() + 25
     process = start(
-        data_root, tmp_path, "st_resnet", 1, "phases.st_resnet.schedule=[[100000, 0.001]]", "training.log_every_steps=5",
+        data_root, tmp_path, "st_resnet", 1, "phases.st_resnet.schedule=[[100000, 0.001]]",
         env={"HPC_STRES_END_TIME": str(end)},
     )  # fmt: skip
     try:

@@ -49,7 +49,12 @@ def rotation_error(backend, degrees=2.0):
     matrix = cv2.getRotationMatrix2D((63.5, 47.5), degrees, 1.0)
     frames = np.stack([moved(picture, [[1, 0, 0], [0, 1, 0]]), moved(picture, matrix)])
     ys, xs = np.mgrid[0:96, 0:128].astype(np.float64)
-    truth = np.stack([matrix[0, 0] * xs + matrix[0, 1] * ys + matrix[0, 2] - xs, matrix[1, 0] * xs + matrix[1, 1] * ys + matrix[1, 2] - ys])
+    truth = np.stack(
+        [
+            matrix[0, 0] * xs + matrix[0, 1] * ys + matrix[0, 2] - xs,
+            matrix[1, 0] * xs + matrix[1, 1] * ys + matrix[1, 2] - ys,
+        ]
+    )
     return float(np.hypot(*inner(tvl1(frames, backend)[0] - truth)).mean())
 
 

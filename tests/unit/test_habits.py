@@ -66,8 +66,22 @@ def test_every_help_works_with_numpy_and_yaml_alone(bare_python):
 
 
 def test_pure_parts_do_not_import_torch():
-    modules = "config configfile recipe layout schedule bootstrap runpaths data.requests data.splits data.shards".split()
-    code = f"import sys, importlib\nfor m in {modules!r}: importlib.import_module('hpc_stres.' + m)\nassert 'torch' not in sys.modules"
+    modules = [
+        "config",
+        "configfile",
+        "recipe",
+        "layout",
+        "schedule",
+        "bootstrap",
+        "runpaths",
+        "data.requests",
+        "data.splits",
+        "data.shards",
+    ]
+    code = (
+        f"import sys, importlib\nfor name in {modules!r}: importlib.import_module('hpc_stres.' + name)\n"
+        "assert 'torch' not in sys.modules"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

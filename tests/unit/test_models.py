@@ -232,7 +232,10 @@ def test_a_large_frame_gives_two_by_five_places():
 def test_strides_and_pools_belong_to_the_variant():
     msra, torchvision = (small("appearance", variant=v) for v in ("msra", "torchvision"))
     assert (msra.appearance.layer2[0].conv1.stride, msra.appearance.layer2[0].conv2.stride) == ((2, 2), (1, 1))
-    assert (torchvision.appearance.layer2[0].conv1.stride, torchvision.appearance.layer2[0].conv2.stride) == ((1, 1), (2, 2))
+    assert (torchvision.appearance.layer2[0].conv1.stride, torchvision.appearance.layer2[0].conv2.stride) == (
+        (1, 1),
+        (2, 2),
+    )
     assert msra.appearance.conv1.bias is not None
     assert torchvision.appearance.conv1.bias is None
     x = torch.zeros(1, 3, 224, 224, dtype=torch.float64)

@@ -16,7 +16,10 @@ def sample(count, frames=1, dtype=torch.float64):
 
 
 def pair(group_size, **options):
-    own, reference = SubBatchNorm2d(CHANNELS, group_size, **options).double(), nn.BatchNorm2d(CHANNELS, momentum=0.05).double()
+    own, reference = (
+        SubBatchNorm2d(CHANNELS, group_size, **options).double(),
+        nn.BatchNorm2d(CHANNELS, momentum=0.05).double(),
+    )
     with torch.no_grad():
         own.weight.uniform_(0.5, 2)
         own.bias.uniform_(-1, 1)
@@ -84,7 +87,9 @@ def test_sigma_average_follows_the_released_code():
     own, _ = pair(2, average="sigma")
     x = sample(5)
     own(x)
-    moments = [(g.mean((0, 2, 3)), (g.var((0, 2, 3), correction=0) + 1e-5).sqrt(), len(g)) for g in (x[0::3], x[1::3], x[2::3])]
+    moments = [
+        (g.mean((0, 2, 3)), (g.var((0, 2, 3), correction=0) + 1e-5).sqrt(), len(g)) for g in (x[0::3], x[1::3], x[2::3])
+    ]
     sigma = sum(s * n for _, s, n in moments) / 5
     start = (torch.ones(CHANNELS, dtype=torch.float64) + 1e-5).sqrt()
     torch.testing.assert_close(own.running_var, (0.95 * start + 0.05 * sigma) ** 2 - 1e-5)

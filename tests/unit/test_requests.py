@@ -61,7 +61,7 @@ def test_a_chunk_is_a_frame_and_the_ten_flows_around_it():
     for request in many(make("st_resnet")):
         for frame, stack in zip(request.frames, request.flow, strict=True):
             assert stack == tuple(range(frame - HALF_STACK, frame + HALF_STACK))
-            assert 0 <= stack[0]
+            assert stack[0] >= 0
             assert stack[-1] <= 98
 
 
@@ -126,7 +126,9 @@ def test_motion_crops_are_corners_and_centre_of_four_sizes():
     batch = many(make("motion"))
     assert {r.box.height for r in batch} == {r.box.width for r in batch} == {256, 224, 192, 168}
     assert len({(r.box.height, r.box.width) for r in batch}) == 16, "height and width are drawn independently"
-    places = Counter((r.box.top / (256 - r.box.height), r.box.left / (340 - r.box.width)) for r in batch if r.box.height < 256)
+    places = Counter(
+        (r.box.top / (256 - r.box.height), r.box.left / (340 - r.box.width)) for r in batch if r.box.height < 256
+    )
     assert set(places) == {(0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5)}
 
 

@@ -2,10 +2,9 @@
 
 import pytest
 
-from hpc_stres.config import DataConfig
+from hpc_stres.config import BindingConfig, DataConfig
 from hpc_stres.data import splits
 from hpc_stres.data.binding import write_data_set
-from hpc_stres.config import BindingConfig
 from hpc_stres.errors import UserError
 from tests.conftest import ROOT
 

@@ -1,16 +1,11 @@
 """Preparing and the store: exact frames, byte ranges, restarts, damage that is found and named."""
 
-import hashlib
 import io
 import json
-import os
-import random
+import re
 import shutil
-import signal
-import subprocess
-import sys
 import tarfile
-import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +19,7 @@ from hpc_stres.data.splits import Video
 from hpc_stres.data.storepath import Settings, store_folder
 from hpc_stres.data.video import UndecodableError, decode, gray, target_size, write_video
 from hpc_stres.errors import UserError
-from tests.conftest import ROOT, TINY, run_python, tiny_config
+from tests.conftest import TINY, digests, run_python, tiny_config
 
 REAL_FRAMES = {
     "R6llTwEh07w.mp4": 303, "RATRACE_wave_f_nm_np1_fr_goo_37.avi": 72, "TrumanShow_wave_f_nm_np1_fr_med_26.avi": 48,
@@ -51,7 +46,8 @@ def test_rotation_flags_turn_the_picture_upright(clips):
 
 @pytest.mark.parametrize(
     ("size", "short", "target"),
-    [((240, 320), 256, (256, 340)), ((320, 240), 256, (340, 256)), ((240, 432), 256, (256, 460)), ((51, 75), 256, (256, 376)), ((256, 256), 256, (256, 256))],
+    [((240, 320), 256, (256, 340)), ((320, 240), 256, (340, 256)), ((240, 432), 256, (256, 460)),
+     ((51, 75), 256, (256, 376)), ((256, 256), 256, (256, 256))],
 )  # fmt: skip
 def test_sizes_keep_the_aspect_and_are_even(size, short, target):
     assert target_size(*size, short) == target
@@ -97,28 +93,9 @@ def test_members_are_what_tar_and_ffmpeg_read(store):
         assert sum(1 for _ in container.decode(video=0)) == row.frames
 
 
-def digests(folder):
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*")) if path.is_file()
-    }  # fmt: skip
-
-
 def test_the_result_does_not_depend_on_the_workers(data_root, store, tmp_path):
     shutil.copytree(data_root / "binding", tmp_path / "binding")
     prepare(tiny_config(tmp_path, "data.workers=1"), quiet=True)
-    assert digests(store_folder(tiny_config(tmp_path))) == digests(store.paths.root)
-
-
-def test_killed_ten_times_it_ends_in_the_same_bytes(data_root, store, tmp_path):
-    random.seed(5)
-    arguments = [sys.executable, "-m", "hpc_stres", "prepare", "--quiet", "--config", str(TINY), "--set", f"data.root={tmp_path}"]
-    for _ in range(10):
-        process = subprocess.Popen(arguments, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
-        time.sleep(random.uniform(0.3, 2.0))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    subprocess.run(arguments, cwd=ROOT, check=True, capture_output=True)
     assert digests(store_folder(tiny_config(tmp_path))) == digests(store.paths.root)
 
 
@@ -169,7 +146,9 @@ def test_videos_that_do_not_decode_are_rejected_by_name(data_root, tmp_path):
     shutil.copytree(source, tmp_path / "mine")
     broken = next(iter(sorted((tmp_path / "mine").rglob("*.avi"))))
     broken.write_bytes(b"this is no video")
-    with pytest.raises(UserError, match=r"1 of 32 videos do not decode, more than data\.max_rejected=0\nfirst: .*InvalidData"):
+    with pytest.raises(
+        UserError, match=r"1 of 32 videos do not decode, more than data\.max_rejected=0\nfirst: .*InvalidData"
+    ):
         prepare(folder_config(tmp_path), quiet=True)
     root = prepare(folder_config(tmp_path, "data.max_rejected=0.5"), quiet=True)
     store = Store(root)
@@ -179,8 +158,8 @@ def test_videos_that_do_not_decode_are_rejected_by_name(data_root, tmp_path):
 
 def test_a_full_disk_is_refused_before_work_begins(data_root, tmp_path, monkeypatch):
     shutil.copytree(data_root / "binding", tmp_path / "binding")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: os.terminal_size((0, 0)) and type("U", (), {"free": 1000})())
-    with pytest.raises(UserError, match="preparing needs about .* are free"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match=r"preparing needs about .* are free"):
         prepare(tiny_config(tmp_path))
 
 
@@ -188,9 +167,11 @@ def test_missing_videos_are_reported_before_work_begins(data_root, tmp_path):
     shutil.copytree(data_root / "binding", tmp_path / "binding")
     lists = tmp_path / "binding" / "splits" / "testlist01.txt"
     name = lists.read_text().splitlines()[0]
-    config = tiny_config(tmp_path, "data.kind=ucf101", f"data.videos={tmp_path}/binding/videos", f"data.lists={lists.parent}")
+    config = tiny_config(
+        tmp_path, "data.kind=ucf101", f"data.videos={tmp_path}/binding/videos", f"data.lists={lists.parent}"
+    )
     (tmp_path / "binding" / "videos" / name).unlink()
-    with pytest.raises(UserError, match=f"missing: .*{name.split('/')[1]}"):
+    with pytest.raises(UserError, match="missing: .*" + re.escape(name.split("/")[1])):
         prepare(config, quiet=True)
 
 
@@ -200,11 +181,24 @@ def test_a_store_of_ucf101s_size_opens_fast_and_small(tmp_path):
     frames, videos = 188, 13320
     step = 3 * frames
     lines = (
-        json.dumps({"id": f"v_{n}", "label": n % 101, "frames": frames, "flow_pairs": frames - 1, "height": 256, "width": 340,
-                    "shard": n // 60, "rgb_first": n * step, "flow_first": n * step + frames + 1,
-                    "rgb_sha256": "0" * 64, "flow_sha256": "0" * 64}) + "\n"
+        json.dumps(
+            {
+                "id": f"v_{n}",
+                "label": n % 101,
+                "frames": frames,
+                "flow_pairs": frames - 1,
+                "height": 256,
+                "width": 340,
+                "shard": n // 60,
+                "rgb_first": n * step,
+                "flow_first": n * step + frames + 1,
+                "rgb_sha256": "0" * 64,
+                "flow_sha256": "0" * 64,
+            }
+        )
+        + "\n"
         for n in range(videos)
-    )  # fmt: skip
+    )
     paths.videos.write_text("".join(lines))
     np.save(paths.offsets, np.arange(videos * step, dtype=np.int64))
     (tmp_path / "shards").mkdir()

@@ -20,7 +20,13 @@ def state_of(name, classes=5, **options):
 def test_torchvision_names_and_back_bit_for_bit(tmp_path):
     state = state_of("appearance")
     plain = to_torchvision(state, "appearance")
-    assert {"conv1.weight", "bn1.running_var", "layer1.0.downsample.0.weight", "layer2.1.conv3.weight", "fc.bias"} <= set(plain)
+    assert {
+        "conv1.weight",
+        "bn1.running_var",
+        "layer1.0.downsample.0.weight",
+        "layer2.1.conv3.weight",
+        "fc.bias",
+    } <= set(plain)
     save_state(plain, tmp_path / "plain.safetensors")
     back = to_streams(read_state(tmp_path / "plain.safetensors"), ["appearance"], "mirror", False)
     assert back.keys() == state.keys()
@@ -102,7 +108,9 @@ def test_nothing_is_unpickled_unsafely(tmp_path):
 
 def test_describe_prints_the_papers_table_1():
     """NIPS 2016, Table 1, with the MSRA network that it used; pool5 in chunks is 17 + 4 by arithmetic, not 47."""
-    rows = {row.name: row for row in describe(build_model("st_resnet_star", 101, variant="msra"), 224, 11)["appearance"]}
+    rows = {
+        row.name: row for row in describe(build_model("st_resnet_star", 101, variant="msra"), 224, 11)["appearance"]
+    }
     expected = {
         "conv1": (112, 7, 1), "pool1": (56, 11, 1), "conv2_x": (56, 35, 5), "conv3_x": (28, 99, 9),
         "conv4_x": (14, 291, 13), "conv5_x": (7, 483, 17), "pool5": (1, 675, 21),

@@ -1,0 +1,145 @@
+"""The whole chain through submit.py on this machine, its evaluation on several ranks, and its report."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from hpc_stres.evaluation.scores import Scores
+from tests.conftest import ROOT, TINY, run_python
+from tests.distributed.launching import clean_environment
+
+pytestmark = pytest.mark.distributed
+PHASES = ("motion", "appearance", "st_resnet", "st_resnet_star")
+
+
+def submit(data_root, run_dir, *more):
+    arguments = ["--config", TINY, "--phase", "all", "--cluster", "local", "--run-dir", run_dir]
+    return run_python("launch/submit.py", *arguments, "--set", f"data.root={data_root}", *more)
+
+
+@pytest.fixture(scope="module")
+def chain(data_root, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "odd näme"
+    result = submit(data_root, run_dir)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return run_dir, result.stdout
+
+
+def test_it_leaves_everything_that_the_contract_names(chain):
+    run_dir, output = chain
+    for name in PHASES:
+        for file in ("weights.safetensors", "metrics.jsonl", "done.json"):
+            assert (run_dir / "phases" / name / file).is_file(), (name, file)
+        assert (run_dir / "scores" / f"split1_{name}.npz").is_file()
+    for file in ("config.yaml", "provenance.json", "results.json", "report.html"):
+        assert (run_dir / file).is_file()
+    results = json.loads((run_dir / "results.json").read_text())
+    assert list(results["splits"]["1"]) == ["appearance", "motion", "two_stream", "st_resnet", "st_resnet_star"]
+    for column in results["splits"]["1"].values():
+        assert column["videos"] == column["of"] == 8
+        assert 0 <= column["top1"] <= column["top5"] <= 100
+        assert column["protocol"].startswith("paper: 5 evenly spaced chunks and their flips")
+    assert "ST-ResNet*" in output
+    assert "report: " in output
+    assert "WARNING" not in output
+
+
+def test_a_second_call_says_that_it_is_finished(chain, data_root):
+    run_dir, _ = chain
+    before = (run_dir / "phases/st_resnet/weights.safetensors").stat().st_mtime_ns
+    result = submit(data_root, run_dir)
+    assert result.returncode == 0
+    assert "every phase is done; nothing to submit" in result.stdout
+    assert "ST-ResNet*" in result.stdout
+    assert (run_dir / "phases/st_resnet/weights.safetensors").stat().st_mtime_ns == before
+
+
+def evaluate(run_dir, world, *more):
+    arguments = ["-m", "hpc_stres", "evaluate", "--run-dir", str(run_dir), *more]
+    if world > 1:
+        arguments = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world), *arguments]
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=clean_environment(),
+        check=False,
+        timeout=200,
+    )
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_the_same_logits_bit_for_bit_on_any_number_of_ranks(chain, tmp_path, world):
+    run_dir, _ = chain
+    shutil.copytree(run_dir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "scores")
+    result = evaluate(tmp_path / "run", world)
+    assert result.returncode == 0, result.stderr[-2000:]
+    for name in PHASES:
+        one, two = (Scores.load(folder / "scores" / f"split1_{name}.npz") for folder in (run_dir, tmp_path / "run"))
+        assert one.ids == two.ids
+        np.testing.assert_array_equal(one.logits, two.logits)
+    assert json.loads((run_dir / "results.json").read_text()) == json.loads((tmp_path / "run/results.json").read_text())
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(chain, tmp_path):
+    run_dir, _ = chain
+    shutil.copytree(run_dir, tmp_path / "run")
+    parts = tmp_path / "run" / "scores" / "parts"
+    for part in parts.glob("*st_resnet_rank*"):
+        lines = part.read_text().splitlines(keepends=True)
+        part.write_text("".join(lines[:-1]) + lines[-1][:40])
+    result = evaluate(tmp_path / "run", 1)
+    assert result.returncode == 0, result.stderr[-2000:]
+    one, two = (Scores.load(folder / "scores/split1_st_resnet.npz") for folder in (run_dir, tmp_path / "run"))
+    np.testing.assert_array_equal(one.logits, two.logits)
+
+
+def test_a_missing_test_video_is_refused_or_counted(chain, data_root, tmp_path):
+    from hpc_stres.data.storepath import store_folder
+    from tests.conftest import tiny_config
+
+    run_dir, _ = chain
+    shutil.copytree(run_dir, tmp_path / "run")
+    root = store_folder(tiny_config(tmp_path / "data"))
+    shutil.copytree(store_folder(tiny_config(data_root)), root)
+    manifest = json.loads((root / "manifest.json").read_text())
+    gone = manifest["test"]["1"][0]
+    rows = [line for line in (root / "videos.jsonl").read_text().splitlines() if json.loads(line)["id"] != gone]
+    (root / "videos.jsonl").write_text("\n".join(rows) + "\n")
+    (root / "rejected.jsonl").write_text(json.dumps({"id": gone, "reason": "InvalidDataError after 0 frames"}) + "\n")
+    moved = ["--set", f"data.root={tmp_path / 'data'}"]
+    result = evaluate(tmp_path / "run", 1, *moved)
+    assert result.returncode == 1
+    assert f"1 of 8 test videos are missing: {gone} (InvalidDataError" in result.stderr
+    result = evaluate(tmp_path / "run", 1, *moved, "--allow-missing")
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "7 of 8" in result.stdout
+
+
+def test_a_failed_job_stops_those_that_wait_for_it_and_says_why(data_root, tmp_path):
+    result = submit(data_root, tmp_path / "run", "--set", "phases.motion.schedule=[[5, 1.0e+30]]")
+    assert result.returncode == 1
+    assert "job motion failed; its log: " in result.stderr
+    assert "the loss is not finite" in result.stderr
+    assert result.stderr.rstrip().endswith("not started, because they wait for it: st_resnet_star, evaluate")
+    assert not (tmp_path / "run/phases/st_resnet_star").exists()
+
+
+def test_the_report_stands_alone(chain):
+    text = (chain[0] / "report.html").read_text()
+    assert "http://" not in text
+    assert "https://" not in text
+    for words in (
+        "Accuracy",
+        "Learning curves",
+        "What each phase repaired and broke",
+        "data:image/jpeg;base64",
+        "Provenance",
+    ):
+        assert words in text

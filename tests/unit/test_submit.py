@@ -1,0 +1,158 @@
+"""Submitting: jobs as data, the sbatch text against a golden file, refusals at submit time."""
+
+import dataclasses
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from hpc_stres.configfile import load_config
+from hpc_stres.runpaths import RunPaths, write_json
+from launch import jobs as job_list
+from launch.slurm import dependency_of, sbatch_text
+from tests.conftest import ROOT, TINY, run_python
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def tree(config, run_dir, phases=None, ready=False):
+    names = phases or ["motion", "appearance", "st_resnet", "st_resnet_star"]
+    return {job.name: job for job in job_list.make_jobs(config, run_dir, names, ready)}
+
+
+@pytest.fixture
+def config():
+    return load_config(ROOT / "configs" / "binding.yaml", ["cluster.gpus_per_node=2", "cluster.nodes=4"], "slurm")
+
+
+def test_the_chain_waits_for_what_it_needs(config, tmp_path):
+    jobs = tree(config, tmp_path)
+    assert {name: job.after for name, job in jobs.items()} == {
+        "prepare": (), "motion": ("prepare",), "appearance": ("prepare",), "st_resnet": ("motion", "appearance"),
+        "st_resnet_star": ("st_resnet",), "evaluate": ("st_resnet_star",),
+    }  # fmt: skip
+    assert "prepare" not in tree(config, tmp_path, ready=True)
+    part = tree(config, tmp_path, ["st_resnet"], ready=True)
+    assert {name: job.after for name, job in part.items()} == {"st_resnet": (), "evaluate": ("st_resnet",)}
+
+
+def test_a_phase_that_is_done_is_not_submitted_again(config, tmp_path):
+    paths = RunPaths(tmp_path)
+    for name in ("motion", "appearance"):
+        write_json(paths.phase(name).done, {"step": config.steps(name)})
+    write_json(paths.phase("st_resnet").done, {"step": config.steps("st_resnet") - 1})
+    assert set(tree(config, tmp_path, ready=True)) == {"st_resnet", "st_resnet_star", "evaluate"}
+    for name in ("st_resnet", "st_resnet_star"):
+        write_json(paths.phase(name).done, {"step": config.steps(name)})
+    assert set(tree(config, tmp_path, ready=True)) == {"evaluate"}
+    write_json(paths.results, {})
+    assert tree(config, tmp_path, ready=True) == {}
+
+
+def test_links_wait_for_any_end_and_phases_for_a_good_one(config, tmp_path):
+    jobs = tree(config, tmp_path)
+    job = dataclasses.replace(jobs["st_resnet"], links=3)
+    ids = {"motion": ["1", "2"], "appearance": ["3"], "st_resnet": []}
+    assert dependency_of(job, ids, 0) == "afterok:2:3"
+    ids["st_resnet"].append("4")
+    assert dependency_of(job, ids, 1) == "afterany:4"
+
+
+def test_sbatch_text_is_the_golden_one(config, tmp_path):
+    run_dir = Path("/scratch/with space/run")
+    cluster = dataclasses.replace(
+        config.cluster, partition="gpu", account="proj", qos="long", constraint="a100", cpus_per_rank=8,
+        memory_gib_per_node=240, minutes=120, setup=("module load cuda",),
+    )  # fmt: skip
+    full = dataclasses.replace(config, cluster=cluster)
+    job = tree(full, run_dir)["st_resnet"]
+    text = sbatch_text(full, run_dir, job, "afterok:11:12")
+    text = re.sub(r"(--cpus-per-task=8 )\S+( -u -m submitit)", r"\1python\2", text)
+    golden = GOLDEN / "st_resnet.sbatch"
+    assert text == golden.read_text(), "if the change is meant, write this text into the golden file:\n" + text
+
+
+def test_dry_run_is_fast_and_needs_neither_torch_nor_slurm(tmp_path):
+    arguments = ["launch/submit.py", "--dry-run", "--cluster", "slurm", "--nodes", "4", "--run-dir", tmp_path / "run"]
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        result = run_python(*arguments)
+        seconds.append(time.perf_counter() - start)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("#!/bin/bash") == 6
+    assert "32 = 4 groups of 8/8/8/8" in result.stdout
+    assert not (tmp_path / "run").exists()
+    assert min(seconds) < 1.0
+    code = f"import sys; sys.argv = {['submit.py', *map(str, arguments[1:])]!r}\nimport runpy\n"
+    code += "try: runpy.run_path('launch/submit.py', run_name='__main__')\nexcept SystemExit: pass\n"
+    code += "assert 'torch' not in sys.modules and 'nvidia' not in sys.modules"
+    assert run_python("-c", code).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--cluster", "slurm"], "there is no sbatch on this machine"),
+        (["--cluster", "nowhere"], "no nowhere.yaml in configs/clusters"),
+        (["--phase", "stres"], "no such phase; the recipe has motion"),
+        (["--set", "training.max_step=4"], "the nearest valid key is max_steps"),
+        (
+            ["--cluster", "local", "--set", "cluster.ranks_per_node=7", "--set", "training.norm_group=2"],
+            "cannot be cut",
+        ),
+        (["--config", "none.yaml"], "none.yaml: cannot read the config"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_submit_time(tmp_path, arguments, words):
+    result = run_python(
+        "launch/submit.py", "--run-dir", tmp_path / "run", *arguments, env={"PATH": "/usr/bin:/bin"}, timeout=60
+    )
+    assert result.returncode == 2, result.stderr
+    assert words in result.stderr
+    assert len(result.stderr.strip().splitlines()) <= 3
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_of_another_experiment_is_refused(tmp_path):
+    from hpc_stres.configfile import dump
+    from hpc_stres.runpaths import write_text
+
+    write_text(tmp_path / "config.yaml", dump(load_config(TINY, ["seed=99"])))
+    result = run_python("launch/submit.py", "--config", TINY, "--cluster", "local", "--run-dir", tmp_path)
+    assert result.returncode == 1
+    assert "seed: 99 there, 7 now" in result.stderr
+
+
+def test_two_submits_do_not_work_in_one_folder(tmp_path):
+    from hpc_stres.errors import UserError
+    from launch.submit import locked
+
+    again = pytest.raises(UserError, match="another submit is at work here: process")
+    with locked(tmp_path), again, locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        assert RunPaths(tmp_path).lock.is_file()
+
+
+def test_status_shows_every_phase(config, tmp_path):
+    from hpc_stres.configfile import dump
+    from hpc_stres.runpaths import write_text
+
+    paths = RunPaths(tmp_path)
+    write_text(paths.config, dump(config))
+    write_json(paths.phase("motion").done, {"step": 100})
+    line = "appearance  40/100  40%  8.0 steps/s, 0:07 left  loss 1.5"
+    write_json(paths.logs / "appearance.progress.json", {"done": 40, "total": 100, "line": line, "time": time.time()})
+    write_text(paths.logs / "st_resnet" / "1_0_log.out", "noise\nhpc-stres train: phase motion is not finished\n")
+    result = run_python("launch/status.py", tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = {row.split()[0]: row for row in result.stdout.splitlines()[2:]}
+    assert " done" in rows["motion"]
+    assert " running" in rows["appearance"]
+    assert "0:07 left" in rows["appearance"]
+    assert "phase motion is not finished" in rows["st_resnet"]
+    assert run_python("launch/status.py", tmp_path / "none").returncode == 2
+    assert json.loads(paths.phase("motion").done.read_text())["step"] == 100
