@@ -26,4 +26,4 @@ lint:
 	@$(PYTHON) -m ruff format --check $(PATHS)
 	@$(PYTHON) -m ruff check $(PATHS)
 	@$(PYTHON) -m mypy
-	@if command -v shellcheck >/dev/null; then shellcheck env/*.sh slurm/*.sh .ci/run; else echo "shellcheck is not installed: shell scripts not checked"; fi
+	@if command -v shellcheck >/dev/null; then shellcheck -x env/*.sh slurm/*.sh .ci/run; else echo "shellcheck is not installed: shell scripts not checked"; fi

@@ -19,6 +19,7 @@ COMMANDS = {
     "describe": ("describe", "print a network layer by layer, as in the paper's Table 1"),
     "config": ("config", "print the resolved config with the origin of every value"),
     "doctor": ("doctor", "say what is on this machine and what would go wrong"),
+    "bench": ("bench", "measure speed as ratios within one run"),
     "flow-preview": ("flow_preview", "draw frames and colour-coded flow of a video into a PNG"),
 }
 

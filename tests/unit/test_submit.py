@@ -14,6 +14,7 @@ from launch import jobs as job_list
 from launch.slurm import dependency_of, sbatch_text
 from tests.conftest import ROOT, TINY, run_python
 
+SMALL = ["--set", "training.global_batch=4", "--set", "training.norm_group=2"]
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -100,7 +101,7 @@ def test_dry_run_is_fast_and_needs_neither_torch_nor_slurm(tmp_path):
         (["--phase", "stres"], "no such phase; the recipe has motion"),
         (["--set", "training.max_step=4"], "the nearest valid key is max_steps"),
         (
-            ["--cluster", "local", "--set", "cluster.ranks_per_node=7", "--set", "training.norm_group=2"],
+            ["--cluster", "local", "--set", "cluster.ranks_per_node=7", *SMALL],
             "cannot be cut",
         ),
         (["--config", "none.yaml"], "none.yaml: cannot read the config"),

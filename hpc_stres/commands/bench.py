@@ -1,0 +1,36 @@
+"""Measure speed as ratios within one run, each part against a reference on the same cores.
+
+  hpc-stres bench flow    our TV-L1 against OpenCV's, on the same frames and threads
+  hpc-stres bench norm    sub-batch normalisation against torch's BatchNorm, forward and backward
+  hpc-stres bench feed    the feed against bare JPEG decoding and against a PyTorch DataLoader over single JPEG files
+  hpc-stres bench step    seconds of one training step of a phase's network, by precision and memory order
+
+--json FILE writes the figures with the machine's name.
+"""
+
+import argparse
+
+PARTS = ("flow", "norm", "feed", "step")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("part", choices=[*PARTS, "all"], help="what to measure")
+    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON as well")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of every contestant (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="measurements, of which the best counts")
+
+
+def run(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from hpc_stres.bench import machine, measure
+    from hpc_stres.runpaths import write_json
+    from hpc_stres.texttable import text_table
+
+    parts = PARTS if args.part == "all" else (args.part,)
+    figures = [figure for part in parts for figure in measure(part, args.threads, args.repeats)]
+    rows = [[f.part, f.what, f"{f.value:.4g} {f.unit}", f.target, f.verdict] for f in figures]
+    print(text_table(["part", "what", "measured", "target", ""], rows))
+    if args.json:
+        write_json(Path(args.json), {"machine": machine(args.threads), "figures": [f._asdict() for f in figures]})
+    return 0

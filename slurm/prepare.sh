@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Prepare a config's store over several nodes with MPI:
+#   CONFIG=configs/ucf101.yaml sbatch --nodes 4 --ntasks-per-node 16 slurm/prepare.sh
+# IMAGE=FILE.sif runs inside an apptainer image; further arguments go to `hpc-stres prepare`.
+#SBATCH --job-name=stres-prepare
+#SBATCH --time=24:00:00
+#SBATCH --open-mode=append
+set -euo pipefail
+: "${CONFIG:?set CONFIG to a config file, as in CONFIG=configs/ucf101.yaml sbatch slurm/prepare.sh}"
+cd "${SLURM_SUBMIT_DIR:-.}"
+# shellcheck source=slurm/common.sh
+source slurm/common.sh
+run_ranks prepare --config "$CONFIG" "$@"
