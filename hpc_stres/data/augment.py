@@ -1,10 +1,12 @@
 """Crop, resize, flip and normalise decoded pictures: one arithmetic for CPU and GPU."""
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hpc_stres.config import FLOW_STACK
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,20 +62,72 @@ def resize_planes(planes: "Tensor", side: int, antialias: bool) -> "Tensor":
     return (rows @ planes.float() @ columns.t()).clamp_(0.0, 255.0)
 
 
-def normalise_rgb(frames: "Tensor", variant: str, flip: bool) -> "Tensor":
-    """(..., 3, h, w) in 0..255: mirrored where asked, mean taken off, scaled as the weights expect."""
+def rgb_scale_and_shift(variant: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What a grey level of each RGB channel is multiplied by, and what is added then: mean off, deviation to one."""
+    mean, std = (MSRA_MEAN, (1.0, 1.0, 1.0)) if variant == "msra" else (TORCHVISION_MEAN, TORCHVISION_STD)
+    scale = 1.0 / np.array(std, np.float32)
+    return scale, -np.array(mean, np.float32) * scale
+
+
+def flow_scale_and_shift(variant: str, flip: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The same for the planes of a stack, u and v in turn: under a flip u becomes 255 - u before its mean goes."""
+    scale = np.full(2 * FLOW_STACK, 1.0 / FLOW_STD[variant], np.float32)
+    shift = np.full(2 * FLOW_STACK, -FLOW_MEAN / FLOW_STD[variant], np.float32)
+    if flip:
+        scale[0::2] *= -1
+        shift[0::2] = (255.0 - FLOW_MEAN) / FLOW_STD[variant]
+    return scale, shift
+
+
+def finish_planes(
+    planes: "Tensor", side: int | None, antialias: bool, scale_shift: tuple[NDArray[np.float32], NDArray[np.float32]],
+    flip: bool,
+) -> "Tensor":  # fmt: skip
+    """uint8 planes (..., channels, h, w) to floats: resized, mirrored, scaled. The arithmetic of both processors."""
     import torch
 
-    mean, std = (MSRA_MEAN, (1.0, 1.0, 1.0)) if variant == "msra" else (TORCHVISION_MEAN, TORCHVISION_STD)
+    resized = planes.float() if side is None else resize_planes(planes, side, antialias)
     if flip:
-        frames = frames.flip(-1)
-    shift = torch.tensor(mean, device=frames.device)[:, None, None]
-    return (frames - shift) / torch.tensor(std, device=frames.device)[:, None, None]
+        resized = resized.flip(-1)
+    scale, shift = (torch.from_numpy(value).to(planes.device)[:, None, None] for value in scale_shift)
+    return resized * scale + shift
 
 
-def normalise_flow(stacks: "Tensor", variant: str, flip: bool) -> "Tensor":
-    """(..., 20, h, w) in 0..255, u and v in turn: under a flip mirrored, and u becomes 255 - u."""
-    if flip:
-        stacks = stacks.flip(-1)
-        stacks[..., 0::2, :, :] = 255.0 - stacks[..., 0::2, :, :]
-    return (stacks - FLOW_MEAN) / FLOW_STD[variant]
+@lru_cache(maxsize=1024)
+def _taps(source: int, target: int, antialias: bool) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """The rows of `resize_weights` without their zeros: the first input of each output, and its weights."""
+    if source == target:
+        return np.arange(target, dtype=np.int32), np.ones((target, 1), np.float32)
+    weights = resize_weights(source, target, antialias)
+    used = weights != 0
+    first = used.argmax(axis=1)
+    span = int((source - used[:, ::-1].argmax(axis=1) - first).max())
+    first = np.minimum(first, source - span)
+    taps = np.stack([weights[row, start : start + span] for row, start in enumerate(first)])
+    return first.astype(np.int32), np.ascontiguousarray(taps)
+
+
+def finish_on_cpu(
+    pictures: "list[NDArray[np.uint8]]", side: int | None, antialias: bool,
+    scale_shift: tuple[NDArray[np.float32], NDArray[np.float32]], flip: bool, out: NDArray[np.float32],
+) -> None:  # fmt: skip
+    """`finish_planes` of one stack in one go: gray pictures, or one with channels last, to `out` (h, w, channels)."""
+    import ctypes
+
+    from hpc_stres import native
+
+    height, width = pictures[0].shape[:2]
+    packed = len(pictures) == 1 and pictures[0].ndim == 3
+    count = pictures[0].shape[2] if packed else len(pictures)
+    down, across = (_taps(size, side or size, antialias) for size in (height, width))
+    scale, shift = scale_shift
+    pointers = (ctypes.c_void_p * len(pictures))(*[picture.ctypes.data for picture in pictures])
+
+    def at(array: NDArray[Any]) -> ctypes.c_void_p:
+        return ctypes.c_void_p(array.ctypes.data)
+
+    native.load("resize").resize_stack(
+        pointers, int(packed), count, height, width, side or height, side or width,
+        at(down[0]), at(down[1]), down[1].shape[1], at(across[0]), at(across[1]), across[1].shape[1],
+        at(scale), at(shift), int(flip), at(out),
+    )  # fmt: skip

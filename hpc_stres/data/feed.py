@@ -3,7 +3,8 @@
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_stres.config import FLOW_STACK
+from hpc_stres import native
 from hpc_stres.data import augment
 from hpc_stres.data.requests import Box, Request
 from hpc_stres.data.shards import Store
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Item = TypeVar("Item")
+# Pictures of one stack, what their levels are multiplied by and shifted by, and whether they are mirrored.
+Stack = tuple["list[Tensor]", tuple[NDArray[np.float32], NDArray[np.float32]], bool]
 log = logging.getLogger(__name__)
 
 
@@ -89,8 +92,11 @@ class Decoder:
             # DALI names no input and its pipeline is dead from here on: the caller finds the frame.
             raise DecodeError(str(error)) from None
         if self.device_id is None:
-            # The pipeline uses its buffer again for the next batch.
-            return [torch.from_numpy(np.array(decoded[n])) for n in range(len(jpegs))]
+            # The pipeline uses its buffer again for the next batch: one copy of all pictures, then views of it.
+            pictures = [np.asarray(decoded[n]) for n in range(len(jpegs))]
+            edges = np.cumsum([0, *(picture.size for picture in pictures)])
+            copy = torch.from_numpy(np.concatenate([picture.ravel() for picture in pictures]))
+            return [copy[a:b].view(p.shape) for a, b, p in zip(edges, edges[1:], pictures, strict=False)]
         return [torch.utils.dlpack.from_dlpack(decoded[n]).clone() for n in range(len(jpegs))]
 
 
@@ -114,6 +120,8 @@ class ClipReader:
     ) -> None:
         self.store, self.side, self.variant, self.antialias = store, side, variant, antialias
         self.device_id = device_id
+        # The kernels let go of Python's lock, so that plain threads share them out.
+        self.pool = ThreadPoolExecutor(threads)
         self.rgb = Decoder(False, min(most, 512), threads, device_id) if streams[0] else None
         self.flow = Decoder(True, most, threads, device_id) if streams[1] else None
 
@@ -134,60 +142,70 @@ class ClipReader:
         assert self.rgb is not None
         jpegs = [self.store.rgb(request.video, frame) for request in batch for frame in request.frames]
         pictures = self.rgb(jpegs, [request.box for request in batch for _ in request.frames])
-        return self._finish(batch, pictures, 1, augment.normalise_rgb)
+        scale_shift = augment.rgb_scale_and_shift(self.variant)
+        work = [
+            ([picture], scale_shift, flip)
+            for picture, flip in zip(pictures, (r.flip for r in batch for _ in r.frames), strict=True)
+        ]
+        return self._finish(batch, work)
 
     def _read_flow(self, batch: Sequence[Request]) -> "Tensor":
         assert self.flow is not None
-        jpegs, boxes, shared = [], [], []
+        jpegs: list[NDArray[np.uint8]] = []
+        boxes: list[Box] = []
+        places: list[dict[tuple[int, int], int]] = []
         for request in batch:
             # Chunks overlap at small strides: each plane is decoded once.
             pairs = sorted({pair for stack in request.flow for pair in stack})
-            rank = {pair: number for number, pair in enumerate(pairs)}
+            places.append({(pair, axis): len(jpegs) + 2 * n + axis for n, pair in enumerate(pairs) for axis in (0, 1)})
             jpegs += [self.store.flow(request.video, pair, axis) for pair in pairs for axis in (0, 1)]
             boxes += [request.box] * (2 * len(pairs))
-            shared.append((len(pairs), [rank[pair] for stack in request.flow for pair in stack]))
         pictures = self.flow(jpegs, boxes)
-        return self._finish_flow(batch, pictures, shared)
+        work = [
+            (
+                [pictures[place[pair, axis]] for pair in stack for axis in (0, 1)],
+                augment.flow_scale_and_shift(self.variant, request.flip),
+                request.flip,
+            )
+            for request, place in zip(batch, places, strict=True)
+            for stack in request.flow
+        ]
+        return self._finish(batch, work)
 
-    def _finish(
-        self, batch: Sequence[Request], pictures: "list[Tensor]", per_frame: int, normalise: Callable[..., "Tensor"]
-    ) -> "Tensor":
+    def _finish(self, batch: Sequence[Request], work: "list[Stack]") -> "Tensor":
+        """Stacks to clips (videos, time, channels, side, side) in channels-last order."""
         import torch
 
-        clips, start = [], 0
-        for request in batch:
-            count = len(request.frames) * per_frame
-            planes = torch.stack(pictures[start : start + count]).permute(0, 3, 1, 2)
-            start += count
-            clips.append(normalise(self._resize(planes), self.variant, request.flip))
-        return _channels_last(torch.stack(clips))
+        if self.device_id is None and native.compiler() is not None:
+            flat = self._finish_on_cpu(work)
+        else:
+            planes = [
+                (torch.stack([p[..., 0] for p in s]) if len(s) > 1 else s[0].permute(2, 0, 1)) for s, _, _ in work
+            ]
+            stacks = [
+                augment.finish_planes(plane, self.side, self.antialias, scale_shift, flip)
+                for plane, (_, scale_shift, flip) in zip(planes, work, strict=True)
+            ]
+            flat = torch.stack(stacks).contiguous(memory_format=torch.channels_last)
+        return flat.unflatten(0, (len(batch), len(work) // len(batch)))
 
-    def _finish_flow(
-        self, batch: Sequence[Request], pictures: "list[Tensor]", shared: list[tuple[int, list[int]]]
-    ) -> "Tensor":
+    def _finish_on_cpu(self, work: "list[Stack]") -> "Tensor":
         import torch
 
-        clips, start = [], 0
-        for request, (pairs, order) in zip(batch, shared, strict=True):
-            planes = torch.stack(pictures[start : start + 2 * pairs])[..., 0]
-            start += 2 * pairs
-            resized = self._resize(planes).unflatten(0, (pairs, 2))
-            stacks = resized[order].reshape(len(request.frames), 2 * FLOW_STACK, *resized.shape[-2:])
-            clips.append(augment.normalise_flow(stacks, self.variant, request.flip))
-        return _channels_last(torch.stack(clips))
+        pictures, _, _ = work[0]
+        channels = len(pictures) if len(pictures) > 1 else pictures[0].shape[2]
+        height, width = (self.side, self.side) if self.side else pictures[0].shape[:2]
+        out = torch.empty(len(work), height, width, channels)
+        arrays = out.numpy()
 
-    def _resize(self, planes: "Tensor") -> "Tensor":
-        if self.side is None:
-            return planes.float()
-        return augment.resize_planes(planes.contiguous(), self.side, self.antialias)
+        def finish(number: int) -> None:
+            stack, scale_shift, flip = work[number]
+            gray = len(stack) > 1
+            planes = [picture.numpy()[..., 0] if gray else picture.numpy() for picture in stack]
+            augment.finish_on_cpu(planes, self.side, self.antialias, scale_shift, flip, arrays[number])
 
-
-def _channels_last(clips: "Tensor") -> "Tensor":
-    import torch
-
-    videos, frames = clips.shape[:2]
-    flat = clips.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-    return flat.unflatten(0, (videos, frames))
+        list(self.pool.map(finish, range(len(work))))
+        return out.permute(0, 3, 1, 2)
 
 
 def _find_damage(store: Store, batch: Sequence[Request], message: str) -> str:

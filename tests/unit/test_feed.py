@@ -46,6 +46,14 @@ def levels(clips, number):
     return clips.rgb[number].numpy() * std + mean, clips.flow[number].numpy() * FLOW_STD["torchvision"] + 128
 
 
+@pytest.fixture(params=["kernel", "torch"])
+def arithmetic(request, monkeypatch):
+    """Both ways to finish pictures: the CPU kernel, and torch's as a GPU uses it."""
+    if request.param == "torch":
+        monkeypatch.setattr("hpc_stres.native.compiler", lambda: None)
+
+
+@pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("box", [Box(0, 0, 48, 48), Box(3, 7, 33, 40), Box(16, 1, 32, 32), Box(5, 5, 20, 24)])
 def test_every_augmentation_is_within_a_grey_level_of_pil(store, flip, box):
@@ -96,6 +104,7 @@ def marked(tmp_path):
     return Store(tmp_path)
 
 
+@pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize("flip", [False, True])
 def test_rgb_and_flow_show_the_same_place_and_time(marked, flip):
     frames = (6, 10, 15)
@@ -114,6 +123,7 @@ def test_rgb_and_flow_show_the_same_place_and_time(marked, flip):
         assert abs(bright - (47 - expected if flip else expected)) < 1
 
 
+@pytest.mark.usefixtures("arithmetic")
 def test_a_flip_mirrors_and_inverts_u_to_the_pixel(store):
     stacks = (tuple(range(1, 11)),)
     one, two = (
