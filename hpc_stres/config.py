@@ -138,6 +138,10 @@ class TrainingConfig:
     """Ask torch for deterministic algorithms only."""
     tf32: bool = False
     """Allow TF32 products on GPUs that have them."""
+    start_timeout_minutes: float = 10.0
+    """Minutes that a rank waits for the others until the first step is done: compilation, cold file systems."""
+    step_timeout_minutes: float = 3.0
+    """Minutes that a rank waits for the others from then on; the error names those that did not arrive."""
     prefetch: int = 2
     """Micro-batches that the feed prepares ahead."""
     deepspeed: dict[str, object] = field(default_factory=dict)
@@ -155,6 +159,8 @@ class TrainingConfig:
         check_field(self.checkpoint_every_minutes >= 0, "checkpoint_every_minutes", "expected 0 or more")
         check_field(self.log_every_steps >= 1, "log_every_steps", "expected 1 or more")
         check_field(self.prefetch >= 1, "prefetch", "expected 1 or more")
+        for key in ("start_timeout_minutes", "step_timeout_minutes"):
+            check_field(getattr(self, key) > 0, key, "expected a number above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ Killed or stopped, the same command goes on from the last checkpoint, on any num
 """
 
 import argparse
+import json
 from pathlib import Path
 
 from hpc_stres.commands import add_config_arguments, config_of
@@ -17,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     parser.add_argument("--phase", required=True, help="phase of the recipe")
     parser.add_argument("--run-dir", required=True, metavar="D", help="run folder")
+    parser.add_argument("--weights", metavar="FILE", help="ImageNet weights (torchvision's or timm's) to start from")
     parser.add_argument("--max-micro-batch", metavar="N", help="videos that one rank takes at once, or auto")
     parser.add_argument(
         "--allow-config-change",
@@ -32,6 +34,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.max_micro_batch is not None:
         args.overrides.append(f"training.max_micro_batch={args.max_micro_batch}")
+    if args.weights is not None:
+        args.overrides.append(f"model.weights={json.dumps(args.weights)}")
     config = config_of(args)
     config.phase(args.phase)
     world = find_world()

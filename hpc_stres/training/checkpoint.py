@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,29 @@ def save(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     _drop_old(paths)
+
+
+class Writer:
+    """Writes checkpoints in a thread: the tensors are copied at once, the disk is not waited for."""
+
+    def __init__(self, paths: PhasePaths) -> None:
+        self.paths = paths
+        self.pool = ThreadPoolExecutor(1, "checkpoint")
+        self.pending: Future[None] | None = None
+
+    def save(
+        self, step: int, weights: Mapping[str, Tensor], momentum: Mapping[str, Tensor], meta: dict[str, Any]
+    ) -> None:
+        """Begin to write; raises what the save before it ran into."""
+        self.wait()
+        copies = [{name: t.detach().cpu().clone() for name, t in state.items()} for state in (weights, momentum)]
+        self.pending = self.pool.submit(save, self.paths, step, copies[0], copies[1], meta)
+
+    def wait(self) -> None:
+        """Until the disk has what was handed over; raises what went wrong."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
 
 
 def _drop_old(paths: PhasePaths) -> None:

@@ -9,7 +9,8 @@ from hpc_stres.errors import UserError
 FREE_KEYS = (
     "cluster", "profile", "evaluation", "data.root", "data.workers", "training.engine", "training.zero_stage",
     "training.max_micro_batch", "training.checkpoint_every_steps", "training.checkpoint_every_minutes",
-    "training.log_every_steps", "training.prefetch", "training.compile", "training.activation_checkpointing",
+    "training.log_every_steps", "training.prefetch", "training.start_timeout_minutes", "training.step_timeout_minutes",
+    "training.compile", "training.activation_checkpointing",
     "training.channels_last", "training.deepspeed", "training.max_steps",
 )  # fmt: skip
 

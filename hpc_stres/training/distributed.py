@@ -12,10 +12,6 @@ from hpc_stres.bootstrap import World, process_group_environment
 from hpc_stres.errors import UserError
 from hpc_stres.layout import Layout
 
-# Long until the first step (compilation, cold file systems), short from then on, so that a lost rank is noticed.
-START_TIMEOUT = timedelta(minutes=10)
-STEP_TIMEOUT = timedelta(minutes=3)
-
 
 def choose_device(world: World) -> torch.device:
     """One GPU a rank where there are GPUs, else the CPU with its share of the cores."""
@@ -29,14 +25,15 @@ def choose_device(world: World) -> torch.device:
     return torch.device("cpu")
 
 
-def start(world: World, device: torch.device) -> None:
+def start(world: World, device: torch.device, timeout_minutes: float = 10.0) -> None:
     """Join the process group; also for a world of one, so that there is one code path."""
     os.environ.update(process_group_environment(world))
     if world.size == 1:
         _choose_free_port()
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=START_TIMEOUT)
+        timeout = timedelta(minutes=timeout_minutes)
+        dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"rank {world.rank} of {world.size} could not join the others at {world.address}:{world.port} "
@@ -57,11 +54,10 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def shorten_timeouts(groups: list[Any]) -> None:
-    """From the long start time-out to the short one."""
-    for group in [None, *groups]:
-        if group is not None or dist.is_initialized():
-            dist.distributed_c10d._set_pg_timeout(STEP_TIMEOUT, group)
+def shorten_timeouts(groups: list[Any], timeout_minutes: float) -> None:
+    """From the long time-out of the start to the short one of a step, for the world's group and these."""
+    for group in [None, *(group for group in groups if group is not None)]:
+        dist.distributed_c10d._set_pg_timeout(timedelta(minutes=timeout_minutes), group)
 
 
 def make_teams(layout: Layout, world: World) -> Any:
@@ -81,6 +77,16 @@ def agree(values: list[float], group: Any, largest: bool = True) -> list[float]:
     tensor = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(tensor, dist.ReduceOp.MAX if largest else dist.ReduceOp.MIN, group=group)
     return [float(value) for value in tensor]
+
+
+def describe_numerics(device: torch.device, precision: str) -> str:
+    """Everything outside the config that can change digits, in one line for the log."""
+    cudnn = torch.backends.cudnn
+    return (
+        f"{precision} on {device}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"tf32 products {torch.backends.cuda.matmul.allow_tf32}, tf32 convolutions {cudnn.allow_tf32}, "
+        f"cuDNN benchmark {cudnn.benchmark}, deterministic {torch.are_deterministic_algorithms_enabled()}"
+    )
 
 
 def make_control_group() -> Any:

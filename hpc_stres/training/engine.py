@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import shlex
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -194,6 +195,11 @@ class DeepSpeedEngine(Engine):
 def import_deepspeed() -> Any:
     """DeepSpeed, with its chatter kept to warnings."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    from torch.utils import cpp_extension
+
+    # torch hands this path to the linker unquoted when DeepSpeed builds its kernel; a space in it would break the build.
+    if " " in str(cpp_extension.TORCH_LIB_PATH) and not str(cpp_extension.TORCH_LIB_PATH).startswith("'"):
+        cpp_extension.TORCH_LIB_PATH = shlex.quote(str(cpp_extension.TORCH_LIB_PATH))
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

@@ -12,6 +12,7 @@ import torch
 from hpc_stres.runpaths import PhasePaths, read_json_lines, write_text
 
 HEARTBEAT_INTERVAL_SECONDS = 5.0
+WAITING = "waiting for other ranks"
 
 
 class MetricsLog:
@@ -58,16 +59,15 @@ class Heartbeat:
             write_text(self.path, json.dumps({"step": step, "where": where, "time": now, "host": os.uname().nodename}))
 
 
-def late_ranks(paths: PhasePaths, world_size: int, step: int) -> list[int]:
-    """Ranks whose last heartbeat is of an earlier step, or that have none."""
+def late_ranks(paths: PhasePaths, world_size: int) -> list[int]:
+    """Ranks that do not say that they wait."""
     late = []
     for rank in range(world_size):
         try:
             beat = json.loads(paths.heartbeat(rank).read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError):
-            late.append(rank)
-            continue
-        if beat["step"] < step or time.time() - beat["time"] > 10 * HEARTBEAT_INTERVAL_SECONDS:
+            beat = {"where": "nowhere"}
+        if beat["where"] != WAITING:
             late.append(rank)
     return late
 

@@ -30,8 +30,11 @@ from hpc_stres.training import checkpoint, distributed, start
 from hpc_stres.training.checkpoint_rules import FREE_KEYS, refuse_other_config
 from hpc_stres.training.engine import Engine, make_engine
 from hpc_stres.training.loss import StreamSums, phase_loss
-from hpc_stres.training.metrics import Heartbeat, MetricsLog, late_ranks, memory_gib
+from hpc_stres.training.metrics import WAITING, Heartbeat, MetricsLog, late_ranks, memory_gib
 from hpc_stres.training.signals import StopFlag
+
+# What the slowest of the ranks that did arrive needs to say so after a time-out.
+HEARTBEAT_GRACE_SECONDS = 3.0
 
 
 class Trainer:
@@ -51,6 +54,7 @@ class Trainer:
         self.bad_step = torch.full((), -1, dtype=torch.long, device=device)
         self.sums: dict[str, StreamSums] = {}
         self.last_loss = float("inf")
+        self.writer = checkpoint.Writer(self.paths)
 
     # -- setting up -----------------------------------------------------------------------------------------------
 
@@ -70,6 +74,7 @@ class Trainer:
             self.say(f"goes on from step {self.step}")
         self.layout = self.make_layout(model, found)
         self.say(self.layout.explain())
+        self.say(distributed.describe_numerics(self.device, self.config.training.precision))
         defer_statistics(model)
         self.team = distributed.make_teams(self.layout, self.world)
         self.model = model
@@ -148,12 +153,12 @@ class Trainer:
                 self.heartbeat.beat(self.step, "step")
                 self.stop.step_took(clock.step())
                 if self.step == 1:
-                    distributed.shorten_timeouts([self.team] if self.team is not None else [])
+                    distributed.shorten_timeouts([self.team, self.control], training.step_timeout_minutes)
                 if self.step % training.log_every_steps == 0 or self.step == self.steps:
                     self.report(log, progress, clock)
                 stop, due = self.agree_on_stop(self.save_due(saved_at))
                 if due or stop or self.step == self.steps:
-                    self.save()
+                    self.save(wait=stop or self.step == self.steps)
                     saved_at = time.monotonic()
                 if stop and self.step < self.steps:
                     self.say(f"stopped at step {self.step}: {self.stop.reason()}")
@@ -248,8 +253,8 @@ class Trainer:
             "The last checkpoint is untouched. Lower the learning rate, or use float32."
         )
 
-    def save(self) -> None:
-        """A checkpoint; every rank takes part, the first one writes."""
+    def save(self, wait: bool) -> None:
+        """A checkpoint; every rank takes part, the first one writes it while training goes on, unless told to wait."""
         self.refuse_bad_loss()
         started = time.monotonic()
         momentum = self.engine.momentum()
@@ -260,7 +265,9 @@ class Trainer:
                 "world_size": self.world.size, "micro_batch": self.micro_batch, "loss": self.last_loss,
             }  # fmt: skip
             try:
-                checkpoint.save(self.paths, self.step, self.model.state_dict(), momentum, meta)
+                self.writer.save(self.step, self.model.state_dict(), momentum, meta)
+                if wait:
+                    self.writer.wait()
             except UserError as error:
                 failed = str(error)
         self.stop.save_s = max(self.stop.save_s, time.monotonic() - started)
@@ -319,7 +326,7 @@ def train(config: Config, name: str, run_dir: Path, world: World, allowed: tuple
     torch.backends.cudnn.allow_tf32 = config.training.tf32
     torch.backends.cudnn.benchmark = not config.training.deterministic
     torch.use_deterministic_algorithms(config.training.deterministic)
-    distributed.start(world, device)
+    distributed.start(world, device, config.training.start_timeout_minutes)
     trainer = Trainer(config, name, run_dir, world, device)
     trainer.stop.install()
     try:
@@ -339,6 +346,12 @@ def train(config: Config, name: str, run_dir: Path, world: World, allowed: tuple
 
 
 def _name_late_ranks(trainer: Trainer, error: RuntimeError) -> None:
-    late = late_ranks(trainer.paths, trainer.world.size, trainer.step)
-    if trainer.world.size > 1 and late:
-        print(f"rank {trainer.world.rank} at step {trainer.step}: ranks {late} did not arrive", file=sys.stderr)
+    """Ranks that wait say so in their heartbeats; those that do not are the ones that are waited for."""
+    if trainer.world.size == 1:
+        return
+    trainer.heartbeat.beat(trainer.step, WAITING, force=True)
+    time.sleep(HEARTBEAT_GRACE_SECONDS)
+    late = late_ranks(trainer.paths, trainer.world.size)
+    if late:
+        text = f"rank {trainer.world.rank} at step {trainer.step}: ranks {late} did not arrive"
+        print(f"{text} ({str(error).splitlines()[0][:120]})", file=sys.stderr, flush=True)

@@ -88,6 +88,23 @@ def test_wrong_command_lines_exit_2(tmp_path, arguments, code, words):
     assert "Traceback" not in result.stderr
 
 
+def test_imagenet_weights_are_loaded_and_what_was_done_is_said(data_root, tmp_path):
+    from hpc_stres.models import build_model
+    from hpc_stres.models.weights import save_state, to_torchvision
+
+    plain = to_torchvision(build_model("appearance", 1000, stages=(2, 2), width=4).state_dict(), "appearance")
+    save_state(plain, tmp_path / "imagenet.safetensors")
+    extra = ("--weights", str(tmp_path / "imagenet.safetensors"))
+    result = run(data_root, tmp_path / "run", "motion", "training.max_steps=1", extra=extra)
+    assert result.returncode == 0, result.stderr
+    assert "imagenet.safetensors: " in result.stdout
+    assert "2 replaced (motion.fc.weight, motion.fc.bias)" in result.stdout
+    assert "float32 on cpu" in result.stdout
+    result = run(data_root, tmp_path / "none", "motion", extra=("--weights", "none.pth"))
+    assert result.returncode == 1
+    assert "no such weights file" in result.stderr
+
+
 def test_an_unprepared_store_is_one_clear_error(tmp_path):
     result = run(tmp_path, tmp_path / "run", "motion")
     assert result.returncode == 1
