@@ -4,7 +4,7 @@
 # make setup   set up only
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
-PATHS := hpc_stres launch tests
+PATHS := hpc_stres launch tests env
 
 .PHONY: demo test unit lint setup
 

@@ -197,7 +197,7 @@ def import_deepspeed() -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     from torch.utils import cpp_extension
 
-    # torch hands this path to the linker unquoted when DeepSpeed builds its kernel; a space in it would break the build.
+    # torch hands this path to the linker unquoted when DeepSpeed builds its kernel; a space in it would break that.
     if " " in str(cpp_extension.TORCH_LIB_PATH) and not str(cpp_extension.TORCH_LIB_PATH).startswith("'"):
         cpp_extension.TORCH_LIB_PATH = shlex.quote(str(cpp_extension.TORCH_LIB_PATH))
     import deepspeed

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 import time
 from pathlib import Path
 
@@ -61,7 +60,8 @@ def test_links_wait_for_any_end_and_phases_for_a_good_one(config, tmp_path):
     assert dependency_of(job, ids, 1) == "afterany:4"
 
 
-def test_sbatch_text_is_the_golden_one(config, tmp_path):
+def test_sbatch_text_is_the_golden_one(config, monkeypatch):
+    monkeypatch.setattr("sys.executable", "/opt/my python/bin/python")
     run_dir = Path("/scratch/with space/run")
     cluster = dataclasses.replace(
         config.cluster, partition="gpu", account="proj", qos="long", constraint="a100", cpus_per_rank=8,
@@ -70,7 +70,6 @@ def test_sbatch_text_is_the_golden_one(config, tmp_path):
     full = dataclasses.replace(config, cluster=cluster)
     job = tree(full, run_dir)["st_resnet"]
     text = sbatch_text(full, run_dir, job, "afterok:11:12")
-    text = re.sub(r"(--cpus-per-task=8 )\S+( -u -m submitit)", r"\1python\2", text)
     golden = GOLDEN / "st_resnet.sbatch"
     assert text == golden.read_text(), "if the change is meant, write this text into the golden file:\n" + text
 

@@ -1,0 +1,38 @@
+"""What torch.compile makes of the networks; slow, because inductor builds C++."""
+
+import re
+
+import torch
+
+from hpc_stres.models import SubBatchNorm2d, build_model
+
+
+def test_inductor_fuses_the_relu_into_the_normalisation():
+    """The compiled code has no kernel whose only work is the ReLU."""
+    from torch._inductor.utils import run_and_get_code
+
+    own = SubBatchNorm2d(6, 4)
+    x = torch.randn(8, 6, 4, 3)
+    expected = own(x).relu()
+    compiled = torch.compile(lambda value: own(value).relu(), fullgraph=True)
+    with torch.no_grad():
+        found, (code,) = run_and_get_code(compiled, x)
+    torch.testing.assert_close(found, expected)
+    kernels = set(re.findall(r"cpp_fused_\w+", code))
+    with_relu = [name for name in kernels if "relu" in name]
+    assert with_relu, kernels
+    assert all("mul" in name or "add" in name for name in with_relu), kernels
+
+
+def test_a_network_compiles_whole_and_trains_the_same():
+    torch.manual_seed(0)
+    model = build_model("st_resnet", 4, stages=(2,), width=4, norm_group=2)
+    inputs = torch.randn(4, 3, 3, 16, 16), torch.randn(4, 3, 20, 16, 16)
+    gradients = []
+    for run in (model, torch.compile(model, fullgraph=True)):
+        model.zero_grad()
+        output = run(*inputs)
+        (output.appearance.sum() + output.motion.square().sum()).backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
