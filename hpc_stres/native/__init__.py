@@ -7,11 +7,13 @@ import os
 import platform
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 from hpc_stres.errors import UserError
 from hpc_stres.runpaths import atomic_path
 
+_lock = threading.Lock()
 SOURCES = Path(__file__).parent
 FLAGS = ("-O3", "-std=c++17", "-ffast-math", "-fno-finite-math-only", "-fPIC", "-shared", "-pthread")
 # One fixed level, never -march=native: what a login node computes must be, byte for byte, what a compute node does.
@@ -31,9 +33,14 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "g++"))
 
 
-@functools.lru_cache
 def load(name: str) -> ctypes.CDLL:
-    """The library of `name`.cpp, compiled now if the cache has none of this source."""
+    """The library of `name`.cpp, compiled now if the cache has none of this source. Threads compile it once."""
+    with _lock:
+        return _load(name)
+
+
+@functools.lru_cache
+def _load(name: str) -> ctypes.CDLL:
     source = SOURCES / f"{name}.cpp"
     flags = FLAGS + (MODERN_FLAGS if _is_modern() else ())
     text = source.read_bytes() + " ".join(flags).encode()
