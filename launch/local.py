@@ -79,7 +79,7 @@ class LocalRun:
         )
         cores = len(os.sched_getaffinity(0))
         threads = self.config.cluster.cpus_per_rank or max(1, cores // (together * self._ranks(job)))
-        environment = {"MASTER_PORT": str(_free_port()), "OMP_NUM_THREADS": str(threads)}
+        environment = {"MASTER_PORT": str(_free_port()), "HPC_STRES_THREADS": str(threads)}
         progress = self.progress_file(job.name)
         progress.unlink(missing_ok=True)
         return executor.submit(JobCall(job, environment, progress))

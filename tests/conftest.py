@@ -15,7 +15,7 @@ CLIPS = ROOT.parent / "shared" / "clips"
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 # Many processes share few cores in these tests.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HPC_STRES_THREADS", "1")
 
 
 def tiny_config(data_root, *overrides):

@@ -19,10 +19,21 @@ def choose_device(world: World) -> torch.device:
         device = torch.device("cuda", world.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
         return device
-    if "OMP_NUM_THREADS" not in os.environ or world.source == "torchrun":
-        cores = len(os.sched_getaffinity(0))
-        torch.set_num_threads(max(1, cores // world.local_size))
+    torch.set_num_threads(cpu_threads(world))
     return torch.device("cpu")
+
+
+def cpu_threads(world: World) -> int:
+    """Threads of one rank: what our launcher says, what the user says, else an even share of the cores.
+
+    torchrun sets OMP_NUM_THREADS to 1 by itself, which is nobody's wish.
+    """
+    named = os.environ.get("HPC_STRES_THREADS")
+    if named is None and world.source != "torchrun":
+        named = os.environ.get("OMP_NUM_THREADS")
+    if named is not None and named.isdigit() and int(named) > 0:
+        return int(named)
+    return max(1, len(os.sched_getaffinity(0)) // world.local_size)
 
 
 def start(world: World, device: torch.device, timeout_minutes: float = 10.0) -> None:

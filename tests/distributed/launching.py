@@ -1,5 +1,6 @@
 """Starting training over several processes as a person would, and comparing what comes out."""
 
+import contextlib
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 from safetensors.torch import load_file
 
@@ -28,7 +30,7 @@ def clean_environment(**extra):
         for k, v in os.environ.items()
         if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     }
-    return {**env, "OMP_NUM_THREADS": "1", **extra}
+    return {**env, "HPC_STRES_THREADS": "1", "OMP_NUM_THREADS": "1", **extra}
 
 
 def start(data_root, run_dir, phase, world, *overrides, env=None):
@@ -56,11 +58,17 @@ def train(data_root, run_dir, phase, world, *overrides, expect=0, timeout=240):
 
 
 def kill_session(process):
-    """End a launcher and every process that it started."""
+    """End a launcher and every process that it started; torchrun's workers have sessions of their own."""
     try:
+        family = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        family = []
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+    psutil.wait_procs(family, timeout=10)
 
 
 def weights(run_dir, phase="st_resnet"):
