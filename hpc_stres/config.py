@@ -61,7 +61,7 @@ class DataConfig:
     shard_mib: int = 256
     """Size of one shard of the store in MiB."""
     workers: int = 0
-    """Processes of `prepare` and threads of the feed on one machine; 0: the cores this process may use."""
+    """Processes of `prepare` on one machine; 0: the cores this process may use."""
     max_rejected: float = 0.005
     """Share of videos that may fail to decode before `prepare` fails."""
     binding: BindingConfig = field(default_factory=BindingConfig)
@@ -200,8 +200,6 @@ class ClusterConfig:
     """Wall time of one job in minutes."""
     links: int = 1
     """Jobs chained with afterany inside one phase, for phases longer than the wall time."""
-    requeue: bool = False
-    """Let Slurm requeue a job that ran into its wall time or was preempted."""
     partition: str | None = None
     """Slurm partition."""
     account: str | None = None
@@ -212,10 +210,6 @@ class ClusterConfig:
     """Slurm node constraint."""
     setup: tuple[str, ...] = ()
     """Shell lines that run before a job's command: modules, environment variables."""
-    image: str | None = None
-    """Apptainer image to run in; none: the environment that submits."""
-    binds: tuple[str, ...] = ()
-    """Folders bound into the image."""
 
     def __post_init__(self) -> None:
         check_field(self.nodes >= 1, "nodes", "expected 1 or more")

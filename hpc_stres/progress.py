@@ -49,14 +49,19 @@ class Progress:
         )
 
     def line(self, done: int, note: str, seconds: float) -> str:
-        """The text of one update."""
-        rate = (done - self.first) / seconds if seconds > 0 else 0.0
-        left = duration((self.total - done) / rate) if rate > 0 else "?"
-        speed = (
-            f"{rate:.1f} {self.unit}/s" if rate >= 0.1 or rate == 0 else f"{1 / rate:.0f} s a {self.unit.rstrip('s')}"
+        """The text of one update, by tqdm."""
+        from tqdm import tqdm
+
+        meter = tqdm.format_meter(
+            done,
+            self.total,
+            seconds,
+            prefix=f"{self.title:<16}",
+            unit=f" {self.unit}",
+            initial=self.first,
+            bar_format="{desc} {n_fmt:>6}/{total_fmt} {percentage:3.0f}%  {rate_noinv_fmt}, {remaining} left",
         )
-        share = f"{100 * done / self.total:3.0f}%" if self.total else ""
-        return f"{self.title:<16} {done:>6}/{self.total} {share}  {speed}, {left} left  {note}".rstrip()
+        return f"{meter}  {note}".rstrip()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -18,20 +18,23 @@ MOMENTUM = "momentum_buffer"
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Published multipliers: weights 1, decayed; biases 2; normalisation gain 2, offset 1; temporal bias 1, decayed."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    """Published multipliers: weights 1, decayed; biases 2; normalisation gain 2, offset 1; temporal bias 1, decayed.
+
+    Classifiers stand in groups of their own, for they may be trained alone at first.
+    """
+    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if isinstance(module, SubBatchNorm2d):
-                key = (2.0, 0.0) if name == "weight" else (1.0, 0.0)
+                multiplier, decay = (2.0, 0.0) if name == "weight" else (1.0, 0.0)
             elif name == "bias" and not isinstance(module, TemporalConv):
-                key = (2.0, 0.0)
+                multiplier, decay = 2.0, 0.0
             else:
-                key = (1.0, weight_decay)
-            groups.setdefault(key, []).append(parameter)
+                multiplier, decay = 1.0, weight_decay
+            groups.setdefault((isinstance(module, nn.Linear), multiplier, decay), []).append(parameter)
     return [
-        {"params": parameters, "multiplier": multiplier, "weight_decay": decay}
-        for (multiplier, decay), parameters in sorted(groups.items())
+        {"params": parameters, "multiplier": multiplier, "decay": decay, "classifier": classifier}
+        for (classifier, multiplier, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
 
 
@@ -55,12 +58,19 @@ class Engine(ABC):
         """The network's output for one micro-step."""
 
     @abstractmethod
-    def step(self, rate: float) -> None:
-        """One SGD step with the gradients of all ranks, summed."""
+    def step(self, rate: float, classifier_only: bool = False) -> None:
+        """One SGD step with the gradients of all ranks, summed; of the classifiers alone where that is asked for."""
 
-    def _set_rate(self, rate: float) -> None:
+    def _set_rate(self, rate: float, classifier_only: bool) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["multiplier"]
+            moves = group["classifier"] or not classifier_only
+            group["lr"] = rate * group["multiplier"] if moves else 0.0
+            group["weight_decay"] = group["decay"] if moves else 0.0
+
+    def forget_trunk_momentum(self) -> None:
+        """The trunk's momentum to zero: it begins to move, and its gradients so far were not used."""
+        momentum = self.momentum()
+        self.load_momentum({n: v if ".fc." in n else torch.zeros_like(v) for n, v in momentum.items()})
 
     def momentum(self) -> dict[str, Tensor]:
         """Momentum of each parameter by name, whole on every rank."""
@@ -110,8 +120,8 @@ class DdpEngine(Engine):
             return contextlib.nullcontext()
         return self.wrapped.no_sync()
 
-    def step(self, rate: float) -> None:
-        self._set_rate(rate)
+    def step(self, rate: float, classifier_only: bool = False) -> None:
+        self._set_rate(rate, classifier_only)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)
 
@@ -146,8 +156,8 @@ class DeepSpeedEngine(Engine):
         if not last:
             self.engine.step()
 
-    def step(self, rate: float) -> None:
-        self._set_rate(rate)
+    def step(self, rate: float, classifier_only: bool = False) -> None:
+        self._set_rate(rate, classifier_only)
         if self.reduces_itself:
             for parameter in self.model.parameters():
                 dist.all_reduce(parameter.grad)

@@ -141,18 +141,21 @@ class Trainer:
         )  # fmt: skip
         log = MetricsLog(self.paths, self.step) if self.world.is_first else None
         title = Progress(self.name, self.steps, "steps", self.world.is_first, self.step)
-        saved_at = time.monotonic()
+        saved_at, first_step = time.monotonic(), self.step + 1
         with Ahead(self.micro_batches(reader), training.prefetch) as feed, title as progress:
             clock = Stopwatch()
             while self.step < self.steps:
                 for micro in range(self.layout.micro_steps):
                     self.micro_step(micro, clock.waiting(feed))
-                self.engine.step(learning_rate(self.phase.schedule, self.step))
+                alone = self.phase.classifier_only_steps
+                if self.step == alone > 0:
+                    self.engine.forget_trunk_momentum()
+                self.engine.step(learning_rate(self.phase.schedule, self.step), classifier_only=self.step < alone)
                 fold_statistics(self.model, self.world.size > 1)
                 self.step += 1
                 self.heartbeat.beat(self.step, "step")
                 self.stop.step_took(clock.step())
-                if self.step == 1:
+                if self.step == first_step:
                     distributed.shorten_timeouts([self.team, self.control], training.step_timeout_minutes)
                 if self.step % training.log_every_steps == 0 or self.step == self.steps:
                     self.report(log, progress, clock)

@@ -157,6 +157,26 @@ def test_options_that_only_change_how_are_free_of_effect(data_root, tmp_path):
     assert os.path.isdir(tmp_path / "other/phases/st_resnet/events")
 
 
+@pytest.mark.parametrize("engine", ["ddp", "deepspeed"])
+def test_the_classifier_is_trained_alone_at_first(data_root, tmp_path, engine):
+    import torch
+
+    base = ["training.precision=float64", f"training.engine={engine}", "phases.motion.classifier_only_steps=3"]
+    train(data_root, tmp_path, "motion", 1, *base, "training.max_steps=1")
+    one = weights(tmp_path, "motion")
+    train(data_root, tmp_path, "motion", 1, *base, "training.max_steps=3")
+    three = weights(tmp_path, "motion")
+    for name, value in one.items():
+        learned = "running" not in name and "tracked" not in name
+        assert torch.equal(value, three[name]) == (learned and ".fc." not in name), name
+    train(data_root, tmp_path, "motion", 1, *base, "training.max_steps=4")
+    moved = weights(tmp_path, "motion")["motion.conv1.weight"] - three["motion.conv1.weight"]
+    straight = tmp_path / "straight"
+    train(data_root, straight, "motion", 1, *base, "training.max_steps=4")
+    assert moved.abs().max() > 0
+    assert identical(weights(straight, "motion"), weights(tmp_path, "motion"))
+
+
 def test_bfloat16_trains_with_float32_weights(data_root, tmp_path):
     import torch
 

@@ -76,6 +76,7 @@ def test_sbatch_text_is_the_golden_one(config, monkeypatch):
 
 def test_dry_run_is_fast_and_needs_neither_torch_nor_slurm(tmp_path):
     arguments = ["launch/submit.py", "--dry-run", "--cluster", "slurm", "--nodes", "4", "--run-dir", tmp_path / "run"]
+    arguments += ["--set", f"data.root={tmp_path}"]
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
