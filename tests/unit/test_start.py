@@ -1,0 +1,75 @@
+"""Finding the micro-batch that fits: estimated, agreed on, tried, halved once."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from hpc_stres.errors import UserError
+from hpc_stres.training import start, trainer
+from tests.conftest import tiny_config
+
+
+@pytest.fixture
+def rank(monkeypatch):
+    """What `find_micro_batch` reads of a trainer, on a world of one that agrees with itself."""
+    config = tiny_config("data")
+    said = []
+    monkeypatch.setattr(trainer.distributed, "agree", lambda values, group, largest=True: values)
+    monkeypatch.setattr(start, "fitting_micro_batch", lambda *arguments: 9)
+    fields = {
+        "config": config,
+        "name": "st_resnet",
+        "phase": config.phase("st_resnet"),
+        "device": None,
+        "control": None,
+    }
+    return SimpleNamespace(**fields, world=SimpleNamespace(size=1, local_size=1), say=said.append, said=said)
+
+
+def find(rank, monkeypatch, largest_that_fits):
+    tried = []
+
+    def attempt(model, config, name, device, videos):
+        tried.append(videos)
+        return videos <= largest_that_fits
+
+    monkeypatch.setattr(start, "try_micro_batch", attempt)
+    return trainer.Trainer.find_micro_batch(rank, None), tried
+
+
+def test_what_fits_is_taken(rank, monkeypatch):
+    assert find(rank, monkeypatch, 100) == (9, [6])
+
+
+def test_out_of_memory_halves_once_and_says_so(rank, monkeypatch):
+    assert find(rank, monkeypatch, 4) == (4, [6, 4])
+    assert rank.said == ["6 videos at once do not fit in memory; trying half"]
+
+
+def test_twice_out_of_memory_is_an_error_with_the_mend(rank, monkeypatch):
+    with pytest.raises(UserError, match=r"4 videos at once do not fit in memory\nSet training\.max_micro_batch lower"):
+        find(rank, monkeypatch, 3)
+
+
+def test_the_estimate_grows_with_the_clip_and_leaves_the_network_as_it_was(monkeypatch):
+    monkeypatch.setattr(start, "free_memory", lambda device, local_size: 2.0**30)
+    config = tiny_config("data")
+    fits = {}
+    for name in ("motion", "st_resnet"):
+        model = start.build_phase_model(config, name, 8)
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        fits[name] = start.fitting_micro_batch(model, config, name, torch.device("cpu"), 1)
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert fits["motion"] > 5 * fits["st_resnet"] > 5
+    assert start.smallest_share(10, 4, 2) == 2
+    assert start.smallest_share(10, 4, 1) == 4
+
+
+@pytest.mark.gpu
+def test_a_gpu_that_is_too_small_is_noticed():
+    config = tiny_config("data")
+    device = torch.device("cuda")
+    model = start.build_phase_model(config, "st_resnet", 8).to(device)
+    assert start.try_micro_batch(model, config, "st_resnet", device, 1)
+    assert not start.try_micro_batch(model, config, "st_resnet", device, 10**8)
