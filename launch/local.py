@@ -58,7 +58,7 @@ class LocalRun:
             job
             for job in self.jobs
             if job.name not in self.running and job.name not in self.done and job.name not in self.failed
-            and not self.failed and set(job.after) - {j.name for j in self.jobs} <= self.done
+            and not self.failed
             and all(name in self.done for name in job.after)
         ]  # fmt: skip
         together = len(ready) + len(self.running)

@@ -223,7 +223,7 @@ def _find_damage(store: Store, batch: Sequence[Request], message: str) -> str:
             if picture is None or picture.shape[:2] != (row.height, row.width):
                 return (
                     f"{store.paths.root}: {what} of video {name} does not decode\n"
-                    "Run `hpc-stres verify --config F --repair`, then start again."
+                    "`hpc-stres verify --config F` names all damage; remove the store and prepare it again."
                 )
     last = message.strip().splitlines()[-1] if message.strip() else "no message"
     return f"{store.paths.root}: DALI refused a batch in which each frame decodes elsewhere: {last}"

@@ -90,7 +90,6 @@ def smallest_share(global_batch: int, norm_group: int, world_size: int) -> int:
 
 def fitting_micro_batch(model: nn.Module, config: Config, name: str, device: torch.device, local_size: int) -> int:
     """Videos that fit into this rank's memory, from the tensors that one video keeps for its backward pass."""
-    phase = config.phase(name)
     kept = 0
 
     def count(tensor: Tensor) -> Tensor:
@@ -98,14 +97,9 @@ def fitting_micro_batch(model: nn.Module, config: Config, name: str, device: tor
         kept += tensor.numel() * tensor.element_size()
         return tensor
 
-    side, dtype = config.data.crop, DTYPES[config.training.precision]
-    rgb = torch.zeros(2, phase.chunks, 3, side, side, dtype=dtype, device=device)
-    flow = torch.zeros(2, phase.chunks, 20, side, side, dtype=dtype, device=device)
-    groups = assign_groups(torch.zeros(2, dtype=torch.long, device=device), 1, phase.chunks, statistics_dtype(dtype))
-    before = {key: value.clone() for key, value in model.state_dict(keep_vars=False).items()}
-    model.train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        model(rgb if phase.uses_rgb else None, flow if phase.uses_flow else None, groups)
+        _dry_pass(model, config, name, device, 2)
     model.load_state_dict(before)
     # Gradients of activations come on top while the backward pass runs.
     per_video = 2 * kept / 2
@@ -119,7 +113,7 @@ def try_micro_batch(model: nn.Module, config: Config, name: str, device: torch.d
         return True
     before = {key: value.clone() for key, value in model.state_dict().items()}
     try:
-        _dry_pass(model, config, name, device, videos)
+        _dry_pass(model, config, name, device, videos).backward()
     except torch.OutOfMemoryError:
         return False
     finally:
@@ -129,7 +123,8 @@ def try_micro_batch(model: nn.Module, config: Config, name: str, device: torch.d
     return True
 
 
-def _dry_pass(model: nn.Module, config: Config, name: str, device: torch.device, videos: int) -> None:
+def _dry_pass(model: nn.Module, config: Config, name: str, device: torch.device, videos: int) -> Tensor:
+    """A forward pass of empty clips; returns a sum to go back from."""
     phase, side, dtype = config.phase(name), config.data.crop, DTYPES[config.training.precision]
     rgb = torch.zeros(videos, phase.chunks, 3, side, side, dtype=dtype, device=device) if phase.uses_rgb else None
     flow = torch.zeros(videos, phase.chunks, 20, side, side, dtype=dtype, device=device) if phase.uses_flow else None
@@ -137,7 +132,7 @@ def _dry_pass(model: nn.Module, config: Config, name: str, device: torch.device,
     groups = assign_groups(owners, 1, phase.chunks, statistics_dtype(dtype))
     with torch.autocast(device.type, torch.bfloat16, enabled=config.training.precision == "bfloat16"):
         logits = model.train()(rgb, flow, groups)
-    sum(scores.float().sum() for scores in logits if scores is not None).backward()
+    return torch.stack([scores.float().sum() for scores in logits if scores is not None]).sum()
 
 
 def free_memory(device: torch.device, local_size: int) -> float:
