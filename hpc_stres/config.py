@@ -62,6 +62,8 @@ class DataConfig:
     """Size of one shard of the store in MiB."""
     workers: int = 0
     """Processes of `prepare` on one machine; 0: the cores this process may use."""
+    stage: str | None = None
+    """Node-local folder that a job copies the store to before it reads it; may name variables: $SLURM_TMPDIR."""
     max_rejected: float = 0.005
     """Share of videos that may fail to decode before `prepare` fails."""
     binding: BindingConfig = field(default_factory=BindingConfig)
@@ -202,28 +204,56 @@ class ClusterConfig:
     """Jobs chained with afterany inside one phase, for phases longer than the wall time."""
     partition: str | None = None
     """Slurm partition."""
+    cpu_partition: str | None = None
+    """Slurm partition of the job that prepares the store; none: that of the other jobs."""
+    prepare_cpus: int | None = None
+    """Cores of the job that prepares the store; none: as many as the ranks of one node together."""
     account: str | None = None
     """Slurm account."""
     qos: str | None = None
     """Slurm quality of service."""
     constraint: str | None = None
     """Slurm node constraint."""
+    gpu_type: str | None = None
+    """Type of GPU asked for, as in --gpus-per-node=TYPE:4; `hpc-stres plan` knows some types by name."""
+    exclusive: bool = False
+    """Ask for whole nodes."""
+    continuation: Literal["chain", "requeue"] = "chain"
+    """After a wall time that was too short: chain (`links` jobs queued at once), or requeue (the same job again)."""
+    modules: tuple[str, ...] = ()
+    """Modules that a job loads first."""
+    environment: dict[str, str | int] = field(default_factory=dict)
+    """Variables of a job: NCCL's, MASTER_ADDR, proxies. Nothing of NCCL's is set unless it stands here."""
     setup: tuple[str, ...] = ()
-    """Shell lines that run before a job's command: modules, environment variables."""
+    """Shell lines that run before a job's command, after modules and environment."""
+    image: str | None = None
+    """Apptainer image in which jobs run; none: the environment that submits."""
+    binds: tuple[str, ...] = ()
+    """Folders visible inside the image besides the repository, the run folder and the data, as SOURCE[:TARGET]."""
+    preflight: bool = True
+    """Check ranks, GPUs, versions and the network before the first phase of a submission trains (Slurm only)."""
+    min_all_reduce_gb_per_s: float = 0.0
+    """Slowest all-reduce of 64 MB that the preflight accepts, in GB a second."""
 
     def __post_init__(self) -> None:
         check_field(self.nodes >= 1, "nodes", "expected 1 or more")
         check_field(self.gpus_per_node >= 0, "gpus_per_node", "expected 0 or more")
         check_field(self.minutes >= 2, "minutes", "expected 2 or more")
         check_field(self.links >= 1, "links", "expected 1 or more")
-        for key in ("ranks_per_node", "cpus_per_rank", "memory_gib_per_node"):
+        check_field(self.min_all_reduce_gb_per_s >= 0, "min_all_reduce_gb_per_s", "expected 0 or more")
+        for key in ("ranks_per_node", "cpus_per_rank", "memory_gib_per_node", "prepare_cpus"):
             value = getattr(self, key)
             check_field(value is None or value >= 1, key, "expected 1 or more")
 
     @property
+    def ranks_of_a_node(self) -> int:
+        """One a GPU, or CPU ranks."""
+        return self.gpus_per_node or self.ranks_per_node or 1
+
+    @property
     def ranks(self) -> int:
         """Ranks of a training job."""
-        return self.nodes * (self.gpus_per_node or self.ranks_per_node or 1)
+        return self.nodes * self.ranks_of_a_node
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,8 @@ class Progress:
         if self.file is not None and (now - self.last_file >= FILE_INTERVAL_SECONDS or done >= self.total):
             self.last_file = now
             line = self.line(done, note, now - self.started)
-            write_json(self.file, {"done": done, "total": self.total, "note": note, "line": line, "time": time.time()})
+            row = {"done": done, "total": self.total, "first": self.first, "seconds": now - self.started}
+            write_json(self.file, {**row, "note": note, "line": line, "time": time.time()})
         interval = 0.1 if self.terminal else PLAIN_INTERVAL_SECONDS
         if now - self.last_line < interval and done < self.total:
             return

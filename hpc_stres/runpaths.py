@@ -34,6 +34,14 @@ class RunPaths:
         return self.root / "jobs.json"
 
     @property
+    def plan(self) -> Path:
+        return self.root / "plan.json"
+
+    @property
+    def preflight(self) -> Path:
+        return self.root / "preflight.json"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 
@@ -92,6 +100,10 @@ class PhasePaths:
     @property
     def progress(self) -> Path:
         return self.root / "progress.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "owner.lock"
 
     def heartbeat(self, rank: int) -> Path:
         return self.root / "heartbeat" / f"rank{rank:05d}.json"

@@ -1,14 +1,21 @@
 """The jobs of a run as data: what each runs, on how many ranks, and what it waits for. Pure; nothing heavy imported."""
 
 import json
+import math
 import os
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_stres.config import Config
+from hpc_stres.config import ClusterConfig, Config
+from hpc_stres.configfile import load_resolved
 from hpc_stres.layout import plan
 from hpc_stres.runpaths import RunPaths
+
+PREPARE, EVALUATE = "prepare", "evaluate"
+# Asked for beyond the planned time of a job: start-up, slow file systems, the last checkpoint.
+PLAN_MARGIN, START_MINUTES = 1.25, 10
 
 
 @dataclass(frozen=True)
@@ -29,34 +36,73 @@ class Job:
         return self.nodes * self.ranks_per_node
 
 
-def make_jobs(config: Config, run_dir: Path, phases: list[str], store_ready: bool) -> list[Job]:
-    """Jobs of some phases that are not done yet, with `prepare` before and `evaluate` after them."""
-    paths = RunPaths(run_dir)
-    cluster = config.cluster
-    per_node = cluster.gpus_per_node or cluster.ranks_per_node or 1
+def make_jobs(
+    config: Config, run_dir: Path, phases: list[str], store_ready: bool, queued: Collection[str] = ()
+) -> list[Job]:
+    """Jobs of some phases that are neither done nor queued, with `prepare` before and `evaluate` after them."""
+    paths, cluster = RunPaths(run_dir), config.cluster
     jobs: list[Job] = []
-    if not store_ready:
-        jobs.append(Job("prepare", (("prepare", "--config", str(paths.config)),), (), 1, 1, 0, cluster.minutes))
-    todo = [name for name in phases if not is_done(config, paths, name)]
+    if not store_ready and PREPARE not in queued:
+        prepare = ("prepare", "--config", str(paths.config))
+        jobs.append(Job(PREPARE, (prepare,), (), 1, 1, 0, cluster.minutes, cluster.links))
+    needed = [name for name in phases if not is_done(config, paths, name)]
+    todo = [name for name in needed if name not in queued]
+    first = () if store_ready else (PREPARE,)
     for name in todo:
-        parents = tuple(parent for parent in config.phases[name].starts_from if parent in todo)
-        after = parents or tuple(job.name for job in jobs if job.name == "prepare")
-        command = ("train", "--config", str(paths.config), "--phase", name, "--run-dir", str(run_dir))
-        jobs.append(
-            Job(name, (command,), after, cluster.nodes, per_node, cluster.gpus_per_node, cluster.minutes, cluster.links)
-        )
-    if todo or not paths.results.is_file():
-        last = tuple(name for name in todo if not any(name in config.phases[other].starts_from for other in todo))
+        parents = tuple(p for p in config.phases[name].starts_from if p in needed or p in queued)
+        jobs.append(_training_job(config, run_dir, name, parents or first))
+    if todo or (EVALUATE not in queued and not evaluation_is_done(config, paths)):
+        last = tuple(name for name in needed if not any(name in config.phases[other].starts_from for other in needed))
         commands = (("evaluate", "--run-dir", str(run_dir)), ("report", "--run-dir", str(run_dir)))
-        after = last or tuple(job.name for job in jobs if job.name == "prepare")
-        jobs.append(Job("evaluate", commands, after, cluster.nodes, per_node, cluster.gpus_per_node, cluster.minutes))
+        minutes, links = wall_time(cluster, planned_hours(paths, EVALUATE))
+        per_node, gpus = cluster.ranks_of_a_node, cluster.gpus_per_node
+        jobs.append(Job(EVALUATE, commands, last or first, cluster.nodes, per_node, gpus, minutes, links))
     return jobs
+
+
+def _training_job(config: Config, run_dir: Path, name: str, after: tuple[str, ...]) -> Job:
+    paths, cluster = RunPaths(run_dir), config.cluster
+    commands: list[tuple[str, ...]] = []
+    if cluster.scheduler == "slurm" and cluster.preflight and not config.phases[name].starts_from:
+        commands.append(("preflight", "--config", str(paths.config), "--run-dir", str(run_dir)))
+    commands.append(("train", "--config", str(paths.config), "--phase", name, "--run-dir", str(run_dir)))
+    minutes, links = wall_time(cluster, planned_hours(paths, name))
+    per_node, gpus = cluster.ranks_of_a_node, cluster.gpus_per_node
+    return Job(name, tuple(commands), after, cluster.nodes, per_node, gpus, minutes, links)
+
+
+def planned_hours(paths: RunPaths, name: str) -> float | None:
+    """Hours that `hpc-stres plan --run-dir` predicted for a job, where it did."""
+    if not paths.plan.is_file():
+        return None
+    hours = json.loads(paths.plan.read_text(encoding="utf-8"))["hours"].get(name)
+    return None if hours is None else float(hours)
+
+
+def wall_time(cluster: ClusterConfig, hours: float | None) -> tuple[int, int]:
+    """Minutes of a job and how many links it takes: from the plan where there is one, else from the profile."""
+    if hours is None:
+        return cluster.minutes, cluster.links
+    wanted = math.ceil(60 * hours * PLAN_MARGIN)
+    if wanted + START_MINUTES <= cluster.minutes:
+        return wanted + START_MINUTES, cluster.links
+    return cluster.minutes, max(cluster.links, math.ceil(wanted / max(1, cluster.minutes - START_MINUTES)))
 
 
 def is_done(config: Config, paths: RunPaths, name: str) -> bool:
     """Whether a phase's product is there and as long as the config asks."""
     done = paths.phase(name).done
     return done.is_file() and json.loads(done.read_text(encoding="utf-8"))["step"] >= config.steps(name)
+
+
+def evaluation_is_done(config: Config, paths: RunPaths) -> bool:
+    """Whether results.json speaks of every phase that is finished, as it is now."""
+    if not paths.results.is_file():
+        return False
+    table = json.loads(paths.results.read_text(encoding="utf-8")).get("splits", {}).get(str(config.data.split), {})
+    finished = [name for name in config.phases if paths.phase(name).done.is_file()]
+    written = paths.results.stat().st_mtime
+    return all(name in table and paths.phase(name).done.stat().st_mtime <= written for name in finished)
 
 
 def layout_line(config: Config, job: Job) -> str:
@@ -69,21 +115,37 @@ def layout_line(config: Config, job: Job) -> str:
     return layout.explain() + (" (micro-batch: what fits in memory)" if limit == "auto" else "")
 
 
+def continue_marker(run_dir: Path, name: str, job: str, restart: str) -> Path:
+    """File that says that one run of a job stopped early and has more to do; job scripts spell its name as well."""
+    return RunPaths(run_dir).logs / name / f"{job}.continue.{restart}"
+
+
 class JobCall:
     """What a job's ranks call, on every launcher: the same commands that a person would type."""
 
-    def __init__(self, job: Job, environment: dict[str, str], progress: Path) -> None:
-        self.job, self.environment, self.progress = job, environment, progress
+    def __init__(self, job: Job, environment: dict[str, str], progress: Path, run_dir: Path) -> None:
+        self.job, self.environment, self.progress, self.run_dir = job, environment, progress, run_dir
+
+    def checkpoint(self) -> None:
+        """submitit's word for `may be requeued`; the state is on disk, and who continues is decided in __call__."""
 
     def __call__(self) -> str:
         os.environ.update(self.environment)
-        self._set_local_rank()
+        os.environ["HPC_STRES_PROGRESS"] = str(self.progress)
+        self._name_rank()
+        if self._nothing_left():
+            print(f"{self.job.name}: done already; nothing left for this job", flush=True)
+            return "done"
         from hpc_stres.__main__ import main
+        from hpc_stres.training.signals import EXIT_CONTINUE, catch_early
 
+        catch_early()
         for command in self.job.commands:
-            if command[0] == "report" and int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) > 0:
+            if command[0] == "report" and not self._is_first:
                 continue
             code = main(command)
+            if code == EXIT_CONTINUE and self._on_slurm:
+                return self._ask_for_more()
             if code != 0:
                 sys.stdout.flush()
                 sys.stderr.flush()
@@ -91,11 +153,35 @@ class JobCall:
                 os._exit(code)
         return "done"
 
-    def _set_local_rank(self) -> None:
+    @property
+    def _on_slurm(self) -> bool:
+        return os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
+
+    @property
+    def _is_first(self) -> bool:
+        return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
+
+    def _nothing_left(self) -> bool:
+        """Whether an earlier link has finished the phase: then this one ends before anything heavy is imported."""
+        paths = RunPaths(self.run_dir)
+        if not paths.config.is_file() or self.job.name == PREPARE:
+            return False
+        config = load_resolved(paths.config)
+        if self.job.name == EVALUATE:
+            return evaluation_is_done(config, paths)
+        return is_done(config, paths, self.job.name)
+
+    def _ask_for_more(self) -> str:
+        """Leave word for the job script, which requeues the job or leaves the rest to the next link."""
+        if self._is_first:
+            job, restart = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_RESTART_COUNT", "0")
+            continue_marker(self.run_dir, self.job.name, job, restart).touch()
+        return "continue"
+
+    def _name_rank(self) -> None:
         """submitit's local executor numbers its tasks under names of its own."""
         env = os.environ
-        os.environ["HPC_STRES_PROGRESS"] = str(self.progress)
-        if "SUBMITIT_LOCAL_NTASKS" not in env:
+        if "SUBMITIT_LOCAL_NTASKS" not in env or env.get("SUBMITIT_EXECUTOR") != "local":
             return
         rank, size = env["SUBMITIT_LOCAL_GLOBALID"], env["SUBMITIT_LOCAL_NTASKS"]
         env.update(RANK=rank, WORLD_SIZE=size, LOCAL_RANK=rank, LOCAL_WORLD_SIZE=size, MASTER_ADDR="127.0.0.1")

@@ -13,7 +13,7 @@ from hpc_stres.errors import UserError
 from hpc_stres.progress import duration
 from hpc_stres.runpaths import RunPaths
 from hpc_stres.training.signals import EXIT_CONTINUE
-from launch.jobs import Job, JobCall
+from launch.jobs import EVALUATE, Job, JobCall
 
 POLL_SECONDS = 0.2
 MAX_LINKS = 1000
@@ -82,11 +82,11 @@ class LocalRun:
         environment = {"MASTER_PORT": str(_free_port()), "HPC_STRES_THREADS": str(threads)}
         progress = self.progress_file(job.name)
         progress.unlink(missing_ok=True)
-        return executor.submit(JobCall(job, environment, progress))
+        return executor.submit(JobCall(job, environment, progress, self.paths.root))
 
     def _ranks(self, job: Job) -> int:
         """Evaluation is single-threaded by rank, so it takes a rank a core."""
-        if job.name == "evaluate" and not job.gpus_per_node:
+        if job.name == EVALUATE and not job.gpus_per_node:
             return max(job.ranks, len(os.sched_getaffinity(0)))
         return job.ranks
 

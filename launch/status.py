@@ -6,11 +6,9 @@ python launch/status.py runs/binding --watch
 
 import argparse
 import json
-import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +17,13 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from hpc_stres.configfile import load_run  # noqa: E402
+from hpc_stres.data.storepath import store_folder  # noqa: E402
 from hpc_stres.errors import UserError  # noqa: E402
 from hpc_stres.recipe import ordered_phases  # noqa: E402
 from hpc_stres.runpaths import RunPaths  # noqa: E402
 from hpc_stres.texttable import text_table  # noqa: E402
+from launch import slurm  # noqa: E402
+from launch.jobs import EVALUATE, PREPARE, evaluation_is_done, is_done  # noqa: E402
 
 # A scheduler is asked at most once a minute, however often the screen is drawn.
 SCHEDULER_SECONDS, SCREEN_SECONDS, STALE_SECONDS = 60.0, 2.0, 120.0
@@ -36,41 +37,78 @@ def read(path: Path) -> dict[str, Any]:
         return {}
 
 
-def queue_states(numbers: list[str]) -> dict[str, str]:
-    """State and reason of jobs that are still in the queue, by id."""
-    if not numbers or not shutil.which("squeue"):
-        return {}
-    run = subprocess.run(
-        ["squeue", "-h", "-o", "%i %T %r", "-j", ",".join(numbers)], capture_output=True, text=True, check=False
-    )
-    found = {}
-    for line in run.stdout.splitlines():
-        number, state, reason = [*line.split(maxsplit=2), "", ""][:3]
-        never = "DependencyNeverSatisfied" in reason
-        found[number] = (
-            "will never start" if never else f"{state.lower()} ({reason})" if state == "PENDING" else state.lower()
-        )
-    return found
+class Scheduler:
+    """What Slurm says of a run's jobs: one squeue a minute at most, and one sacct for what squeue has forgotten."""
+
+    def __init__(self, numbers: list[str]) -> None:
+        self.numbers = numbers
+        self.found: dict[str, tuple[str, str]] = {}
+        self.asked_s = float("-inf")
+
+    def states(self) -> dict[str, tuple[str, str]]:
+        """State and reason by id, asked anew when the last answer is a minute old."""
+        if time.monotonic() - self.asked_s >= SCHEDULER_SECONDS:
+            self.asked_s = time.monotonic()
+            self.found |= slurm.queue([n for n in self.numbers if self.found.get(n, ("PENDING",))[0] in slurm.ALIVE])
+            self.found |= slurm.accounted([n for n in self.numbers if n not in self.found])
+        return self.found
 
 
-def rows(run_dir: Path, states: dict[str, str]) -> list[list[str]]:
+def job_state(numbers: list[str], states: Mapping[str, tuple[str, str]]) -> str:
+    """One word or two for the links of a job: the one that runs, else the first that waits, else how the last ended."""
+    known = [states[number] for number in numbers if number in states]
+    for wanted in ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED"):
+        if any(state == wanted for state, _ in known):
+            return wanted.lower()
+    for state, reason in known:
+        if state in slurm.ALIVE:
+            never = "NeverSatisfied" in reason
+            return "will never start (what it waits for failed)" if never else f"{state.lower()} ({reason})"
+    return f"{known[-1][0].lower()} ({known[-1][1]})" if known else ""
+
+
+def rows(run_dir: Path, states: Mapping[str, tuple[str, str]]) -> list[list[str]]:
     """One row a phase, and evaluation last."""
     config, paths = load_run(run_dir), RunPaths(run_dir)
     jobs = read(paths.jobs)
-    found = []
-    for name in ["prepare", *ordered_phases(config.phases), "evaluate"]:
-        numbers = jobs.get(name, {}).get("ids", [])
+    found, failed = [], set()
+    for name in [PREPARE, *ordered_phases(config.phases), EVALUATE]:
+        job = jobs.get(name, {})
         progress = read(paths.logs / f"{name}.progress.json")
-        done = paths.results.is_file() if name == "evaluate" else paths.phase(name).done.is_file()
-        if name == "prepare":
-            if not progress and not numbers:
-                continue
-            done = bool(progress) and progress["done"] == progress["total"]
-        fresh = time.time() - progress.get("time", 0) < STALE_SECONDS
-        state = "done" if done else next((states[n] for n in numbers if n in states), "running" if fresh else "waiting")
+        if name == PREPARE and not (progress or job):
+            continue
+        if name == PREPARE:
+            done = (store_folder(config) / "manifest.json").is_file()
+        elif name == EVALUATE:
+            done = evaluation_is_done(config, paths)
+        else:
+            done = is_done(config, paths, name)
+        state = "done" if done else job_state(job.get("ids", []), states)
+        if not state:
+            fresh = time.time() - progress.get("time", 0) < STALE_SECONDS
+            state = "running" if fresh else "stopped" if progress else "waiting"
+        if not done and state.split()[0] in ENDED:
+            failed.add(name)
+            blamed = [other for other in job.get("after", []) if other in failed]
+            state = f"cancelled: {', '.join(blamed)} failed" if blamed and state.startswith("cancelled") else state
         line = " ".join(progress.get("line", "").split()[1:])
-        found.append([name, ",".join(numbers) or "-", state, line, "" if done else last_error(paths, name)])
+        error = "" if done else last_error(paths, name)
+        found.append([name, ",".join(job.get("ids", [])) or "-", state, line, expected_end(progress, done), error])
     return found
+
+
+ENDED = ("failed", "cancelled", "timeout", "node_fail", "out_of_memory", "preempted", "boot_fail", "will")
+
+
+def expected_end(progress: Mapping[str, Any], done: bool) -> str:
+    """Clock time at which a running job will be through, from its speed so far."""
+    if done or "first" not in progress or time.time() - progress["time"] > STALE_SECONDS:
+        return ""
+    gone = progress["done"] - progress["first"]
+    if gone <= 0:
+        return ""
+    left = (progress["total"] - progress["done"]) * progress["seconds"] / gone
+    return time.strftime("%a %H:%M", time.localtime(progress["time"] + left))
 
 
 def last_error(paths: RunPaths, name: str) -> str:
@@ -83,21 +121,24 @@ def last_error(paths: RunPaths, name: str) -> str:
     return ""
 
 
-def show(run_dir: Path, states: dict[str, str]) -> str:
+def show(run_dir: Path, states: Mapping[str, tuple[str, str]]) -> str:
     """The table."""
-    return text_table(["phase", "job", "state", "progress", "last error"], rows(run_dir, states))
+    return text_table(["phase", "job", "state", "progress", "ends about", "last error"], rows(run_dir, states))
 
 
 def watch(run_dir: Path) -> None:
-    """Draw the table again and again until evaluation is done."""
-    asked, states = 0.0, {}
+    """Draw the table again and again until evaluation is done, or nothing is left that could do it."""
+    scheduler = Scheduler(all_jobs(run_dir))
     while True:
-        if time.monotonic() - asked > SCHEDULER_SECONDS or not asked:
-            asked, states = time.monotonic(), queue_states(all_jobs(run_dir))
+        states = scheduler.states()
         text = show(run_dir, states)
         print(("\x1b[H\x1b[2J" if sys.stdout.isatty() else "") + text, flush=True)
-        if RunPaths(run_dir).results.is_file():
+        if rows(run_dir, states)[-1][2] == "done":
             return
+        if scheduler.found and not any(state in slurm.ALIVE for state, _ in scheduler.found.values()):
+            raise UserError(
+                "no job of this run is left in the queue\nMend what the last column names and submit again."
+            )
         time.sleep(SCREEN_SECONDS if sys.stdout.isatty() else SCHEDULER_SECONDS)
 
 
@@ -117,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.watch:
             watch(run_dir)
         else:
-            print(show(run_dir, queue_states(all_jobs(run_dir))))
+            print(show(run_dir, Scheduler(all_jobs(run_dir)).states()))
     except UserError as error:
         print(f"status.py: {error}", file=sys.stderr)
         return error.code

@@ -12,9 +12,11 @@ import argparse
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,9 +30,13 @@ from hpc_stres.config import Config  # noqa: E402
 from hpc_stres.configfile import CONFIGS, dump, load_config, load_resolved, plain  # noqa: E402
 from hpc_stres.data.storepath import store_folder  # noqa: E402
 from hpc_stres.errors import UserError  # noqa: E402
+from hpc_stres.provenance import write_provenance  # noqa: E402
 from hpc_stres.recipe import select_phases  # noqa: E402
 from hpc_stres.runpaths import RunPaths, write_json, write_text  # noqa: E402
 from launch import jobs as job_list  # noqa: E402
+
+# How long a second submit waits for the first to have submitted; then it sees what is queued.
+SUBMIT_PATIENCE_SECONDS = 60.0
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -75,28 +81,36 @@ def write_config(config: Config, run_dir: Path) -> None:
 
 
 @contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
+def locked(run_dir: Path, patience_seconds: float = 0.0) -> Iterator[None]:
     """One submit at a time in a run folder; the lock ends with the process, whatever ends that."""
     path = RunPaths(run_dir).lock
     path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + patience_seconds
     with path.open("a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            raise UserError(
-                f"{run_dir}: another submit is at work here: {stream.read().strip()}\n"
-                "Wait for it, or use another --run-dir."
-            ) from None
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(0.2)
+                    continue
+                stream.seek(0)
+                raise UserError(
+                    f"{run_dir}: another submit is at work here: {stream.read().strip()}\n"
+                    "Wait for it, or use another --run-dir."
+                ) from None
         stream.truncate(0)
         stream.write(f"process {os.getpid()} on {os.uname().nodename}\n")
         stream.flush()
         yield
 
 
-def show(config: Config, run_dir: Path, jobs: list[job_list.Job]) -> None:
-    """The table of jobs, with the cut of each global batch."""
+def show(config: Config, run_dir: Path, jobs: list[job_list.Job], queued: Mapping[str, list[str]]) -> None:
+    """What is submitted and what waits for what, with the cut of each global batch."""
     print(f"run folder: {run_dir}")
+    for name, numbers in queued.items():
+        print(f"  {name:<16} in the queue already: job {', '.join(numbers)}")
     for job in jobs:
         where = (
             f"{job.nodes} x {job.gpus_per_node} GPU"
@@ -108,29 +122,61 @@ def show(config: Config, run_dir: Path, jobs: list[job_list.Job]) -> None:
         layout = job_list.layout_line(config, job)
         if layout:
             print(f"  {'':<16} {layout}")
+    if RunPaths(run_dir).plan.is_file():
+        print(f"  wall times: from {RunPaths(run_dir).plan}")
 
 
 def submit(args: argparse.Namespace, config: Config, run_dir: Path) -> None:
     """Submit one chain of phases, or say that it is finished."""
-    phases = select_phases(config.phases, args.phase)
-    jobs = job_list.make_jobs(config, run_dir, phases, (store_folder(config) / "manifest.json").is_file())
-    show(config, run_dir, jobs)
+    on_slurm = config.cluster.scheduler == "slurm"
     if args.dry_run:
+        jobs = _jobs(args, config, run_dir, {})
+        show(config, run_dir, jobs, {})
         _show_scripts(config, run_dir, jobs)
         return
-    if not jobs:
-        print("  every phase is done; nothing to submit")
-        _show_results(run_dir)
-        return
-    with locked(run_dir):
-        write_config(config, run_dir)
-        if config.cluster.scheduler == "slurm":
-            _submit_slurm(args, config, run_dir, jobs)
-        else:
+    _jobs(args, config, run_dir, {})  # what cannot work is refused before the folder is made
+    with locked(run_dir, SUBMIT_PATIENCE_SECONDS if on_slurm else 0.0):
+        queued = _queued(run_dir) if on_slurm else {}
+        jobs = _jobs(args, config, run_dir, queued)
+        show(config, run_dir, jobs, queued)
+        if jobs:
+            write_config(config, run_dir)
+            write_provenance(run_dir, config)
+        if jobs and on_slurm:
+            _submit_slurm(config, run_dir, jobs, queued)
+        elif jobs:
             from launch.local import LocalRun
 
             LocalRun(config, run_dir, jobs).run()
-            _show_results(run_dir)
+    if not jobs:
+        print("  every phase is done; nothing to submit" if not queued else "  nothing more to submit")
+    if (jobs and on_slurm) or queued:
+        print(f"watch: python launch/status.py {shlex.quote(str(run_dir))} --watch")
+        if args.watch:
+            from launch.status import watch
+
+            watch(run_dir)
+    else:
+        _show_results(run_dir)
+
+
+def _jobs(
+    args: argparse.Namespace, config: Config, run_dir: Path, queued: Mapping[str, list[str]]
+) -> list[job_list.Job]:
+    phases = select_phases(config.phases, args.phase)
+    store_ready = (store_folder(config) / "manifest.json").is_file()
+    jobs = job_list.make_jobs(config, run_dir, phases, store_ready, queued)
+    for job in jobs:
+        job_list.layout_line(config, job)
+    return jobs
+
+
+def _queued(run_dir: Path) -> dict[str, list[str]]:
+    """Jobs of an earlier submit that still wait or run."""
+    from launch.slurm import still_queued
+
+    path = RunPaths(run_dir).jobs
+    return still_queued(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def _show_scripts(config: Config, run_dir: Path, jobs: list[job_list.Job]) -> None:
@@ -143,19 +189,15 @@ def _show_scripts(config: Config, run_dir: Path, jobs: list[job_list.Job]) -> No
         print(f"\n# ---- {job.name}\n{sbatch_text(config, run_dir, job, dependency_of(job, names, 0)).rstrip()}")
 
 
-def _submit_slurm(args: argparse.Namespace, config: Config, run_dir: Path, jobs: list[job_list.Job]) -> None:
+def _submit_slurm(config: Config, run_dir: Path, jobs: list[job_list.Job], queued: Mapping[str, list[str]]) -> None:
     from launch import slurm
 
-    slurm.require_slurm()
-    ids = slurm.submit(config, run_dir, jobs)
-    write_json(RunPaths(run_dir).jobs, {job.name: {"ids": ids[job.name], "after": list(job.after)} for job in jobs})
+    path = RunPaths(run_dir).jobs
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    ids = slurm.submit(config, run_dir, jobs, queued)
+    write_json(path, known | {job.name: {"ids": ids[job.name], "after": list(job.after)} for job in jobs})
     for name, numbers in ids.items():
         print(f"  {name:<16} job {', '.join(numbers)}")
-    print(f"watch: python launch/status.py {run_dir} --watch")
-    if args.watch:
-        from launch.status import watch
-
-        watch(run_dir)
 
 
 def _show_results(run_dir: Path) -> None:

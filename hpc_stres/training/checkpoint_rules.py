@@ -7,7 +7,8 @@ from hpc_stres.errors import UserError
 
 # What may differ between a checkpoint and the run that goes on from it: layout and logging, not learning.
 FREE_KEYS = (
-    "cluster", "profile", "evaluation", "data.root", "data.workers", "training.engine", "training.zero_stage",
+    "cluster", "profile", "evaluation", "data.root", "data.workers", "data.stage",
+    "data.max_rejected", "data.shard_mib", "training.engine", "training.zero_stage",
     "training.max_micro_batch", "training.checkpoint_every_steps", "training.checkpoint_every_minutes",
     "training.log_every_steps", "training.prefetch", "training.start_timeout_minutes", "training.step_timeout_minutes",
     "training.compile", "training.activation_checkpointing",

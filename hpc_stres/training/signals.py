@@ -9,6 +9,13 @@ from types import FrameType
 # sysexits' "try again later": the launcher starts the phase again.
 EXIT_CONTINUE = 75
 SAFETY = 1.5
+_early: list[str] = []
+
+
+def catch_early() -> None:
+    """Remember a request to stop that comes while a job still imports and reads; the StopFlag made later honours it."""
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(number, lambda caught, frame: _early.append(signal.Signals(caught).name))
 
 
 class StopFlag:
@@ -18,7 +25,7 @@ class StopFlag:
         env = os.environ if environment is None else environment
         end = env.get("HPC_STRES_END_TIME") or env.get("SLURM_JOB_END_TIME")
         self.end_time = float(end) if end else None
-        self.signal_name: str | None = None
+        self.signal_name: str | None = _early[0] if _early else None
         self.slowest_step_s = 0.0
         self.save_s = 5.0
 

@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from hpc_stres.training.checkpoint_rules import FREE_KEYS, refuse_other_config
 from hpc_stres.training.engine import Engine, make_engine
 from hpc_stres.training.loss import StreamSums, phase_loss
 from hpc_stres.training.metrics import WAITING, Heartbeat, MetricsLog, late_ranks, memory_gib
+from hpc_stres.training.ownership import owned
 from hpc_stres.training.signals import StopFlag
 
 # What the slowest of the ranks that did arrive needs to say so after a time-out.
@@ -324,6 +326,11 @@ def train(config: Config, name: str, run_dir: Path, world: World, allowed: tuple
         if world.is_first:
             print(f"{name}: done already (step {config.steps(name)})")
         return True
+    with owned(paths) if world.is_first else nullcontext():
+        return _train_owned(config, name, run_dir, world, allowed)
+
+
+def _train_owned(config: Config, name: str, run_dir: Path, world: World, allowed: tuple[str, ...]) -> bool:
     device = distributed.choose_device(world)
     torch.backends.cuda.matmul.allow_tf32 = config.training.tf32
     torch.backends.cudnn.allow_tf32 = config.training.tf32

@@ -47,7 +47,7 @@ def test_a_phase_that_is_done_is_not_submitted_again(config, tmp_path):
     for name in ("st_resnet", "st_resnet_star"):
         write_json(paths.phase(name).done, {"step": config.steps(name)})
     assert set(tree(config, tmp_path, ready=True)) == {"evaluate"}
-    write_json(paths.results, {})
+    write_json(paths.results, {"splits": {"1": {name: {} for name in config.phases}}})
     assert tree(config, tmp_path, ready=True) == {}
 
 
@@ -60,18 +60,40 @@ def test_links_wait_for_any_end_and_phases_for_a_good_one(config, tmp_path):
     assert dependency_of(job, ids, 1) == "afterany:4"
 
 
-def test_sbatch_text_is_the_golden_one(config, monkeypatch):
+def golden(name, text):
+    path = GOLDEN / f"{name}.sbatch"
+    assert text == path.read_text(), "if the change is meant, write this text into the golden file:\n" + text
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """Paths that are the same on every machine."""
     monkeypatch.setattr("sys.executable", "/opt/my python/bin/python")
-    run_dir = Path("/scratch/with space/run")
+    monkeypatch.setattr("launch.slurm.ROOT", Path("/opt/hpc stres"))
+    monkeypatch.setattr("pathlib.Path.cwd", lambda: Path("/home/me"))
+    return Path("/scratch/with space/run")
+
+
+def test_sbatch_text_is_the_golden_one(config, elsewhere):
     cluster = dataclasses.replace(
         config.cluster, partition="gpu", account="proj", qos="long", constraint="a100", cpus_per_rank=8,
-        memory_gib_per_node=240, minutes=120, setup=("module load cuda",),
+        memory_gib_per_node=240, minutes=120, setup=("ulimit -n 65536",),
     )  # fmt: skip
     full = dataclasses.replace(config, cluster=cluster)
-    job = tree(full, run_dir)["st_resnet"]
-    text = sbatch_text(full, run_dir, job, "afterok:11:12")
-    golden = GOLDEN / "st_resnet.sbatch"
-    assert text == golden.read_text(), "if the change is meant, write this text into the golden file:\n" + text
+    golden("st_resnet", sbatch_text(full, elsewhere, tree(full, elsewhere)["st_resnet"], "afterok:11:12"))
+
+
+def test_a_profile_with_image_modules_and_requeue_is_in_the_sbatch_text(config, elsewhere):
+    cluster = dataclasses.replace(
+        config.cluster, partition="gpu", cpu_partition="serial", cpus_per_rank=8, gpu_type="h100", exclusive=True,
+        continuation="requeue", modules=("cuda/12", "openmpi"), image="/images/hpc stres.sif", binds=("/scratch",),
+        environment={"NCCL_SOCKET_IFNAME": "ib0", "NCCL_IB_DISABLE": 0}, constraint="a100",
+    )  # fmt: skip
+    data = dataclasses.replace(config.data, root="/data")
+    full = dataclasses.replace(config, cluster=cluster, data=data)
+    jobs = tree(full, elsewhere)
+    golden("requeue_image", sbatch_text(full, elsewhere, jobs["motion"], "afterok:10"))
+    golden("prepare", sbatch_text(full, elsewhere, jobs["prepare"], ""))
 
 
 def test_dry_run_is_fast_and_needs_neither_torch_nor_slurm(tmp_path):
@@ -109,7 +131,7 @@ def test_dry_run_is_fast_and_needs_neither_torch_nor_slurm(tmp_path):
 )
 def test_what_cannot_work_is_refused_at_submit_time(tmp_path, arguments, words):
     result = run_python(
-        "launch/submit.py", "--run-dir", tmp_path / "run", *arguments, env={"PATH": "/usr/bin:/bin"}, timeout=60
+        "launch/submit.py", "--run-dir", tmp_path / "run", *arguments, env={"PATH": "/nowhere"}, timeout=60
     )
     assert result.returncode == 2, result.stderr
     assert words in result.stderr

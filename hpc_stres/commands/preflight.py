@@ -1,0 +1,28 @@
+"""Check the ranks of a job before it trains: hosts, GPUs, cores, versions, clocks, and a 64 MB all-reduce.
+
+  srun python -m hpc_stres preflight --config configs/ucf101.yaml --run-dir runs/try
+
+Two ranks on one GPU, a rank with one core, or different code or packages are refused with exit status 1. The reports
+of all ranks go to preflight.json in the run folder. `python launch/submit.py` runs this first in jobs on Slurm.
+"""
+
+import argparse
+from pathlib import Path
+
+from hpc_stres.commands import add_config_arguments, config_of
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_arguments(parser)
+    parser.add_argument("--run-dir", metavar="D", help="run folder that keeps the reports")
+
+
+def run(args: argparse.Namespace) -> int:
+    from hpc_stres import preflight
+    from hpc_stres.bootstrap import find_world
+
+    world = find_world()
+    lines = preflight.run(config_of(args).cluster, world, Path(args.run_dir) if args.run_dir else None)
+    if world.is_first:
+        print("\n".join(f"preflight: {line}" for text in lines for line in text.splitlines()), flush=True)
+    return 0
