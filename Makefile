@@ -2,11 +2,12 @@
 # make test    set everything up and run all tests
 # make lint    formatter, linter, type checker
 # make setup   set up only
+# make image   build the apptainer image; make image-test proves its recipe where there is no apptainer
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
 PATHS := hpc_stres launch tests env
 
-.PHONY: demo test unit lint setup
+.PHONY: demo test unit lint setup image image-test
 
 setup:
 	@bash env/setup.sh
@@ -27,3 +28,10 @@ lint:
 	@$(PYTHON) -m ruff check $(PATHS)
 	@$(PYTHON) -m mypy
 	@if command -v shellcheck >/dev/null; then shellcheck -x env/*.sh slurm/*.sh .ci/run; else echo "shellcheck is not installed: shell scripts not checked"; fi
+
+image:
+	@bash env/build_image.sh
+
+image-test:
+	@bash env/setup.sh --tests
+	@HPC_STRES_IMAGE_TEST=1 $(PYTHON) -m pytest tests/image

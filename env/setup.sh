@@ -2,7 +2,7 @@
 # The one place that installs: a virtual environment with the pinned packages, and, where this is root on Debian or
 # Ubuntu, the system packages that are missing. A second call finds everything and returns at once.
 #
-#   env/setup.sh [--tests]     --tests: also what only the tests need (Slurm, an MPI library, shellcheck)
+#   env/setup.sh [--tests]     --tests: also what only the tests need (Slurm, an MPI library, a browser, shellcheck)
 #   HPC_STRES_VENV=DIR         another place for the virtual environment (default: .venv in the repository)
 set -euo pipefail
 
@@ -22,6 +22,14 @@ system_packages() {
   if [ "$want_tests" = yes ]; then
     command -v mpirun >/dev/null || echo openmpi-bin
     command -v shellcheck >/dev/null || echo shellcheck
+    command -v slurmctld >/dev/null || echo slurm-wlm
+    command -v slurmdbd >/dev/null || echo slurmdbd
+    command -v munged >/dev/null || echo munge
+    command -v mariadbd >/dev/null || echo mariadb-server
+    # Slurm's PMIx plugin opens the library under the name that only the development package has.
+    [ -n "$(find /usr/lib -path '*pmix2/lib/libpmix.so' -print -quit)" ] || echo libpmix-dev
+    command -v chromium >/dev/null || echo chromium
+    command -v debootstrap >/dev/null || echo debootstrap
   fi
 }
 

@@ -13,6 +13,7 @@ from hpc_stres.errors import UserError
 COMMANDS = {
     "prepare": ("prepare", "decode videos, compute optical flow and pack both into the clip store"),
     "verify": ("verify", "re-read the clip store and name every damaged member"),
+    "plan": ("plan", "predict hours and node-hours of each phase, and what limits them"),
     "preflight": ("preflight", "check ranks, GPUs, versions and the network of a job before it trains"),
     "train": ("train", "train one phase (what every launcher calls)"),
     "evaluate": ("evaluate", "test the finished phases of a run and print the table"),

@@ -238,7 +238,7 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         check_field(self.nodes >= 1, "nodes", "expected 1 or more")
         check_field(self.gpus_per_node >= 0, "gpus_per_node", "expected 0 or more")
-        check_field(self.minutes >= 2, "minutes", "expected 2 or more")
+        check_field(self.minutes >= 1, "minutes", "expected 1 or more")
         check_field(self.links >= 1, "links", "expected 1 or more")
         check_field(self.min_all_reduce_gb_per_s >= 0, "min_all_reduce_gb_per_s", "expected 0 or more")
         for key in ("ranks_per_node", "cpus_per_rank", "memory_gib_per_node", "prepare_cpus"):

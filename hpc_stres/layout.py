@@ -63,6 +63,11 @@ class Layout:
         """Most videos that any rank takes at once."""
         return max(len(share.positions) for shares in self.shares for share in shares)
 
+    @property
+    def busiest(self) -> int:
+        """Videos that pass through the slowest rank in one SGD step, waits for its neighbours included."""
+        return sum(max(len(shares[m].positions) for shares in self.shares) for m in range(self.micro_steps))
+
     def explain(self) -> str:
         """The plan in one line."""
         sizes = group_sizes(self.global_batch, self.norm_group)
@@ -96,9 +101,9 @@ def plan(global_batch: int, norm_group: int, world_size: int, max_micro_batch: i
     layouts = (_lay_out(global_batch, norm_group, world_size, team, limit) for team in candidates)
     best: Layout | None = None
     for layout in layouts:
-        if _busiest(layout) <= TOLERATED_IMBALANCE * even:
+        if layout.busiest <= TOLERATED_IMBALANCE * even:
             return layout
-        if best is None or _busiest(layout) < _busiest(best):
+        if best is None or layout.busiest < best.busiest:
             best = layout
     assert best is not None
     return best
@@ -120,11 +125,6 @@ def _feasible(sizes: list[int], world_size: int, team: int, limit: int) -> bool:
     if world_size % team:
         return False
     return world_size // team <= len(sizes) and team <= min(sizes) and -(-max(sizes) // team) <= limit
-
-
-def _busiest(layout: Layout) -> int:
-    """Videos that pass through the slowest rank, waits for its neighbours included."""
-    return sum(max(len(shares[m].positions) for shares in layout.shares) for m in range(layout.micro_steps))
 
 
 def _lay_out(global_batch: int, norm_group: int, world_size: int, team_size: int, limit: int) -> Layout:

@@ -8,6 +8,8 @@
 set -euo pipefail
 : "${CONFIG:?set CONFIG to a config file, as in CONFIG=configs/ucf101.yaml sbatch slurm/prepare.sh}"
 cd "${SLURM_SUBMIT_DIR:-.}"
+# What srun --mpi takes; `srun --mpi=list` shows what this cluster has.
+export SLURM_MPI_TYPE=${SLURM_MPI_TYPE:-pmix}
 # shellcheck source=slurm/common.sh
 source slurm/common.sh
 run_ranks prepare --config "$CONFIG" "$@"

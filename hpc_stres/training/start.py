@@ -99,7 +99,7 @@ def fitting_micro_batch(model: nn.Module, config: Config, name: str, device: tor
 
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        _dry_pass(model, config, name, device, 2)
+        dry_pass(model, config, name, device, 2)
     model.load_state_dict(before)
     # Gradients of activations come on top while the backward pass runs.
     per_video = 2 * kept / 2
@@ -113,7 +113,7 @@ def try_micro_batch(model: nn.Module, config: Config, name: str, device: torch.d
         return True
     before = {key: value.clone() for key, value in model.state_dict().items()}
     try:
-        _dry_pass(model, config, name, device, videos).backward()
+        dry_pass(model, config, name, device, videos).backward()
     except torch.OutOfMemoryError:
         return False
     finally:
@@ -123,7 +123,7 @@ def try_micro_batch(model: nn.Module, config: Config, name: str, device: torch.d
     return True
 
 
-def _dry_pass(model: nn.Module, config: Config, name: str, device: torch.device, videos: int) -> Tensor:
+def dry_pass(model: nn.Module, config: Config, name: str, device: torch.device, videos: int) -> Tensor:
     """A forward pass of empty clips; returns a sum to go back from."""
     phase, side, dtype = config.phase(name), config.data.crop, DTYPES[config.training.precision]
     rgb = torch.zeros(videos, phase.chunks, 3, side, side, dtype=dtype, device=device) if phase.uses_rgb else None

@@ -59,8 +59,8 @@ AccountingStorageHost=127.0.0.1
 AccountingStoragePort={dbd}
 AccountingStoragePass={root}/munge.socket
 NodeName=n[1-4] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{node}-{node_last}] CPUs=4 RealMemory=4000 State=UNKNOWN
-PartitionName=main Nodes=n[1-4] Default=YES MaxTime=60 State=UP PriorityTier=1 PreemptMode=REQUEUE
-PartitionName=urgent Nodes=n[1-4] MaxTime=60 State=UP PriorityTier=10 PreemptMode=OFF
+PartitionName=main Nodes=n[1-4] Default=YES MaxTime=UNLIMITED State=UP PriorityTier=1 PreemptMode=REQUEUE
+PartitionName=urgent Nodes=n[1-4] MaxTime=UNLIMITED State=UP PriorityTier=10 PreemptMode=OFF
 """
 
 SLURMDBD_CONF = """AuthType=auth/munge

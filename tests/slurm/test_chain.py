@@ -1,10 +1,15 @@
 """The whole chain on four nodes of a real Slurm, compared with the same config on one process."""
 
 import json
+import shutil
+import subprocess
+import sys
 
 import pytest
 
-from tests.conftest import TINY, run_python
+from hpc_stres.data.storepath import store_folder
+from tests.conftest import ROOT, TINY, digests, run_python, tiny_config
+from tests.slurm.conftest import person
 
 PHASES = ("motion", "appearance", "st_resnet", "st_resnet_star")
 
@@ -14,30 +19,89 @@ def trail(run_dir, phase):
     return [(json.loads(line)["step"], json.loads(line)["requests"]) for line in lines]
 
 
-def test_four_nodes_see_and_find_what_one_process_does(user, data_root, tmp_path):
-    settings = {"training__precision": "float64"}
-    output = user.submit(**settings)
-    assert "watch: python launch/status.py" in output
-    jobs = user.jobs()
-    assert list(jobs) == [*PHASES, "evaluate"]
-    local = tmp_path / "local"
-    words = ["--config", TINY, "--cluster", "local", "--run-dir", local]
-    for key, value in {"data.root": data_root, "training.norm_group": 5, "training.precision": "float64"}.items():
-        words += ["--set", f"{key}={value}"]
-    alone = run_python("launch/submit.py", *words)
-    assert alone.returncode == 0, alone.stderr
-    states = user.wait_states(*(number for numbers in jobs.values() for number in numbers))
-    assert set(states) == {"COMPLETED"}, [user.logs(name)[-3000:] for name in jobs]
+SETTINGS = {"training__precision": "float64"}
+
+
+@pytest.fixture(scope="module")
+def finished(slurm, data_root, tmp_path_factory):
+    """A user whose whole chain has run on four nodes, and the same config's run folder on this machine alone."""
+    root = tmp_path_factory.mktemp("chain")
+    with person(slurm, data_root, root / "räume mit raum") as user:
+        output = user.submit(**SETTINGS)
+        assert "watch: python launch/status.py" in output
+        jobs = user.jobs()
+        assert list(jobs) == [*PHASES, "evaluate"]
+        words = ["--config", TINY, "--cluster", "local", "--run-dir", root / "local"]
+        for key, value in {"data.root": data_root, "training.norm_group": 5, "training.precision": "float64"}.items():
+            words += ["--set", f"{key}={value}"]
+        alone = run_python("launch/submit.py", *words)
+        assert alone.returncode == 0, alone.stderr
+        states = user.wait_states(*(number for numbers in jobs.values() for number in numbers))
+        assert set(states) == {"COMPLETED"}, [user.logs(name)[-3000:] for name in jobs]
+        yield user, root / "local"
+
+
+def test_four_nodes_see_and_find_what_one_process_does(finished):
+    user, local = finished
     for phase in PHASES:
         assert trail(user.run_dir, phase) == trail(local, phase)
         rows = [json.loads(x) for x in (user.run_dir / "phases" / phase / "metrics.jsonl").read_text().splitlines()]
         assert {row["world_size"] for row in rows} == {4}
     ours, theirs = (json.loads((folder / "results.json").read_text()) for folder in (user.run_dir, local))
     assert ours == theirs
+
+
+def test_everything_that_a_job_needs_is_in_its_run_folder(finished):
+    user, _ = finished
     assert_run_folder_is_complete(user)
     status = user.status()
     assert status.count(" done ") == 5, status
-    assert "every phase is done; nothing to submit" in user.submit(**settings)
+    assert "every phase is done; nothing to submit" in user.submit(**SETTINGS)
+
+
+def test_the_accounting_knows_the_jobs(finished):
+    user, _ = finished
+    numbers = [number for links in user.jobs().values() for number in links]
+    user.slurm.wait(lambda: {user.slurm.accounted(n) for n in numbers} == {"COMPLETED"}, "sacct's word on all jobs")
+
+
+def test_eval_sh_evaluates_over_several_nodes(finished, tmp_path):
+    user, local = finished
+    shutil.copytree(user.run_dir, tmp_path / "rün dir")
+    shutil.rmtree(tmp_path / "rün dir" / "scores")
+    (tmp_path / "rün dir" / "results.json").unlink()
+    job = sbatch(user.slurm, tmp_path, "eval.sh", "-N3", "--ntasks-per-node=1", RUN_DIR=tmp_path / "rün dir")
+    assert user.wait_states(job) == ["COMPLETED"], (tmp_path / "out.txt").read_text()
+    ours, theirs = (json.loads((folder / "results.json").read_text()) for folder in (tmp_path / "rün dir", local))
+    assert ours == theirs
+    assert "ST-ResNet*" in (tmp_path / "out.txt").read_text()
+
+
+def test_eval_sh_says_what_is_missing(slurm, tmp_path):
+    result = slurm.run("bash", "slurm/eval.sh", cwd=ROOT, check=False)
+    assert result.returncode != 0
+    assert "set RUN_DIR to the run folder" in result.stderr
+    result = slurm.run("bash", "slurm/eval.sh", cwd=ROOT, check=False,
+                       env={**slurm.environment, "RUN_DIR": str(tmp_path), "IMAGE": "none.sif"})  # fmt: skip
+    assert result.returncode == 2
+    assert "none.sif: no such image" in result.stderr
+
+
+def test_prepare_sh_prepares_over_mpi(slurm, user, store, tmp_path):
+    more = ["--set", f"data.root={tmp_path / 'däta'}"]
+    job = sbatch(slurm, tmp_path, "prepare.sh", "-N4", "--ntasks-per-node=1", script_arguments=more, CONFIG=TINY)
+    assert user.wait_states(job) == ["COMPLETED"], (tmp_path / "out.txt").read_text()
+    folder = store_folder(tiny_config(tmp_path / "däta"))
+    assert digests(folder) == digests(store.paths.root)
+
+
+def sbatch(slurm, folder, script, *options, script_arguments=(), **variables):
+    """Submit one of the job scripts from the repository's root, as a person would; returns the job's id."""
+    environment = {**slurm.environment, "MASTER_ADDR": "127.0.0.1", "HPC_STRES_THREADS": "1"}
+    environment |= {key: str(value) for key, value in variables.items()}
+    environment["HPC_STRES_VENV"] = sys.prefix
+    words = ["sbatch", "--parsable", "-o", folder / "out.txt", *options, f"slurm/{script}", *script_arguments]
+    return slurm.run(*words, env=environment, cwd=ROOT).stdout.strip()
 
 
 def assert_run_folder_is_complete(user):
@@ -65,17 +129,16 @@ def test_a_dry_run_submits_nothing(user):
 
 @pytest.mark.parametrize("times", [2])
 def test_two_submits_at_once_start_one_chain(user, times):
-    import subprocess
-
     environment = user.slurm.environment
     both = [
         subprocess.Popen(
             user.command(phase="motion"), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            cwd=TINY.parent.parent,
+            cwd=ROOT,
         )
         for _ in range(times)
     ]  # fmt: skip
     outputs = [process.communicate(timeout=100)[0] for process in both]
     assert [process.returncode for process in both] == [0] * times, outputs
     assert sum("in the queue already: job" in output for output in outputs) == times - 1, outputs
-    assert len(user.slurm.queue()) == 2
+    assert len([job for jobs in user.jobs().values() for job in jobs]) == 2
+    assert len(user.slurm.queue()) <= 3

@@ -1,0 +1,111 @@
+"""What the preflight refuses, what it mentions, and how it reads NCCL's log."""
+
+import dataclasses
+import fcntl
+
+import pytest
+
+from hpc_stres.errors import UserError
+from hpc_stres.preflight import RankReport, code_digest, findings, transport
+from hpc_stres.runpaths import RunPaths
+from hpc_stres.training.ownership import owned
+from tests.conftest import TINY, run_python
+
+
+def ranks(count=4, **changes):
+    first = RankReport(0, "h", "n", "GPU-0", 8, 64, 1000, 100.0, "abc", {"torch": "2.13.0"})
+    return [dataclasses.replace(first, rank=r, gpu=f"GPU-{r}", node=f"n{r // 2}", **changes) for r in range(count)]
+
+
+def test_good_ranks_pass():
+    assert findings(ranks()) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("rank", "change", "words"),
+    [
+        (2, {"gpu": "GPU-0"}, "ranks 0, 2 share the GPU GPU-0"),
+        (3, {"gpu": ""}, "ranks 3 have no GPU while others have one"),
+        (1, {"cores": 1}, "ranks 1 have one core: set cluster.cpus_per_rank"),
+        (3, {"code": "xyz"}, "the code of hpc_stres is xyz on rank 3, abc elsewhere"),
+        (1, {"versions": {"torch": "2.12.0"}}, "torch is 2.12.0 on rank 1, 2.13.0 elsewhere"),
+        (1, {"versions": {}}, "torch is not installed on rank 1"),
+    ],
+)
+def test_bad_ranks_are_refused_by_number(rank, change, words):
+    reports = ranks()
+    reports[rank] = dataclasses.replace(reports[rank], **change)
+    refused, known = findings(reports)
+    assert len(refused) == 1
+    assert words in refused[0]
+    assert known == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [({"clock": 160.0}, "clocks differ by 60 s"), ({"shm_mib": 8}, "ranks 2 have under 64 MiB")]
+)
+def test_what_is_only_worth_knowing_is_said(change, words):
+    reports = ranks()
+    reports[2] = dataclasses.replace(reports[2], **change)
+    refused, known = findings(reports)
+    assert refused == []
+    assert words in known[0]
+
+
+def test_one_core_on_a_machine_of_one_core_is_no_mistake():
+    assert findings(ranks(1, cores=1, machine_cores=1)) == ([], [])
+
+
+def test_nccls_transport_is_read_from_its_log():
+    log = (
+        "h:1:2 [0] NCCL INFO Channel 00/0 : 0[0] -> 1[1] via P2P/CUMEM\n"
+        "h:1:2 [0] NCCL INFO Channel 01/0 : 1[1] -> 4[0] [send] via NET/IB/0/GDRDMA\n"
+        "h:1:2 [0] NCCL INFO Channel 01/0 : 4[0] -> 1[1] [receive] via NET/IB/1\n"
+    )
+    assert transport(log) == "NET/IB x 2, P2P x 1"
+    assert transport("via NET/Socket/0") == "NET/Socket x 1"
+
+
+def test_the_digest_follows_the_code(tmp_path):
+    (tmp_path / "a.py").write_text("x = 1\n")
+    one = code_digest(tmp_path)
+    (tmp_path / "a.py").write_text("x = 2\n")
+    assert code_digest(tmp_path) != one
+    assert len(code_digest()) == 12
+
+
+def test_the_command_reports_a_single_rank(tmp_path):
+    result = run_python("-m", "hpc_stres", "preflight", "--config", TINY, "--run-dir", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "preflight: rank" in result.stdout
+    assert RunPaths(tmp_path).preflight.is_file()
+
+
+def test_a_phase_has_one_owner_and_its_lock_ends_with_it(tmp_path):
+    paths = RunPaths(tmp_path).phase("motion")
+    again = pytest.raises(UserError, match="this phase is being trained by process")
+    with owned(paths), again, owned(paths):
+        pass
+    with owned(paths):
+        assert "process" in paths.lock.read_text()
+    with paths.lock.open() as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_without_locks_a_fresh_heartbeat_is_an_owner(tmp_path, monkeypatch):
+    from hpc_stres.training.metrics import Heartbeat
+
+    paths = RunPaths(tmp_path).phase("motion")
+
+    def no_locks(stream, how):
+        raise OSError("no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    beat = Heartbeat(paths.heartbeat(0))
+    with owned(paths):
+        beat.beat(3, "step", force=True)
+    with pytest.raises(UserError, match="being trained by a rank on"), owned(paths):
+        pass
+    beat.beat(3, "left", force=True)
+    with owned(paths):
+        pass
