@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -27,8 +27,11 @@ FLOW_BATCH = 16
 SAMPLE_VIDEOS = 3
 
 
-def prepare_video(video: splits.Video, settings: Settings) -> PreparedVideo:
-    """Decode, resize, flow, encode; frames stream through, so that memory does not grow with the video's length."""
+def prepare_video(video: splits.Video, settings: Settings, wanted: Collection[int] | None = None) -> PreparedVideo:
+    """Decode, resize, flow, encode; frames stream through, so that memory does not grow with the video's length.
+
+    `wanted`: the flow pairs that will be read; the others are stored as planes at rest, without work.
+    """
     rgb: list[bytes] = []
     flow: list[bytes] = []
     waiting: list[Any] = []
@@ -39,17 +42,22 @@ def prepare_video(video: splits.Video, settings: Settings) -> PreparedVideo:
         rgb.append(encode_jpeg(small, settings.jpeg_quality))
         waiting.append(gray(small))
         if len(waiting) > FLOW_BATCH:
-            flow += _encode_planes(waiting, settings)
+            flow += _encode_planes(waiting, settings, len(flow) // 2, wanted)
             waiting = waiting[-1:]
-    flow += _encode_planes(waiting, settings)
+    flow += _encode_planes(waiting, settings, len(flow) // 2, wanted)
     assert size is not None
     if not flow:
-        rest = encode_jpeg(np.full(size, ZERO_LEVEL, np.uint8), settings.jpeg_quality)
-        flow = [rest, rest]
+        flow = [_rest(size, settings)] * 2
     return PreparedVideo(video.id, video.label, *size, rgb, flow)
 
 
-def _encode_planes(frames: list[Any], settings: Settings) -> list[bytes]:
+def _rest(size: tuple[int, int], settings: Settings) -> bytes:
+    return encode_jpeg(np.full(size, ZERO_LEVEL, np.uint8), settings.jpeg_quality)
+
+
+def _encode_planes(frames: list[Any], settings: Settings, first: int, wanted: Collection[int] | None) -> list[bytes]:
+    if wanted is not None and not any(pair in wanted for pair in range(first, first + len(frames) - 1)):
+        return [_rest(frames[0].shape, settings)] * (2 * (len(frames) - 1))
     planes = encode_flow(tvl1(np.stack(frames), settings.flow_backend))  # type: ignore[arg-type]
     return [encode_jpeg(plane, settings.jpeg_quality) for pair in planes for plane in pair]
 

@@ -16,6 +16,11 @@ class UndecodableError(Exception):
 
 def decode(path: Path) -> Iterator[Frame]:
     """RGB frames of a video in display order, turned upright; raises UndecodableError where decoding fails."""
+    for frame in _decoded(path):
+        yield _upright(frame)
+
+
+def _decoded(path: Path) -> Iterator[Any]:
     import av
 
     av.logging.set_level(av.logging.PANIC)
@@ -27,12 +32,17 @@ def decode(path: Path) -> Iterator[Frame]:
             stream = container.streams.video[0]
             stream.thread_type = "NONE"
             for frame in container.decode(stream):
-                yield _upright(frame)
+                yield frame
                 count += 1
     except (av.FFmpegError, ValueError, OSError) as error:
         raise UndecodableError(f"{type(error).__name__} after {count} frames: {error}") from None
     if count == 0:
         raise UndecodableError("no frame decodes")
+
+
+def count_frames(path: Path) -> int:
+    """Frames that decode; raises UndecodableError like `decode`, but makes no pictures."""
+    return sum(1 for _ in _decoded(path))
 
 
 def _upright(frame: Any) -> Frame:

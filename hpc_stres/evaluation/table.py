@@ -31,6 +31,17 @@ def count_text(column: Mapping[str, Any]) -> str:
     return str(column["of"]) if column["videos"] == column["of"] else f"{column['videos']} of {column['of']}"
 
 
+def score_rows(columns: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Name, top-1, interval, top-5 and count of each column."""
+    return [
+        [
+            TITLES.get(name, name), f"{c['top1']:.2f}", f"{c['interval95'][0]:.1f} - {c['interval95'][1]:.1f}",
+            f"{c['top5']:.2f}", count_text(c),
+        ]
+        for name, c in columns.items()
+    ]  # fmt: skip
+
+
 def results_table(results: Mapping[str, Any]) -> str:
     """Accuracy of each column and split, its interval, and the published figure where there is one."""
     published = PUBLISHED.get(results["data"], {})
@@ -39,10 +50,8 @@ def results_table(results: Mapping[str, Any]) -> str:
     header += ["published"] if published else []
     rows = []
     for split, table in results["splits"].items():
-        for name, column in table.items():
-            low, high = column["interval95"]
-            row = [TITLES.get(name, name), *([split] if several else [])]
-            row += [f"{column['top1']:.2f}", f"{low:.1f} - {high:.1f}", f"{column['top5']:.2f}", count_text(column)]
+        for name, (title, *cells) in zip(table, score_rows(table), strict=True):
+            row = [title, *([split] if several else []), *cells]
             rows.append(row + ([f"{published[name]:.2f}" if name in published else "-"] if published else []))
     for name, value in results.get("mean", {}).items():
         row = [TITLES.get(name, name), "mean", f"{value:.2f}", "", "", ""]

@@ -139,7 +139,7 @@ class TwoStream(nn.Module):
             if clip.ndim != 5 or clip.shape[2] != planes:
                 raise ValueError(f"{name} must be (videos, time, {planes}, height, width), got {tuple(clip.shape)}")
             sizes.append((clip.shape[0], clip.shape[1], clip.shape[3], clip.shape[4]))
-        if len(set(sizes)) != 1:
+        if sizes[0] != sizes[-1]:
             raise ValueError(f"rgb and flow differ in (videos, time, height, width): {sizes[0]} and {sizes[1]}")
         videos, frames = sizes[0][0], sizes[0][1]
         if self.pool is not None and frames < self.pool.window:

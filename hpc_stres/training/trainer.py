@@ -286,7 +286,12 @@ class Trainer:
         if not self.world.is_first:
             return
         save_state(self.model.state_dict(), self.paths.weights)
-        done = {"phase": self.name, "step": self.step, "sha256": sha256(self.paths.weights)}
+        done = {
+            "phase": self.name,
+            "step": self.step,
+            "sha256": sha256(self.paths.weights),
+            "classes": self.store.classes,
+        }
         write_json(self.paths.done, {**done, "requests": self.trails.get(self.step, self.trail)})
 
 

@@ -98,7 +98,7 @@ def use_this_machines_network(root):
         shutil.copy(name, root / name[1:])
     shutil.rmtree(root / "etc/apt")
     shutil.copytree("/etc/apt", root / "etc/apt")
-    shutil.copytree("/etc/ssl/certs", root / "etc/ssl/certs", dirs_exist_ok=True)
+    shutil.copy("/etc/ssl/certs/ca-certificates.crt", root / "etc/ssl/certs/ca-certificates.crt")
     for folder in ("/usr/share/keyrings", "/usr/local/share/ca-certificates"):
         if Path(folder).is_dir():
             shutil.copytree(folder, root / folder[1:], dirs_exist_ok=True)

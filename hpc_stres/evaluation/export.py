@@ -1,0 +1,134 @@
+"""A finished phase for use elsewhere: a torch.export program, ONNX, and each stream under torchvision's names.
+
+    export.json          classes, inputs, protocol, and the differences between each file and the network
+    model.pt2            torch.export: (rgb), (flow) or (rgb, flow) to logits (1, time, classes) of each stream
+    model.onnx           the same in ONNX
+    STREAM.safetensors   a plain ResNet of that stream; temporal convolutions stay (out, in, 3, 1)
+
+Time, height and width are free in both programs, within the ranges that export.json gives; one video at a time.
+"""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hpc_stres.config import Config
+from hpc_stres.data.storepath import Settings
+from hpc_stres.errors import UserError
+from hpc_stres.evaluation import networks
+from hpc_stres.models import TwoStream
+from hpc_stres.models.weights import STREAMS, load_into, read_state, save_state, to_torchvision
+from hpc_stres.runpaths import RunPaths, atomic_path, sha256, write_json
+from hpc_stres.training import start
+
+PLANES = {"rgb": 3, "flow": 20}
+# Compared on another time and size than the program was traced with; of the largest logit.
+TOLERANCE = 1e-4
+TRACED_CHUNKS, OTHER_CHUNKS = 7, 9
+
+
+class Flat(nn.Module):
+    """Tensors in, a tuple of tensors out."""
+
+    def __init__(self, model: TwoStream, inputs: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.inputs = model, tuple(inputs)
+
+    def forward(self, *clips: Tensor) -> tuple[Tensor, ...]:
+        given = dict(zip(self.inputs, clips, strict=True))
+        logits = self.model(given.get("rgb"), given.get("flow"))
+        return tuple(stream for stream in logits if stream is not None)
+
+
+def export(config: Config, run_dir: Path, phase: str | None, folder: Path) -> dict[str, Any]:
+    """Write all files; returns export.json's content. Refuses when a file does not compute what the network does."""
+    name = phase or networks.best_phase(config, run_dir)
+    kind, paths = config.phase(name), RunPaths(run_dir)
+    weights = start.finished_weights(paths, name)
+    classes = networks.class_names(config, run_dir, name)
+    model = start.build_phase_model(config, name, len(classes)).float().eval()
+    state = read_state(weights)
+    load_into(model, state, str(weights))
+    inputs = [i for i, used in (("rgb", kind.uses_rgb), ("flow", kind.uses_flow)) if used]
+    outputs = [s for s in STREAMS if getattr(model, s) is not None]
+    flat = Flat(model, inputs)
+    traced, other = (_clips(inputs, config.data.short_side, number) for number in (0, 1))
+    program = _export_program(flat, traced)
+    with atomic_path(folder / networks.PROGRAM) as temporary:
+        torch.export.save(program, temporary)
+    _export_onnx(program, inputs, outputs, folder / "model.onnx")
+    for stream in outputs:
+        plain = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+        save_state(to_torchvision(plain, stream), folder / f"{stream}.safetensors")
+    with torch.no_grad():
+        expected = flat(*other)
+    found = {
+        "phase": name, "classes": classes, "streams": inputs, "outputs": outputs,
+        "variant": config.model.variant, "settings": Settings.of(config.data).as_json(),
+        "evaluation": asdict(config.evaluation), "weights_sha256": sha256(weights),
+        "ranges": {str(symbol): str(span) for symbol, span in program.range_constraints.items()},
+        "compared_on": {i: list(clip.shape) for i, clip in zip(inputs, other, strict=True)},
+        "difference": {
+            "torch.export": _difference(expected, _run_program(folder / networks.PROGRAM, other)),
+            "onnx": _difference(expected, _run_onnx(folder / "model.onnx", inputs, other)),
+        },
+    }  # fmt: skip
+    for what, value in found["difference"].items():
+        if value > TOLERANCE:
+            raise UserError(
+                f"{folder}: the {what} program differs from the network by {value:.2g} of the largest logit"
+            )
+    write_json(folder / networks.MANIFEST, found)
+    return found
+
+
+def _clips(inputs: Sequence[str], short_side: int, number: int) -> list[Tensor]:
+    """Random clips; the second ones are longer and wider, so that the comparison shows what is free."""
+    chunks = (TRACED_CHUNKS, OTHER_CHUNKS)[number]
+    width = short_side * (4 + number) // 3 // 2 * 2
+    generator = torch.Generator().manual_seed(number)
+    return [torch.randn(1, chunks, PLANES[i], short_side, width, generator=generator) for i in inputs]
+
+
+def _export_program(flat: Flat, clips: Sequence[Tensor]) -> torch.export.ExportedProgram:
+    free = {1: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO, 4: torch.export.Dim.AUTO}
+    with torch.no_grad():
+        return torch.export.export(flat, tuple(clips), dynamic_shapes=((free,) * len(clips),))
+
+
+def _export_onnx(
+    program: torch.export.ExportedProgram, inputs: Sequence[str], outputs: Sequence[str], path: Path
+) -> None:
+    # The exporter tells its progress to stdout's log; only its errors matter here.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with atomic_path(path) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            program, (), str(temporary), input_names=list(inputs), output_names=list(outputs), dynamo=True,
+            external_data=False, verbose=False,
+        )  # fmt: skip
+
+
+def _run_program(path: Path, clips: Sequence[Tensor]) -> Sequence[Tensor]:
+    with torch.no_grad():
+        return list(torch.export.load(path).module()(*clips))
+
+
+def _run_onnx(path: Path, inputs: Sequence[str], clips: Sequence[Tensor]) -> Sequence[Tensor]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    feed = {name: clip.numpy() for name, clip in zip(inputs, clips, strict=True)}
+    return [torch.from_numpy(value) for value in session.run(None, feed)]
+
+
+def _difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """Largest difference over the largest logit."""
+    scale = max(float(value.abs().max()) for value in expected) or 1.0
+    return max(float((a - b).abs().max()) for a, b in zip(expected, found, strict=True)) / scale
