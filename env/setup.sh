@@ -28,7 +28,7 @@ system_packages() {
     command -v mariadbd >/dev/null || echo mariadb-server
     # Slurm's PMIx plugin opens the library under the name that only the development package has.
     [ -n "$(find /usr/lib -path '*pmix2/lib/libpmix.so' -print -quit)" ] || echo libpmix-dev
-    command -v chromium >/dev/null || echo chromium
+    command -v chromedriver >/dev/null || echo chromium-driver
     command -v debootstrap >/dev/null || echo debootstrap
   fi
 }

@@ -57,6 +57,10 @@ def measure(part: str, threads: int, repeats: int) -> list[Figure]:
 
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
+    if part in ("evaluate", "plan"):
+        from hpc_stres import bench_runs
+
+        return bench_runs.bench_evaluate(threads) if part == "evaluate" else bench_runs.bench_plan(threads)
     return {"flow": bench_flow, "norm": bench_norm, "feed": bench_feed, "step": bench_step}[part](threads, repeats)
 
 

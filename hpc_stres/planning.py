@@ -5,7 +5,8 @@ With N ranks, of which the busiest takes b videos of a step in m micro-steps:
     arithmetic  = m * overhead + b * seconds a video + update
     feed        = b * pictures a video / pictures a second of one rank's feed
     all-reduce  = 2 (N - 1) / N * bytes of the gradients / bytes a second between nodes
-    step        = max(arithmetic, feed) + all-reduce      (the feed runs beside the arithmetic, the all-reduce after it)
+    step        = max(arithmetic, feed) + all-reduce      (on a GPU the feed runs beside the arithmetic)
+                = arithmetic + feed + all-reduce          (on CPU ranks both take the same cores)
     hours       = steps * step / 3600,  node-hours = hours * nodes
 
 A rank's pictures are one JPEG for each RGB frame and two for each flow pair. The storage must deliver their bytes, of
@@ -66,6 +67,7 @@ class Speeds:
     flow_bytes: float
     network_bytes_per_s: float
     test_videos: int
+    on_cpu: bool
     source: str
     network_source: str
 
@@ -82,10 +84,12 @@ class PhasePlan:
     feed_s: float
     all_reduce_s: float
     read_bytes_per_s: float
+    on_cpu: bool
 
     @property
     def step_s(self) -> float:
-        return max(self.arithmetic_s, self.feed_s) + self.all_reduce_s
+        both = self.arithmetic_s + self.feed_s if self.on_cpu else max(self.arithmetic_s, self.feed_s)
+        return both + self.all_reduce_s
 
     @property
     def hours(self) -> float:
@@ -122,6 +126,7 @@ def predict(config: Config, name: str, nodes: int, speeds: Speeds) -> PhasePlan:
     made = PhasePlan(
         name=name, nodes=nodes, ranks=ranks, steps=config.steps(name), arithmetic_s=arithmetic,
         feed_s=videos * (rgb + flow) / speeds.pictures_per_s, all_reduce_s=all_reduce, read_bytes_per_s=0.0,
+        on_cpu=speeds.on_cpu,
     )  # fmt: skip
     step_bytes = phase.global_batch * (rgb * speeds.rgb_bytes + flow * speeds.flow_bytes)
     return replace(made, read_bytes_per_s=step_bytes / made.step_s)
@@ -139,7 +144,7 @@ def predict_evaluation(config: Config, nodes: int, speeds: Speeds) -> PhasePlan:
     videos = -(-speeds.test_videos // ranks)
     return PhasePlan(
         name="evaluate", nodes=nodes, ranks=ranks, steps=1, arithmetic_s=videos * arithmetic, feed_s=videos * feed,
-        all_reduce_s=0.0, read_bytes_per_s=0.0,
+        all_reduce_s=0.0, read_bytes_per_s=0.0, on_cpu=speeds.on_cpu,
     )  # fmt: skip
 
 
@@ -179,7 +184,12 @@ def assumed(speeds: Speeds, kind: str, precision: str) -> Speeds:
         for name, speed in speeds.phases.items()
     }
     share = f"{ASSUMED_EFFICIENCY[number]:.0%} of the {number} peak of {kind.upper()}"
-    return replace(speeds, phases=phases, source=f"arithmetic assumed at {share}, not measured; feed as measured here")
+    return replace(
+        speeds,
+        phases=phases,
+        on_cpu=False,
+        source=f"arithmetic assumed at {share}, not measured; feed as measured here",
+    )
 
 
 def as_json(plans: list[PhasePlan], speeds: Speeds) -> dict[str, Any]:

@@ -60,6 +60,9 @@ class RunPaths:
     def scores(self, split: int, phase: str) -> Path:
         return self.root / "scores" / f"split{split}_{phase}.npz"
 
+    def junctions(self, phase: str) -> Path:
+        return self.root / "scores" / f"junctions_{phase}.json"
+
     def phase(self, name: str) -> "PhasePaths":
         return PhasePaths(self.root / "phases" / name)
 
@@ -107,6 +110,13 @@ class PhasePaths:
 
     def heartbeat(self, rank: int) -> Path:
         return self.root / "heartbeat" / f"rank{rank:05d}.json"
+
+
+def split_folders(root: Path) -> list[Path]:
+    """Run folders of single splits under the folder that `submit.py --split all` was given; none elsewhere."""
+    if RunPaths(root).config.is_file():
+        return []
+    return [path for path in sorted(root.glob("split[0-9]")) if RunPaths(path).config.is_file()]
 
 
 @contextmanager
@@ -160,6 +170,14 @@ def sha256(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A small JSON object, or an empty one where the file is not written yet."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, json.JSONDecodeError):
+        return {}
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """The same jobs as processes of this machine: submitit's local executor, the same dependencies, one progress view."""
 
-import json
 import os
 import socket
 import sys
@@ -11,7 +10,7 @@ from typing import Any
 from hpc_stres.config import Config
 from hpc_stres.errors import UserError
 from hpc_stres.progress import duration
-from hpc_stres.runpaths import RunPaths
+from hpc_stres.runpaths import RunPaths, read_json
 from hpc_stres.training.signals import EXIT_CONTINUE
 from launch.jobs import EVALUATE, Job, JobCall
 
@@ -109,10 +108,10 @@ class LocalRun:
                 self.failed[name] = str(job.paths.stdout)
 
     def _note(self, name: str) -> str:
-        return str(_read(self.progress_file(name)).get("note", ""))
+        return str(read_json(self.progress_file(name)).get("note", ""))
 
     def _line(self, name: str) -> str:
-        return str(_read(self.progress_file(name)).get("line") or f"{name:<16} starting")
+        return str(read_json(self.progress_file(name)).get("line") or f"{name:<16} starting")
 
     def _stop_all(self) -> None:
         for job in self.running.values():
@@ -127,13 +126,6 @@ def _exit_code(job: Any) -> int:
     # The controller passes the highest exit status of its tasks on.
     code = job._process.poll() if getattr(job, "_process", None) is not None else None
     return int(code) if code else 1
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, json.JSONDecodeError):
-        return {}  # not written yet
 
 
 def _last_lines(path: Path) -> str:

@@ -5,7 +5,6 @@ python launch/status.py runs/binding --watch
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -20,21 +19,13 @@ from hpc_stres.configfile import load_run  # noqa: E402
 from hpc_stres.data.storepath import store_folder  # noqa: E402
 from hpc_stres.errors import UserError  # noqa: E402
 from hpc_stres.recipe import ordered_phases  # noqa: E402
-from hpc_stres.runpaths import RunPaths  # noqa: E402
+from hpc_stres.runpaths import RunPaths, read_json  # noqa: E402
 from hpc_stres.texttable import text_table  # noqa: E402
 from launch import slurm  # noqa: E402
 from launch.jobs import EVALUATE, PREPARE, evaluation_is_done, is_done  # noqa: E402
 
 # A scheduler is asked at most once a minute, however often the screen is drawn.
 SCHEDULER_SECONDS, SCREEN_SECONDS, STALE_SECONDS = 60.0, 2.0, 120.0
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A small JSON file, or nothing where it is not written yet."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, json.JSONDecodeError):
-        return {}
 
 
 class Scheduler:
@@ -70,11 +61,11 @@ def job_state(numbers: list[str], states: Mapping[str, tuple[str, str]]) -> str:
 def rows(run_dir: Path, states: Mapping[str, tuple[str, str]]) -> list[list[str]]:
     """One row a phase, and evaluation last."""
     config, paths = load_run(run_dir), RunPaths(run_dir)
-    jobs = read(paths.jobs)
+    jobs = read_json(paths.jobs)
     found, failed = [], set()
     for name in [PREPARE, *ordered_phases(config.phases), EVALUATE]:
         job = jobs.get(name, {})
-        progress = read(paths.logs / f"{name}.progress.json")
+        progress = read_json(paths.logs / f"{name}.progress.json")
         if name == PREPARE and not (progress or job):
             continue
         if name == PREPARE:
@@ -144,7 +135,7 @@ def watch(run_dir: Path) -> None:
 
 def all_jobs(run_dir: Path) -> list[str]:
     """Ids of every job of a run."""
-    return [number for job in read(RunPaths(run_dir).jobs).values() for number in job["ids"]]
+    return [number for job in read_json(RunPaths(run_dir).jobs).values() for number in job["ids"]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

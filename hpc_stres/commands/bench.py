@@ -4,13 +4,15 @@
   hpc-stres bench norm    sub-batch normalisation against torch's BatchNorm, forward and backward
   hpc-stres bench feed    the feed against bare JPEG decoding and against a PyTorch DataLoader over single JPEG files
   hpc-stres bench step    seconds of one training step of a phase's network, by precision and memory order
+  hpc-stres bench evaluate  peak memory of the paper's protocol on a video of 340x256 with ResNet-50
+  hpc-stres bench plan    what `hpc-stres plan` predicts against real runs on one and two processes
 
 --json FILE writes the figures with the machine's name.
 """
 
 import argparse
 
-PARTS = ("flow", "norm", "feed", "step")
+PARTS = ("flow", "norm", "feed", "step", "evaluate", "plan")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

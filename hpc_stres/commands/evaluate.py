@@ -3,11 +3,15 @@
   hpc-stres evaluate --run-dir runs/try
   torchrun --nproc_per_node 2 -m hpc_stres evaluate --run-dir runs/try
 
-The result is the same to the last digit on any number of ranks. A killed evaluation goes on where it was.
+A folder that `submit.py --split all` made holds split1, split2, split3: all are tested, and results.json above them
+has their mean. The result is the same to the last digit on any number of ranks. A killed evaluation goes on where it
+was.
 """
 
 import argparse
 from pathlib import Path
+
+from hpc_stres.runpaths import split_folders
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,11 +28,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    run_dir = Path(args.run_dir)
+    splits = split_folders(run_dir)
+    if splits:
+        return _run_splits(args, run_dir, splits)
+    return _run_one(args, run_dir)
+
+
+def _run_splits(args: argparse.Namespace, run_dir: Path, splits: list[Path]) -> int:
+    """Each split's own run folder, and their mean above them."""
+    from hpc_stres.bootstrap import find_world
+    from hpc_stres.evaluation.evaluate import combine_splits
+    from hpc_stres.evaluation.table import results_table
+
+    world = find_world()
+    for folder in splits:
+        _run_one(args, folder)
+    if world.is_first:
+        print("\nall splits\n" + results_table(combine_splits(run_dir, splits)))
+    return 0
+
+
+def _run_one(args: argparse.Namespace, run_dir: Path) -> int:
     from hpc_stres.bootstrap import find_world
     from hpc_stres.configfile import load_run
     from hpc_stres.recipe import select_phases
 
-    run_dir = Path(args.run_dir)
     overrides = list(args.overrides)
     overrides += [f"evaluation.protocol={args.protocol}"] if args.protocol else []
     overrides += ["evaluation.allow_missing=true"] if args.allow_missing else []

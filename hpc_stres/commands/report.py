@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from hpc_stres.runpaths import split_folders
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", required=True, metavar="D", help="run folder with results")
@@ -13,5 +15,6 @@ def run(args: argparse.Namespace) -> int:
     from hpc_stres.evaluation.report import write_report
 
     run_dir = Path(args.run_dir)
-    print(f"report: {write_report(load_run(run_dir), run_dir)}")
+    for folder in split_folders(run_dir) or [run_dir]:
+        print(f"report: {write_report(load_run(folder), folder)}")
     return 0

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hpc_stres import native
 from hpc_stres.data import augment
 from hpc_stres.data.requests import Box, Request
-from hpc_stres.data.shards import Store
+from hpc_stres.data.shards import VideoRow
 from hpc_stres.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,6 +35,22 @@ class Clips:
     flow: "Tensor | None"
     labels: "Tensor"
     ids: list[str]
+
+
+class FrameSource(Protocol):
+    """What clips are read from: a store, or one video in memory."""
+
+    rows: list[VideoRow]
+
+    @property
+    def place(self) -> str:
+        """Name for messages."""
+
+    def rgb(self, video: int, frame: int) -> NDArray[np.uint8]:
+        """JPEG bytes of one RGB frame."""
+
+    def flow(self, video: int, pair: int, axis: int) -> NDArray[np.uint8]:
+        """JPEG bytes of one plane of a flow pair."""
 
 
 class Decoder:
@@ -109,7 +125,7 @@ class ClipReader:
 
     def __init__(
         self,
-        store: Store,
+        store: FrameSource,
         side: int | None,
         variant: str,
         antialias: bool = True,
@@ -208,7 +224,7 @@ class ClipReader:
         return out.permute(0, 3, 1, 2)
 
 
-def _find_damage(store: Store, batch: Sequence[Request], message: str) -> str:
+def _find_damage(store: FrameSource, batch: Sequence[Request], message: str) -> str:
     """The first frame of a batch that another decoder refuses, by video and frame."""
     import cv2
 
@@ -222,11 +238,11 @@ def _find_damage(store: Store, batch: Sequence[Request], message: str) -> str:
             picture = cv2.imdecode(np.array(jpeg), cv2.IMREAD_UNCHANGED)
             if picture is None or picture.shape[:2] != (row.height, row.width):
                 return (
-                    f"{store.paths.root}: {what} of video {name} does not decode\n"
-                    "`hpc-stres verify --config F` names all damage; remove the store and prepare it again."
+                    f"{store.place}: {what} of video {name} does not decode\n"
+                    "`hpc-stres verify --config F` names all damage; with --repair it prepares what is damaged again."
                 )
     last = message.strip().splitlines()[-1] if message.strip() else "no message"
-    return f"{store.paths.root}: DALI refused a batch in which each frame decodes elsewhere: {last}"
+    return f"{store.place}: DALI refused a batch in which each frame decodes elsewhere: {last}"
 
 
 class Ahead(Generic[Item]):

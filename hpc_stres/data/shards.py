@@ -210,6 +210,11 @@ class Store:
         self._maps: dict[int, NDArray[np.uint8]] = {}
 
     @property
+    def place(self) -> str:
+        """Name for messages."""
+        return str(self.paths.root)
+
+    @property
     def classes(self) -> list[str]:
         return list(self.manifest["classes"])
 

@@ -20,7 +20,7 @@ from hpc_stres.evaluation.scores import Scores
 from hpc_stres.models.weights import load_into, read_state
 from hpc_stres.progress import Progress
 from hpc_stres.recipe import ordered_phases
-from hpc_stres.runpaths import RunPaths, read_json_lines, sha256, write_json
+from hpc_stres.runpaths import RunPaths, read_json, read_json_lines, sha256, write_json
 from hpc_stres.training import distributed, start
 
 TWO_STREAM = "two_stream"
@@ -174,3 +174,23 @@ def summarise(config: Config, run_dir: Path, store: Store) -> dict[str, Any]:
     }
     write_json(RunPaths(run_dir).results, results)
     return results
+
+
+def combine_splits(run_dir: Path, folders: list[Path]) -> dict[str, Any]:
+    """results.json above the splits' own: their tables, and the mean of each column that all of them have."""
+    found = [read_json(RunPaths(folder).results) for folder in folders]
+    for folder, results in zip(folders, found, strict=True):
+        differing = [key for key in ("data", "recipe", "protocol", "flow") if results.get(key) != found[0].get(key)]
+        if differing:
+            raise UserError(f"{folder}: its {differing[0]} is not that of {folders[0]}; there is no mean of both")
+    splits: dict[str, Any] = {}
+    for folder, results in zip(folders, found, strict=True):
+        for number, table in results["splits"].items():
+            if number in splits:
+                raise UserError(f"{folder}: split {number} again; each folder must be of another split")
+            splits[number] = table
+    shared = [name for name in next(iter(splits.values())) if all(name in table for table in splits.values())]
+    mean = {name: sum(table[name]["top1"] for table in splits.values()) / len(splits) for name in shared}
+    combined = {**found[0], "splits": splits, "mean": mean}
+    write_json(RunPaths(run_dir).results, combined)
+    return combined

@@ -8,6 +8,7 @@
 Time, height and width are free in both programs, within the ranges that export.json gives; one video at a time.
 """
 
+import io
 import logging
 import warnings
 from collections.abc import Sequence
@@ -19,18 +20,20 @@ import torch
 from torch import Tensor, nn
 
 from hpc_stres.config import Config
-from hpc_stres.data.storepath import Settings
+from hpc_stres.data.shards import Store
+from hpc_stres.data.storepath import Settings, store_folder
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import networks
 from hpc_stres.models import TwoStream
+from hpc_stres.models.two_stream import POOL_SIDE
 from hpc_stres.models.weights import STREAMS, load_into, read_state, save_state, to_torchvision
-from hpc_stres.runpaths import RunPaths, atomic_path, sha256, write_json
+from hpc_stres.runpaths import RunPaths, atomic_path, sha256, write_bytes, write_json
 from hpc_stres.training import start
 
 PLANES = {"rgb": 3, "flow": 20}
 # Compared on another time and size than the program was traced with; of the largest logit.
 TOLERANCE = 1e-4
-TRACED_CHUNKS, OTHER_CHUNKS = 7, 9
+FREE_CHUNKS = 7
 
 
 class Flat(nn.Module):
@@ -58,21 +61,27 @@ def export(config: Config, run_dir: Path, phase: str | None, folder: Path) -> di
     inputs = [i for i, used in (("rgb", kind.uses_rgb), ("flow", kind.uses_flow)) if used]
     outputs = [s for s in STREAMS if getattr(model, s) is not None]
     flat = Flat(model, inputs)
-    traced, other = (_clips(inputs, config.data.short_side, number) for number in (0, 1))
+    size = _frame_size(config)
+    chunks = config.evaluation.chunks
+    traced = _clips(inputs, chunks, size)
+    # A pool over 5 chunks that leaves a single time fixes the number of chunks; from 7 on it is free.
+    longer = chunks + 2 if chunks >= FREE_CHUNKS else chunks
+    other = _clips(inputs, longer, _other_size(size, len(model.trunk_options.stages)))
     program = _export_program(flat, traced)
-    with atomic_path(folder / networks.PROGRAM) as temporary:
-        torch.export.save(program, temporary)
+    archive = io.BytesIO()
+    torch.export.save(program, archive)
+    write_bytes(folder / networks.PROGRAM, archive.getvalue())
     _export_onnx(program, inputs, outputs, folder / "model.onnx")
     for stream in outputs:
         plain = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
         save_state(to_torchvision(plain, stream), folder / f"{stream}.safetensors")
     with torch.no_grad():
         expected = flat(*other)
-    found = {
+    found: dict[str, Any] = {
         "phase": name, "classes": classes, "streams": inputs, "outputs": outputs,
         "variant": config.model.variant, "settings": Settings.of(config.data).as_json(),
         "evaluation": asdict(config.evaluation), "weights_sha256": sha256(weights),
-        "ranges": {str(symbol): str(span) for symbol, span in program.range_constraints.items()},
+        "ranges": {str(symbol): str(span) for symbol, span in dict(program.range_constraints).items()},
         "compared_on": {i: list(clip.shape) for i, clip in zip(inputs, other, strict=True)},
         "difference": {
             "torch.export": _difference(expected, _run_program(folder / networks.PROGRAM, other)),
@@ -88,12 +97,29 @@ def export(config: Config, run_dir: Path, phase: str | None, folder: Path) -> di
     return found
 
 
-def _clips(inputs: Sequence[str], short_side: int, number: int) -> list[Tensor]:
-    """Random clips; the second ones are longer and wider, so that the comparison shows what is free."""
-    chunks = (TRACED_CHUNKS, OTHER_CHUNKS)[number]
-    width = short_side * (4 + number) // 3 // 2 * 2
-    generator = torch.Generator().manual_seed(number)
-    return [torch.randn(1, chunks, PLANES[i], short_side, width, generator=generator) for i in inputs]
+def _frame_size(config: Config) -> tuple[int, int]:
+    """Height and width of the store's first video, or 4:3 where there is no store."""
+    if (store_folder(config) / "manifest.json").is_file():
+        row = Store(store_folder(config)).rows[0]
+        return row.height, row.width
+    return config.data.short_side, config.data.short_side * 4 // 3 // 2 * 2
+
+
+def _other_size(size: tuple[int, int], stages: int) -> tuple[int, int]:
+    """Another width to compare on. Under seven places the spatial average's window is fixed to what was traced."""
+    stride = 2 ** (stages + 1)
+
+    def window(width: int) -> int:
+        return min(POOL_SIDE, -(-width // stride))
+
+    height, width = size
+    wider = (width * 5 // 4 // 2 * 2, width + 2, width - 2, width)
+    return height, next(w for w in wider if window(w) == window(width))
+
+
+def _clips(inputs: Sequence[str], chunks: int, size: tuple[int, int]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(chunks)
+    return [torch.randn(1, chunks, PLANES[i], *size, generator=generator) for i in inputs]
 
 
 def _export_program(flat: Flat, clips: Sequence[Tensor]) -> torch.export.ExportedProgram:

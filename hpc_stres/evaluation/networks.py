@@ -80,7 +80,15 @@ def from_export(folder: Path, device: torch.device) -> Network:
     uses_rgb, uses_flow = (stream in found["streams"] for stream in ("rgb", "flow"))
 
     def call(rgb: Tensor | None, flow: Tensor | None) -> Logits:
-        outputs = program(*(clip for clip in (rgb, flow) if clip is not None))
+        clips = [clip for clip in (rgb, flow) if clip is not None]
+        try:
+            outputs = program(*clips)
+        except (AssertionError, RuntimeError) as error:
+            height, width = clips[0].shape[-2:]
+            raise UserError(
+                f"{folder}: the exported model does not take frames of {height}x{width} or so many chunks: "
+                f"{str(error).splitlines()[0][:120]}"
+            ) from None
         given = dict(zip(found["outputs"], outputs, strict=True))
         return Logits(given.get("appearance"), given.get("motion"))
 

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 WIDTH, HEIGHT, MARGIN = 420, 200, 40
+# Width of a letter of the legend; below so many points an axis starts at the first of them.
+LETTER_PIXELS, FEW_POINTS = 6, 50
 SERIES = ("var(--a)", "var(--b)", "var(--c)")
 
 
@@ -16,11 +18,13 @@ def line_chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]], 
     points = [point for curve in series.values() for point in curve]
     if not points:
         return ""
-    x_most = max(x for x, _ in points) or 1.0
+    x_least, x_most = min(0.0, *(x for x, _ in points)), max(x for x, _ in points) or 1.0
+    if x_most < FEW_POINTS:
+        x_least = min(x for x, _ in points)
     low, high = min(0.0, *(y for _, y in points)), max(y for _, y in points) or 1.0
 
     def place(x: float, y: float) -> str:
-        px = MARGIN + (WIDTH - MARGIN - 10) * x / x_most
+        px = MARGIN + (WIDTH - MARGIN - 10) * (x - x_least) / ((x_most - x_least) or 1.0)
         py = HEIGHT - 25 - (HEIGHT - 45) * (y - low) / ((high - low) or 1.0)
         return f"{px:.1f},{py:.1f}"
 
@@ -31,11 +35,13 @@ def line_chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]], 
         parts.append(f'<line x1="{MARGIN}" x2="{WIDTH - 10}" y1="{y}" y2="{y}" class="g"/>')
         parts.append(f'<text x="{MARGIN - 4}" y="{y}" text-anchor="end" dy="4">{value:.3g}</text>')
     parts.append(f'<text x="{WIDTH - 10}" y="{HEIGHT - 6}" text-anchor="end">{x_most:.0f} {html.escape(label)}</text>')
+    legend = MARGIN
     for number, (name, curve) in enumerate(series.items()):
         colour = SERIES[number % len(SERIES)]
         path = " ".join(place(x, y) for x, y in curve)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts.append(f'<text x="{MARGIN + 90 * number}" y="{HEIGHT - 6}" fill="{colour}">{html.escape(name)}</text>')
+        parts.append(f'<text x="{legend}" y="{HEIGHT - 6}" style="fill:{colour}">{html.escape(name)}</text>')
+        legend += 16 + LETTER_PIXELS * len(name)
     return "".join(parts) + "</svg>"
 
 

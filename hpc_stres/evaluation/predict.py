@@ -34,6 +34,11 @@ class PreparedClip:
             )
         ]  # fmt: skip
 
+    @property
+    def place(self) -> str:
+        """Name for messages."""
+        return str(self.source)
+
     def rgb(self, video: int, frame: int) -> NDArray[np.uint8]:
         """JPEG bytes of one RGB frame."""
         return np.frombuffer(self.video.rgb[frame], np.uint8)

@@ -1,21 +1,37 @@
-"""Test protocols: which clips of a video are scored, and how its scores become one."""
+"""Test protocols: which clips of a video are scored, and how its scores become one.
 
-from collections.abc import Sequence
+Fully convolutional in space: a frame of 256x340 gives 8x11 places, and the classifier's logits are averaged over the
+2x5 windows of 7x7 places in them. That equals, to rounding, pooling each window by itself. It does not equal ten crops
+of 224x224: a crop is padded with zeros at its own edges in every layer, and in a ResNet-50, whose last unit sees 483
+pixels, no place of a crop is free of that. Inside the frame the windows see the real surroundings instead.
+
+Fully convolutional in time: all chunks of a video go through together; the temporal layers pad with zeros at the first
+and last chunk only.
+
+Memory: one clip at a time. Units that do not look along time take FRAMES_AT_ONCE frames, so that a clip's peak is a
+few copies of its first stage's output, linear in chunks and pixels; `hpc-stres bench evaluate` measures it.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hpc_stres.config import EvaluationConfig
 from hpc_stres.data.feed import ClipReader, Clips
 from hpc_stres.data.requests import Box, Request, flow_stack, spread_frames
 from hpc_stres.data.shards import VideoRow
-from hpc_stres.models import Logits, TwoStream
+from hpc_stres.models import Logits
 
 QUICK_CHUNKS = 5
 # One thread gives the same sums whatever the number of ranks on a machine; ranks, not threads, share the cores.
 EVALUATION_THREADS = 1
+
+
+Scorer = Callable[[Tensor | None, Tensor | None], Logits]
 
 
 class VideoScores(NamedTuple):
@@ -49,7 +65,7 @@ def test_requests(row: VideoRow, video: int, config: EvaluationConfig) -> list[R
 
 
 @torch.no_grad()
-def score_video(model: TwoStream, reader: ClipReader, clips: Sequence[Request], dtype: torch.dtype) -> VideoScores:
+def score_video(model: Scorer, reader: ClipReader, clips: Sequence[Request], dtype: torch.dtype) -> VideoScores:
     """Scores of one video; its flips go through one after another, so that memory holds one clip at a time."""
     passes = [_forward(model, reader.read([request]), dtype) for request in clips]
     streams: list[NDArray[np.float64] | None] = []
@@ -63,7 +79,7 @@ def score_video(model: TwoStream, reader: ClipReader, clips: Sequence[Request], 
     return VideoScores(*streams)
 
 
-def _forward(model: TwoStream, clips: Clips, dtype: torch.dtype) -> Logits:
+def _forward(model: Scorer, clips: Clips, dtype: torch.dtype) -> Logits:
     rgb = None if clips.rgb is None else clips.rgb.to(dtype)
     flow = None if clips.flow is None else clips.flow.to(dtype)
     logits: Logits = model(rgb, flow)

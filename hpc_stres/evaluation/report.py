@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hpc_stres.config import Config
 from hpc_stres.data.flow import decode_flow
@@ -16,7 +17,9 @@ from hpc_stres.data.video import encode_jpeg
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import pictures
 from hpc_stres.evaluation.evaluate import columns
-from hpc_stres.evaluation.scores import Scores, right
+from hpc_stres.evaluation.junctions import VIDEOS, strengths
+from hpc_stres.evaluation.predict import softmax
+from hpc_stres.evaluation.scores import STREAMS, Scores, right
 from hpc_stres.evaluation.table import PUBLISHED, TITLES, count_text
 from hpc_stres.models.weights import read_state
 from hpc_stres.recipe import ordered_phases
@@ -31,6 +34,7 @@ table{border-collapse:collapse}th,td{padding:.25rem .8rem;border-bottom:1px soli
 .wide{overflow-x:auto}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(16rem,1fr));gap:1rem}
 svg{width:100%;height:auto}svg text{font-size:11px;fill:var(--fg)}svg .t{font-weight:600}.g{stroke:var(--line)}
+.chart{max-width:30rem}
 .strip{display:flex;gap:4px;overflow-x:auto}.strip img{height:96px;image-rendering:auto}
 pre{overflow-x:auto;font-size:.85rem}
 summary{cursor:pointer}a,summary{color:var(--a)}:focus-visible{outline:2px solid var(--a)}
@@ -51,6 +55,7 @@ def write_report(config: Config, run_dir: Path) -> Path:
         ("What each phase repaired and broke", _changes(found)),
         ("Examples", _examples(store, found)),
         ("Temporal kernels", _kernels(config, paths)),
+        ("Motion in the appearance stream", _junctions(config, run_dir, store)),
         ("Provenance", _provenance(paths)),
     ]
     links = " · ".join(f'<a href="#s{n}">{title}</a>' for n, (title, _) in enumerate(sections))
@@ -157,8 +162,48 @@ def _example(store: Store, found: dict[str, Scores], name: str) -> str:
             index = scores.ids.index(name)
             answers.append([TITLES.get(column, column), scores.classes[int(scores.logits[index].argmax())]])
     truth = html.escape(store.classes[row.label])
+    chart = _over_time(found, name)
     strips = f'<div class="strip">{shots}</div><div class="strip">{"".join(flows)}</div>'
-    return f"<h3>{html.escape(name)} <small>({truth})</small></h3>{strips}{_rows(['column', 'answer'], answers)}"
+    return f"<h3>{html.escape(name)} <small>({truth})</small></h3>{strips}{_rows(['column', 'answer'], answers)}{chart}"
+
+
+def _over_time(found: dict[str, Scores], name: str) -> str:
+    """Probability of the true class and of the strongest other one, in the last column that has several times."""
+    for column, scores in reversed(found.items()):
+        if name not in scores.ids or not scores.streams:
+            continue
+        index = scores.ids.index(name)
+        logits = np.mean([stream[index] for stream in scores.streams.values()], axis=0)
+        if len(logits) > 1:
+            return _time_chart(scores, logits, int(scores.labels[index]), TITLES.get(column, column))
+    return ""
+
+
+def _time_chart(scores: Scores, logits: NDArray[np.float64], truth: int, title: str) -> str:
+    shares = softmax(logits)
+    rival = int(np.argmax(np.where(np.arange(shares.shape[1]) == truth, -1.0, shares.mean(axis=0))))
+    series = {
+        scores.classes[number]: [(float(time), float(value)) for time, value in enumerate(shares[:, number], 1)]
+        for number in (truth, rival)
+    }
+    chart = pictures.line_chart(f"{title}: probability over time", series, "time outputs")
+    return f'<div class="chart">{chart}</div>'
+
+
+def _junctions(config: Config, run_dir: Path, store: Store) -> str:
+    """How large the motion signal is where it enters the appearance stream."""
+    rows = []
+    for name in ordered_phases(config.phases):
+        if config.phases[name].model in STREAMS or not RunPaths(run_dir).phase(name).done.is_file():
+            continue
+        for junction in strengths(config, run_dir, name, store):
+            numbers = [f"{junction.motion:.3g}", f"{junction.appearance:.3g}", f"{junction.share:.2f}"]
+            rows.append([TITLES.get(name, name), f"conv{junction.stage + 1}_x", *numbers])
+    note = (
+        f"<p>Root mean square of both signals at each junction, on one clip of each of {VIDEOS} test videos. A share "
+        "of 1 means that what comes from motion is as large as what it is joined to.</p>"
+    )
+    return note + _rows(["phase", "junction", "motion", "appearance", "share"], rows)
 
 
 def _kernels(config: Config, paths: RunPaths) -> str:

@@ -80,6 +80,7 @@ class Bottleneck(nn.Module):
         self.temporal = TemporalConv(width, width, "identity", padding, bias=True) if temporal == "identity" else None
         self.conv3 = TemporalConv(width, out, padding=padding) if inflated else Conv2d(width, out, 1)
         self.bn3 = options.norm(out)
+        self.looks_along_time = temporal != "none"
         project = stride != 1 or channels_in != out
         self.downsample = Shortcut(channels_in, out, stride, options) if project else None
 

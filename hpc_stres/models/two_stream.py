@@ -16,6 +16,7 @@ from hpc_stres.models.temporal import pooled_length, temporal_max_pool
 FLOW_PLANES = 20
 RGB_PLANES = 3
 POOL_SIDE = 7
+FRAMES_AT_ONCE = 5
 
 
 class Logits(NamedTuple):
@@ -56,6 +57,8 @@ class TwoStream(nn.Module):
         self.num_classes, self.trunk_options, self.pool = num_classes, trunk, pool
         self.dropout = dropout or {}
         self.activation_checkpointing = False
+        # At test time memory for what lies between two units is bounded by so many frames.
+        self.frames_at_once = FRAMES_AT_ONCE
         self.appearance = Trunk(RGB_PLANES, num_classes, trunk) if "appearance" in streams else None
         self.motion = Trunk(FLOW_PLANES, num_classes, trunk) if "motion" in streams else None
         self.interaction = interaction or Interaction(direction="off")
@@ -72,8 +75,8 @@ class TwoStream(nn.Module):
             return self._one_stream(rgb, flow, frames, groups)
         assert rgb is not None
         assert flow is not None
-        a = self.appearance.stem(rgb.flatten(0, 1), groups)
-        m = self.motion.stem(flow.flatten(0, 1), groups)
+        a = self._frame_by_frame(self.appearance.stem, rgb.flatten(0, 1), groups)
+        m = self._frame_by_frame(self.motion.stem, flow.flatten(0, 1), groups)
         for stage_a, stage_m in zip(self.appearance.stages(), self.motion.stages(), strict=True):
             a, m = self._joint_stage(list(stage_a), list(stage_m), a, m, frames, groups)
         return Logits(self._classify(self.appearance, a, frames), self._classify(self.motion, m, frames))
@@ -82,9 +85,9 @@ class TwoStream(nn.Module):
         trunk, clip = (self.appearance, rgb) if self.appearance is not None else (self.motion, flow)
         assert trunk is not None
         assert clip is not None
-        x = trunk.stem(clip.flatten(0, 1), groups)
+        x = self._frame_by_frame(trunk.stem, clip.flatten(0, 1), groups)
         for stage in trunk.stages():
-            x = self._keep_or_recompute(run_units, list(stage), x, frames, groups)
+            x = self._units(list(stage), x, frames, groups)
         logits = self._classify(trunk, x, frames)
         return Logits(logits, None) if trunk is self.appearance else Logits(None, logits)
 
@@ -97,14 +100,38 @@ class TwoStream(nn.Module):
         frames: int,
         groups: NormGroups | None,
     ) -> tuple[Tensor, Tensor]:
-        sum_a = self._keep_or_recompute(units_a[0], UnitInput(a, a), frames, groups)
-        sum_m = self._keep_or_recompute(units_m[0], UnitInput(m, m), frames, groups)
+        sum_a = self._unit(units_a[0], UnitInput(a, a), frames, groups)
+        sum_m = self._unit(units_m[0], UnitInput(m, m), frames, groups)
         into_a, into_m = self.interaction(sum_a, torch.relu(sum_a), sum_m, torch.relu(sum_m))
-        a = torch.relu(self._keep_or_recompute(units_a[1], into_a, frames, groups))
-        m = torch.relu(self._keep_or_recompute(units_m[1], into_m, frames, groups))
-        a = self._keep_or_recompute(run_units, units_a[2:], a, frames, groups)
-        m = self._keep_or_recompute(run_units, units_m[2:], m, frames, groups)
-        return a, m
+        a = torch.relu(self._unit(units_a[1], into_a, frames, groups))
+        m = torch.relu(self._unit(units_m[1], into_m, frames, groups))
+        return self._units(units_a[2:], a, frames, groups), self._units(units_m[2:], m, frames, groups)
+
+    def _units(self, units: list[nn.Module], x: Tensor, frames: int, groups: NormGroups | None) -> Tensor:
+        """A run of units, each followed by its ReLU."""
+        if self._keeps_gradients:
+            return self._keep_or_recompute(run_units, units, x, frames, groups)
+        for unit in units:
+            x = torch.relu(self._unit(unit, UnitInput(x, x), frames, groups))
+        return x
+
+    def _unit(self, unit: nn.Module, into: UnitInput, frames: int, groups: NormGroups | None) -> Tensor:
+        """One unit. At test time a unit that does not look along time takes a few frames at once."""
+        if self._keeps_gradients or unit.looks_along_time:
+            return self._keep_or_recompute(unit, into, frames, groups)
+        size = self.frames_at_once
+        parts = zip(into.branch.split(size), into.skip.split(size), strict=True)
+        return torch.cat([unit(UnitInput(branch, skip), len(branch), groups) for branch, skip in parts])
+
+    def _frame_by_frame(self, stem: Any, x: Tensor, groups: NormGroups | None) -> Tensor:
+        if self._keeps_gradients:
+            return stem(x, groups)
+        return torch.cat([stem(part, groups) for part in x.split(self.frames_at_once)])
+
+    @property
+    def _keeps_gradients(self) -> bool:
+        # Traced for export, a clip goes through as a whole: its length is then free.
+        return self.training or torch.is_grad_enabled() or torch.compiler.is_exporting()
 
     def _keep_or_recompute(self, function: Any, *arguments: Any) -> Tensor:
         if self.activation_checkpointing and self.training:

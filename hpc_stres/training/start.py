@@ -128,11 +128,20 @@ def dry_pass(model: nn.Module, config: Config, name: str, device: torch.device, 
     phase, side, dtype = config.phase(name), config.data.crop, DTYPES[config.training.precision]
     rgb = torch.zeros(videos, phase.chunks, 3, side, side, dtype=dtype, device=device) if phase.uses_rgb else None
     flow = torch.zeros(videos, phase.chunks, 20, side, side, dtype=dtype, device=device) if phase.uses_flow else None
+    if config.training.channels_last:
+        rgb, flow = (_channels_last(clips) for clips in (rgb, flow))
     owners = torch.zeros(videos, dtype=torch.long, device=device)
     groups = assign_groups(owners, 1, phase.chunks, statistics_dtype(dtype))
     with torch.autocast(device.type, torch.bfloat16, enabled=config.training.precision == "bfloat16"):
         logits = model.train()(rgb, flow, groups)
     return torch.stack([scores.float().sum() for scores in logits if scores is not None]).sum()
+
+
+def _channels_last(clips: Tensor | None) -> Tensor | None:
+    """Clips in the order in which the feed gives them."""
+    if clips is None:
+        return None
+    return clips.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, clips.shape[:2])
 
 
 def free_memory(device: torch.device, local_size: int) -> float:

@@ -9,24 +9,12 @@ import numpy as np
 import pytest
 
 from hpc_stres.evaluation.scores import Scores
-from tests.conftest import ROOT, TINY, run_python
+from tests.conftest import ROOT
+from tests.distributed.conftest import submit
 from tests.distributed.launching import clean_environment
 
 pytestmark = pytest.mark.distributed
 PHASES = ("motion", "appearance", "st_resnet", "st_resnet_star")
-
-
-def submit(data_root, run_dir, *more):
-    arguments = ["--config", TINY, "--phase", "all", "--cluster", "local", "--run-dir", run_dir]
-    return run_python("launch/submit.py", *arguments, "--set", f"data.root={data_root}", *more)
-
-
-@pytest.fixture(scope="module")
-def chain(data_root, tmp_path_factory):
-    run_dir = tmp_path_factory.mktemp("runs") / "odd näme"
-    result = submit(data_root, run_dir)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return run_dir, result.stdout
 
 
 def test_it_leaves_everything_that_the_contract_names(chain):

@@ -24,7 +24,7 @@ def config():
 def speeds(config):
     return Speeds(
         phases=dict.fromkeys(config.phases, SPEED), pictures_per_s=1000.0, rgb_bytes=20_000, flow_bytes=5_000,
-        network_bytes_per_s=1e9, test_videos=3783, source="", network_source="",
+        network_bytes_per_s=1e9, test_videos=3783, on_cpu=False, source="", network_source="",
     )  # fmt: skip
 
 
@@ -40,6 +40,13 @@ def test_a_phase_by_hand(config, speeds):
     assert found.node_hours == pytest.approx(2 * found.hours)
     assert found.limit == "arithmetic"
     assert found.read_bytes_per_s == pytest.approx(128 * (5 * 20_000 + 100 * 5_000) / 8.307)
+
+
+def test_cpu_ranks_share_their_cores_with_the_feed(config, speeds):
+    from dataclasses import replace
+
+    found = planning.predict(config, "st_resnet", 2, replace(speeds, on_cpu=True))
+    assert found.step_s == pytest.approx(8.3 + 16 * 105 / 1000 + 0.007)
 
 
 def test_each_of_the_three_can_be_the_limit(config, speeds):

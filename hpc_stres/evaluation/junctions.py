@@ -1,0 +1,63 @@
+"""How large the motion signal is against the appearance signal where the streams meet, on some test videos."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpc_stres.config import Config
+from hpc_stres.data.feed import ClipReader
+from hpc_stres.data.shards import Store
+from hpc_stres.evaluation import networks, predict, protocol
+from hpc_stres.runpaths import RunPaths, read_json, sha256, write_json
+
+VIDEOS = 8
+
+
+@dataclass(frozen=True)
+class Junction:
+    """Root mean squares at one junction: what comes from motion, and what it joins in appearance."""
+
+    stage: int
+    motion: float
+    appearance: float
+
+    @property
+    def share(self) -> float:
+        """Motion over appearance."""
+        return self.motion / self.appearance if self.appearance else float("inf")
+
+
+def strengths(config: Config, run_dir: Path, phase: str, store: Store) -> list[Junction]:
+    """One row a junction, measured on clips of the first test videos; kept in the run folder for these weights."""
+    paths = RunPaths(run_dir)
+    key, kept = sha256(paths.phase(phase).weights), paths.junctions(phase)
+    found = read_json(kept)
+    if found.get("weights") == key:
+        return [Junction(**row) for row in found["junctions"]]
+    rows = _measure(config, run_dir, phase, store)
+    write_json(kept, {"weights": key, "videos": VIDEOS, "junctions": [vars(row) for row in rows]})
+    return rows
+
+
+def _measure(config: Config, run_dir: Path, phase: str, store: Store) -> list[Junction]:
+    network = networks.from_run(run_dir, phase, [f"data.root={config.data.root}"], predict.device())
+    squares: list[tuple[float, float]] = []
+
+    def note(module: Any, into: tuple[Tensor, ...]) -> None:
+        appearance, motion = into[0], into[3]
+        squares.append((float(motion.double().square().mean()), float(appearance.double().square().mean())))
+
+    handle = network.call.interaction.register_forward_pre_hook(note)  # type: ignore[attr-defined]
+    reader = ClipReader(store, None, network.variant, streams=network.streams, most=512)
+    videos = sorted(store.rows[number].id for number in store.present(config.data.split, "test"))[:VIDEOS]
+    quick = replace(network.evaluation, protocol="quick")
+    for name in videos:
+        number = store.number[name]
+        protocol.score_video(network, reader, protocol.test_requests(store.rows[number], number, quick), network.dtype)
+    handle.remove()
+    stages = len(squares) // max(1, len(videos))
+    by_stage = torch.tensor(squares, dtype=torch.float64).view(len(videos), stages, 2).mean(dim=0).sqrt().tolist()
+    return [Junction(number, motion, appearance) for number, (motion, appearance) in enumerate(by_stage, 1)]
