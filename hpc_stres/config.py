@@ -46,6 +46,10 @@ class DataConfig:
     """Folder of the original videos; none: ROOT/KIND/videos."""
     lists: str | None = None
     """Folder of the official split files, or the CSV file; none: ROOT/KIND/splits."""
+    frames: str | None = None
+    """Import instead of decoding: folder of each video's RGB frames as JPEG files (see hpc_stres/data/sources.py)."""
+    flow_frames: str | None = None
+    """With `frames`: folder of extracted flow as JPEG files, x_/y_ or u/ and v/; none: flow is computed here."""
     split: int = 1
     """Split number, 1 to 3 (a folder or CSV has split 1 only)."""
     test_fraction: float = 0.25
@@ -56,8 +60,8 @@ class DataConfig:
     """Side of the square that a training crop is resized to."""
     jpeg_quality: int = 95
     """JPEG quality of stored frames and flow."""
-    flow_backend: Literal["native", "opencv"] = "native"
-    """TV-L1 solver: our own, or OpenCV's, the reference that ours is compared with."""
+    flow_backend: Literal["native", "cuda", "dali", "opencv"] = "native"
+    """Flow: our TV-L1 on the CPU or on a GPU, a GPU's optical-flow engine, or OpenCV's TV-L1, the reference."""
     shard_mib: int = 256
     """Size of one shard of the store in MiB."""
     workers: int = 0
@@ -71,6 +75,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_field(1 <= self.split <= 3, "split", "expected 1, 2 or 3")
+        check_field(self.flow_frames is None or self.frames is not None, "flow_frames", "expected `frames` beside it")
         check_field(0.0 < self.test_fraction < 1.0, "test_fraction", "expected a number between 0 and 1")
         check_field(self.short_side >= 16, "short_side", "expected 16 or more pixels")
         check_field(16 <= self.crop <= self.short_side, "crop", f"expected 16 to short_side ({self.short_side})")

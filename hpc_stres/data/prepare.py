@@ -3,73 +3,36 @@
 import os
 import shutil
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-
 from hpc_stres.bootstrap import find_world
 from hpc_stres.config import Config, DataConfig
-from hpc_stres.data import splits
-from hpc_stres.data.flow import ZERO_LEVEL, encode_flow, tvl1
-from hpc_stres.data.shards import PreparedVideo, StorePaths, pack, write_manifest, write_rejections
+from hpc_stres.data import sources, splits
+from hpc_stres.data.shards import StorePaths, pack, write_manifest, write_rejections
 from hpc_stres.data.storepath import Settings, store_folder
-from hpc_stres.data.video import UndecodableError, decode, encode_jpeg, gray, resize, target_size
+from hpc_stres.data.video import UndecodableError
 from hpc_stres.errors import UserError
 from hpc_stres.progress import Progress
 from hpc_stres.runpaths import write_json
 
-FLOW_BATCH = 16
 SAMPLE_VIDEOS = 3
+# Files and folders of a store besides its shards.
+STORE_FILES = 10
 
 
-def prepare_video(video: splits.Video, settings: Settings, wanted: Collection[int] | None = None) -> PreparedVideo:
-    """Decode, resize, flow, encode; frames stream through, so that memory does not grow with the video's length.
-
-    `wanted`: the flow pairs that will be read; the others are stored as planes at rest, without work.
-    """
-    rgb: list[bytes] = []
-    flow: list[bytes] = []
-    waiting: list[Any] = []
-    size: tuple[int, int] | None = None
-    for frame in decode(video.path):
-        size = size or target_size(frame.shape[0], frame.shape[1], settings.short_side)
-        small = resize(frame, *size)
-        rgb.append(encode_jpeg(small, settings.jpeg_quality))
-        waiting.append(gray(small))
-        if len(waiting) > FLOW_BATCH:
-            flow += _encode_planes(waiting, settings, len(flow) // 2, wanted)
-            waiting = waiting[-1:]
-    flow += _encode_planes(waiting, settings, len(flow) // 2, wanted)
-    assert size is not None
-    if not flow:
-        flow = [_rest(size, settings)] * 2
-    return PreparedVideo(video.id, video.label, *size, rgb, flow)
-
-
-def _rest(size: tuple[int, int], settings: Settings) -> bytes:
-    return encode_jpeg(np.full(size, ZERO_LEVEL, np.uint8), settings.jpeg_quality)
-
-
-def _encode_planes(frames: list[Any], settings: Settings, first: int, wanted: Collection[int] | None) -> list[bytes]:
-    if wanted is not None and not any(pair in wanted for pair in range(first, first + len(frames) - 1)):
-        return [_rest(frames[0].shape, settings)] * (2 * (len(frames) - 1))
-    planes = encode_flow(tvl1(np.stack(frames), settings.flow_backend))  # type: ignore[arg-type]
-    return [encode_jpeg(plane, settings.jpeg_quality) for pair in planes for plane in pair]
-
-
-def _work(video: splits.Video, settings: Settings, root: Path) -> tuple[str, int]:
+def _work(video: splits.Video, settings: Settings, data: DataConfig, root: Path) -> tuple[str, int]:
     """Prepare one video into its part, or write why not; returns its id and frames (0: rejected)."""
     import cv2
 
     cv2.setNumThreads(1)
     store = StorePaths(root)
     try:
-        prepared = prepare_video(video, settings)
+        prepared = sources.prepare_one(video, settings, data)
     except UndecodableError as error:
         write_json(store.rejection(video.id), {"id": video.id, "path": str(video.path), "reason": str(error)})
         return video.id, 0
@@ -99,7 +62,7 @@ def _complete(config: Config, store: StorePaths, executor: Executor, workers: in
         write_data_set(
             splits.video_folder(config.data), splits.list_folder(config.data), config.data.binding, config.seed
         )
-    listing = splits.read_listing(config.data)
+    listing = sources.read_listing(config.data)
     _refuse_problems(listing)
     _prepare_missing(config, listing, store, executor, workers, quiet)
     ids = sorted(listing.videos)
@@ -143,7 +106,7 @@ def _prepare_missing(
     settings = Settings.of(config.data)
     todo = [v for v in listing.videos.values() if not _finished(store, v.id)]
     # The longest first, so that no worker is left alone with a long one at the end.
-    todo.sort(key=lambda video: (-video.path.stat().st_size, video.id))
+    todo.sort(key=lambda video: (-sources.size(video), video.id))
     if not todo:
         return
     if settings.flow_backend == "native":
@@ -152,10 +115,10 @@ def _prepare_missing(
         native.load("tvl1")
     store.parts.mkdir(parents=True, exist_ok=True)
     if not quiet:
-        print(estimate(todo, settings, workers, store.root), flush=True)
+        print(estimate(todo, settings, config.data, workers, store.root), flush=True)
     done = len(listing.videos) - len(todo)
     with Progress("prepare", len(listing.videos), "videos", not quiet, done) as progress:
-        futures = [executor.submit(_work, video, settings, store.root) for video in todo]
+        futures = [executor.submit(_work, video, settings, config.data, store.root) for video in todo]
         for future in as_completed(futures):
             future.result()
             done += 1
@@ -185,32 +148,42 @@ def _executor(workers: int) -> Iterator[Executor | None]:
         yield executor
 
 
-def estimate(todo: list[splits.Video], settings: Settings, workers: int, root: Path) -> str:
+def estimate(todo: list[splits.Video], settings: Settings, data: DataConfig, workers: int, root: Path) -> str:
     """What the work will take, measured on the middle videos; refuses when the disk has no room for it."""
-    ordered = sorted(todo, key=lambda video: video.path.stat().st_size)
+    ordered = sorted(todo, key=sources.size)
     middle = ordered[len(ordered) // 2 :][:SAMPLE_VIDEOS]
     source = stored = 0
     started = time.perf_counter()
     for video in middle:
         try:
-            prepared = prepare_video(video, settings)
+            prepared = sources.prepare_one(video, settings, data)
         except UndecodableError:
             continue  # the run itself will reject it with its reason
-        source += video.path.stat().st_size
+        source += sources.size(video)
         stored += sum(map(len, prepared.rgb)) + sum(map(len, prepared.flow))
     seconds = time.perf_counter() - started
-    total = sum(video.path.stat().st_size for video in todo)
-    scale = total / source if source else 0.0
+    scale = sum(map(sources.size, todo)) / source if source else 0.0
+    inodes = len(todo) + int(stored * scale / (data.shard_mib << 20)) + STORE_FILES
     # Parts and shards stand side by side while they are packed.
-    needed = int(2 * stored * scale)
-    free = shutil.disk_usage(root).free
-    if needed > free:
+    refuse_full_disk(root, int(2 * stored * scale), inodes)
+    return (
+        f"{len(todo)} videos to prepare: about {stored * scale / 2**20:.0f} MiB, {seconds * scale / 3600:.2f} "
+        f"core-hours; {inodes} inodes while it runs, {inodes - len(todo)} afterwards; {workers} workers"
+    )
+
+
+def refuse_full_disk(root: Path, needed_bytes: int, needed_inodes: int) -> None:
+    """Refuse when the file system has no room for so many bytes or files."""
+    found = os.statvfs(root)
+    free = found.f_bavail * found.f_frsize
+    if needed_bytes > free:
         raise UserError(
-            f"{root}: preparing needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free\n"
+            f"{root}: preparing needs about {needed_bytes / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free\n"
             "Free some space, or set data.root to another file system."
         )
-    hours = seconds * scale / 3600
-    return (
-        f"{len(todo)} videos to prepare: about {stored * scale / 2**20:.0f} MiB, {hours:.2f} core-hours, "
-        f"{len(todo)} files while it runs; {workers} workers"
-    )
+    # File systems without a fixed number of inodes say 0 of 0.
+    if found.f_files and needed_inodes > found.f_favail:
+        raise UserError(
+            f"{root}: preparing needs {needed_inodes} inodes, {found.f_favail} are free\n"
+            "Remove files, or set data.root to another file system."
+        )

@@ -124,15 +124,45 @@ def pack(store: StorePaths, ids: Sequence[str], shard_bytes: int) -> None:
     rows: list[VideoRow] = []
     offsets: list[int] = []
     for number, chosen in enumerate(_batches(store, ids, shard_bytes)):
-        with (
-            atomic_path(store.shard(number)) as temporary,
-            tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar,
-        ):
-            for video_id in chosen:
-                rows.append(_append(tar, store.part(video_id), number, offsets))
+        with atomic_path(store.shard(number)) as temporary:
+            made, _ = write_shard(temporary, store, chosen, number, offsets)
+            rows += made
+    write_index(store, rows, offsets)
+
+
+def write_shard(
+    path: Path, store: StorePaths, ids: Sequence[str], number: int, offsets: list[int] | None = None
+) -> tuple[list[VideoRow], list[int]]:
+    """One shard from the parts of some videos; their rows, and the offsets with theirs added."""
+    offsets = [] if offsets is None else offsets
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        rows = [_append(tar, store.part(video_id), number, offsets) for video_id in ids]
+    return rows, offsets
+
+
+def write_index(store: StorePaths, rows: Sequence[VideoRow], offsets: Sequence[int]) -> None:
+    """videos.jsonl and offsets.npy."""
     with atomic_path(store.offsets) as temporary, temporary.open("wb") as stream:
         np.save(stream, np.array(offsets, dtype=np.int64))
     write_text(store.videos, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
+
+
+def scan_shard(path: Path, offsets: list[int]) -> list[VideoRow]:
+    """The rows of a shard read out of the shard itself; adds its offsets."""
+    rows = []
+    with tarfile.open(path) as tar:
+        members = {member.name: member for member in tar.getmembers()}
+        for name, member in members.items():
+            if not name.endswith(".json"):
+                continue
+            meta = json.loads(_content(tar, member))
+            first: dict[str, int] = {}
+            for stream in ("rgb", "flow"):
+                start = members[f"{meta['id']}.{stream}.mjpeg"].offset_data
+                first[stream] = len(offsets)
+                offsets.extend((start + np.cumsum([0, *meta[f"{stream}_bytes"]])).tolist())
+            rows.append(_row(meta, int(path.stem), first))
+    return rows
 
 
 def _batches(store: StorePaths, ids: Sequence[str], shard_bytes: int) -> Iterator[list[str]]:
@@ -164,6 +194,10 @@ def _append(tar: tarfile.TarFile, part: Path, shard: int, offsets: list[int]) ->
         start = tar.offset - -(-len(blob) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
         first[stream] = len(offsets)
         offsets.extend((start + np.cumsum([0, *meta[f"{stream}_bytes"]])).tolist())
+    return _row(meta, shard, first)
+
+
+def _row(meta: dict[str, Any], shard: int, first: dict[str, int]) -> VideoRow:
     return VideoRow(
         id=meta["id"],
         label=meta["label"],
@@ -189,7 +223,36 @@ def write_manifest(store: StorePaths, settings: dict[str, Any], listing: dict[st
     """The last file of a store: with it, the store is complete."""
     shards = sorted((store.root / "shards").glob("*.tar"))
     sums = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in shards}
-    write_json(store.manifest, {"format": FORMAT, "settings": settings, **listing, "shards": sums})
+    write_manifest_file(store, {"format": FORMAT, "settings": settings, **listing, "shards": sums})
+
+
+def write_manifest_file(store: StorePaths, manifest: dict[str, Any]) -> None:
+    """The manifest with the checksums of the index as it is now."""
+    index = {path.name: sha256(path) for path in (store.videos, store.offsets)}
+    write_json(store.manifest, {**manifest, "index": index})
+
+
+def read_manifest(store: StorePaths) -> dict[str, Any]:
+    """The manifest; refuses a folder without one, or of another format."""
+    if not store.manifest.is_file():
+        raise UserError(f"{store.root}: no prepared store here\nRun `hpc-stres prepare` with the same config first.")
+    try:
+        manifest: dict[str, Any] = json.loads(store.manifest.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{store.manifest}: damaged: {error}\nRemove the store and prepare it again.") from None
+    if manifest["format"] != FORMAT:
+        raise UserError(f"{store.root}: store format {manifest['format']}; this version reads {FORMAT}: prepare again")
+    return manifest
+
+
+def damaged_index(store: StorePaths, manifest: dict[str, Any]) -> list[str]:
+    """Names of index files that are missing or not as they were written."""
+    sums = manifest.get("index", {})
+    return [name for name, digest in sums.items() if _sum_of(store.root / name) != digest]
+
+
+def _sum_of(path: Path) -> str:
+    return sha256(path) if path.is_file() else ""
 
 
 class Store:
@@ -197,13 +260,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.paths = StorePaths(root)
-        if not self.paths.manifest.is_file():
-            raise UserError(f"{root}: no prepared store here\nRun `hpc-stres prepare` with the same config first.")
-        self.manifest = json.loads(self.paths.manifest.read_text(encoding="utf-8"))
-        if self.manifest["format"] != FORMAT:
-            raise UserError(
-                f"{root}: store format {self.manifest['format']}; this version reads {FORMAT}: prepare again"
-            )
+        self.manifest = read_manifest(self.paths)
         self.rows = [VideoRow(**row) for row in read_json_lines(self.paths.videos)]
         self.number = {row.id: index for index, row in enumerate(self.rows)}
         self.offsets: NDArray[np.int64] = np.load(self.paths.offsets, mmap_mode="r")
@@ -266,23 +323,51 @@ class Store:
         return self._shard(row.shard)[int(self.offsets[first]) : int(self.offsets[first + count])]
 
 
-def verify(store: Store) -> list[str]:
-    """Re-read everything; one line for each damaged member, or shard where the damage lies between members."""
-    damage: list[str] = []
-    damaged_shards = set()
-    for number, row in enumerate(store.rows):
-        for stream, expected in (("rgb", row.rgb_sha256), ("flow", row.flow_sha256)):
-            found = hashlib.sha256(store.member(number, stream)).hexdigest()  # type: ignore[arg-type]
-            if found != expected:
-                damage.append(f"{store.paths.shard(row.shard).name}: {row.id}.{stream}.mjpeg is damaged")
-                damaged_shards.add(row.shard)
+@dataclass(frozen=True)
+class Damage:
+    """What is not as it was written: videos with a line for each member, and shards by number."""
+
+    videos: dict[str, list[str]]
+    shards: dict[int, str]
+
+    def is_missing(self, shard: int) -> bool:
+        return self.shards.get(shard, "").endswith("missing")
+
+    def lines(self) -> list[str]:
+        """One line for each damaged member or shard."""
+        return [line for lines in self.videos.values() for line in lines] + list(self.shards.values())
+
+
+def find_damage(store: Store) -> Damage:
+    """Re-read everything."""
+    videos: dict[str, list[str]] = {}
+    broken: dict[int, str] = {}
+    sizes = {}
     for name, sums in store.manifest["shards"].items():
         path = store.paths.root / "shards" / name
+        sizes[int(path.stem)] = path.stat().st_size if path.is_file() else 0
         if not path.is_file():
-            damage.append(f"{name}: the shard is missing")
-        elif int(path.stem) not in damaged_shards and sha256(path) != sums["sha256"]:
-            damage.append(f"{name}: a header or padding between members is damaged")
-    return damage
+            broken[int(path.stem)] = f"{name}: the shard is missing"
+        elif sizes[int(path.stem)] != sums["bytes"]:
+            broken[int(path.stem)] = f"{name}: {sizes[int(path.stem)]} bytes long, not {sums['bytes']}"
+    for number, row in enumerate(store.rows):
+        for stream, expected in (("rgb", row.rgb_sha256), ("flow", row.flow_sha256)):
+            found = hashlib.sha256(store.member(number, stream)).hexdigest() if sizes.get(row.shard) else ""  # type: ignore[arg-type]
+            if found != expected and not broken.get(row.shard, "").endswith("missing"):
+                line = f"{store.paths.shard(row.shard).name}: {row.id}.{stream}.mjpeg is damaged"
+                videos.setdefault(row.id, []).append(line)
+    touched = {store.rows[store.number[name]].shard for name in videos} | set(broken)
+    for name, sums in store.manifest["shards"].items():
+        path = store.paths.root / "shards" / name
+        if int(path.stem) not in touched and sha256(path) != sums["sha256"]:
+            broken[int(path.stem)] = f"{name}: a header or padding between members is damaged"
+    return Damage(videos, broken)
+
+
+def verify(store: Store) -> list[str]:
+    """One line for each damaged member, or shard where the damage lies between members, or file of the index."""
+    index = [f"{name}: this file of the index is damaged" for name in damaged_index(store.paths, store.manifest)]
+    return index + find_damage(store).lines()
 
 
 def write_rejections(store: StorePaths, ids: Sequence[str]) -> list[dict[str, str]]:

@@ -142,10 +142,25 @@ def read_folder(videos: Path, test_fraction: float) -> Listing:
             if path.suffix.lower() not in VIDEO_SUFFIXES:
                 continue
             identity = path.relative_to(videos).with_suffix("").as_posix()
-            listing.add(Video(identity, path, label))
-            share = int.from_bytes(hashlib.sha256(identity.encode()).digest()[:4], "big") / 2**32
-            (listing.test if share < test_fraction else listing.train)[1].append(identity)
+            _add_by_hash(listing, Video(identity, path, label), test_fraction)
     return listing
+
+
+def read_frame_folders(frames: Path, test_fraction: float) -> Listing:
+    """`read_folder` for folders of frames: FRAMES/CLASS/VIDEO/*.jpg."""
+    classes = sorted(path.name for path in frames.iterdir() if path.is_dir())
+    listing = Listing(classes, train={1: []}, test={1: []})
+    for label, name in enumerate(classes):
+        for path in sorted(p for p in (frames / name).iterdir() if p.is_dir()):
+            _add_by_hash(listing, Video(f"{name}/{path.name}", path, label), test_fraction)
+    return listing
+
+
+def _add_by_hash(listing: Listing, video: Video, test_fraction: float) -> None:
+    """Which videos test is a hash of their names, so that it never changes as videos are added."""
+    listing.add(video)
+    share = int.from_bytes(hashlib.sha256(video.id.encode()).digest()[:4], "big") / 2**32
+    (listing.test if share < test_fraction else listing.train)[1].append(video.id)
 
 
 def read_csv(videos: Path, table: Path) -> Listing:
@@ -168,7 +183,7 @@ def read_csv(videos: Path, table: Path) -> Listing:
 
 def problems(listing: Listing) -> list[str]:
     """What is wrong with a listing, a line each: missing files, doubles, groups that train and test."""
-    found = [f"missing: {video.path}" for video in listing.videos.values() if not video.path.is_file()]
+    found = [f"missing: {video.path}" for video in listing.videos.values() if not video.path.exists()]
     for split in listing.train:
         train, test = listing.train[split], listing.test[split]
         for kind, ids in (("train", train), ("test", test)):

@@ -13,7 +13,7 @@ from hpc_stres.config import Config
 from hpc_stres.configfile import plain
 from hpc_stres.data.feed import ClipReader
 from hpc_stres.data.shards import Store
-from hpc_stres.data.storepath import store_folder
+from hpc_stres.data.stage import open_store
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import protocol, scores
 from hpc_stres.evaluation.scores import Scores
@@ -29,7 +29,7 @@ TWO_STREAM = "two_stream"
 def evaluate(config: Config, run_dir: Path, world: World, phases: list[str] | None = None) -> dict[str, Any] | None:
     """Score every finished phase and write scores/ and results.json; the results on the first rank, None elsewhere."""
     paths = RunPaths(run_dir)
-    store = Store(store_folder(config))
+    store = open_store(config)
     chosen = [p for p in phases or ordered_phases(config.phases) if paths.phase(p).done.is_file()]
     if not chosen:
         raise UserError(f"{run_dir}: no finished phase to evaluate\nTrain one first: hpc-stres train --phase ...")

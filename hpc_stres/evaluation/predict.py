@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hpc_stres.data.extract import prepare_video
 from hpc_stres.data.feed import ClipReader
-from hpc_stres.data.prepare import prepare_video
 from hpc_stres.data.shards import PreparedVideo, VideoRow
 from hpc_stres.data.splits import Video
 from hpc_stres.data.video import count_frames

@@ -1,7 +1,10 @@
-// TV-L1 optical flow of a batch of frame pairs, with the parameters and the order of steps of OpenCV's DualTVL1.
+// TV-L1 optical flow of a batch of frame pairs on the CPU; what happens at a pixel stands in tvl1_pixel.h.
 //
 // What makes it fast: the primal and the dual update of one iteration run in one sweep over the picture, the dual one
-// row behind the primal one, so that everything stays in the nearest cache; the 5x5 median is taken on 16 pixels at once.
+// row behind the primal one, so that everything stays in the nearest cache; the 5x5 median is taken on several pixels
+// at once.
+
+#include "tvl1_pixel.h"
 
 #include <algorithm>
 #include <atomic>
@@ -14,8 +17,8 @@
 
 namespace {
 
-constexpr float kTau = 0.25f, kLambda = 0.15f, kTheta = 0.3f, kEpsilon = 0.01f, kScaleStep = 0.8f;
-constexpr int kScales = 5, kWarps = 5, kOuter = 10, kInner = 30, kSmallestSide = 16;
+using namespace tvl1;
+
 constexpr int kLanes = 8;
 
 struct Plane {
@@ -26,44 +29,19 @@ struct Plane {
   const float* row(int y) const { return data.data() + static_cast<size_t>(y) * cols; }
 };
 
-// Bilinear resize with pixel centres aligned; `step_*` is source pixels per target pixel.
 void resize_linear(const Plane& from, Plane& to, double step_y, double step_x) {
-  for (int y = 0; y < to.rows; ++y) {
-    double sy = (y + 0.5) * step_y - 0.5;
-    int y0 = static_cast<int>(std::floor(sy));
-    float fy = static_cast<float>(sy - y0);
-    const float* a = from.row(std::clamp(y0, 0, from.rows - 1));
-    const float* b = from.row(std::clamp(y0 + 1, 0, from.rows - 1));
-    for (int x = 0; x < to.cols; ++x) {
-      double sx = (x + 0.5) * step_x - 0.5;
-      int x0 = static_cast<int>(std::floor(sx));
-      float fx = static_cast<float>(sx - x0);
-      int l = std::clamp(x0, 0, from.cols - 1), r = std::clamp(x0 + 1, 0, from.cols - 1);
-      float top = a[l] + (a[r] - a[l]) * fx, low = b[l] + (b[r] - b[l]) * fx;
-      to.row(y)[x] = top + (low - top) * fy;
-    }
-  }
+  for (int y = 0; y < to.rows; ++y)
+    for (int x = 0; x < to.cols; ++x)
+      to.row(y)[x] = resized(from.data.data(), from.rows, from.cols, y, x, step_y, step_x);
 }
 
 void centred_gradient(const Plane& image, Plane& gx, Plane& gy) {
   for (int y = 0; y < image.rows; ++y) {
-    const float* here = image.row(y);
-    const float* above = image.row(std::max(y - 1, 0));
-    const float* below = image.row(std::min(y + 1, image.rows - 1));
     for (int x = 0; x < image.cols; ++x) {
-      gx.row(y)[x] = 0.5f * (here[std::min(x + 1, image.cols - 1)] - here[std::max(x - 1, 0)]);
-      gy.row(y)[x] = 0.5f * (below[x] - above[x]);
+      gx.row(y)[x] = gradient_x(image.data.data(), image.cols, y, x);
+      gy.row(y)[x] = gradient_y(image.data.data(), image.rows, image.cols, y, x);
     }
   }
-}
-
-inline void cubic_weights(float t, float* w) {
-  constexpr float a = -0.75f;
-  w[0] = ((a * (t + 1) - 5 * a) * (t + 1) + 8 * a) * (t + 1) - 4 * a;
-  w[1] = ((a + 2) * t - (a + 3)) * t * t + 1;
-  float s = 1 - t;
-  w[2] = ((a + 2) * s - (a + 3)) * s * s + 1;
-  w[3] = 1 - w[0] - w[1] - w[2];
 }
 
 struct Scale {
@@ -77,78 +55,28 @@ struct Work {
   }
 };
 
-// I1 and its gradient at x + u, bicubic, zero outside; then |grad|^2 and the constant part of rho.
 void warp(const Scale& s, Work& w) {
   const int rows = s.i0.rows, cols = s.i0.cols;
   for (int y = 0; y < rows; ++y) {
     for (int x = 0; x < cols; ++x) {
-      float px = x + s.u1.row(y)[x], py = y + s.u2.row(y)[x];
-      float bx = std::floor(px), by = std::floor(py);
-      // A displacement that has left all bounds reads zeros, like any place outside.
-      if (!(std::fabs(px) < 1e6f && std::fabs(py) < 1e6f)) { bx = by = -16.0f; px = py = -16.0f; }
-      int ix = static_cast<int>(bx) - 1, iy = static_cast<int>(by) - 1;
-      float cx[4], cy[4];
-      cubic_weights(px - bx, cx);
-      cubic_weights(py - by, cy);
-      float v = 0, vx = 0, vy = 0;
-      for (int j = 0; j < 4; ++j) {
-        int yy = iy + j;
-        if (yy < 0 || yy >= rows) continue;
-        const float *a = s.i1.row(yy), *b = s.i1x.row(yy), *c = s.i1y.row(yy);
-        float sa = 0, sb = 0, sc = 0;
-        for (int i = 0; i < 4; ++i) {
-          int xx = ix + i;
-          if (xx < 0 || xx >= cols) continue;
-          sa += cx[i] * a[xx]; sb += cx[i] * b[xx]; sc += cx[i] * c[xx];
-        }
-        v += cy[j] * sa; vx += cy[j] * sb; vy += cy[j] * sc;
-      }
-      w.wx.row(y)[x] = vx;
-      w.wy.row(y)[x] = vy;
-      w.grad.row(y)[x] = vx * vx + vy * vy;
-      w.rho.row(y)[x] = v - vx * s.u1.row(y)[x] - vy * s.u2.row(y)[x] - s.i0.row(y)[x];
+      Warped found = warped(s.i1.data.data(), s.i1x.data.data(), s.i1y.data.data(), rows, cols, y, x, s.i0.row(y)[x],
+                            s.u1.row(y)[x], s.u2.row(y)[x]);
+      w.wx.row(y)[x] = found.x;
+      w.wy.row(y)[x] = found.y;
+      w.grad.row(y)[x] = found.grad;
+      w.rho.row(y)[x] = found.rho;
     }
   }
 }
 
 typedef float Lanes __attribute__((vector_size(sizeof(float) * kLanes)));
-#define INLINE inline __attribute__((always_inline))
-
-INLINE void order(Lanes& low, Lanes& high) {
-  Lanes least = low < high ? low : high;
-  high = low < high ? high : low;
-  low = least;
-}
-
-// Least of v[First..Last] to v[First], greatest to v[Last].
-template <int First, int Last>
-INLINE void extremes(Lanes* v) {
-#pragma GCC unroll 16
-  for (int i = 0; i < (Last - First + 1) / 2; ++i) order(v[First + i], v[Last - i]);
-#pragma GCC unroll 16
-  for (int i = First + 1; i <= (First + Last) / 2; ++i) order(v[First], v[i]);
-#pragma GCC unroll 16
-  for (int i = (First + Last + 1) / 2; i < Last; ++i) order(v[i], v[Last]);
-}
-
-// Median of 25 in each lane by forgetful selection: the least and the greatest of 14 or more cannot be it. The greatest
-// is overwritten by the next value, the least is left behind, until three are left. Constants, so that all stays in
-// registers.
-template <int First>
-INLINE void forget(Lanes* v, const Lanes* rest) {
-  extremes<First, 13>(v);
-  if constexpr (First < 11) {
-    v[13] = *rest;
-    forget<First + 1>(v, rest + 1);
-  }
-}
 
 void median_row(const float* const* lines, int cols, float* out) {
   for (int x = 0; x < cols; x += kLanes) {
     Lanes v[25];
 #pragma GCC unroll 25
     for (int n = 0; n < 25; ++n) std::memcpy(&v[n], lines[n / 5] + x + n % 5, sizeof(Lanes));
-    forget<0>(v, v + 14);
+    median25(v);
     std::memcpy(out + x, &v[12], sizeof(float) * std::min(kLanes, cols - x));
   }
 }
@@ -174,24 +102,13 @@ void median5(Plane& image, Plane& result) {
 
 // One row of the primal update; returns the sum of squared changes.
 float primal_row(int cols, bool top, const float* wx, const float* wy, const float* grad, const float* rho_c,
-                      const float* p11, const float* p12, const float* p12_above, const float* p21, const float* p22,
-                      const float* p22_above, float* u1, float* u2) {
-  const float lt = kLambda * kTheta;
+                 const float* p11, const float* p12, const float* p12_above, const float* p21, const float* p22,
+                 const float* p22_above, float* u1, float* u2) {
   float change = 0;
-  // Inlined by force: a lambda does not inherit the clones' targets, and a call would stop the vectoriser.
   auto update = [&](int x, float left1, float left2) __attribute__((always_inline)) {
-    float rho = rho_c[x] + wx[x] * u1[x] + wy[x] * u2[x];
-    float bound = lt * grad[x];
-    float inner = grad[x] > FLT_EPSILON ? -rho / grad[x] : 0.0f;
-    float d = rho < -bound ? lt : (rho > bound ? -lt : inner);
-    float v1 = u1[x] + d * wx[x], v2 = u2[x] + d * wy[x];
     float div1 = p11[x] - left1 + (top ? p12[x] : p12[x] - p12_above[x]);
     float div2 = p21[x] - left2 + (top ? p22[x] : p22[x] - p22_above[x]);
-    float n1 = v1 + kTheta * div1, n2 = v2 + kTheta * div2;
-    float c1 = n1 - u1[x], c2 = n2 - u2[x];
-    u1[x] = n1;
-    u2[x] = n2;
-    return c1 * c1 + c2 * c2;
+    return primal(wx[x], wy[x], grad[x], rho_c[x], div1, div2, u1 + x, u2 + x);
   };
   change += update(0, 0.0f, 0.0f);
 #pragma GCC ivdep
@@ -201,19 +118,9 @@ float primal_row(int cols, bool top, const float* wx, const float* wy, const flo
 
 // One row of the dual update of one component.
 void dual_row(int cols, const float* u, const float* below, float* p1, float* p2) {
-  const float taut = kTau / kTheta;
 #pragma GCC ivdep
-  for (int x = 0; x < cols - 1; ++x) {
-    float ux = u[x + 1] - u[x], uy = below[x] - u[x];
-    float scale = 1.0f / (1.0f + taut * std::sqrt(ux * ux + uy * uy));
-    p1[x] = (p1[x] + taut * ux) * scale;
-    p2[x] = (p2[x] + taut * uy) * scale;
-  }
-  int x = cols - 1;
-  float uy = below[x] - u[x];
-  float scale = 1.0f / (1.0f + taut * std::fabs(uy));
-  p1[x] *= scale;
-  p2[x] = (p2[x] + taut * uy) * scale;
+  for (int x = 0; x < cols - 1; ++x) dual(u[x + 1] - u[x], below[x] - u[x], p1 + x, p2 + x);
+  dual(0.0f, below[cols - 1] - u[cols - 1], p1 + cols - 1, p2 + cols - 1);
 }
 
 double iterate(Scale& s, Work& w) {
@@ -259,8 +166,8 @@ void solve_pair(const uint8_t* first, const uint8_t* second, int rows, int cols,
   for (int level = 0; level < kScales; ++level) {
     int r = rows, c = cols;
     if (level > 0) {
-      r = static_cast<int>(std::lrint(scales[level - 1].i0.rows * static_cast<double>(kScaleStep)));
-      c = static_cast<int>(std::lrint(scales[level - 1].i0.cols * static_cast<double>(kScaleStep)));
+      r = coarser(scales[level - 1].i0.rows);
+      c = coarser(scales[level - 1].i0.cols);
       if (r < kSmallestSide || c < kSmallestSide) break;
     }
     Scale& s = scales[level];

@@ -40,7 +40,8 @@ def measure(config: Config, phases: list[str], network_gb_per_s: float, run_dir:
     feed_source = "" if store else "; no store yet: typical picture sizes and an assumed feed rate"
     return Speeds(
         phases=found, pictures_per_s=rate, rgb_bytes=rgb, flow_bytes=flow, network_bytes_per_s=network,
-        test_videos=tested, on_cpu=device.type == "cpu", source=f"measured here on {where}{feed_source}", network_source=source,
+        test_videos=tested, on_cpu=device.type == "cpu", source=f"measured here on {where}{feed_source}",
+        network_source=source,
     )  # fmt: skip
 
 

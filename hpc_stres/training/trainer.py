@@ -17,8 +17,7 @@ from hpc_stres.config import Config
 from hpc_stres.configfile import plain
 from hpc_stres.data.feed import Ahead, ClipReader, Clips
 from hpc_stres.data.requests import digest, requests, sampler
-from hpc_stres.data.shards import Store
-from hpc_stres.data.storepath import store_folder
+from hpc_stres.data.stage import open_store
 from hpc_stres.errors import UserError
 from hpc_stres.layout import Layout, Share, plan
 from hpc_stres.models import assign_groups, defer_statistics, fold_statistics
@@ -47,7 +46,7 @@ class Trainer:
         self.phase, self.steps = config.phase(name), config.steps(name)
         self.run, self.paths = RunPaths(run_dir), RunPaths(run_dir).phase(name)
         self.dtype = start.DTYPES[config.training.precision]
-        self.store = Store(store_folder(config))
+        self.store = open_store(config)
         self.sampler = sampler(config, name, self.store)
         self.stop = StopFlag()
         self.heartbeat = Heartbeat(self.paths.heartbeat(world.rank))

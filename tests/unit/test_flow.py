@@ -5,6 +5,7 @@ import pytest
 
 from hpc_stres.data.flow import decode_flow, encode_flow, tvl1
 from hpc_stres.data.video import decode, gray, resize, target_size
+from hpc_stres.errors import UserError
 
 BACKENDS = ("native", "opencv")
 REAL = ("v_SoccerJuggling_g23_c01.avi", "v_BaseballPitch_g01_c01.avi", "TrumanShow_wave_f_nm_np1_fr_med_26.avi")
@@ -105,3 +106,75 @@ def test_wrong_input_is_refused_by_its_shape(frames):
         tvl1(frames)
     with pytest.raises(ValueError, match="no TV-L1 back end 'brox'"):
         tvl1(np.zeros((2, 4, 4), np.uint8), "brox")
+
+
+# -- the GPU's kernels, here run pixel after pixel on the CPU ----------------------------------------------------------
+
+
+def emulated(frames, batch=128):
+    from hpc_stres import native
+    from hpc_stres.data.flow import run_kernels
+
+    flow = np.empty((len(frames) - 1, 2, *frames.shape[1:]), np.float32)
+    run_kernels(native.load_emulated("tvl1"), np.ascontiguousarray(frames), flow, batch)
+    return flow
+
+
+@pytest.mark.parametrize("size", [(48, 64), (33, 47), (17, 80)])
+def test_the_kernels_of_the_gpu_compute_what_the_cpus_sweeps_do(size):
+    picture = texture(96, 128)
+    shifts = [(0, 0), (1.5, -0.7), (2.2, 0.4), (-1.0, 1.0)]
+    frames = np.stack([moved(picture, [[1, 0, dx], [0, 1, dy]])[: size[0], : size[1]] for dx, dy in shifts])
+    kernels = emulated(frames)
+    # The sums of changes are taken in another order, so that a pair may stop an iteration earlier or later; single
+    # pixels at the frame's edge, which one frame does not show, then go another way.
+    for other, mean, most in (("native", 0.02, 0.05), ("opencv", 0.02, 0.05)):
+        difference = np.linalg.norm(tvl1(frames, other) - kernels, axis=1)
+        assert float(difference.mean()) < mean
+        assert float(np.percentile(difference, 95)) < most
+
+
+def test_the_kernels_take_any_number_of_pairs_at_once():
+    picture = texture(40, 48)
+    frames = np.stack([moved(picture, [[1, 0, 0.8 * n], [0, 1, 0]]) for n in range(6)])
+    np.testing.assert_array_equal(emulated(frames, 128), emulated(frames, 2))
+
+
+def test_the_kernels_compile_for_gpus(tmp_path, monkeypatch):
+    from hpc_stres import native
+
+    if native.cuda_compiler() is None:
+        pytest.skip("no nvcc on this machine")
+    monkeypatch.setenv("HPC_STRES_CACHE", str(tmp_path))
+    for architecture in ("sm_80", "sm_90"):
+        assert native.load_cuda("tvl1", architecture).tvl1_batch_gpu
+
+
+@pytest.mark.parametrize("backend", ["cuda", "dali"])
+def test_without_a_gpu_its_back_ends_say_so(backend):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(UserError, match=f"flow back end {backend}: there is no CUDA GPU here"):
+        tvl1(np.zeros((2, 32, 32), np.uint8), backend)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("backend", "mean"), [("cuda", 0.1), ("dali", 0.5)])
+def test_gpu_back_ends_agree_with_opencv(backend, mean):
+    picture = texture(256, 340)
+    frames = np.stack([moved(picture, [[1, 0, 1.5 * n], [0, 1, -0.5 * n]]) for n in range(4)])
+    difference = np.linalg.norm(tvl1(frames, backend) - tvl1(frames, "opencv"), axis=1)
+    assert float(inner(difference).mean()) < mean
+
+
+def test_a_coarse_grid_becomes_one_displacement_a_pixel():
+    from hpc_stres.data.flow import from_dali
+
+    found = np.zeros((2, 4, 5, 2), np.float32)
+    found[..., 0], found[..., 1] = 3.0, -1.0
+    flow = from_dali(found, (15, 18))
+    assert flow.shape == (2, 2, 15, 18)
+    assert (flow[:, 0] == 3.0).all()
+    assert (flow[:, 1] == -1.0).all()

@@ -36,7 +36,7 @@ def test_without_a_compiler_the_mend_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("HPC_STRES_CACHE", str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")
     native._load.cache_clear()
-    with pytest.raises(UserError, match=r"no C\+\+ compiler to build tvl1\.cpp\nInstall g\+\+"):
+    with pytest.raises(UserError, match=r"no C\+\+ compiler to build the kernels\nInstall g\+\+"):
         native.load("tvl1")
     native._load.cache_clear()
 

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from hpc_stres.data import shards
+from hpc_stres.data.extract import prepare_video
 from hpc_stres.data.flow import decode_flow, tvl1
-from hpc_stres.data.prepare import prepare, prepare_video
+from hpc_stres.data.prepare import prepare
 from hpc_stres.data.shards import Store, verify
 from hpc_stres.data.splits import Video
 from hpc_stres.data.storepath import Settings, store_folder
@@ -158,9 +159,15 @@ def test_videos_that_do_not_decode_are_rejected_by_name(data_root, tmp_path):
 
 def test_a_full_disk_is_refused_before_work_begins(data_root, tmp_path, monkeypatch):
     shutil.copytree(data_root / "binding", tmp_path / "binding")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(UserError, match=r"preparing needs about .* are free"):
+    room = {"f_bavail": 1, "f_frsize": 1000, "f_files": 10**6, "f_favail": 10**6}
+    monkeypatch.setattr("os.statvfs", lambda path: SimpleNamespace(**room))
+    with pytest.raises(UserError, match=r"preparing needs about .* GiB, .* are free"):
         prepare(tiny_config(tmp_path))
+    room |= {"f_bavail": 10**9, "f_favail": 20}
+    with pytest.raises(UserError, match=r"preparing needs 4\d inodes, 20 are free"):
+        prepare(tiny_config(tmp_path))
+    room |= {"f_files": 0, "f_favail": 0}  # a file system that does not count them
+    prepare(tiny_config(tmp_path))
 
 
 def test_missing_videos_are_reported_before_work_begins(data_root, tmp_path):

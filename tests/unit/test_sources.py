@@ -1,0 +1,149 @@
+"""Importing frames and flow that other tools extracted, in each of their layouts."""
+
+import cv2
+import numpy as np
+import pytest
+
+from hpc_stres.data import sources
+from hpc_stres.data.flow import decode_flow, encode_flow
+from hpc_stres.data.prepare import prepare
+from hpc_stres.data.shards import Store
+from hpc_stres.data.splits import Video
+from hpc_stres.data.storepath import Settings
+from hpc_stres.data.video import UndecodableError, encode_jpeg
+from tests.conftest import tiny_config
+
+FRAMES, SIZE = 6, (48, 64)
+SETTINGS = Settings(48, 95, "imported")
+LAYOUTS = ("tsn", "tsn_same_folder", "uv")
+
+
+def rgb(number, size=SIZE):
+    return encode_jpeg(np.random.default_rng(number).integers(0, 255, (*size, 3), np.uint8), 90)
+
+
+def flow(number, axis, size=SIZE):
+    pixels = np.full(size, (-1) ** axis * (number + 1.0), np.float32)
+    return encode_jpeg(encode_flow(pixels), 95)
+
+
+def write(folder, prefix, digits, pictures, start=1):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, picture in enumerate(pictures, start):
+        (folder / f"{prefix}{number:0{digits}d}.jpg").write_bytes(picture)
+
+
+def extract(root, layout, pairs=FRAMES - 1, size=SIZE, name="v_a"):
+    """One video as a tool left it; returns the folders of frames and of flow."""
+    planes = [[flow(n, axis, size) for n in range(pairs)] for axis in (0, 1)]
+    if layout == "uv":
+        write(root / "rgb" / name, "frame", 6, [rgb(n, size) for n in range(FRAMES)])
+        for letter, own in zip("uv", planes, strict=True):
+            write(root / "flow" / letter / name, "frame", 6, own)
+        return root / "rgb", root / "flow"
+    same = layout == "tsn_same_folder"
+    frames = root / "all" if same else root / "rgb"
+    write(frames / name, "img_", 5, [rgb(n, size) for n in range(FRAMES)])
+    target, prefix, digits = (frames, "flow_{}_", 5) if same else (root / "flow", "{}_", 4)
+    for letter, own in zip("xy", planes, strict=True):
+        write(target / name, prefix.format(letter), digits, own)
+    return frames, target
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_files_of_the_right_size_are_kept_byte_for_byte(tmp_path, layout):
+    frames, planes = extract(tmp_path, layout)
+    found = sources.import_video(Video("v_a", frames / "v_a", 3), SETTINGS, str(planes))
+    assert found.rgb == [rgb(n) for n in range(FRAMES)]
+    assert found.flow == [flow(n, axis) for n in range(FRAMES - 1) for axis in (0, 1)]
+    assert (found.height, found.width, found.label) == (*SIZE, 3)
+
+
+def test_a_repeated_last_pair_goes(tmp_path):
+    frames, planes = extract(tmp_path, "tsn", pairs=FRAMES)
+    found = sources.import_video(Video("v_a", frames / "v_a", 0), SETTINGS, str(planes))
+    assert len(found.flow) == 2 * (FRAMES - 1)
+
+
+def test_flow_of_another_size_grows_with_the_picture(tmp_path):
+    frames, planes = extract(tmp_path, "tsn", size=(96, 128))
+    found = sources.import_video(Video("v_a", frames / "v_a", 0), SETTINGS, str(planes))
+    assert (found.height, found.width) == SIZE
+    for pair in range(FRAMES - 1):
+        for axis in (0, 1):
+            levels = cv2.imdecode(np.frombuffer(found.flow[2 * pair + axis], np.uint8), cv2.IMREAD_GRAYSCALE)
+            wanted = (-1) ** axis * (pair + 1.0) / 2
+            assert float(np.abs(decode_flow(levels) - wanted).max()) < 0.2, (pair, axis)
+
+
+def test_without_extracted_flow_it_is_computed(tmp_path):
+    frames, _ = extract(tmp_path, "tsn")
+    found = sources.import_video(Video("v_a", frames / "v_a", 0), Settings(48, 95, "native"), None)
+    assert len(found.flow) == 2 * (FRAMES - 1)
+
+
+@pytest.mark.parametrize(
+    ("gone", "words"),
+    [
+        ("rgb/v_a/img_00003.jpg", "number 3 is missing"),
+        ("flow/v_a/x_0002.jpg", "number 2 is missing"),
+        ("flow/v_a/y_0005.jpg", "5 files of x or u flow, but 4 of y or v"),
+    ],
+)
+def test_gaps_are_reasons_for_rejection(tmp_path, gone, words):
+    frames, planes = extract(tmp_path, "tsn")
+    (tmp_path / gone).unlink()
+    with pytest.raises(UndecodableError, match=words):
+        sources.import_video(Video("v_a", frames / "v_a", 0), SETTINGS, str(planes))
+
+
+def test_too_few_pairs_and_missing_folders_are_reasons(tmp_path):
+    frames, planes = extract(tmp_path, "tsn", pairs=3)
+    with pytest.raises(UndecodableError, match="6 frames want 5 flow pairs, but there are 3"):
+        sources.import_video(Video("v_a", frames / "v_a", 0), SETTINGS, str(planes))
+    with pytest.raises(UndecodableError, match="no folder"):
+        sources.import_video(Video("v_b", frames / "v_b", 0), SETTINGS, str(planes))
+
+
+def test_a_whole_data_set_of_folders_is_prepared(tmp_path):
+    for label in ("run", "sit"):
+        for number in range(8):
+            extract(tmp_path / "x" / label, "tsn_same_folder", name=f"v{number}")
+    (tmp_path / "frames").mkdir()
+    for label in ("run", "sit"):
+        (tmp_path / "x" / label / "all").rename(tmp_path / "frames" / label)
+    frames = tmp_path / "frames"
+    config = tiny_config(tmp_path, "data.kind=folder", f"data.frames={frames}", f"data.flow_frames={frames}")
+    store = Store(prepare(config, quiet=True))
+    assert len(store.rows) == 16
+    assert store.classes == ["run", "sit"]
+    assert store.manifest["settings"]["flow_backend"] == "imported"
+    number = store.number["run/v3"]
+    assert store.rgb(number, 2).tobytes() == rgb(2)
+    assert store.flow(number, 1, 1).tobytes() == flow(1, 1)
+
+
+def test_frames_that_another_tool_extracted_are_imported(clips):
+    """Ten frames, and flow of every second pair only: the frames go in, the flow is refused with its reason."""
+    video = Video("tvl1_reference", clips / "tvl1_reference", 0)
+    found = sources.import_video(video, Settings(240, 95, "native"), None)
+    assert (len(found.rgb), len(found.flow), found.height, found.width) == (10, 18, 240, 320)
+    assert found.rgb[0] == (video.path / "img_00001.jpg").read_bytes()
+    with pytest.raises(UndecodableError, match="10 frames want 9 flow pairs, but there are 5"):
+        sources.import_video(video, Settings(240, 95, "imported"), str(clips))
+
+
+def test_our_flow_is_that_of_the_reference_where_it_shows_the_same_pair(clips, record_property):
+    """The reference's files do not say which pairs they show; two of the five show one of ours."""
+    from hpc_stres.data.flow import tvl1
+
+    folder = clips / "tvl1_reference"
+    frames = np.stack([cv2.imread(str(p), cv2.IMREAD_GRAYSCALE) for p in sorted(folder.glob("img_*.jpg"))])
+    ours = encode_flow(tvl1(frames)).astype(float)
+    closest = []
+    for x, y in zip(sorted(folder.glob("x_*.jpg")), sorted(folder.glob("y_*.jpg")), strict=True):
+        planes = np.stack([cv2.imread(str(p), cv2.IMREAD_GRAYSCALE) for p in (x, y)]).astype(float)
+        closest.append(min(float(np.abs(pair - planes).mean()) for pair in ours))
+    record_property("grey_levels", closest)
+    print("mean difference to the closest of our pairs, grey levels:", [round(value, 2) for value in closest])
+    assert sorted(closest)[1] < 1.0
