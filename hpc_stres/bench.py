@@ -65,11 +65,14 @@ def measure(part: str, threads: int, repeats: int) -> list[Figure]:
 
 
 def best_of(repeats: int, *contestants: Callable[[], object]) -> list[float]:
-    """Seconds of each contestant, the best of some rounds in which all take turns."""
-    for contestant in contestants:
-        contestant()
+    """Seconds of each contestant, the best of some rounds in which all take turns; each goes once untimed before.
+
+    Without that call a contestant would pay for its predecessor: a DataLoader forks, and every page that this process
+    writes next is copied.
+    """
     seconds = [[] for _ in contestants]  # type: list[list[float]]
     for _, (number, contestant) in itertools.product(range(repeats), enumerate(contestants)):
+        contestant()
         started = time.perf_counter()
         contestant()
         seconds[number].append(time.perf_counter() - started)

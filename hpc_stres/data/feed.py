@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hpc_stres import native
 from hpc_stres.data import augment
+from hpc_stres.data.buffers import Buffers
 from hpc_stres.data.requests import Box, Request
 from hpc_stres.data.shards import VideoRow
 from hpc_stres.errors import UserError
@@ -90,26 +91,31 @@ class Decoder:
         return pipeline
 
     def __call__(self, jpegs: Sequence[NDArray[np.uint8]], boxes: Sequence[Box]) -> "list[Tensor]":
-        """uint8 pictures (h, w, channels) of the boxes."""
+        """uint8 pictures (h, w, channels) of the boxes, to be used before the next call."""
         pictures: list[Tensor] = []
         for start in range(0, len(jpegs), self.most):
-            pictures += self._run(jpegs[start : start + self.most], boxes[start : start + self.most])
+            stop = start + self.most
+            pictures += self._run(jpegs[start:stop], boxes[start:stop], last=stop >= len(jpegs))
         return pictures
 
-    def _run(self, jpegs: Sequence[NDArray[np.uint8]], boxes: Sequence[Box]) -> "list[Tensor]":
+    def _run(self, jpegs: Sequence[NDArray[np.uint8]], boxes: Sequence[Box], last: bool) -> "list[Tensor]":
         import torch
 
         self.pipeline.feed_input("jpeg", list(jpegs))
-        self.pipeline.feed_input("anchor", [np.array((box.top, box.left), np.int32) for box in boxes])
-        self.pipeline.feed_input("shape", [np.array((box.height, box.width), np.int32) for box in boxes])
+        corners = np.array(boxes, np.int32)
+        self.pipeline.feed_input("anchor", np.ascontiguousarray(corners[:, :2]))
+        self.pipeline.feed_input("shape", np.ascontiguousarray(corners[:, 2:]))
         try:
             (decoded,) = self.pipeline.run()
         except RuntimeError as error:
             # DALI names no input and its pipeline is dead from here on: the caller finds the frame.
             raise DecodeError(str(error)) from None
         if self.device_id is None:
-            # The pipeline uses its buffer again for the next batch: one copy of all pictures, then views of it.
             pictures = [np.asarray(decoded[n]) for n in range(len(jpegs))]
+            if last:
+                self.shown = decoded  # keeps the pipeline's buffer, of which the pictures are views
+                return [torch.from_numpy(picture) for picture in pictures]
+            # The pipeline uses its buffer again for the next run: one copy of all pictures, then views of it.
             edges = np.cumsum([0, *(picture.size for picture in pictures)])
             copy = torch.from_numpy(np.concatenate([picture.ravel() for picture in pictures]))
             return [copy[a:b].view(p.shape) for a, b, p in zip(edges, edges[1:], pictures, strict=False)]
@@ -136,6 +142,7 @@ class ClipReader:
     ) -> None:
         self.store, self.side, self.variant, self.antialias = store, side, variant, antialias
         self.device_id = device_id
+        self.buffers = Buffers()
         # The kernels let go of Python's lock, so that plain threads share them out.
         self.pool = ThreadPoolExecutor(threads)
         self.rgb = Decoder(False, min(most, 512), threads, device_id) if streams[0] else None
@@ -211,8 +218,8 @@ class ClipReader:
         pictures, _, _ = work[0]
         channels = len(pictures) if len(pictures) > 1 else pictures[0].shape[2]
         height, width = (self.side, self.side) if self.side else pictures[0].shape[:2]
-        out = torch.empty(len(work), height, width, channels)
-        arrays = out.numpy()
+        arrays = self.buffers.take((len(work), height, width, channels))
+        out = torch.from_numpy(arrays)
 
         def finish(number: int) -> None:
             stack, scale_shift, flip = work[number]

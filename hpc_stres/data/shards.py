@@ -263,7 +263,7 @@ class Store:
         self.manifest = read_manifest(self.paths)
         self.rows = [VideoRow(**row) for row in read_json_lines(self.paths.videos)]
         self.number = {row.id: index for index, row in enumerate(self.rows)}
-        self.offsets: NDArray[np.int64] = np.load(self.paths.offsets, mmap_mode="r")
+        self.offsets: NDArray[np.int64] = np.asarray(np.load(self.paths.offsets, mmap_mode="r"))
         self._maps: dict[int, NDArray[np.uint8]] = {}
 
     @property
@@ -293,7 +293,8 @@ class Store:
 
     def _shard(self, number: int) -> NDArray[np.uint8]:
         if number not in self._maps:
-            self._maps[number] = np.memmap(self.paths.shard(number), dtype=np.uint8, mode="r")
+            # A plain array over the map: slices of the subclass cost ten times as much.
+            self._maps[number] = np.asarray(np.memmap(self.paths.shard(number), dtype=np.uint8, mode="r"))
         return self._maps[number]
 
     def rgb(self, video: int, frame: int) -> NDArray[np.uint8]:

@@ -1,7 +1,8 @@
 // Resize, mirror and normalise one stack of pictures that share a crop, into channels-last floats.
 //
-// The planes are interleaved first, so that both passes of the separable filter run over neighbouring bytes: down over a
-// whole row of all planes, across over the planes of one pixel.
+// The planes are interleaved first, so that both passes of the separable filter run over neighbouring values: down over a
+// whole row of all planes, across over the planes of one pixel. A flow stack's 20 planes are two vectors and a half,
+// so that the sums of a pixel stay in registers.
 
 #include <algorithm>
 #include <cstdint>
@@ -10,7 +11,7 @@
 
 namespace {
 
-constexpr int kMostPlanes = 64;
+constexpr int kMostPlanes = 64, kMostTaps = 8;
 
 // The taps of one axis: output i reads `taps` inputs from first[i] on.
 struct Axis {
@@ -19,38 +20,145 @@ struct Axis {
   int taps;
 };
 
-// planes[c][y * width + x] to packed[(y * width + x) * Planes + c], eight pixels at a time: bytes are loaded and stored
-// in words, and change places in registers.
-template <int Planes>
-void interleave(const uint8_t* const* planes, int count, int height, int width, uint8_t* packed) {
-  const int stride = Planes ? Planes : count;
-  const size_t area = static_cast<size_t>(height) * width;
-  for (size_t start = 0; start < area; start += 8) {
-    const int some = static_cast<int>(std::min<size_t>(8, area - start));
-    uint8_t* to = packed + start * stride;
-    for (int c = 0; c < stride; ++c) {
-      uint64_t word = 0;
-      std::memcpy(&word, planes[c] + start, some);
-      for (int i = 0; i < some; ++i, word >>= 8) to[i * stride + c] = static_cast<uint8_t>(word);
+constexpr int kStack = 20;
+// A colour pixel takes four places, one vector.
+constexpr int kColours = 3, kColourPlaces = 4;
+
+typedef uint8_t Bytes __attribute__((vector_size(16)));
+typedef uint16_t Pairs __attribute__((vector_size(16)));
+typedef uint32_t Quads __attribute__((vector_size(16)));
+typedef uint64_t Eights __attribute__((vector_size(16)));
+typedef float Floats __attribute__((vector_size(32)));
+typedef float Half __attribute__((vector_size(16)));
+
+template <typename V>
+inline V load(const void* from) {
+  V value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+// Two vectors' lanes in turn: the lower and the upper halves.
+inline void zip(Bytes a, Bytes b, Bytes& low, Bytes& high) {
+  low = __builtin_shuffle(a, b, Bytes{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23});
+  high = __builtin_shuffle(a, b, Bytes{8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31});
+}
+inline void zip2(Bytes a, Bytes b, Bytes& low, Bytes& high) {
+  low = (Bytes)__builtin_shuffle((Pairs)a, (Pairs)b, Pairs{0, 8, 1, 9, 2, 10, 3, 11});
+  high = (Bytes)__builtin_shuffle((Pairs)a, (Pairs)b, Pairs{4, 12, 5, 13, 6, 14, 7, 15});
+}
+inline void zip4(Bytes a, Bytes b, Bytes& low, Bytes& high) {
+  low = (Bytes)__builtin_shuffle((Quads)a, (Quads)b, Quads{0, 4, 1, 5});
+  high = (Bytes)__builtin_shuffle((Quads)a, (Quads)b, Quads{2, 6, 3, 7});
+}
+inline void zip8(Bytes a, Bytes b, Bytes& low, Bytes& high) {
+  low = (Bytes)__builtin_shuffle((Eights)a, (Eights)b, Eights{0, 2});
+  high = (Bytes)__builtin_shuffle((Eights)a, (Eights)b, Eights{1, 3});
+}
+
+// Four planes of 16 pixels: quads[i] holds the four bytes of pixels 4i to 4i + 3.
+inline void four_planes(const uint8_t* const* planes, size_t start, Bytes* quads) {
+  Bytes ab[2], cd[2];
+  zip(load<Bytes>(planes[0] + start), load<Bytes>(planes[1] + start), ab[0], ab[1]);
+  zip(load<Bytes>(planes[2] + start), load<Bytes>(planes[3] + start), cd[0], cd[1]);
+  zip2(ab[0], cd[0], quads[0], quads[1]);
+  zip2(ab[1], cd[1], quads[2], quads[3]);
+}
+
+// The 20 planes of a flow stack.
+void interleave_stack(const uint8_t* const* planes, size_t area, uint8_t* packed) {
+  size_t start = 0;
+  for (; start + 16 <= area; start += 16) {
+    Bytes quads[5][4];
+    for (int group = 0; group < 5; ++group) four_planes(planes + 4 * group, start, quads[group]);
+    for (int i = 0; i < 4; ++i) {
+      Bytes left[2], right[2], pixel[4];
+      zip4(quads[0][i], quads[1][i], left[0], left[1]);
+      zip4(quads[2][i], quads[3][i], right[0], right[1]);
+      zip8(left[0], right[0], pixel[0], pixel[1]);
+      zip8(left[1], right[1], pixel[2], pixel[3]);
+      const Quads last = (Quads)quads[4][i];
+      for (int j = 0; j < 4; ++j) {
+        uint8_t* to = packed + (start + 4 * i + j) * kStack;
+        std::memcpy(to, &pixel[j], 16);
+        const uint32_t four = last[j];
+        std::memcpy(to + 16, &four, 4);
+      }
     }
+  }
+  for (; start < area; ++start)
+    for (int c = 0; c < kStack; ++c) packed[start * kStack + c] = planes[c][start];
+}
+
+// Three colours to four places a pixel.
+void spread_colours(const uint8_t* picture, size_t area, uint8_t* packed) {
+  size_t i = 0;
+  for (; i + 6 <= area; i += 4) {  // 16 bytes are read for 12
+    const Bytes here = load<Bytes>(picture + 3 * i);
+    const Bytes apart = __builtin_shuffle(here, Bytes{0, 1, 2, 2, 3, 4, 5, 5, 6, 7, 8, 8, 9, 10, 11, 11});
+    std::memcpy(packed + 4 * i, &apart, sizeof apart);
+  }
+  for (; i < area; ++i) {
+    packed[4 * i] = picture[3 * i];
+    packed[4 * i + 1] = picture[3 * i + 1];
+    packed[4 * i + 2] = picture[3 * i + 2];
+    packed[4 * i + 3] = 0;
   }
 }
 
+// The same for any number of planes, without gaps.
+void interleave(const uint8_t* const* planes, int count, size_t area, uint8_t* packed) {
+  for (size_t start = 0; start < area; ++start)
+    for (int c = 0; c < count; ++c) packed[start * count + c] = planes[c][start];
+}
+
+// Source rows as floats, each turned once, in a ring that holds what one output row reads.
+class Rows {
+ public:
+  Rows(const uint8_t* packed, size_t row, int taps) : packed_(packed), row_(row), ring_(taps) {
+    thread_local std::vector<float> memory;
+    if (memory.size() < row * taps) memory.resize(row * taps);
+    floats_ = memory.data();
+  }
+
+  const float* operator[](int y) {
+    for (; done_ <= y; ++done_) {
+      const uint8_t* from = packed_ + done_ * row_;
+      float* to = floats_ + done_ % ring_ * row_;
+      for (size_t i = 0; i < row_; ++i) to[i] = static_cast<float>(from[i]);
+    }
+    return floats_ + y % ring_ * row_;
+  }
+
+  // Rows above the first one that is read are never turned.
+  void start(int y) { if (done_ < y) done_ = y; }
+
+ private:
+  const uint8_t* packed_;
+  size_t row_;
+  int ring_;
+  float* floats_;
+  int done_ = 0;
+};
+
 // All taps of a row in one sweep: the sum stays in a register.
 template <int Taps>
-void blend_rows(const uint8_t* from, size_t row, const float* weights, float* line) {
+void blend_rows(const float* const* from, size_t row, const float* weights, float* line) {
 #pragma GCC ivdep
   for (size_t i = 0; i < row; ++i) {
     float sum = 0.0f;
 #pragma GCC unroll 8
-    for (int tap = 0; tap < Taps; ++tap) sum += weights[tap] * static_cast<float>(from[tap * row + i]);
+    for (int tap = 0; tap < Taps; ++tap) sum += weights[tap] * from[tap][i];
     line[i] = sum;
   }
 }
 
-void blend_rows(const uint8_t* packed, size_t row, const Axis& axis, int y, float* line) {
-  const uint8_t* from = packed + axis.first[y] * row;
+void blend_rows(Rows& rows, size_t row, const Axis& axis, int y, float* line) {
   const float* weights = axis.weights + static_cast<size_t>(y) * axis.taps;
+  rows.start(axis.first[y]);
+  const float* from[kMostTaps];
+  const int known = std::min(axis.taps, kMostTaps);
+  for (int tap = 0; tap < known; ++tap) from[tap] = rows[axis.first[y] + tap];
   switch (axis.taps) {
     case 1: return blend_rows<1>(from, row, weights, line);
     case 4: return blend_rows<4>(from, row, weights, line);
@@ -58,14 +166,14 @@ void blend_rows(const uint8_t* packed, size_t row, const Axis& axis, int y, floa
     case 6: return blend_rows<6>(from, row, weights, line);
   }
   std::fill(line, line + row, 0.0f);
-  for (int tap = 0; tap < axis.taps; ++tap)
-    for (size_t i = 0; i < row; ++i) line[i] += weights[tap] * static_cast<float>(from[tap * row + i]);
+  for (int tap = 0; tap < axis.taps; ++tap) {
+    const float* one = rows[axis.first[y] + tap];
+    for (size_t i = 0; i < row; ++i) line[i] += weights[tap] * one[i];
+  }
 }
 
-template <int Planes>
-void blend_columns(const float* line, const Axis& axis, int side, int count, const float* scale, const float* shift,
+void blend_columns(const float* line, const Axis& axis, int side, int planes, const float* scale, const float* shift,
                    bool mirror, float* out) {
-  const int planes = Planes ? Planes : count;
   for (int x = 0; x < side; ++x) {
     float sums[kMostPlanes];
     for (int c = 0; c < planes; ++c) sums[c] = 0.0f;
@@ -81,6 +189,85 @@ void blend_columns(const float* line, const Axis& axis, int side, int count, con
   }
 }
 
+// The 20 planes of a pixel at once; with Taps known the three sums never leave their registers.
+template <int Taps>
+void blend_stack_columns(const float* line, const Axis& axis, int side, const float* scale, const float* shift,
+                         bool mirror, float* out) {
+  const int taps = Taps ? Taps : axis.taps;
+  const Floats zero{}, most = zero + 255.0f;
+  const Floats scales[2] = {load<Floats>(scale), load<Floats>(scale + 8)};
+  const Floats shifts[2] = {load<Floats>(shift), load<Floats>(shift + 8)};
+  const Half last_scale = load<Half>(scale + 16), last_shift = load<Half>(shift + 16);
+  for (int x = 0; x < side; ++x) {
+    const float* weights = axis.weights + static_cast<size_t>(x) * taps;
+    const float* from = line + static_cast<size_t>(axis.first[x]) * kStack;
+    Floats a = zero, b = zero;
+    Half c{};
+#pragma GCC unroll 8
+    for (int tap = 0; tap < taps; ++tap, from += kStack) {
+      a += weights[tap] * load<Floats>(from);
+      b += weights[tap] * load<Floats>(from + 8);
+      c += weights[tap] * load<Half>(from + 16);
+    }
+    a = a < zero ? zero : (a > most ? most : a);
+    b = b < zero ? zero : (b > most ? most : b);
+    const Half none{}, full = none + 255.0f;
+    c = c < none ? none : (c > full ? full : c);
+    a = a * scales[0] + shifts[0];
+    b = b * scales[1] + shifts[1];
+    c = c * last_scale + last_shift;
+    float* to = out + static_cast<size_t>(mirror ? side - 1 - x : x) * kStack;
+    std::memcpy(to, &a, sizeof a);
+    std::memcpy(to + 8, &b, sizeof b);
+    std::memcpy(to + 16, &c, sizeof c);
+  }
+}
+
+template <int Taps>
+void blend_colour_columns(const float* line, const Axis& axis, int side, const float* scale, const float* shift,
+                          bool mirror, float* out) {
+  const int taps = Taps ? Taps : axis.taps;
+  const Half none{}, full = none + 255.0f;
+  const Half scales{scale[0], scale[1], scale[2], 0}, shifts{shift[0], shift[1], shift[2], 0};
+  for (int x = 0; x < side; ++x) {
+    const float* weights = axis.weights + static_cast<size_t>(x) * taps;
+    const float* from = line + static_cast<size_t>(axis.first[x]) * kColourPlaces;
+    Half sum{};
+#pragma GCC unroll 8
+    for (int tap = 0; tap < taps; ++tap, from += kColourPlaces) sum += weights[tap] * load<Half>(from);
+    sum = sum < none ? none : (sum > full ? full : sum);
+    sum = sum * scales + shifts;
+    std::memcpy(out + static_cast<size_t>(mirror ? side - 1 - x : x) * kColours, &sum, kColours * sizeof(float));
+  }
+}
+
+void blend_colours(const float* line, const Axis& axis, int side, const float* scale, const float* shift, bool mirror,
+                   float* out) {
+  if (axis.taps == 4) return blend_colour_columns<4>(line, axis, side, scale, shift, mirror, out);
+  blend_colour_columns<0>(line, axis, side, scale, shift, mirror, out);
+}
+
+void blend_stack_columns(const float* line, const Axis& axis, int side, const float* scale, const float* shift,
+                         bool mirror, float* out) {
+  switch (axis.taps) {
+    case 4: return blend_stack_columns<4>(line, axis, side, scale, shift, mirror, out);
+    case 5: return blend_stack_columns<5>(line, axis, side, scale, shift, mirror, out);
+    case 6: return blend_stack_columns<6>(line, axis, side, scale, shift, mirror, out);
+  }
+  blend_stack_columns<0>(line, axis, side, scale, shift, mirror, out);
+}
+
+// A finished row to where nobody reads it soon: past the caches, where the processor can do that.
+void put(const float* row, size_t count, float* out) {
+#ifdef __SSE2__
+  if (reinterpret_cast<uintptr_t>(out) % 16 == 0 && count % 4 == 0) {
+    for (size_t i = 0; i < count; i += 4) __builtin_ia32_movntps(out + i, load<Half>(row + i));
+    return;
+  }
+#endif
+  std::memcpy(out, row, count * sizeof(float));
+}
+
 }  // namespace
 
 // `planes` holds `count` gray pictures, or with `packed` one picture whose `count` channels are interleaved already.
@@ -88,22 +275,29 @@ extern "C" void resize_stack(const uint8_t* const* planes, int packed, int count
                              int side_x, const int32_t* first_y, const float* weights_y, int taps_y,
                              const int32_t* first_x, const float* weights_x, int taps_x, const float* scale,
                              const float* shift, int mirror, float* out) {
-  const size_t row = static_cast<size_t>(width) * count;
-  std::vector<uint8_t> own;
-  const uint8_t* source = planes[0];
-  if (!packed) {
-    own.resize(row * height);
-    if (count == 20) interleave<20>(planes, count, height, width, own.data());
-    else interleave<0>(planes, count, height, width, own.data());
-    source = own.data();
-  }
+  const bool stack = !packed && count == kStack, colour = packed && count == kColours;
+  const int places = stack ? kStack : (colour ? kColourPlaces : count);
+  const size_t area = static_cast<size_t>(height) * width, row = static_cast<size_t>(width) * places;
+  // Kept by each thread: a fresh megabyte costs more in page faults than in arithmetic.
+  thread_local std::vector<uint8_t> own;
+  thread_local std::vector<float> line, finished;
+  if (line.size() < row) line.resize(row);
+  if (finished.size() < static_cast<size_t>(side_x) * count) finished.resize(static_cast<size_t>(side_x) * count);
+  if (own.size() < row * height) own.resize(row * height);
+  if (stack) interleave_stack(planes, area, own.data());
+  else if (colour) spread_colours(planes[0], area, own.data());
+  else if (packed) std::memcpy(own.data(), planes[0], area * count);
+  else interleave(planes, count, area, own.data());
   const Axis down{first_y, weights_y, taps_y}, across{first_x, weights_x, taps_x};
-  std::vector<float> line(row);
+  Rows rows(own.data(), row, taps_y);
   for (int y = 0; y < side_y; ++y) {
-    blend_rows(source, row, down, y, line.data());
-    float* to = out + static_cast<size_t>(y) * side_x * count;
-    if (count == 20) blend_columns<20>(line.data(), across, side_x, count, scale, shift, mirror, to);
-    else if (count == 3) blend_columns<3>(line.data(), across, side_x, count, scale, shift, mirror, to);
-    else blend_columns<0>(line.data(), across, side_x, count, scale, shift, mirror, to);
+    blend_rows(rows, row, down, y, line.data());
+    if (stack) blend_stack_columns(line.data(), across, side_x, scale, shift, mirror, finished.data());
+    else if (colour) blend_colours(line.data(), across, side_x, scale, shift, mirror, finished.data());
+    else blend_columns(line.data(), across, side_x, count, scale, shift, mirror, finished.data());
+    put(finished.data(), static_cast<size_t>(side_x) * count, out + static_cast<size_t>(y) * side_x * count);
   }
+#ifdef __SSE2__
+  __builtin_ia32_sfence();
+#endif
 }

@@ -9,7 +9,7 @@ from PIL import Image
 
 from hpc_stres.data.augment import FLOW_STD, TORCHVISION_MEAN, TORCHVISION_STD, resize_planes
 from hpc_stres.data.feed import Ahead, ClipReader
-from hpc_stres.data.requests import Box, Request, requests
+from hpc_stres.data.requests import Box, Request, requests, sampler
 from hpc_stres.data.shards import PreparedVideo, Store, StorePaths, pack, write_manifest
 from hpc_stres.data.video import encode_jpeg
 from hpc_stres.errors import UserError
@@ -158,3 +158,23 @@ def test_work_ahead_keeps_order_passes_errors_on_and_stops():
     with Ahead(endless, 2) as ahead:
         next(ahead)
     assert not ahead._thread.is_alive()
+
+
+def test_clips_that_are_still_held_keep_their_memory(store):
+    """Buffers come back only when nobody holds what is in them."""
+    reader = ClipReader(store, 32, "torchvision")
+    batch = requests(sampler(tiny_config(store.paths.root.parent.parent), "st_resnet", store), 0)
+    first = reader.read(batch[:2])
+    kept = first.flow.clone()
+    views = first.flow[:, 0]
+    others = [reader.read(batch[n : n + 2]) for n in range(2, 8, 2)]
+    assert torch.equal(first.flow, kept)
+    addresses = {clips.flow.data_ptr() for clips in (first, *others)}
+    assert len(addresses) == 4
+    del first
+    assert torch.equal(views, kept[:, 0])
+    again = reader.read(batch[:2])
+    assert again.flow.data_ptr() not in {clips.flow.data_ptr() for clips in others} | {views.data_ptr()}
+    assert torch.equal(again.flow, kept)
+    del others
+    assert reader.read(batch[2:4]).flow.data_ptr() in addresses
