@@ -17,10 +17,10 @@ demo: setup
 
 test:
 	@bash env/setup.sh --tests
-	@$(PYTHON) -m pytest tests
+	@$(PYTHON) -m pytest tests -n 2 --dist loadgroup
 
 unit: setup
-	@$(PYTHON) -m pytest tests/unit
+	@$(PYTHON) -m pytest tests/unit -n 2 --dist loadgroup
 
 lint:
 	@bash env/setup.sh --tests

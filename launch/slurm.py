@@ -28,12 +28,12 @@ def require_slurm() -> None:
     """Refuse where there is no sbatch."""
     if shutil.which("sbatch") is None:
         raise ConfigError(
-            "--cluster slurm: there is no sbatch on this machine\nUse --cluster local, or log in to a cluster."
+            "--cluster slurm: there is no sbatch on this machine; use --cluster local, or log in to a cluster"
         )
     ping = subprocess.run(["sinfo", "-h", "-o", "%P"], capture_output=True, text=True, check=False, timeout=60)
     if ping.returncode != 0:
         reason = (ping.stderr.strip() or "no reason given").splitlines()[-1]
-        raise ConfigError(f"--cluster slurm: the controller does not answer: {reason}\nUse --cluster local, or wait.")
+        raise ConfigError(f"--cluster slurm: the controller does not answer: {reason}")
 
 
 def parameters(cluster: ClusterConfig, run_dir: Path, job: Job, dependency: str) -> dict[str, Any]:

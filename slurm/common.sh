@@ -7,7 +7,10 @@ run_ranks() {
   local -a command=("$python" -m hpc_stres "$@")
   if [ -n "${IMAGE:-}" ]; then
     [ -f "$IMAGE" ] || { echo "IMAGE=$IMAGE: no such image" >&2; exit 2; }
-    command=(apptainer exec --nv --bind "$PWD" "$IMAGE" python3 -m hpc_stres "$@")
+    local -a binds=(--bind "$PWD")
+    [ -z "${RUN_DIR:-}" ] || binds+=(--bind "$(realpath -m "$RUN_DIR")")
+    [ -z "${BINDS:-}" ] || binds+=(--bind "$BINDS")
+    command=(apptainer exec --nv "${binds[@]}" "$IMAGE" python3 -m hpc_stres "$@")
   elif [ ! -x "$python" ]; then
     echo "$python is not there: run env/setup.sh on the login node first, or set IMAGE" >&2
     exit 2

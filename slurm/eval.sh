@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Evaluate a run over all tasks of the job, from the repository root:
 #   RUN_DIR=runs/ucf101 sbatch slurm/eval.sh
-# IMAGE=FILE.sif runs inside an apptainer image; further arguments go to `hpc-stres evaluate`.
+# IMAGE=FILE.sif runs inside an apptainer image (BINDS=DIR,DIR: what it reads besides repository and run); further arguments go to `hpc-stres evaluate`.
 #SBATCH --job-name=stres-eval
 #SBATCH --time=04:00:00
 #SBATCH --open-mode=append

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prepare a config's store over several nodes with MPI:
 #   CONFIG=configs/ucf101.yaml sbatch --nodes 4 --ntasks-per-node 16 slurm/prepare.sh
-# IMAGE=FILE.sif runs inside an apptainer image; further arguments go to `hpc-stres prepare`.
+# IMAGE=FILE.sif runs inside an apptainer image (BINDS=DIR,DIR: what it reads besides repository and run); further arguments go to `hpc-stres prepare`.
 #SBATCH --job-name=stres-prepare
 #SBATCH --time=24:00:00
 #SBATCH --open-mode=append

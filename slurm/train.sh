@@ -2,7 +2,7 @@
 # Train one phase by hand; `python launch/submit.py` does this for all phases, with dependencies:
 #   RUN_DIR=runs/try PHASE=motion CONFIG=configs/ucf101.yaml sbatch --nodes 2 --gpus-per-node 4 \
 #     --ntasks-per-node 4 slurm/train.sh
-# IMAGE=FILE.sif runs inside an apptainer image; further arguments go to `hpc-stres train`.
+# IMAGE=FILE.sif runs inside an apptainer image (BINDS=DIR,DIR: what it reads besides repository and run); further arguments go to `hpc-stres train`.
 #SBATCH --job-name=stres-train
 #SBATCH --time=24:00:00
 #SBATCH --open-mode=append

@@ -142,3 +142,40 @@ def test_two_submits_at_once_start_one_chain(user, times):
     assert sum("in the queue already: job" in output for output in outputs) == times - 1, outputs
     assert len([job for jobs in user.jobs().values() for job in jobs]) == 2
     assert len(user.slurm.queue()) <= 3
+
+
+def test_in_float32_accuracies_differ_by_one_video_at_most(user, data_root, tmp_path):
+    user.submit(phase="motion")
+    jobs = user.jobs()
+    words = ["--config", TINY, "--cluster", "local", "--phase", "motion", "--run-dir", tmp_path / "local"]
+    alone = run_python("launch/submit.py", *words, "--set", f"data.root={data_root}", "--set", "training.norm_group=5")
+    assert alone.returncode == 0, alone.stderr
+    assert user.wait_states(jobs["motion"][0], jobs["evaluate"][0]) == ["COMPLETED"] * 2, user.logs("motion")[-2000:]
+    both = [json.loads((folder / "results.json").read_text()) for folder in (user.run_dir, tmp_path / "local")]
+    columns = [results["splits"]["1"]["motion"] for results in both]
+    assert abs(columns[0]["top1"] - columns[1]["top1"]) * columns[0]["videos"] / 100 < 1.5
+    assert trail(user.run_dir, "motion") == trail(tmp_path / "local", "motion")
+
+
+def test_the_scripts_run_inside_an_image(finished, tmp_path):
+    """A stand-in for apptainer notes how it was called and runs what it was given; the job itself is real."""
+    user, _ = finished
+    (tmp_path / "bin").mkdir()
+    stand_in = tmp_path / "bin" / "apptainer"
+    stand_in.write_text(
+        f'#!/bin/bash\nprintf "%s\\n" "$@" >> {tmp_path}/called\n'
+        f'while [ "$1" != "{tmp_path}/the image.sif" ]; do shift; done\nshift 2\nexec {sys.executable} "$@"\n'
+    )
+    stand_in.chmod(0o755)
+    (tmp_path / "the image.sif").touch()
+    shutil.copytree(user.run_dir, tmp_path / "run")
+    (tmp_path / "run" / "results.json").unlink()
+    environment = {"RUN_DIR": tmp_path / "run", "IMAGE": f"{tmp_path}/the image.sif", "BINDS": f"{tmp_path}:/data"}
+    path = {"PATH": f"{tmp_path}/bin:{user.slurm.environment['PATH']}"}
+    job = sbatch(user.slurm, tmp_path, "eval.sh", "-N1", script_arguments=["--phase", "motion"], **environment, **path)
+    assert user.wait_states(job) == ["COMPLETED"], (tmp_path / "out.txt").read_text()
+    called = (tmp_path / "called").read_text().splitlines()
+    assert called[:2] == ["exec", "--nv"]
+    assert {f"{tmp_path}:/data", str(ROOT), f"{tmp_path}/run"} <= set(called)
+    assert called[-2:] == ["--phase", "motion"]
+    assert "motion" in json.loads((tmp_path / "run" / "results.json").read_text())["splits"]["1"]

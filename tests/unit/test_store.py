@@ -217,10 +217,11 @@ def test_a_store_of_ucf101s_size_opens_fast_and_small(tmp_path):
         "store = Store(Path(sys.argv[1])); store.offsets[5]; seconds = time.perf_counter() - start\n"
         "print(seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, len(store.rows))"
     )
-    seconds, mib, rows = map(float, run_python("-c", code, tmp_path).stdout.split())
-    assert rows == videos
-    assert mib < 100
-    assert seconds < 1.0
+    found = [tuple(map(float, run_python("-c", code, tmp_path).stdout.split())) for _ in range(3)]
+    assert {rows for _, _, rows in found} == {videos}
+    assert max(mib for _, mib, _ in found) < 100
+    # The best of three: other tests run beside this one.
+    assert min(seconds for seconds, _, _ in found) < 1.0
 
 
 def test_an_unprepared_store_says_what_to_do(tmp_path):
