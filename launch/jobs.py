@@ -3,10 +3,12 @@
 import json
 import math
 import os
+import signal
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from hpc_stres.config import ClusterConfig, Config
 from hpc_stres.configfile import load_resolved
@@ -137,15 +139,16 @@ class JobCall:
             print(f"{self.job.name}: done already; nothing left for this job", flush=True)
             return "done"
         from hpc_stres.__main__ import main
-        from hpc_stres.training.signals import EXIT_CONTINUE, catch_early
+        from hpc_stres.training.signals import EXIT_CONTINUE
 
-        catch_early()
+        self._take_signals()
         for command in self.job.commands:
             if command[0] == "report" and not self._is_first:
                 continue
             code = main(command)
             if code == EXIT_CONTINUE and self._on_slurm:
-                return self._ask_for_more()
+                self._ask_for_more()
+                return "continue"
             if code != 0:
                 sys.stdout.flush()
                 sys.stderr.flush()
@@ -171,12 +174,26 @@ class JobCall:
             return evaluation_is_done(config, paths)
         return is_done(config, paths, self.job.name)
 
-    def _ask_for_more(self) -> str:
+    def _take_signals(self) -> None:
+        """Training stops at a step; what works video by video may stop anywhere and goes on where it was."""
+        from hpc_stres.training.signals import EXIT_CONTINUE, catch_early
+
+        if any(command[0] == "train" for command in self.job.commands):
+            catch_early()
+            return
+
+        def leave(number: int, frame: FrameType | None) -> None:
+            if self._on_slurm:
+                self._ask_for_more()
+            os._exit(EXIT_CONTINUE)
+
+        signal.signal(signal.SIGUSR2, leave)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def _ask_for_more(self) -> None:
         """Leave word for the job script, which requeues the job or leaves the rest to the next link."""
-        if self._is_first:
-            job, restart = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_RESTART_COUNT", "0")
-            continue_marker(self.run_dir, self.job.name, job, restart).touch()
-        return "continue"
+        job, restart = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_RESTART_COUNT", "0")
+        continue_marker(self.run_dir, self.job.name, job, restart).touch()
 
     def _name_rank(self) -> None:
         """submitit's local executor numbers its tasks under names of its own."""

@@ -1,7 +1,10 @@
 """From videos to the store: restartable, parallel over processes or MPI ranks, the same bytes whatever their number."""
 
+import ctypes
 import os
 import shutil
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
@@ -23,6 +26,7 @@ from hpc_stres.runpaths import write_json
 SAMPLE_VIDEOS = 3
 # Files and folders of a store besides its shards.
 STORE_FILES = 10
+PR_SET_PDEATHSIG = 1
 
 
 def _work(video: splits.Video, settings: Settings, data: DataConfig, root: Path) -> tuple[str, int]:
@@ -144,8 +148,14 @@ def _executor(workers: int) -> Iterator[Executor | None]:
         with MPICommExecutor(MPI.COMM_WORLD, root=0) as executor:
             yield cast(Executor | None, executor)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent) as executor:
         yield executor
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever: Linux ends it with its parent."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def estimate(todo: list[splits.Video], settings: Settings, data: DataConfig, workers: int, root: Path) -> str:

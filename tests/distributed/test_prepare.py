@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from hpc_stres.data.storepath import store_folder
@@ -57,3 +58,22 @@ def test_mpi_ranks_share_the_work(store, tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("store: ") == 1
     assert digests(store_folder(tiny_config(tmp_path))) == digests(store.paths.root)
+
+
+def test_workers_do_not_outlive_a_killed_command(tmp_path):
+    process = subprocess.Popen(command(tmp_path), cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+    parent = psutil.Process(process.pid)
+    deadline = time.monotonic() + 30
+    while len(parent.children(recursive=True)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = parent.children(recursive=True)
+    assert workers
+    time.sleep(1.5)  # their set-up
+    process.kill()
+    process.wait()
+    gone, alive = psutil.wait_procs(workers, timeout=10)
+    for worker in alive:
+        worker.kill()
+    # multiprocessing's resource tracker ends by itself when its pipe closes; the workers by the kernel's signal.
+    assert not alive, [worker.pid for worker in alive]
+    assert gone

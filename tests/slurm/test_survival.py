@@ -129,3 +129,17 @@ def test_where_the_profile_says_so_the_same_job_is_queued_again(user):
     assert resumed_at(user, "motion") == [stopped]
     assert "Restarts=1" in user.slurm.run("scontrol", "-o", "show", "job", job).stdout
     assert not list((user.run_dir / "logs" / "motion").glob("*.continue.*"))
+
+
+def test_preparing_that_runs_into_its_wall_time_goes_on_in_the_next_link(user, tmp_path):
+    """The warning before the wall time, sent by hand: the job leaves, and its next link finishes the store."""
+    root = tmp_path / "own data"
+    user.submit(nodes=1, phase="motion", data__root=root, cluster__links=2, data__binding__train_videos=160,
+                data__binding__frames=64)  # fmt: skip
+    first, second = user.jobs()["prepare"]
+    user.slurm.wait(lambda: list(root.glob("stores/*/parts/*.tar")), "the first prepared videos", 120)
+    user.slurm.run("scancel", "--signal=USR2", first)
+    assert user.wait_states(first, second) == ["FAILED", "COMPLETED"], user.logs("prepare")[-2000:]
+    assert "75:0" in user.slurm.run("scontrol", "-o", "show", "job", first).stdout
+    (manifest,) = root.glob("stores/*/manifest.json")
+    assert manifest.is_file()
