@@ -111,17 +111,18 @@ def finish_on_cpu(
     pictures: "list[NDArray[np.uint8]]", side: int | None, antialias: bool,
     scale_shift: tuple[NDArray[np.float32], NDArray[np.float32]], flip: bool, out: NDArray[np.float32],
 ) -> None:  # fmt: skip
-    """`finish_planes` of one stack in one go: gray pictures, or one with channels last, to `out` (h, w, channels)."""
+    """`finish_planes` of one stack in one go: gray pictures (h, w) or (h, w, 1), or one with channels last, to `out`
+    (h, w, channels)."""
     import ctypes
 
     from hpc_stres import native
 
     height, width = pictures[0].shape[:2]
-    packed = len(pictures) == 1 and pictures[0].ndim == 3
+    packed = len(pictures) == 1 and pictures[0].ndim == 3 and pictures[0].shape[2] > 1
     count = pictures[0].shape[2] if packed else len(pictures)
     down, across = (_taps(size, side or size, antialias) for size in (height, width))
     scale, shift = scale_shift
-    pointers = (ctypes.c_void_p * len(pictures))(*[picture.ctypes.data for picture in pictures])
+    pointers = (ctypes.c_void_p * len(pictures))(*[p.__array_interface__["data"][0] for p in pictures])
 
     def at(array: NDArray[Any]) -> ctypes.c_void_p:
         return ctypes.c_void_p(array.ctypes.data)

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 # Pictures of one stack, what their levels are multiplied by and shifted by, and whether they are mirrored.
-Stack = tuple["list[Tensor]", tuple[NDArray[np.float32], NDArray[np.float32]], bool]
+Picture = Any  # a NumPy array where DALI decodes on the CPU, a tensor on the device elsewhere
+Stack = tuple[list[Picture], tuple[NDArray[np.float32], NDArray[np.float32]], bool]
 log = logging.getLogger(__name__)
 
 
@@ -90,15 +91,15 @@ class Decoder:
         pipeline.build()
         return pipeline
 
-    def __call__(self, jpegs: Sequence[NDArray[np.uint8]], boxes: Sequence[Box]) -> "list[Tensor]":
+    def __call__(self, jpegs: Sequence[NDArray[np.uint8]], boxes: Sequence[Box]) -> list[Picture]:
         """uint8 pictures (h, w, channels) of the boxes, to be used before the next call."""
-        pictures: list[Tensor] = []
+        pictures: list[Picture] = []
         for start in range(0, len(jpegs), self.most):
             stop = start + self.most
             pictures += self._run(jpegs[start:stop], boxes[start:stop], last=stop >= len(jpegs))
         return pictures
 
-    def _run(self, jpegs: Sequence[NDArray[np.uint8]], boxes: Sequence[Box], last: bool) -> "list[Tensor]":
+    def _run(self, jpegs: Sequence[NDArray[np.uint8]], boxes: Sequence[Box], last: bool) -> list[Picture]:
         import torch
 
         self.pipeline.feed_input("jpeg", list(jpegs))
@@ -114,11 +115,11 @@ class Decoder:
             pictures = [np.asarray(decoded[n]) for n in range(len(jpegs))]
             if last:
                 self.shown = decoded  # keeps the pipeline's buffer, of which the pictures are views
-                return [torch.from_numpy(picture) for picture in pictures]
+                return pictures
             # The pipeline uses its buffer again for the next run: one copy of all pictures, then views of it.
             edges = np.cumsum([0, *(picture.size for picture in pictures)])
-            copy = torch.from_numpy(np.concatenate([picture.ravel() for picture in pictures]))
-            return [copy[a:b].view(p.shape) for a, b, p in zip(edges, edges[1:], pictures, strict=False)]
+            copy = np.concatenate([picture.ravel() for picture in pictures])
+            return [copy[a:b].reshape(p.shape) for a, b, p in zip(edges, edges[1:], pictures, strict=False)]
         return [torch.utils.dlpack.from_dlpack(decoded[n]).clone() for n in range(len(jpegs))]
 
 
@@ -202,6 +203,7 @@ class ClipReader:
         if self.device_id is None and native.compiler() is not None:
             flat = self._finish_on_cpu(work)
         else:
+            work = [([torch.as_tensor(p) for p in s], scale_shift, flip) for s, scale_shift, flip in work]
             planes = [
                 (torch.stack([p[..., 0] for p in s]) if len(s) > 1 else s[0].permute(2, 0, 1)) for s, _, _ in work
             ]
@@ -223,9 +225,7 @@ class ClipReader:
 
         def finish(number: int) -> None:
             stack, scale_shift, flip = work[number]
-            gray = len(stack) > 1
-            planes = [picture.numpy()[..., 0] if gray else picture.numpy() for picture in stack]
-            augment.finish_on_cpu(planes, self.side, self.antialias, scale_shift, flip, arrays[number])
+            augment.finish_on_cpu(stack, self.side, self.antialias, scale_shift, flip, arrays[number])
 
         list(self.pool.map(finish, range(len(work))))
         return out.permute(0, 3, 1, 2)
