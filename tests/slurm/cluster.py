@@ -6,6 +6,7 @@ machine is never touched. Needs root, because slurmd does.
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -18,6 +19,7 @@ import psutil
 PROGRAMS = ("munged", "mariadbd", "mariadb", "mariadb-install-db", "slurmctld", "slurmdbd", "slurmd", "sbatch", "sacct")
 NODES = ("n1", "n2", "n3", "n4")
 START_SECONDS = 30.0
+FIRST_PORT, LAST_PORT = 28100, 32700
 
 SLURM_CONF = """ClusterName=stres
 SlurmctldHost=localhost(127.0.0.1)
@@ -89,8 +91,10 @@ def missing():
 
 
 def free_ports(count):
-    """First of `count` neighbouring free ports below the ephemeral range."""
-    for first in range(20000 + os.getpid() % 8000, 32000, count):
+    """First of `count` free neighbours, above the ports that ranks choose and below those of outgoing connections."""
+    firsts = list(range(FIRST_PORT, LAST_PORT - count, count))
+    start = random.SystemRandom().randrange(len(firsts))
+    for first in firsts[start:] + firsts[:start]:
         with contextlib.ExitStack() as stack:
             try:
                 for port in range(first, first + count):

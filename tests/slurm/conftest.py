@@ -26,12 +26,25 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory):
     """The cluster; it is torn down, and nothing of it is left running."""
-    cluster = PrivateSlurm(tmp_path_factory.mktemp("slurm"))
+    cluster = started(tmp_path_factory)
     try:
-        yield cluster.start()
+        yield cluster
     finally:
         left = cluster.stop()
     assert not left, f"processes outlived the cluster: {left}"
+
+
+def started(tmp_path_factory, attempts=3):
+    """A cluster that is up; another process may take one of its ports in between, and then it is tried with others."""
+    for attempt in range(1, attempts + 1):
+        cluster = PrivateSlurm(tmp_path_factory.mktemp("slurm"))
+        try:
+            return cluster.start()
+        except RuntimeError:
+            cluster.stop()
+            if attempt == attempts:
+                raise
+    raise AssertionError
 
 
 @pytest.fixture
