@@ -17,10 +17,10 @@ demo: setup
 
 test:
 	@bash env/setup.sh --tests
-	@$(PYTHON) -m pytest tests -n 2 --dist loadgroup
+	@bash tests/run_all.sh $(PYTHON)
 
 unit: setup
-	@$(PYTHON) -m pytest tests/unit -n 2 --dist loadgroup
+	@$(PYTHON) -m pytest tests/unit
 
 lint:
 	@bash env/setup.sh --tests

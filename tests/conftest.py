@@ -70,22 +70,11 @@ def clips():
     return CLIPS
 
 
-def group_of(path):
-    """Tests that share a costly fixture run in one process: those of the finished chain, those of the private Slurm."""
-    if path.parent.name == "slurm":
-        return "slurm"
-    chain = path.parent.name == "distributed" and path.stem in ("test_chain", "test_report", "test_use")
-    return "chain" if chain else f"{path.parent.name}/{path.stem}"
-
-
 def pytest_collection_modifyitems(items):
-    """Skip by name what this machine cannot run, and say which tests belong together."""
+    """Skip by name what this machine cannot run."""
     import torch
 
-    # The private Slurm's tests wait more than they work: begun first, they run beside the others.
-    items.sort(key=lambda item: group_of(Path(item.fspath)) != "slurm")
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(group_of(Path(item.fspath))))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA GPU on this machine"))
 
