@@ -4,11 +4,16 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from hpc_stres.errors import UserError
+
+# The key under which a JSON object carries its own checksum.
+SEAL = "checksum"
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,46 @@ def write_with(path: Path, writer: Callable[[Path], None]) -> None:
     """Atomic write through a function that wants a file name."""
     with atomic_path(path) as temporary:
         writer(temporary)
+
+
+def checksum(value: Any) -> str:
+    """Hex digest of a JSON value, whatever the order of its keys and however it is laid out in a file."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with its own checksum as its last key."""
+    # Through JSON first: what is read back has text for keys and lists for tuples.
+    bare = json.loads(json.dumps({key: item for key, item in value.items() if key != SEAL}))
+    return {**bare, SEAL: checksum(bare)}
+
+
+def unsealed(value: Any, where: str, remedy: str) -> dict[str, Any]:
+    """What `sealed` was given; a UserError that names the place and the remedy when a bit of it has changed."""
+    if isinstance(value, dict) and SEAL in value:
+        bare = {key: item for key, item in value.items() if key != SEAL}
+        if value[SEAL] == checksum(bare):
+            return bare
+    without = isinstance(value, dict) and SEAL not in value
+    what = "it has no checksum (written by hand, or by version 0.2)" if without else "damaged: its checksum is wrong"
+    raise UserError(f"{where}: {what}\n{remedy}")
+
+
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """`write_json` with a checksum inside, for what is read back and believed."""
+    write_json(path, sealed(value))
+
+
+def read_sealed(path: Path, remedy: str) -> dict[str, Any]:
+    """The way back from `write_sealed`; a missing or damaged file is a UserError that says what to do."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+        value = json.loads(text)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}\n{remedy}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: damaged: {error}\n{remedy}") from None
+    return unsealed(value, str(path), remedy)
 
 
 def sha256(path: Path) -> str:
