@@ -11,6 +11,9 @@ from hpc_stres.config import FLOW_STACK
 if TYPE_CHECKING:
     from torch import Tensor
 
+# The kernel's own limits (resize.cpp), and its answer when memory ran out.
+MOST_PLANES, MOST_SIDE, MOST_BYTES = 64, 65535, 1 << 30
+NO_MEMORY = 2
 CUBIC_A = -0.5
 CUBIC_SUPPORT = 2.0
 # Mean of the MSRA ImageNet models; torchvision's mean and deviation on the scale of 0..255.
@@ -31,23 +34,45 @@ def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 @lru_cache(maxsize=1024)
-def resize_weights(source: int, target: int, antialias: bool) -> NDArray[np.float32]:
-    """The (target, source) matrix of a bicubic resize along one axis; with antialias shrinking widens the kernel."""
+def resize_taps(source: int, target: int, antialias: bool) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """A bicubic resize along one axis: output i is the sum of weights[i, n] * input[first[i] + n].
+
+    With antialias, shrinking widens the kernel. `first` never falls and each window lies inside the picture: where
+    a centre falls on a source pixel an output has fewer weights than its neighbours; it gets zeros, no later start.
+    """
+    if source == target:
+        return np.arange(target, dtype=np.int32), np.ones((target, 1), np.float32)
     scale = source / target
     widen = max(scale, 1.0) if antialias else 1.0
+    reach = CUBIC_SUPPORT * widen
     centres = (np.arange(target) + 0.5) * scale
+    # The first pixel whose middle is nearer than `reach`; no more than `span` others are.
+    start = np.floor(centres - reach - 0.5).astype(np.int64) + 1
+    span = int(np.ceil(2 * reach))
+    kept = min(span, source)
+    first = np.clip(start, 0, source - kept)
     if antialias:
         # Taps beyond the border are left out and the rest rescaled, as PIL does.
-        places = np.arange(source) + 0.5
-        weights = _cubic((places[None, :] - centres[:, None]) / widen)
-        return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
-    weights = np.zeros((target, source))
-    first = np.floor(centres - 0.5).astype(int) - 1
-    for tap in range(4):
-        index = first + tap
-        value = _cubic(index + 0.5 - centres)
-        np.add.at(weights, (np.arange(target), np.clip(index, 0, source - 1)), value)
-    return np.asarray(weights, np.float32)
+        places = first[:, None] + np.arange(kept)
+        weights = _cubic((places + 0.5 - centres[:, None]) / widen)
+        weights /= weights.sum(axis=1, keepdims=True)
+    else:
+        # Taps beyond the border read the pixel at the border, as MATLAB does.
+        places = start[:, None] + np.arange(span)
+        weights = np.zeros((target, kept))
+        columns = np.clip(places, 0, source - 1) - first[:, None]
+        np.add.at(weights, (np.arange(target)[:, None], columns), _cubic(places + 0.5 - centres[:, None]))
+    used = int(np.flatnonzero(weights.any(axis=0))[-1]) + 1
+    return first.astype(np.int32), np.ascontiguousarray(weights[:, :used], np.float32)
+
+
+@lru_cache(maxsize=1024)
+def resize_weights(source: int, target: int, antialias: bool) -> NDArray[np.float32]:
+    """`resize_taps` as a (target, source) matrix."""
+    first, taps = resize_taps(source, target, antialias)
+    weights = np.zeros((target, source), np.float32)
+    np.put_along_axis(weights, first[:, None] + np.arange(taps.shape[1]), taps, axis=1)
+    return weights
 
 
 def resize_planes(planes: "Tensor", side: int, antialias: bool) -> "Tensor":
@@ -93,42 +118,81 @@ def finish_planes(
     return resized * scale + shift
 
 
-@lru_cache(maxsize=1024)
-def _taps(source: int, target: int, antialias: bool) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """The rows of `resize_weights` without their zeros: the first input of each output, and its weights."""
-    if source == target:
-        return np.arange(target, dtype=np.int32), np.ones((target, 1), np.float32)
-    weights = resize_weights(source, target, antialias)
-    used = weights != 0
-    first = used.argmax(axis=1)
-    span = int((source - used[:, ::-1].argmax(axis=1) - first).max())
-    first = np.minimum(first, source - span)
-    taps = np.stack([weights[row, start : start + span] for row, start in enumerate(first)])
-    return first.astype(np.int32), np.ascontiguousarray(taps)
-
-
 def finish_on_cpu(
     pictures: "list[NDArray[np.uint8]]", side: int | None, antialias: bool,
     scale_shift: tuple[NDArray[np.float32], NDArray[np.float32]], flip: bool, out: NDArray[np.float32],
 ) -> None:  # fmt: skip
     """`finish_planes` of one stack in one go: gray pictures (h, w) or (h, w, 1), or one with channels last, to `out`
-    (h, w, channels)."""
+    (h, w, channels). Pictures may have any strides; what the kernel cannot take is a ValueError."""
     import ctypes
 
     from hpc_stres import native
 
+    pictures = _checked_pictures(pictures)
     height, width = pictures[0].shape[:2]
-    packed = len(pictures) == 1 and pictures[0].ndim == 3 and pictures[0].shape[2] > 1
+    packed = pictures[0].ndim == 3 and pictures[0].shape[2] > 1
     count = pictures[0].shape[2] if packed else len(pictures)
-    down, across = (_taps(size, side or size, antialias) for size in (height, width))
+    rows, columns = _checked_side(side, height), _checked_side(side, width)
     scale, shift = scale_shift
+    _check_floats("scale", scale, (count,))
+    _check_floats("shift", shift, (count,))
+    _check_floats("out", out, (rows, columns, count))
+    if not out.flags.writeable:
+        raise ValueError("out: this array is read-only")
+    down, across = resize_taps(height, rows, antialias), resize_taps(width, columns, antialias)
     pointers = (ctypes.c_void_p * len(pictures))(*[p.__array_interface__["data"][0] for p in pictures])
 
     def at(array: NDArray[Any]) -> ctypes.c_void_p:
-        return ctypes.c_void_p(array.ctypes.data)
+        return ctypes.c_void_p(array.__array_interface__["data"][0])
 
-    native.load("resize").resize_stack(
-        pointers, int(packed), count, height, width, side or height, side or width,
+    refused = native.load("resize").resize_stack(
+        pointers, int(packed), count, height, width, rows, columns,
         at(down[0]), at(down[1]), down[1].shape[1], at(across[0]), at(across[1]), across[1].shape[1],
-        at(scale), at(shift), int(flip), at(out),
+        at(scale), at(shift), int(bool(flip)), at(out),
     )  # fmt: skip
+    if refused == NO_MEMORY:
+        raise MemoryError(f"no memory to resize {count} planes of {width}x{height}")
+    if refused:
+        raise ValueError(f"the kernel refused {count} planes of {width}x{height} for {columns}x{rows}")
+
+
+def _checked_pictures(pictures: "list[NDArray[np.uint8]]") -> "list[NDArray[np.uint8]]":
+    """The pictures as the kernel reads them: each in one piece, all of one size; refused where they are not."""
+    if not len(pictures):
+        raise ValueError("pictures: there is none")
+    first = pictures[0]
+    shape: tuple[int, ...] = getattr(first, "shape", ())
+    for picture in pictures:
+        if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8:
+            kind = getattr(picture, "dtype", type(picture).__name__)
+            raise ValueError(f"pictures: the kernel reads arrays of uint8, got {kind}")
+        if picture.shape != shape:
+            raise ValueError(f"pictures: their sizes differ: {shape} and {picture.shape}")
+    if len(shape) not in (2, 3) or (len(shape) == 3 and len(pictures) > 1 and shape[2] != 1):
+        what = f"{len(pictures)} of {shape}"
+        raise ValueError(f"pictures: gray ones (h, w) or one (h, w, channels), got {what}")
+    planes = max(len(pictures), shape[2] if len(shape) == 3 else 1)
+    if not 1 <= planes <= MOST_PLANES or 0 in shape:
+        raise ValueError(f"pictures: 1 to {MOST_PLANES} planes of at least one pixel, got {len(pictures)} of {shape}")
+    if max(shape) > MOST_SIDE or shape[0] * shape[1] * planes > MOST_BYTES:
+        raise ValueError(f"pictures: {planes} planes of {shape[1]}x{shape[0]} are too large")
+    return [p if p.flags.c_contiguous else np.ascontiguousarray(p) for p in pictures]
+
+
+def _checked_side(side: int | None, source: int) -> int:
+    """The target's length of an axis; None leaves it as it is."""
+    if side is None:
+        return source
+    if isinstance(side, bool) or not isinstance(side, (int, np.integer)) or not 1 <= side <= MOST_SIDE:
+        raise ValueError(f"side: a number of pixels from 1 to {MOST_SIDE}, or None, not {side!r}")
+    return int(side)
+
+
+def _check_floats(name: str, array: NDArray[np.float32], shape: tuple[int, ...]) -> None:
+    """Whether the kernel may go through an array of floats of this shape from its first byte on."""
+    if not isinstance(array, np.ndarray) or array.dtype != np.float32:
+        raise ValueError(f"{name}: an array of float32, got {getattr(array, 'dtype', type(array).__name__)}")
+    if array.shape != shape:
+        raise ValueError(f"{name}: its shape must be {shape}, got {array.shape}")
+    if not array.flags.c_contiguous or not array.flags.aligned:
+        raise ValueError(f"{name}: the array must lie in one piece, aligned")

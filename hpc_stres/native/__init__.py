@@ -7,26 +7,27 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
 import threading
 from pathlib import Path
 
 from hpc_stres.errors import UserError
-from hpc_stres.runpaths import atomic_path
+from hpc_stres.native.cache import cache_folder, cached
+
+__all__ = ["cache_folder", "compiler", "cuda_compiler", "load", "load_cuda", "load_emulated"]
 
 _lock = threading.Lock()
 SOURCES = Path(__file__).parent
-FLAGS = ("-O3", "-std=c++17", "-ffast-math", "-fno-finite-math-only", "-fPIC", "-shared", "-pthread")
+# What the kernels need of -ffast-math, one by one: sums in any order, no error numbers, no traps. The flag itself
+# (and -funsafe-math-optimizations, -Ofast) links code into a shared library that makes the thread which loads it, and
+# all that it starts, flush denormal numbers to zero: torch's and NumPy's arithmetic too.
+ARITHMETIC_FLAGS = (
+    "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math",
+)  # fmt: skip
+FLAGS = ("-O3", "-std=c++17", *ARITHMETIC_FLAGS, "-fPIC", "-shared", "-pthread")
 # One fixed level, never -march=native: what a login node computes must be, byte for byte, what a compute node does.
 MODERN_FLAGS = ("-march=x86-64-v3",)
 NVCC_FLAGS = ("-O3", "-std=c++17", "-Xcompiler", "-fPIC", "-shared")
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
-    base = os.environ.get("HPC_STRES_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "hpc_stres"
-    )
-    return Path(base)
 
 
 def compiler() -> str | None:
@@ -38,6 +39,15 @@ def cuda_compiler() -> str | None:
     """nvcc, if there is one: on the PATH, or where CUDA_HOME points."""
     home = os.environ.get("CUDA_HOME")
     return shutil.which("nvcc") or (shutil.which("nvcc", path=f"{home}/bin") if home else None)
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+# A process may fork while one of its threads compiles: that thread, and its hold on the lock, stay in the parent.
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 def load(name: str) -> ctypes.CDLL:
@@ -91,18 +101,32 @@ def _cpp_command() -> tuple[str, ...]:
 
 def _built(source: Path, name: str, command: tuple[str, ...]) -> ctypes.CDLL:
     """The library of a source and its headers, from the cache or made now."""
-    parts = [source, *sorted(SOURCES.glob("*.h"))]
-    text = b"".join(path.read_bytes() for path in parts) + " ".join(command[1:]).encode()
-    library = cache_folder() / f"{name}-{hashlib.sha256(text).hexdigest()[:16]}.so"
-    if not library.is_file():
-        with atomic_path(library) as temporary:
+    parts = {path.name: path.read_bytes() for path in (source, *sorted(SOURCES.glob("*.h")))}
+    digest = hashlib.sha256()
+    # A home folder may be shared by machines of several kinds.
+    for part in (name.encode(), platform.machine().encode(), *(word.encode() for word in command[1:]), *parts.values()):
+        digest.update(b"%d " % len(part) + part)
+    return cached(name, digest.hexdigest(), lambda: _compiled(source, parts, command))
+
+
+def _compiled(source: Path, parts: dict[str, bytes], command: tuple[str, ...]) -> bytes:
+    """What the compiler makes of the very bytes that the library is named by."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="hpc_stres-build-") as folder:
+            for file, data in parts.items():
+                Path(folder, file).write_bytes(data)
+            result = Path(folder, "library.so")
             run = subprocess.run(
-                [*command, "-o", str(temporary), str(source)], capture_output=True, text=True, check=False
-            )
-            if run.returncode != 0:
-                lines = (run.stderr.strip() or run.stdout.strip() or "no message").splitlines()
-                raise UserError(f"{command[0]} cannot build {source}:\n{lines[-1]}")
-    return ctypes.CDLL(str(library))
+                [*command, "-o", str(result), str(Path(folder, source.name))],
+                capture_output=True, text=True, errors="replace", check=False, env={**os.environ, "TMPDIR": folder},
+            )  # fmt: skip
+            if run.returncode == 0:
+                return result.read_bytes()
+    except OSError as error:
+        raise UserError(f"{source.name} cannot be built: {error}\nSet TMPDIR to a folder with room.") from None
+    lines = (run.stderr.strip() or run.stdout.strip() or f"exit status {run.returncode}").splitlines()
+    line = next((line for line in lines if "error" in line), lines[-1])
+    raise UserError(f"{command[0]} cannot build {source}:\n{line.replace(folder, str(source.parent))}")
 
 
 def _is_modern() -> bool:

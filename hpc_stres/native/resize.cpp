@@ -7,17 +7,27 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <vector>
 
 namespace {
 
 constexpr int kMostPlanes = 64, kMostTaps = 8;
+// JPEG's largest side, and what a stack may hold; with these no product below leaves 64 bits.
+constexpr int kMostSide = 65535;
+constexpr uint64_t kMostBytes = uint64_t{1} << 30;
 
 // The taps of one axis: output i reads `taps` inputs from first[i] on.
 struct Axis {
   const int32_t* first;
   const float* weights;
   int taps;
+
+  // Whether each output reads inside a line of `source` inputs.
+  bool fits(int source, int target) const {
+    if (!first || !weights || taps < 1 || taps > source || target < 1 || target > kMostSide) return false;
+    return std::all_of(first, first + target, [&](int32_t at) { return at >= 0 && at <= source - taps; });
+  }
 };
 
 constexpr int kStack = 20;
@@ -112,7 +122,8 @@ void interleave(const uint8_t* const* planes, int count, size_t area, uint8_t* p
     for (int c = 0; c < count; ++c) packed[start * count + c] = planes[c][start];
 }
 
-// Source rows as floats, each turned once, in a ring that holds what one output row reads.
+// Source rows as floats in a ring that holds what one output row reads: rows [from_, done_). Each is turned once as
+// long as the windows of the outputs move down only; a window that begins above the ring is turned again.
 class Rows {
  public:
   Rows(const uint8_t* packed, size_t row, int taps) : packed_(packed), row_(row), ring_(taps) {
@@ -127,18 +138,21 @@ class Rows {
       float* to = floats_ + done_ % ring_ * row_;
       for (size_t i = 0; i < row_; ++i) to[i] = static_cast<float>(from[i]);
     }
+    from_ = std::max(from_, done_ - ring_);
     return floats_ + y % ring_ * row_;
   }
 
-  // Rows above the first one that is read are never turned.
-  void start(int y) { if (done_ < y) done_ = y; }
+  // The next window begins at row y: rows between the ring and it are never turned.
+  void start(int y) {
+    if (y < from_ || y > done_) from_ = done_ = y;
+  }
 
  private:
   const uint8_t* packed_;
   size_t row_;
   int ring_;
   float* floats_;
-  int done_ = 0;
+  int from_ = 0, done_ = 0;
 };
 
 // All taps of a row in one sweep: the sum stays in a register.
@@ -178,7 +192,7 @@ void blend_columns(const float* line, const Axis& axis, int side, int planes, co
     float sums[kMostPlanes];
     for (int c = 0; c < planes; ++c) sums[c] = 0.0f;
     for (int tap = 0; tap < axis.taps; ++tap) {
-      const float weight = axis.weights[x * axis.taps + tap];
+      const float weight = axis.weights[static_cast<size_t>(x) * axis.taps + tap];
       const float* from = line + static_cast<size_t>(axis.first[x] + tap) * planes;
 #pragma GCC ivdep
       for (int c = 0; c < planes; ++c) sums[c] += weight * from[c];
@@ -268,36 +282,53 @@ void put(const float* row, size_t count, float* out) {
   std::memcpy(out, row, count * sizeof(float));
 }
 
-}  // namespace
-
-// `planes` holds `count` gray pictures, or with `packed` one picture whose `count` channels are interleaved already.
-extern "C" void resize_stack(const uint8_t* const* planes, int packed, int count, int height, int width, int side_y,
-                             int side_x, const int32_t* first_y, const float* weights_y, int taps_y,
-                             const int32_t* first_x, const float* weights_x, int taps_x, const float* scale,
-                             const float* shift, int mirror, float* out) {
+void resize(const uint8_t* const* planes, bool packed, int count, int height, int width, int side_y, int side_x,
+            const Axis& down, const Axis& across, const float* scale, const float* shift, bool mirror, float* out) {
   const bool stack = !packed && count == kStack, colour = packed && count == kColours;
   const int places = stack ? kStack : (colour ? kColourPlaces : count);
   const size_t area = static_cast<size_t>(height) * width, row = static_cast<size_t>(width) * places;
+  const size_t made = static_cast<size_t>(side_x) * count;
   // Kept by each thread: a fresh megabyte costs more in page faults than in arithmetic.
   thread_local std::vector<uint8_t> own;
   thread_local std::vector<float> line, finished;
   if (line.size() < row) line.resize(row);
-  if (finished.size() < static_cast<size_t>(side_x) * count) finished.resize(static_cast<size_t>(side_x) * count);
+  if (finished.size() < made) finished.resize(made);
   if (own.size() < row * height) own.resize(row * height);
   if (stack) interleave_stack(planes, area, own.data());
   else if (colour) spread_colours(planes[0], area, own.data());
   else if (packed) std::memcpy(own.data(), planes[0], area * count);
   else interleave(planes, count, area, own.data());
-  const Axis down{first_y, weights_y, taps_y}, across{first_x, weights_x, taps_x};
-  Rows rows(own.data(), row, taps_y);
+  Rows rows(own.data(), row, down.taps);
   for (int y = 0; y < side_y; ++y) {
     blend_rows(rows, row, down, y, line.data());
     if (stack) blend_stack_columns(line.data(), across, side_x, scale, shift, mirror, finished.data());
     else if (colour) blend_colours(line.data(), across, side_x, scale, shift, mirror, finished.data());
     else blend_columns(line.data(), across, side_x, count, scale, shift, mirror, finished.data());
-    put(finished.data(), static_cast<size_t>(side_x) * count, out + static_cast<size_t>(y) * side_x * count);
+    put(finished.data(), made, out + y * made);
   }
 #ifdef __SSE2__
   __builtin_ia32_sfence();
 #endif
+}
+
+}  // namespace
+
+// `planes` holds `count` gray pictures, or with `packed` one picture whose `count` channels are interleaved already.
+// Returns 0 when `out` is written, 1 when the arguments cannot be right (nothing was read), 2 without memory.
+extern "C" int resize_stack(const uint8_t* const* planes, int packed, int count, int height, int width, int side_y,
+                            int side_x, const int32_t* first_y, const float* weights_y, int taps_y,
+                            const int32_t* first_x, const float* weights_x, int taps_x, const float* scale,
+                            const float* shift, int mirror, float* out) {
+  if (!planes || !scale || !shift || !out || count < 1 || count > kMostPlanes) return 1;
+  if (height < 1 || width < 1 || height > kMostSide || width > kMostSide) return 1;
+  if (static_cast<uint64_t>(height) * width * count > kMostBytes) return 1;
+  if (std::any_of(planes, planes + (packed ? 1 : count), [](const uint8_t* plane) { return !plane; })) return 1;
+  const Axis down{first_y, weights_y, taps_y}, across{first_x, weights_x, taps_x};
+  if (!down.fits(height, side_y) || !across.fits(width, side_x)) return 1;
+  try {
+    resize(planes, packed, count, height, width, side_y, side_x, down, across, scale, shift, mirror, out);
+  } catch (const std::bad_alloc&) {
+    return 2;
+  }
+  return 0;
 }
