@@ -26,11 +26,14 @@ FLOW_STD = {"msra": 1.0, "torchvision": 57.63}
 
 
 def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Keys' kernel with a = -0.5, as MATLAB's and PIL's bicubic."""
+    """Keys' kernel with a = -0.5, as MATLAB's and PIL's bicubic.
+
+    With u the distance to 2 and v that to 1, none of them below 0: its outer piece is a u^2 (1 - u), and the inner
+    one that plus v^2 (1 - 2 v).
+    """
     x = np.abs(x)
-    near = ((CUBIC_A + 2) * x - (CUBIC_A + 3)) * x * x + 1
-    far = ((CUBIC_A * x - 5 * CUBIC_A) * x + 8 * CUBIC_A) * x - 4 * CUBIC_A
-    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+    outer, inner = np.maximum(CUBIC_SUPPORT - x, 0.0), np.maximum(1.0 - x, 0.0)
+    return CUBIC_A * outer * outer * (1.0 - outer) + inner * inner * (1.0 - 2.0 * inner)
 
 
 @lru_cache(maxsize=1024)
@@ -45,23 +48,24 @@ def resize_taps(source: int, target: int, antialias: bool) -> tuple[NDArray[np.i
     scale = source / target
     widen = max(scale, 1.0) if antialias else 1.0
     reach = CUBIC_SUPPORT * widen
-    centres = (np.arange(target) + 0.5) * scale
-    # The first pixel whose middle is nearer than `reach`; no more than `span` others are.
-    start = np.floor(centres - reach - 0.5).astype(np.int64) + 1
+    # Places are counted from the middle of the first pixel.
+    centres = (np.arange(target) + 0.5) * scale - 0.5
+    # The first pixel that is nearer than `reach`; `span` from it on are all that can be.
+    start = np.floor(centres - reach).astype(np.int64) + 1
     span = int(np.ceil(2 * reach))
     kept = min(span, source)
-    first = np.clip(start, 0, source - kept)
+    first = np.minimum(np.maximum(start, 0), source - kept)
     if antialias:
         # Taps beyond the border are left out and the rest rescaled, as PIL does.
-        places = first[:, None] + np.arange(kept)
-        weights = _cubic((places + 0.5 - centres[:, None]) / widen)
+        weights = _cubic(((first - centres)[:, None] + np.arange(kept)) / widen)
         weights /= weights.sum(axis=1, keepdims=True)
     else:
         # Taps beyond the border read the pixel at the border, as MATLAB does.
         places = start[:, None] + np.arange(span)
-        weights = np.zeros((target, kept))
-        columns = np.clip(places, 0, source - 1) - first[:, None]
-        np.add.at(weights, (np.arange(target)[:, None], columns), _cubic(places + 0.5 - centres[:, None]))
+        columns = np.minimum(np.maximum(places, 0), source - 1) - first[:, None]
+        cells = (np.arange(0, target * kept, kept)[:, None] + columns).ravel()
+        values = _cubic(places - centres[:, None]).ravel()
+        weights = np.bincount(cells, values, target * kept).reshape(target, kept)
     used = int(np.flatnonzero(weights.any(axis=0))[-1]) + 1
     return first.astype(np.int32), np.ascontiguousarray(weights[:, :used], np.float32)
 

@@ -1,7 +1,8 @@
 """Memory that comes back: a fresh 80 MB costs more in page faults than the pictures that are written into it."""
 
-import threading
+import math
 import weakref
+from collections import deque
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,24 +11,44 @@ from numpy.typing import NDArray
 MOST_WAITING = 4
 
 
+class _Loan:
+    """What every array of one `take` hangs on, however it was sliced: NumPy makes a view of a view hang on the array
+    that owns the memory, and passes over those in between, but not over this."""
+
+    def __init__(self, memory: NDArray[np.float32]) -> None:
+        self.__array_interface__ = memory.__array_interface__
+
+
 class Buffers:
-    """Arrays of floats whose memory is used again once nobody holds the array, or a tensor made of it, any more."""
+    """Arrays of floats whose memory is used again once nobody holds the array, a view of it or a tensor made of
+    either any more.
+
+    There is no lock: memory comes back in the middle of whatever Python does just then, in `take` too, when the
+    collector finds a forgotten array. A deque takes and gives one entry at a time by itself.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._waiting: list[NDArray[np.float32]] = []
+        # When one too many comes back, the one that has waited longest goes.
+        self._waiting: deque[NDArray[np.float32]] = deque(maxlen=MOST_WAITING)
 
     def take(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """An array of a shape; what stands in it is of no meaning."""
-        size = int(np.prod(shape))
-        with self._lock:
-            fitting = [n for n, memory in enumerate(self._waiting) if size <= memory.size <= 2 * size]
-            memory = self._waiting.pop(fitting[0]) if fitting else np.empty(size, np.float32)
-        array = memory[:size].reshape(shape)
-        weakref.finalize(array, self._give_back, memory).atexit = False
-        return array
+        size = math.prod(shape)
+        memory = self._fitting(size)
+        if memory is None:
+            memory = np.empty(size, np.float32)
+        loan = _Loan(memory)
+        weakref.finalize(loan, self._waiting.append, memory).atexit = False
+        return np.asarray(loan)[:size].reshape(shape)
 
-    def _give_back(self, memory: NDArray[np.float32]) -> None:
-        with self._lock:
-            if len(self._waiting) < MOST_WAITING:
-                self._waiting.append(memory)
+    def _fitting(self, size: int) -> NDArray[np.float32] | None:
+        """Waiting memory that is large enough, and not much too large; out of the queue once it is found."""
+        for _ in range(len(self._waiting)):
+            try:
+                memory = self._waiting.popleft()
+            except IndexError:
+                break  # another thread was faster
+            if size <= memory.size <= 2 * size:
+                return memory
+            self._waiting.append(memory)
+        return None

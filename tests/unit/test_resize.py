@@ -1,0 +1,339 @@
+"""The resize kernel against a matrix product in float64, whose weights come from the definition of the filter."""
+
+import ctypes
+import os
+from collections import defaultdict
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hpc_stres import native
+from hpc_stres.data.augment import finish_on_cpu, resize_planes, resize_taps
+
+SOURCES, TARGETS = range(8, 401), range(32, 321)
+BOTH = (True, False)
+GREY_LEVELS = 1e-3
+ALL_SIZES = "HPC_STRES_ALL_SIZES"
+# Sizes where an output's centre falls on a source pixel, with more or fewer taps around it.
+ON_A_PIXEL = [(224, 160), (56, 40), (112, 80), (200, 120), (225, 175), (227, 153), (240, 144), (299, 115), (32, 96)]
+
+
+def bicubic(x):
+    """Keys' filter with a = -0.5, for distances in pixels."""
+    x = np.abs(x)
+    return np.select([x < 1, x < 2], [1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2])
+
+
+def bicubic_at_once(x):
+    """The same without cases, for many."""
+    x = np.abs(x)
+    near, far = np.maximum(1 - x, 0), np.maximum(2 - x, 0)
+    far *= 0.5 * far * (far - 1)
+    near *= near * (1 - 2 * near)
+    return far + near
+
+
+def matrix(source, target, antialias):
+    """(target, source) in float64: every pixel's weight in every output, zeros included."""
+    if source == target:
+        return np.eye(source)
+    centres = ((np.arange(target) + 0.5) * (source / target))[:, None]
+    if antialias:
+        weights = bicubic((np.arange(source) + 0.5 - centres) / max(source / target, 1))
+        return weights / weights.sum(axis=1, keepdims=True)
+    # The picture is continued by its border pixels: what falls on those belongs to the border.
+    weights = bicubic(np.arange(-3, source + 3) + 0.5 - centres)
+    weights[:, 3] += weights[:, :3].sum(axis=1)
+    weights[:, -4] += weights[:, -3:].sum(axis=1)
+    return weights[:, 3:-3]
+
+
+def expected(planes, side, antialias, scale, shift, flip):
+    """(planes, h, w) in float64 to (side, side, planes)."""
+    rows, columns = (matrix(size, side or size, antialias) for size in planes.shape[1:])
+    resized = np.clip(rows @ planes @ columns.T, 0, 255)
+    if flip:
+        resized = resized[:, :, ::-1]
+    return (resized * scale[:, None, None].astype(np.float64) + shift[:, None, None]).transpose(1, 2, 0)
+
+
+def kinds(planes):
+    """One stack of planes in each form that the kernel takes."""
+    yield [np.ascontiguousarray(plane) for plane in planes]
+    yield [np.ascontiguousarray(planes.transpose(1, 2, 0))]
+
+
+def worst_error(rng, height, width, side, antialias, count, packed, flip):
+    planes = rng.integers(0, 256, (count, height, width), dtype=np.uint8)
+    scale, shift = (rng.uniform(low, high, count).astype(np.float32) for low, high in ((0.5, 1.0), (-128, 128)))
+    out = np.full((side or height, side or width, count), np.nan, np.float32)
+    pictures = list(kinds(planes))[packed]
+    finish_on_cpu(pictures, side, antialias, (scale, shift), flip, out)
+    return np.abs(out - expected(planes.astype(np.float64), side, antialias, scale, shift, flip)).max()
+
+
+@pytest.mark.parametrize("antialias", BOTH)
+@pytest.mark.parametrize("source", [8, 33, 160, 175, 400])
+@pytest.mark.parametrize("side", [32, 101, 224, 320])
+def test_the_oracle_itself_is_pils_and_torchs_filter(source, side, antialias):
+    picture = np.random.default_rng(0).integers(0, 256, (source, source), dtype=np.uint8)
+    one = matrix(source, side, antialias)
+    ours = np.clip(one @ picture @ one.T, 0, 255)
+    if antialias:
+        floats = Image.fromarray(picture.astype(np.float32))
+        pils = np.asarray(floats.resize((side, side), Image.Resampling.BICUBIC)).clip(0, 255)
+        assert np.abs(ours - pils).max() <= 1e-4
+        interpolate = torch.nn.functional.interpolate
+        tensor = torch.from_numpy(picture.astype(np.float64))[None, None]
+        torchs = interpolate(tensor, (side, side), mode="bicubic", antialias=True).clamp(0, 255)[0, 0].numpy()
+        assert np.abs(ours - torchs).max() <= 1e-6
+    np.testing.assert_allclose(one.sum(axis=1), 1)
+    distances = np.linspace(-3, 3, 6001)
+    np.testing.assert_allclose(bicubic_at_once(distances), bicubic(distances), rtol=0, atol=1e-14)
+
+
+def wrong_taps(source, antialias):
+    """Targets whose taps are not the matrix without its zeros, from all targets of a source at once."""
+    made = {target: resize_taps.__wrapped__(source, target, antialias) for target in TARGETS if target != source}
+    for target, (first, weights) in made.items():
+        inside = first[0] >= 0 and first[-1] + weights.shape[1] <= source
+        if not inside or (first[1:] < first[:-1]).any() or first.shape != (target,):
+            yield target
+    targets = np.concatenate([np.full(target, target) for target in made])
+    centres = np.concatenate([(np.arange(target) + 0.5) * (source / target) - 0.5 for target in made])
+    first = np.concatenate([first for first, _ in made.values()]).astype(np.int64)
+    taps = np.concatenate([np.full(target, weights.shape[1]) for target, (_, weights) in made.items()])
+    values = np.concatenate([weights.ravel() for _, weights in made.values()])
+    widen = np.maximum(source / targets, 1) if antialias else np.ones(len(targets))
+    # No pixel before or behind a window has a weight. The next two tell: at distance 1 a weight is 0 as well.
+    off = np.zeros(len(targets), bool)
+    for step in (1, 2):
+        off |= (first >= step) & (np.abs(bicubic_at_once((first - step - centres) / widen)) > 1e-9)
+        last = first + taps - 1 + step
+        off |= (last < source) & (np.abs(bicubic_at_once((last - centres) / widen)) > 1e-9)
+    starts = np.cumsum(taps) - taps
+    places = np.arange(len(values)) - np.repeat(starts - first, taps)
+    distances = places - np.repeat(centres, taps)
+    right = bicubic_at_once(distances / np.repeat(widen, taps))
+    if antialias:
+        right /= np.repeat(np.add.reduceat(right, starts), taps)
+    else:
+        # What falls beyond a border belongs to the pixel at the border.
+        for border, step in ((0, -1), (source - 1, 1)):
+            here = np.flatnonzero(places == border)
+            for beyond in (1, 2, 3):
+                right[here] += bicubic_at_once(distances[here] + step * beyond)
+    off |= np.maximum.reduceat(np.abs(values - right), starts) > 1e-6
+    yield from np.unique(targets[off])
+
+
+@pytest.mark.parametrize("antialias", BOTH)
+def test_the_taps_of_all_sizes_are_the_matrix_without_its_zeros(antialias):
+    """All 113,577 pairs of a source and a target."""
+    assert {source: wrong for source in SOURCES if (wrong := list(wrong_taps(source, antialias)))} == {}
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("antialias", BOTH)
+@pytest.mark.parametrize(("side", "source"), ON_A_PIXEL)
+def test_an_output_that_falls_on_a_pixel_is_right(side, source, antialias, flip):
+    rng = np.random.default_rng(side)
+    for count, packed in ((3, True), (20, False), (1, False)):
+        assert worst_error(rng, source, source + 7, side, antialias, count, packed, flip) <= GREY_LEVELS
+        assert worst_error(rng, source - 5, source, side, antialias, count, packed, flip) <= GREY_LEVELS
+
+
+def tap_counts():
+    """A source and a target for each number of taps that there is, with and without antialias."""
+    found = defaultdict(list)
+    for source, target, antialias in product(range(1, 401, 3), (32, 96, 223, 320), BOTH):
+        taps = resize_taps(source, target, antialias)[1].shape[1]
+        found[taps, antialias].append((source, target))
+    return [(*sizes[len(sizes) // 2], antialias) for (_, antialias), sizes in sorted(found.items())]
+
+
+def test_every_number_of_taps_goes_right_down_every_path_of_the_kernel():
+    """20 gray pictures, three colours, other stacks and other packed pictures; each number of taps on both axes."""
+    rng = np.random.default_rng(1)
+    sizes = tap_counts()
+    assert len(sizes) > 50
+    paths = ((20, False), (3, True), (1, False), (3, False), (20, True), (5, True))
+    for (source, side, antialias), (count, packed) in product(sizes, paths):
+        other = int(rng.integers(1, 60))
+        flip = bool(rng.integers(2))
+        name = f"{side} from {source} and {other}, {count} planes"
+        assert worst_error(rng, source, other, side, antialias, count, packed, flip) <= GREY_LEVELS, name
+        assert worst_error(rng, other, source, side, antialias, count, packed, flip) <= GREY_LEVELS, name
+
+
+def test_any_number_of_planes_goes_right():
+    rng = np.random.default_rng(2)
+    for count, packed in product(range(1, 65), (False, True)):
+        side = [None, 32, 37][count % 3]
+        height, width = rng.integers(1, 70, 2)
+        assert worst_error(rng, height, width, side, True, count, packed, bool(count % 2)) <= GREY_LEVELS
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_sizes_drawn_at_random_go_right(part):
+    rng = np.random.default_rng([3, part])
+    for _ in range(40):
+        height, width = rng.integers(8, 401, 2)
+        side, antialias, flip = int(rng.integers(32, 321)), bool(rng.integers(2)), bool(rng.integers(2))
+        count, packed = [(3, True), (20, False), (1, False)][rng.choice(3, p=[0.5, 0.2, 0.3])]
+        error = worst_error(rng, height, width, side, antialias, count, packed, flip)
+        assert error <= GREY_LEVELS, f"{side} from {width}x{height}, {count} planes, {antialias=}, {flip=}"
+
+
+@pytest.mark.skipif(ALL_SIZES not in os.environ, reason=f"{ALL_SIZES}=1 runs the kernel itself on all sizes (minutes)")
+@pytest.mark.parametrize("antialias", BOTH)
+def test_the_kernel_on_all_sizes(antialias):
+    rng = np.random.default_rng(4)
+    for number, (source, side) in enumerate(product(SOURCES, TARGETS)):
+        height, width = (source, 9) if number % 2 else (9, source)
+        count, packed = [(3, True), (20, False), (2, False)][number % 3]
+        error = worst_error(rng, height, width, side, antialias, count, packed, bool(number % 5))
+        assert error <= GREY_LEVELS, f"{side} from {width}x{height}, {count} planes"
+
+
+def test_pictures_of_any_strides_are_read_as_they_are():
+    rng = np.random.default_rng(5)
+    wide = rng.integers(0, 256, (60, 140, 3), dtype=np.uint8)
+    gray = [rng.integers(0, 256, (91, 77), dtype=np.uint8) for _ in range(20)]
+    floats = (np.ones(20, np.float32), np.zeros(20, np.float32))
+    views = [
+        [wide[3:50, 5:98]],
+        [wide[:, ::2]],
+        [wide[::-1, ::-1]],
+        [wide.transpose(1, 0, 2)],
+        [np.asfortranarray(wide)],
+        [wide[..., :2]],
+        [plane[1:34, 3:70:2] for plane in gray],
+        [plane.T[:, ::-3] for plane in gray],
+        [np.broadcast_to(plane[:1], (40, 77)) for plane in gray],
+    ]
+    for view in views:
+        planes = np.stack(view) if len(view) > 1 else view[0].transpose(2, 0, 1)
+        scale, shift = (value[: len(planes)].copy() for value in floats)
+        out = np.empty((32, 32, len(planes)), np.float32)
+        finish_on_cpu(view, 32, True, (scale, shift), False, out)
+        right = expected(planes.astype(np.float64), 32, True, scale, shift, False)
+        assert np.abs(out - right).max() <= GREY_LEVELS
+
+
+def test_windows_that_step_back_read_the_right_rows():
+    """The kernel keeps the last rows that it read; a window may begin above them all the same."""
+    rng = np.random.default_rng(6)
+    picture = rng.integers(0, 256, (30, 6), dtype=np.uint8)
+    across = resize_taps(6, 6, True)
+    for taps in (1, 2, 4, 5, 6, 7, 9):
+        first = rng.integers(0, 31 - taps, 25).astype(np.int32)
+        weights = rng.uniform(0, 1 / taps, (25, taps)).astype(np.float32)
+        out = np.empty((25, 6, 1), np.float32)
+        assert call((first, weights), across, picture, out) == 0
+        right = np.stack([w.astype(np.float64) @ picture[f : f + taps] for f, w in zip(first, weights, strict=True)])
+        assert np.abs(out[..., 0] - right).max() <= GREY_LEVELS
+
+
+def call(down, across, picture, out, count=1, **sizes):
+    """The C function itself, with one gray picture."""
+    one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+    height, width = ({"height": picture.shape[0], "width": picture.shape[1]} | sizes).values()
+
+    def at(array):
+        return ctypes.c_void_p(array.ctypes.data)
+
+    return native.load("resize").resize_stack(
+        (ctypes.c_void_p * 1)(picture.ctypes.data), 0, count, height, width,
+        len(down[0]), len(across[0]), at(down[0]), at(down[1]), down[1].shape[1], at(across[0]), at(across[1]),
+        across[1].shape[1], at(one), at(zero), 0, at(out),
+    )  # fmt: skip
+
+
+def test_the_kernel_itself_refuses_what_lies_outside_the_picture():
+    picture, out = np.zeros((20, 30), np.uint8), np.zeros((10, 10, 1), np.float32)
+    down, across = resize_taps(20, 10, True), resize_taps(30, 10, True)
+    assert call(down, across, picture, out) == 0
+    for shifted in (down[0] - 1, down[0] + 20, np.full(10, -(2**31), np.int32), np.full(10, 2**31 - 1, np.int32)):
+        assert call((shifted.astype(np.int32), down[1]), across, picture, out) == 1
+    assert call(down, (across[0] + 1, across[1]), picture, out) == 1
+    for sizes in ({"height": 0}, {"width": -1}, {"height": 2**31 - 1}, {"width": 65535, "height": 65535}, {"count": 65}):
+        assert call(down, across, picture, out, **sizes) == 1, sizes
+
+
+GRAY = np.zeros((20, 30), np.uint8)
+STACK = [GRAY] * 20
+READ_ONLY = np.zeros((16, 16, 20), np.float32)
+READ_ONLY.flags.writeable = False
+HUGE = np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (65535, 65535), (0, 0))
+TOO_WIDE = np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (1, 1 << 32), (0, 0))
+REFUSED = {
+    "no picture": {"pictures": []},
+    "a picture without pixels": {"pictures": [np.zeros((0, 30), np.uint8)] * 20},
+    "a picture without columns": {"pictures": [np.zeros((20, 0), np.uint8)] * 20},
+    "a picture without channels": {"pictures": [np.zeros((20, 30, 0), np.uint8)]},
+    "an unequal picture": {"pictures": [*STACK[:-1], np.zeros((20, 29), np.uint8)]},
+    "a smaller picture at the start": {"pictures": [np.zeros((2, 2), np.uint8), *STACK[:-1]]},
+    "the same area, another shape": {"pictures": [*STACK[:-1], np.zeros((30, 20), np.uint8)]},
+    "floats": {"pictures": [GRAY.astype(np.float32)] * 20},
+    "signed bytes": {"pictures": [GRAY.astype(np.int8)] * 20},
+    "one of another type": {"pictures": [*STACK[:-1], GRAY.astype(np.uint16)]},
+    "lists": {"pictures": [GRAY.tolist()] * 20},
+    "tensors": {"pictures": [torch.from_numpy(GRAY)] * 20},
+    "several coloured pictures": {"pictures": [np.zeros((20, 30, 3), np.uint8)] * 20},
+    "a line": {"pictures": [np.zeros(30, np.uint8)] * 20},
+    "a number": {"pictures": [np.uint8(3)] * 20},
+    "four axes": {"pictures": [np.zeros((1, 20, 30, 3), np.uint8)]},
+    "65 pictures": {"pictures": [GRAY] * 65},
+    "65 channels": {"pictures": [np.zeros((20, 30, 65), np.uint8)]},
+    "4 GiB": {"pictures": [HUGE] * 20},
+    "4 GiB in one line": {"pictures": [TOO_WIDE] * 20},
+    "side 0": {"side": 0},
+    "a side below 0": {"side": -16},
+    "a side of 2^31": {"side": 2**31},
+    "a side of 2^32 + 16": {"side": 2**32 + 16},
+    "half a pixel": {"side": 16.5},
+    "a side as text": {"side": "16"},
+    "yes as a side": {"side": True},
+    "out too small": {"out": np.zeros((16, 15, 20), np.float32)},
+    "out with planes first": {"out": np.zeros((20, 16, 16), np.float32)},
+    "out flat": {"out": np.zeros(16 * 16 * 20, np.float32)},
+    "out of doubles": {"out": np.zeros((16, 16, 20))},
+    "out in the other byte order": {"out": np.zeros((16, 16, 20), ">f4")},
+    "out with gaps": {"out": np.zeros((16, 32, 20), np.float32)[:, ::2]},
+    "out in another order": {"out": np.zeros((20, 16, 16), np.float32).transpose(1, 2, 0)},
+    "out between bytes": {"out": np.zeros(4 * 5120 + 1, np.uint8)[1:].view(np.float32).reshape(16, 16, 20)},
+    "out for reading only": {"out": READ_ONLY},
+    "out a list": {"out": [0.0] * 5120},
+    "a scale of doubles": {"scale": np.ones(20)},
+    "a scale too short": {"scale": np.ones(19, np.float32)},
+    "a scale for all": {"scale": np.float32(1)},
+    "a scale with gaps": {"scale": np.ones(40, np.float32)[::2]},
+    "a shift too short": {"shift": np.ones(3, np.float32)},
+    "a shift as a list": {"shift": [0.0] * 20},
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_the_kernel_cannot_take_is_refused(name):
+    out = np.full((16, 16, 20), 7, np.float32)
+    good = {"pictures": STACK, "side": 16, "scale": np.ones(20, np.float32), "shift": np.zeros(20, np.float32)}
+    given = {**good, "out": out, **REFUSED[name]}
+    with pytest.raises(ValueError, match=r"^(pictures|side|out|scale|shift): "):
+        finish_on_cpu(given["pictures"], given["side"], True, (given["scale"], given["shift"]), False, given["out"])
+    assert (out == 7).all()
+    finish_on_cpu(STACK, 16, True, (good["scale"], good["shift"]), False, out)
+    assert (out == 0).all()
+
+
+@pytest.mark.parametrize("antialias", BOTH)
+@pytest.mark.parametrize(("side", "source"), [*ON_A_PIXEL, (224, 224)])
+def test_the_matrices_for_a_gpu_are_the_same(side, source, antialias):
+    planes = np.random.default_rng(7).integers(0, 256, (2, source, source + 3), dtype=np.uint8)
+    ones = np.ones(2)
+    right = expected(planes.astype(np.float64), side, antialias, ones, 0 * ones, False).transpose(2, 0, 1)
+    ours = resize_planes(torch.from_numpy(planes), side, antialias).numpy()
+    assert np.abs(ours - right).max() <= GREY_LEVELS
