@@ -46,28 +46,34 @@ def resize_taps(source: int, target: int, antialias: bool) -> tuple[NDArray[np.i
     if source == target:
         return np.arange(target, dtype=np.int32), np.ones((target, 1), np.float32)
     scale = source / target
-    widen = max(scale, 1.0) if antialias else 1.0
-    reach = CUBIC_SUPPORT * widen
     # Places are counted from the middle of the first pixel.
     centres = (np.arange(target) + 0.5) * scale - 0.5
+    first, weights = windows(source, centres, max(scale, 1.0) if antialias else 1.0, antialias)
+    used = int(np.flatnonzero(weights.any(axis=0))[-1]) + 1
+    return first.astype(np.int32), np.ascontiguousarray(weights[:, :used], np.float32)
+
+
+def windows(
+    source: int, centres: NDArray[np.float64], widen: float | NDArray[np.float64], antialias: bool
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """First pixels and weights of outputs with these centres; `widen` says how much wider the kernel is for each."""
+    reach = CUBIC_SUPPORT * widen
     # The first pixel that is nearer than `reach`; `span` from it on are all that can be.
     start = np.floor(centres - reach).astype(np.int64) + 1
-    span = int(np.ceil(2 * reach))
+    span = int(np.ceil(2 * np.max(reach)))
     kept = min(span, source)
     first = np.minimum(np.maximum(start, 0), source - kept)
     if antialias:
         # Taps beyond the border are left out and the rest rescaled, as PIL does.
-        weights = _cubic(((first - centres)[:, None] + np.arange(kept)) / widen)
-        weights /= weights.sum(axis=1, keepdims=True)
-    else:
-        # Taps beyond the border read the pixel at the border, as MATLAB does.
-        places = start[:, None] + np.arange(span)
-        columns = np.minimum(np.maximum(places, 0), source - 1) - first[:, None]
-        cells = (np.arange(0, target * kept, kept)[:, None] + columns).ravel()
-        values = _cubic(places - centres[:, None]).ravel()
-        weights = np.bincount(cells, values, target * kept).reshape(target, kept)
-    used = int(np.flatnonzero(weights.any(axis=0))[-1]) + 1
-    return first.astype(np.int32), np.ascontiguousarray(weights[:, :used], np.float32)
+        distances = (first - centres)[:, None] + np.arange(kept)
+        weights = _cubic(distances / np.asarray(widen)[..., None])
+        return first, weights / weights.sum(axis=1, keepdims=True)
+    # Taps beyond the border read the pixel at the border, as MATLAB does.
+    places = start[:, None] + np.arange(span)
+    columns = np.minimum(np.maximum(places, 0), source - 1) - first[:, None]
+    cells = (np.arange(0, len(centres) * kept, kept)[:, None] + columns).ravel()
+    values = _cubic(places - centres[:, None]).ravel()
+    return first, np.bincount(cells, values, len(centres) * kept).reshape(-1, kept)
 
 
 @lru_cache(maxsize=1024)
