@@ -121,12 +121,10 @@ def read_library(path: Path, key: str) -> bytes | None:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
-    with open(descriptor, "rb") as stream:
+    with contextlib.suppress(OSError), open(descriptor, "rb") as stream:
         status = os.fstat(descriptor)
         is_mine = status.st_uid == os.geteuid() and not status.st_mode & 0o022
-        if not stat.S_ISREG(status.st_mode) or not is_mine:
-            return None
-        with contextlib.suppress(OSError):
+        if stat.S_ISREG(status.st_mode) and is_mine:
             library, seal = _split(stream.read())
             return library if seal == _sealed(library, key) else None
     return None

@@ -1,21 +1,73 @@
-"""The compiled kernels: made once, whole, by however many threads and processes ask for them at the same time."""
+"""The compiled kernels: built once and whole by however many ask at once; nothing else is ever loaded."""
 
 import concurrent.futures
+import os
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
 
 import pytest
 
 from hpc_stres import native
 from hpc_stres.errors import UserError
-from tests.conftest import ROOT
+from hpc_stres.native import cache
+from tests.conftest import ROOT, run_python
 
+NOBODY = 65534
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
 CODE = """
 import concurrent.futures
 from hpc_stres import native
 with concurrent.futures.ThreadPoolExecutor(8) as pool:
     assert len({id(library) for library in pool.map(native.load, ["resize"] * 16)}) == 1
 """
+# A kernel that is built in a moment.
+ANSWER = 'extern "C" int answer() { return %d; }\n'
+LOAD = """
+import sys
+from pathlib import Path
+from hpc_stres import native
+native.SOURCES = Path(sys.argv[1])
+print(native.load("answer").answer())
+"""
+
+
+@pytest.fixture
+def kernel(tmp_path, monkeypatch):
+    """Makes and loads a small kernel with a cache of its own, as a fresh process would."""
+    folder = tmp_path / "kernels"
+    folder.mkdir()
+    monkeypatch.setattr(native, "SOURCES", folder)
+    monkeypatch.setenv("HPC_STRES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+
+    def load(answer=42):
+        (folder / "answer.cpp").write_text(ANSWER % answer)
+        native._load.cache_clear()
+        cache._note.cache_clear()
+        return native.load("answer").answer()
+
+    yield load
+    native._load.cache_clear()
+
+
+def kept(folder):
+    """The one library of a cache, and nothing beside it."""
+    (file,) = (path for path in Path(folder).rglob("*") if not path.is_dir())
+    assert file.suffix == ".so"
+    return file
+
+
+def compilations(monkeypatch):
+    """A list that gets an entry each time the compiler runs."""
+    runs, real = [], native._compiled
+    monkeypatch.setattr(native, "_compiled", lambda *arguments: runs.append(1) or real(*arguments))
+    return runs
 
 
 def test_threads_and_processes_that_ask_at_once_get_one_library(tmp_path):
@@ -27,9 +79,8 @@ def test_threads_and_processes_that_ask_at_once_get_one_library(tmp_path):
         ]
     for run in runs:
         assert run.result().returncode == 0, run.result().stderr
-    files = list((tmp_path / "a b").iterdir())
-    assert len(files) == 1
-    assert files[0].suffix == ".so"
+        assert run.result().stderr == ""
+    assert kept(tmp_path / "a b").parent.name == f"user-{os.geteuid()}"
 
 
 def test_without_a_compiler_the_mend_is_named(tmp_path, monkeypatch):
@@ -45,6 +96,321 @@ def test_a_source_that_does_not_build_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("HPC_STRES_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(native, "SOURCES", tmp_path)
     (tmp_path / "wrong.cpp").write_text("int f( {")
-    with pytest.raises(UserError, match="cannot build"):
+    with pytest.raises(UserError, match="cannot build") as error:
         native.load("wrong")
-    assert not list((tmp_path / "cache").iterdir())
+    assert str(tmp_path / "wrong.cpp:1") in str(error.value).splitlines()[1]
+    assert not list((tmp_path / "cache").rglob("*.so"))
+
+
+@pytest.mark.parametrize("name", ["resize", "tvl1"])
+def test_loading_a_kernel_leaves_denormal_numbers_alone(name):
+    code = f"""
+import threading
+import numpy as np
+from hpc_stres import native
+small, one = np.full(8, 1e-40, np.float32), np.float32(1)
+before = small * one
+native.load({name!r})
+native.load_emulated("tvl1")
+results = [small * one]
+thread = threading.Thread(target=lambda: results.append(small * one))
+thread.start()
+thread.join()
+for result in results:
+    assert (result == before).all() and (result != 0).all(), result
+"""
+    result = run_python("-c", code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_kernels_of_one_process_are_told_apart(kernel):
+    """They are loaded from memory, one after the other under the same file number."""
+    assert [kernel(n) for n in (1, 2, 3, 2)] == [1, 2, 3, 2]
+
+
+def other_library(tmp_path):
+    """A whole library of the cache that was made from another source."""
+    folder = tmp_path / "other"
+    run = run_python("-c", LOAD, tmp_path / "kernels", env={"HPC_STRES_CACHE": str(folder)})
+    assert run.returncode == 0, run.stderr
+    return kept(folder).read_bytes()
+
+
+def flip_bit(file, place):
+    data = bytearray(file.read_bytes())
+    data[place] ^= 4
+    file.write_bytes(data)
+
+
+DAMAGE = {
+    "empty": lambda file: os.truncate(file, 0),
+    "cut in half": lambda file: os.truncate(file, file.stat().st_size // 2),
+    "cut by one byte": lambda file: os.truncate(file, file.stat().st_size - 1),
+    "one byte more": lambda file: file.write_bytes(file.read_bytes() + b"0"),
+    "a bit at the start": lambda file: flip_bit(file, 2),
+    "a bit in the middle": lambda file: flip_bit(file, file.stat().st_size // 2),
+    "a bit of the checksum": lambda file: flip_bit(file, -3),
+    "zeros": lambda file: file.write_bytes(bytes(file.stat().st_size)),
+    "text": lambda file: file.write_text("not a library"),
+    "others may write": lambda file: file.chmod(0o666),
+    "a link": lambda file: file.symlink_to(file.rename(file.parent.parent / "elsewhere")),
+    "a dead link": lambda file: file.unlink() or file.symlink_to("nowhere"),
+    "a pipe": lambda file: file.unlink() or os.mkfifo(file),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_file_that_is_not_whole_and_ours_is_built_anew(name, kernel, tmp_path, monkeypatch, capfd):
+    assert kernel() == 42
+    file = kept(tmp_path / "cache")
+    whole = file.read_bytes()
+    runs = compilations(monkeypatch)
+    assert kernel() == 42
+    assert runs == []
+    DAMAGE[name](file)
+    assert kernel() == 42
+    assert runs == [1]
+    assert not file.is_symlink()
+    assert file.read_bytes() == whole
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert kernel() == 42
+    assert runs == [1]
+    assert capfd.readouterr().err == ""
+
+
+def test_a_library_under_another_ones_name_is_built_anew(kernel, tmp_path):
+    assert kernel(13) == 13
+    other = other_library(tmp_path)
+    kept(tmp_path / "cache").unlink()
+    assert kernel(42) == 42
+    kept(tmp_path / "cache").write_bytes(other)
+    assert kernel(42) == 42
+
+
+@AS_ROOT
+def test_a_file_of_another_user_is_not_loaded(kernel, tmp_path):
+    assert kernel() == 42
+    file = kept(tmp_path / "cache")
+    os.chown(file, NOBODY, NOBODY)
+    assert kernel() == 42
+    assert file.stat().st_uid == os.geteuid()
+
+
+def test_a_folder_in_place_of_the_file_costs_a_note(kernel, tmp_path, capfd):
+    assert kernel() == 42
+    file = kept(tmp_path / "cache")
+    file.unlink()
+    file.mkdir()
+    assert kernel() == 42
+    assert "compiled kernels are kept in" in capfd.readouterr().err
+
+
+def link_away(folder):
+    folder.rename(folder.parent / "moved")
+    folder.symlink_to("moved")
+
+
+def file_in_place(folder):
+    folder.rename(folder.parent / "moved")
+    folder.write_text("")
+
+
+UNUSABLE = {
+    "a link": link_away,
+    "a file": file_in_place,
+    "another user's": pytest.param(lambda folder: os.chown(folder, NOBODY, NOBODY), marks=AS_ROOT),
+}
+
+
+@pytest.mark.parametrize("spoil", UNUSABLE.values(), ids=UNUSABLE)
+def test_a_folder_that_is_not_ours_is_passed_over_with_one_line(spoil, kernel, tmp_path, monkeypatch, capfd):
+    assert kernel() == 42
+    folder = kept(tmp_path / "cache").parent
+    spoil(folder)
+    runs = compilations(monkeypatch)
+    for _ in range(2):
+        assert kernel() == 42
+        (line,) = capfd.readouterr().err.splitlines()
+        assert str(folder) in line
+        assert f"kept in {tmp_path}/hpc_stres-{os.geteuid()}" in line
+    assert runs == [1]
+    # The second place is no better than the first: nothing is kept, and everything works.
+    second = tmp_path / f"hpc_stres-{os.geteuid()}"
+    second.rename(tmp_path / "away")
+    second.write_text("")
+    assert kernel() == 42
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "each process compiles its kernels again" in line
+
+
+def test_a_folder_that_is_open_to_others_is_closed(kernel, tmp_path):
+    assert kernel() == 42
+    folder = kept(tmp_path / "cache").parent
+    folder.chmod(0o777)
+    assert kernel() == 42
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_home_that_is_not_there_is_not_made(tmp_path):
+    (tmp_path / "answer.cpp").write_text(ANSWER % 42)
+    home = tmp_path / "no" / "home"
+    env = {"HOME": str(home), "TMPDIR": str(tmp_path), "HPC_STRES_CACHE": "", "XDG_CACHE_HOME": ""}
+    result = run_python("-c", LOAD, tmp_path, env=env)
+    assert result.stdout == "42\n", result.stderr
+    (line,) = result.stderr.splitlines()
+    assert f"there is no home folder {home}" in line
+    assert not home.exists()
+
+
+@pytest.fixture
+def open_folder():
+    """A folder that every user can enter, all the way down."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        Path(name).chmod(0o777)
+        yield Path(name)
+
+
+AS_NOBODY = f"""
+import os
+from hpc_stres import native
+os.setgroups([])
+os.setgid({NOBODY})
+os.setuid({NOBODY})
+{LOAD}
+"""
+
+
+@AS_ROOT
+def test_two_users_of_one_cache_do_not_meet(open_folder):
+    """Nor does it help a third one to make a folder in another's name."""
+    (open_folder / "answer.cpp").write_text(ANSWER % 42)
+    shared = open_folder / "cache"
+    shared.mkdir()
+    shared.chmod(0o777)
+    env = {"HPC_STRES_CACHE": str(shared), "TMPDIR": str(open_folder), "HOME": "/nonexistent"}
+    for code in (LOAD, AS_NOBODY):
+        run = run_python("-c", code, open_folder, env=env)
+        assert (run.stdout, run.stderr) == ("42\n", "")
+    for user in (0, NOBODY):
+        assert kept(shared / f"user-{user}").stat().st_uid == user
+    for path in (kept(shared / f"user-{NOBODY}"), shared / f"user-{NOBODY}"):
+        os.chown(path, 12345, 12345)
+        path.chmod(0o755)
+    run = run_python("-c", AS_NOBODY, open_folder, env=env)
+    assert run.stdout == "42\n"
+    assert "belongs to user 12345" in run.stderr
+
+
+def slow_compiler(tmp_path, line):
+    """A compiler that runs a line of shell before the real one."""
+    script = tmp_path / "slow-g++"
+    script.write_text(f'#!/bin/sh\n{line}\nexec g++ "$@"\n')
+    script.chmod(0o755)
+    return str(script)
+
+
+def test_a_process_that_is_killed_while_building_leaves_nothing_that_loads(kernel, tmp_path):
+    started = tmp_path / "started"
+    env = {**os.environ, "CXX": slow_compiler(tmp_path, f"touch '{started}'; sleep 60"), "PYTHONPATH": str(ROOT)}
+    (tmp_path / "kernels" / "answer.cpp").write_text(ANSWER % 42)
+    process = subprocess.Popen([sys.executable, "-c", LOAD, str(tmp_path / "kernels")], env=env, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not started.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert started.exists()
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not list((tmp_path / "cache").rglob("*.so"))
+    # One was killed while writing, one may be writing now.
+    folder = cache.cache_folder()
+    for name, age_seconds in ((".answer-0.so.1.tmp", 7200), (".answer-0.so.2.tmp", 5)):
+        (folder / name).write_bytes(b"torn")
+        os.utime(folder / name, (time.time() - age_seconds,) * 2)
+    assert kernel() == 42
+    assert {path.name for path in folder.glob(".*")} == {".answer-0.so.2.tmp"}
+
+
+def test_what_is_compiled_is_what_the_library_is_named_by(kernel, tmp_path, monkeypatch):
+    """A checkout may change between the reading of a source and its compilation."""
+    source = tmp_path / "kernels" / "answer.cpp"
+    other = (ANSWER % 13).strip()
+    monkeypatch.setenv("CXX", slow_compiler(tmp_path, f"echo '{other}' > '{source}'"))
+    assert kernel(42) == 42
+    assert "13" in source.read_text()
+
+
+def test_a_library_of_another_kind_of_machine_is_left_to_it(kernel, tmp_path, monkeypatch):
+    assert kernel() == 42
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    monkeypatch.setattr(native, "_is_modern", lambda: False)
+    assert kernel() == 42
+    assert len(list((tmp_path / "cache").rglob("*.so"))) == 2
+
+
+def test_a_library_that_this_machine_cannot_load_is_built_anew(kernel, tmp_path, monkeypatch):
+    keys = []
+    real = native.cached
+    monkeypatch.setattr(native, "cached", lambda name, key, build: keys.append(key) or real(name, key, build))
+    assert kernel() == 42
+    file = kept(tmp_path / "cache")
+    whole = file.read_bytes()
+    cache.write_library(file, keys[0], b"\x7fELF of a machine to come")
+    assert cache.read_library(file, keys[0]) is not None
+    assert kernel() == 42
+    assert file.read_bytes() == whole
+
+
+def test_where_there_are_no_files_in_memory_another_way_is_taken(kernel, tmp_path, monkeypatch):
+    def refused(name):
+        raise PermissionError(1, "not here")
+
+    monkeypatch.setattr(os, "memfd_create", refused)
+    assert [kernel(1), kernel(2)] == [1, 2]
+    assert not list(tmp_path.glob("hpc_stres-answer*"))
+
+
+def test_a_process_goes_on_when_its_library_is_cut_off(tmp_path):
+    """Memory that is mapped from a file ends where the file ends: the next call would be a bus error."""
+    code = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from hpc_stres.data.augment import finish_on_cpu
+floats = np.ones(1, np.float32), np.zeros(1, np.float32)
+def run():
+    out = np.zeros((32, 32, 1), np.float32)
+    finish_on_cpu([np.full((40, 40), 7, np.uint8)], 32, True, floats, False, out)
+    assert np.allclose(out, 7)
+from hpc_stres import native
+native.load("resize")
+(file,) = Path(os.environ["HPC_STRES_CACHE"]).rglob("*.so")
+os.truncate(file, 0)
+run()
+"""
+    result = run_python("-c", code, env={"HPC_STRES_CACHE": str(tmp_path)})
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_child_that_is_forked_while_a_thread_builds_can_load(kernel):
+    assert kernel() == 42
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with native._lock:
+            inside.set()
+            leave.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    inside.wait()
+    try:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            os._exit(0 if native.load("answer").answer() == 42 else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        leave.set()
+        thread.join()

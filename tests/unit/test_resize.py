@@ -275,7 +275,13 @@ def test_the_kernel_itself_refuses_what_lies_outside_the_picture():
     for shifted in (down[0] - 1, down[0] + 20, np.full(10, -(2**31), np.int32), np.full(10, 2**31 - 1, np.int32)):
         assert call((shifted.astype(np.int32), down[1]), across, picture, out) == 1
     assert call(down, (across[0] + 1, across[1]), picture, out) == 1
-    for sizes in ({"height": 0}, {"width": -1}, {"height": 2**31 - 1}, {"width": 65535, "height": 65535}, {"count": 65}):
+    for sizes in (
+        {"height": 0},
+        {"width": -1},
+        {"height": 2**31 - 1},
+        {"width": 65535, "height": 65535},
+        {"count": 65},
+    ):
         assert call(down, across, picture, out, **sizes) == 1, sizes
 
 
