@@ -45,7 +45,9 @@ def _rest(size: tuple[int, int], settings: Settings) -> bytes:
 def _encode_planes(frames: list[Any], settings: Settings, first: int, wanted: Collection[int] | None) -> list[bytes]:
     if wanted is not None and not any(pair in wanted for pair in range(first, first + len(frames) - 1)):
         return [_rest(frames[0].shape, settings)] * (2 * (len(frames) - 1))
-    planes = encode_flow(tvl1(np.stack(frames), settings.flow_backend))  # type: ignore[arg-type]
+    planes = encode_flow(
+        tvl1(np.stack(frames), settings.flow_backend, pyramid=settings.flow_pyramid)
+    )
     return [encode_jpeg(plane, settings.jpeg_quality) for pair in planes for plane in pair]
 
 
