@@ -28,6 +28,12 @@ class Settings:
         pyramid = data.flow_pyramid if has_pyramid(backend) else NO_PYRAMID
         return cls(data.short_side, data.jpeg_quality, backend, pyramid)
 
+    @classmethod
+    def stored(cls, found: dict[str, Any]) -> "Settings":
+        """From a manifest or an export; what older versions did not write down is what they did."""
+        old = OLD_PYRAMID if has_pyramid(found["flow_backend"]) else NO_PYRAMID
+        return cls(**{"flow_pyramid": old, **found})
+
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -39,14 +45,16 @@ def has_pyramid(flow_backend: str) -> bool:
 
 def flow_name(settings: dict[str, Any]) -> str:
     """What flow a store holds, from its manifest's settings: `native paper`, `cuda opencv4`, `dali`, `imported`."""
-    backend = str(settings["flow_backend"])
-    pyramid = settings.get("flow_pyramid", OLD_PYRAMID)
-    return f"{backend} {pyramid}" if has_pyramid(backend) else backend
+    made = Settings.stored(settings)
+    return " ".join(part for part in (made.flow_backend, made.flow_pyramid) if part != NO_PYRAMID)
 
 
 def store_folder(config: Config) -> Path:
     """Folder of the store: another one for other settings, so that stores never mix."""
     made_by: dict[str, Any] = Settings.of(config.data).as_json()
+    # Stores of the time before there was a choice keep their folders.
+    if made_by["flow_pyramid"] in (OLD_PYRAMID, NO_PYRAMID):
+        del made_by["flow_pyramid"]
     if config.data.kind == "binding":
         binding = config.data.binding
         made_by |= {"binding": [binding.train_videos, binding.test_videos, binding.frames, binding.side, config.seed]}
