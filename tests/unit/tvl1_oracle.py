@@ -6,6 +6,8 @@ sum of squared changes is looked at in odd iterations only, and not before it ca
 flow is enlarged bilinearly with pixel 0 on pixel 0, and doubled.
 """
 
+import itertools
+
 import numpy as np
 
 TAU, LAMBDA, THETA, EPSILON = 0.25, 0.15, 0.3, 0.01
@@ -14,7 +16,7 @@ SCALES, WARPS, ITERATIONS, SMALLEST = 5, 5, 300, 16
 
 def tvl1_oracle(frames, every_iteration=False):
     """uint8 (T, H, W) to float64 (T-1, 2, H, W); `every_iteration` looks at the change after each iteration."""
-    pairs = zip(frames[:-1], frames[1:], strict=True)
+    pairs = itertools.pairwise(frames)
     return np.stack([_pair(a.astype(np.float64), b.astype(np.float64), every_iteration) for a, b in pairs])
 
 
@@ -24,7 +26,9 @@ def halve(picture):
     for axis in (0, 1):
         length = picture.shape[axis]
         taps = [np.take(padded, np.arange(k, k + length), axis) for k in range(5)]
-        padded = np.take(sum(w * t for w, t in zip((1, 4, 6, 4, 1), taps, strict=True)) / 16, np.arange(0, length, 2), axis)
+        padded = np.take(
+            sum(w * t for w, t in zip((1, 4, 6, 4, 1), taps, strict=True)) / 16, np.arange(0, length, 2), axis
+        )
     return padded
 
 
