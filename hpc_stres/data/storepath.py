@@ -52,9 +52,6 @@ def flow_name(settings: dict[str, Any]) -> str:
 def store_folder(config: Config) -> Path:
     """Folder of the store: another one for other settings, so that stores never mix."""
     made_by: dict[str, Any] = Settings.of(config.data).as_json()
-    # Stores of the time before there was a choice keep their folders.
-    if made_by["flow_pyramid"] in (OLD_PYRAMID, NO_PYRAMID):
-        del made_by["flow_pyramid"]
     if config.data.kind == "binding":
         binding = config.data.binding
         made_by |= {"binding": [binding.train_videos, binding.test_videos, binding.frames, binding.side, config.seed]}
