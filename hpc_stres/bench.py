@@ -98,18 +98,25 @@ def moving_frames(count: int) -> NDArray[np.uint8]:
 
 
 def bench_flow(threads: int, repeats: int) -> list[Figure]:
-    """Our TV-L1 against OpenCV's, both with `threads` threads."""
-    from hpc_stres.data.flow import tvl1
+    """Our TV-L1 against OpenCV's with the same parameters, for both pyramids, each with `threads` threads."""
+    from hpc_stres.data.flow import PYRAMIDS, tvl1
     from hpc_stres.data.video import gray
 
     frames = np.stack([gray(frame) for frame in moving_frames(5)])
-    ours, reference = best_of(repeats, lambda: tvl1(frames, threads=threads), lambda: tvl1(frames, "opencv"))
     count = len(frames) - 1
-    return [
-        Figure("flow", "ours", count / ours, "frames/s"),
-        Figure("flow", "OpenCV", count / reference, "frames/s"),
-        ratio("flow", "ours over OpenCV", reference / ours, FLOW_TARGET),
-    ]
+    figures = []
+    for pyramid in PYRAMIDS:
+        ours, reference = best_of(
+            repeats,
+            lambda pyramid=pyramid: tvl1(frames, threads=threads, pyramid=pyramid),
+            lambda pyramid=pyramid: tvl1(frames, "opencv", pyramid=pyramid),
+        )
+        figures += [
+            Figure("flow", f"{pyramid}: ours", count / ours, "frames/s"),
+            Figure("flow", f"{pyramid}: OpenCV", count / reference, "frames/s"),
+            ratio("flow", f"{pyramid}: ours over OpenCV", reference / ours, FLOW_TARGET),
+        ]
+    return figures
 
 
 def bench_norm(threads: int, repeats: int) -> list[Figure]:

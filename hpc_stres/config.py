@@ -62,6 +62,8 @@ class DataConfig:
     """JPEG quality of stored frames and flow."""
     flow_backend: Literal["native", "cuda", "dali", "opencv"] = "native"
     """Flow: our TV-L1 on the CPU or on a GPU, a GPU's optical-flow engine, or OpenCV's TV-L1, the reference."""
+    flow_pyramid: Literal["paper", "opencv4"] = "paper"
+    """TV-L1's scales: halved and without a median, as the authors' OpenCV 2.4 did; or 0.8 and a median, as OpenCV 4."""
     shard_mib: int = 256
     """Size of one shard of the store in MiB."""
     workers: int = 0
@@ -76,6 +78,12 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_field(1 <= self.split <= 3, "split", "expected 1, 2 or 3")
         check_field(self.flow_frames is None or self.frames is not None, "flow_frames", "expected `frames` beside it")
+        pyramid_counts = self.flow_backend != "dali" and self.flow_frames is None
+        check_field(
+            pyramid_counts or self.flow_pyramid == "paper",
+            "flow_pyramid",
+            "expected none: imported flow and dali's have no pyramid of ours",
+        )
         check_field(0.0 < self.test_fraction < 1.0, "test_fraction", "expected a number between 0 and 1")
         check_field(self.short_side >= 16, "short_side", "expected 16 or more pixels")
         check_field(16 <= self.crop <= self.short_side, "crop", f"expected 16 to short_side ({self.short_side})")

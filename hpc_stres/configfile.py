@@ -51,7 +51,7 @@ def load_with_origins(
 
 def load_resolved(path: str | Path) -> Config:
     """A run folder's config.yaml, which is complete and stands alone."""
-    return typing.cast(Config, build(Config, read_file(Path(path)), ""))
+    return typing.cast(Config, build(Config, _read_resolved(Path(path)), ""))
 
 
 def load_run(run_dir: Path, overrides: Sequence[str] = ()) -> Config:
@@ -59,7 +59,18 @@ def load_run(run_dir: Path, overrides: Sequence[str] = ()) -> Config:
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{run_dir}: this is no run folder: it has no config.yaml")
-    return typing.cast(Config, build(Config, merge(read_file(path), parse_overrides(overrides)), ""))
+    return typing.cast(Config, build(Config, merge(_read_resolved(path), parse_overrides(overrides)), ""))
+
+
+def _read_resolved(path: Path) -> Node:
+    """A run folder's config.yaml; an older version's gets what was done then, not today's default."""
+    node = read_file(path)
+    data = node.value.get("data")
+    if data is not None and isinstance(data.value, dict) and "flow_pyramid" not in data.value:
+        given = {key: item.value for key, item in data.value.items()}
+        if given.get("flow_frames") is None and given.get("flow_backend") != "dali":
+            data.value["flow_pyramid"] = Node("opencv4", f"{path}: written before there was a choice")
+    return node
 
 
 def dump(config: Config) -> str:
@@ -87,7 +98,8 @@ def _library(folder: str, name: Node) -> Node:
 
 
 def _file_with_base(path: Path) -> Node:
-    node = read_file(path)
+    in_a_run = (path.parent / "provenance.json").is_file()
+    node = _read_resolved(path) if in_a_run else read_file(path)
     include = node.value.pop("include", None)
     if include is None:
         return node

@@ -10,6 +10,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=int, default=5, help="frames to show (default: %(default)s)")
     parser.add_argument("--short-side", type=int, default=256, help="pixels (default: %(default)s)")
     parser.add_argument("--backend", choices=["native", "opencv"], default="native", help="TV-L1 solver")
+    parser.add_argument(
+        "--pyramid",
+        choices=["paper", "opencv4"],
+        default="paper",
+        help="the authors' OpenCV 2.4 (halves, no median) or OpenCV 4 (steps of 0.8, median)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{path}: one frame alone has no flow")
     columns = []
     for number in sorted(wanted):
-        flow = tvl1(np.stack([gray(kept[number]), gray(kept[number + 1])]), args.backend)[0]
+        pair = np.stack([gray(kept[number]), gray(kept[number + 1])])
+        flow = tvl1(pair, args.backend, pyramid=args.pyramid)[0]
         columns.append(np.concatenate([kept[number], colour_flow(flow)]))
     out = Path(args.out or f"{path.stem}.flow.png")
     done, data = cv2.imencode(".png", np.concatenate(columns, axis=1)[..., ::-1])

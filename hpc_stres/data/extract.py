@@ -8,8 +8,9 @@ import numpy as np
 from hpc_stres.data.flow import ZERO_LEVEL, encode_flow, tvl1
 from hpc_stres.data.shards import PreparedVideo
 from hpc_stres.data.splits import Video
-from hpc_stres.data.storepath import Settings
+from hpc_stres.data.storepath import IMPORTED, Settings
 from hpc_stres.data.video import decode, encode_jpeg, gray, resize, target_size
+from hpc_stres.errors import UserError
 
 FLOW_BATCH = 16
 
@@ -45,7 +46,14 @@ def _rest(size: tuple[int, int], settings: Settings) -> bytes:
 def _encode_planes(frames: list[Any], settings: Settings, first: int, wanted: Collection[int] | None) -> list[bytes]:
     if wanted is not None and not any(pair in wanted for pair in range(first, first + len(frames) - 1)):
         return [_rest(frames[0].shape, settings)] * (2 * (len(frames) - 1))
-    planes = encode_flow(tvl1(np.stack(frames), settings.flow_backend))  # type: ignore[arg-type]
+    if settings.flow_backend == IMPORTED:
+        raise UserError(
+            "this needs the flow of a video, but its settings say that another tool extracts it\n"
+            "Have ours computed instead: --set data.flow_frames=null, with the data.flow_pyramid that comes nearest."
+        )
+    planes = encode_flow(
+        tvl1(np.stack(frames), settings.flow_backend, pyramid=settings.flow_pyramid)
+    )
     return [encode_jpeg(plane, settings.jpeg_quality) for pair in planes for plane in pair]
 
 

@@ -13,47 +13,95 @@ BOUND = 20.0
 ZERO_LEVEL = 128
 Backend = Literal["native", "cuda", "dali", "opencv"]
 BACKENDS: tuple[Backend, ...] = ("native", "cuda", "dali", "opencv")
+Pyramid = Literal["paper", "opencv4"]
+PYRAMIDS: tuple[Pyramid, ...] = ("paper", "opencv4")
 # Pairs that go through a GPU together; the memory of a pair at 340x256 is 6 MB.
 GPU_BATCH = 128
 # DALI's optical flow comes in quarter pixels of a grid; 1 is the finest grid, 0 the slowest and best preset.
 DALI_GRID, DALI_PRESET = 1, 0.0
 
 
-def tvl1(frames: NDArray[np.uint8], backend: Backend = "native", threads: int = 1) -> NDArray[np.float32]:
+def tvl1(
+    frames: NDArray[np.uint8], backend: str = "native", threads: int = 1, pyramid: str = "paper"
+) -> NDArray[np.float32]:
     """Gray frames (T, H, W) to displacements (T-1, 2, H, W) in pixels a frame, u then v, from each frame to the next.
 
-    `native` is our own batched solver on the CPU, `cuda` the same arithmetic on a GPU, `opencv` the reference that both
-    are compared with, `dali` the optical-flow engine of NVIDIA GPUs (another algorithm, for speed).
+    `pyramid`: `paper` is the solver that the authors extracted their flow with, the GPU one of OpenCV 2.4.7 to 2.4.13:
+    scales halved by pyrDown, no median; it follows motions of 18 pixels. `opencv4` is DualTVL1 of OpenCV 4 and 5:
+    scales of 0.8 and a 5x5 median; it loses motions beyond 6 to 8 pixels.
+
+    `backend`: `native` is our own batched solver on the CPU, `cuda` the same arithmetic on a GPU. `opencv` is OpenCV's
+    DualTVL1: the reference for `opencv4`; with `paper` it is given that pyramid's parameters and comes close. `dali` is
+    the optical-flow engine of NVIDIA GPUs: another algorithm, for speed, that `pyramid` does not concern.
     """
-    if frames.ndim != 3 or frames.dtype != np.uint8:
-        raise ValueError(f"tvl1 reads uint8 gray frames (T, H, W), got {frames.dtype} {frames.shape}")
+    _check_frames(frames)
     if backend not in BACKENDS:
         raise ValueError(f"no TV-L1 back end {backend!r}; there are {', '.join(BACKENDS)}")
-    flow = np.empty((max(len(frames) - 1, 0), 2, *frames.shape[1:]), np.float32)
+    if backend != "dali" and pyramid not in PYRAMIDS:
+        raise ValueError(f"no TV-L1 pyramid {pyramid!r}; there are {', '.join(PYRAMIDS)}")
+    flow = np.empty((len(frames) - 1, 2, *frames.shape[1:]), np.float32)
     if len(flow) == 0:
         return flow
+    frames = np.ascontiguousarray(frames)
     if backend == "native":
-        _native(np.ascontiguousarray(frames), flow, threads)
+        _native(frames, flow, threads, pyramid)
     elif backend == "cuda":
-        _cuda(np.ascontiguousarray(frames), flow)
+        _cuda(frames, flow, pyramid)
     elif backend == "dali":
         flow[:] = _dali(frames)
     else:
-        solver = _opencv_solver()
-        for number, (first, second) in enumerate(itertools.pairwise(frames)):
-            flow[number] = solver.calc(first, second, None).transpose(2, 0, 1)
+        _opencv(frames, flow, pyramid)
     return flow
 
 
-def _native(frames: NDArray[np.uint8], flow: NDArray[np.float32], threads: int) -> None:
+def _check_frames(frames: NDArray[np.uint8]) -> None:
+    """Refuse what a kernel would read beyond its end, or as something that it is not."""
+    if not isinstance(frames, np.ndarray) or frames.ndim != 3 or frames.dtype != np.uint8:
+        had = f"{frames.dtype} {frames.shape}" if isinstance(frames, np.ndarray) else type(frames)
+        raise ValueError(f"tvl1 reads uint8 gray frames (T, H, W) of one size, got {had}")
+    if frames.size == 0:
+        raise ValueError(f"tvl1 reads uint8 gray frames (T, H, W), got none: {frames.shape}")
+
+
+def _check_room(frames: NDArray[np.uint8], flow: NDArray[np.float32]) -> None:
+    """Refuse an array that a kernel would write beyond."""
+    _check_frames(frames)
+    wanted = (len(frames) - 1, 2, *frames.shape[1:])
+    if flow.shape != wanted or flow.dtype != np.float32:
+        raise ValueError(f"flow of {frames.shape} frames is float32 {wanted}, not {flow.dtype} {flow.shape}")
+
+
+def _native(
+    frames: NDArray[np.uint8], flow: NDArray[np.float32], threads: int, pyramid: str
+) -> None:
     from hpc_stres import native
 
+    _check_room(frames, flow)
     count, _, rows, cols = flow.shape
     bytes_, floats = (np.ctypeslib.ndpointer(kind, flags="C") for kind in (np.uint8, np.float32))
     solve = native.load("tvl1").tvl1_batch
-    solve.argtypes = [bytes_, *[ctypes.c_int] * 4, floats]
-    solve.restype = None
-    solve(frames, count, rows, cols, threads, flow)
+    solve.argtypes = [bytes_, *[ctypes.c_int] * 5, floats]
+    solve.restype = ctypes.c_int
+    if solve(frames, count, rows, cols, pyramid == "paper", threads, flow) != 0:
+        raise UserError(
+            f"TV-L1: no memory left for frames of {cols}x{rows}\n"
+            "Lower data.workers or data.short_side, or ask for more memory."
+        )
+
+
+def _opencv(frames: NDArray[np.uint8], flow: NDArray[np.float32], pyramid: str) -> None:
+    import cv2
+
+    solver = _opencv_solver(pyramid)
+    try:
+        for number, (first, second) in enumerate(itertools.pairwise(frames)):
+            flow[number] = solver.calc(first, second, None).transpose(2, 0, 1)
+    except cv2.error as error:
+        size = f"{frames.shape[2]}x{frames.shape[1]}"
+        raise UserError(
+            f"OpenCV's TV-L1 does not take frames of {size}: {str(error).strip().splitlines()[-1]}\n"
+            "Choose data.flow_backend=native."
+        ) from None
 
 
 def _require_gpu(backend: str) -> Any:
@@ -66,24 +114,32 @@ def _require_gpu(backend: str) -> Any:
     return torch
 
 
-def _cuda(frames: NDArray[np.uint8], flow: NDArray[np.float32]) -> None:
+def _cuda(frames: NDArray[np.uint8], flow: NDArray[np.float32], pyramid: str) -> None:
     from hpc_stres import native
 
     torch = _require_gpu("cuda")
     major, minor = torch.cuda.get_device_capability()
-    run_kernels(native.load_cuda("tvl1", f"sm_{major}{minor}"), frames, flow)
+    run_kernels(native.load_cuda("tvl1", f"sm_{major}{minor}"), frames, flow, pyramid)
 
 
-def run_kernels(library: Any, frames: NDArray[np.uint8], flow: NDArray[np.float32], batch: int = GPU_BATCH) -> None:
+def run_kernels(
+    library: Any,
+    frames: NDArray[np.uint8],
+    flow: NDArray[np.float32],
+    pyramid: str,
+    batch: int = GPU_BATCH,
+) -> None:
     """The GPU's kernels, from a library made by nvcc or, in tests, by a C++ compiler; a batch of pairs at once."""
+    _check_room(frames, flow)
     bytes_, floats = (np.ctypeslib.ndpointer(kind, flags="C") for kind in (np.uint8, np.float32))
     solve = library.tvl1_batch_gpu
-    solve.argtypes = [bytes_, *[ctypes.c_int] * 3, floats]
+    solve.argtypes = [bytes_, *[ctypes.c_int] * 4, floats]
     solve.restype = ctypes.c_int
     rows, cols = frames.shape[1:]
     for start in range(0, len(flow), batch):
         count = min(batch, len(flow) - start)
-        if solve(frames[start : start + count + 1], count, rows, cols, flow[start : start + count]) != 0:
+        some, room = frames[start : start + count + 1], flow[start : start + count]
+        if solve(some, count, rows, cols, pyramid == "paper", room) != 0:
             raise UserError(f"TV-L1 on the GPU: {count} pairs of {cols}x{rows} do not fit, or the device failed")
 
 
@@ -119,10 +175,18 @@ def from_dali(found: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.f
     return np.ascontiguousarray(np.stack(large).transpose(0, 3, 1, 2))
 
 
-def _opencv_solver() -> Any:
+def _opencv_solver(pyramid: str) -> Any:
+    """OpenCV's DualTVL1; for `paper` with its step between scales, without a median, which leaves 10 x 30 iterations.
+
+    What stays different there: pictures are halved by a bilinear resize, and outside the picture lies black.
+    """
     import cv2
 
-    return cv2.optflow.createOptFlow_DualTVL1()
+    solver = cv2.optflow.DualTVL1OpticalFlow_create()
+    if pyramid == "paper":
+        solver.setScaleStep(0.5)
+        solver.setMedianFiltering(1)
+    return solver
 
 
 def encode_flow(flow: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -2,13 +2,15 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hpc_stres.config import Config, DataConfig
 
 IMPORTED = "imported"
+# The flow's pyramid where the word means nothing, and what stores and exports hold that do not say it.
+NO_PYRAMID, OLD_PYRAMID = "none", "opencv4"
 
 
 @dataclass(frozen=True)
@@ -18,13 +20,33 @@ class Settings:
     short_side: int
     jpeg_quality: int
     flow_backend: str
+    flow_pyramid: str = OLD_PYRAMID
 
     @classmethod
     def of(cls, data: DataConfig) -> "Settings":
-        return cls(data.short_side, data.jpeg_quality, IMPORTED if data.flow_frames else data.flow_backend)
+        backend = IMPORTED if data.flow_frames else data.flow_backend
+        pyramid = data.flow_pyramid if has_pyramid(backend) else NO_PYRAMID
+        return cls(data.short_side, data.jpeg_quality, backend, pyramid)
+
+    @classmethod
+    def stored(cls, found: dict[str, Any]) -> "Settings":
+        """From a manifest or an export; what older versions did not write down is what they did."""
+        old = OLD_PYRAMID if has_pyramid(found["flow_backend"]) else NO_PYRAMID
+        return cls(**{"flow_pyramid": old, **found})
 
     def as_json(self) -> dict[str, Any]:
-        return {"short_side": self.short_side, "jpeg_quality": self.jpeg_quality, "flow_backend": self.flow_backend}
+        return asdict(self)
+
+
+def has_pyramid(flow_backend: str) -> bool:
+    """Whether flow of this origin is TV-L1 of ours or OpenCV's, which comes with two pyramids."""
+    return flow_backend not in (IMPORTED, "dali")
+
+
+def flow_name(settings: dict[str, Any]) -> str:
+    """What flow a store holds, from its manifest's settings: `native paper`, `cuda opencv4`, `dali`, `imported`."""
+    made = Settings.stored(settings)
+    return " ".join(part for part in (made.flow_backend, made.flow_pyramid) if part != NO_PYRAMID)
 
 
 def store_folder(config: Config) -> Path:

@@ -14,6 +14,7 @@ from hpc_stres.configfile import plain
 from hpc_stres.data.feed import ClipReader
 from hpc_stres.data.shards import Store
 from hpc_stres.data.stage import open_store
+from hpc_stres.data.storepath import flow_name
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import protocol, scores
 from hpc_stres.evaluation.scores import Scores
@@ -168,7 +169,7 @@ def summarise(config: Config, run_dir: Path, store: Store) -> dict[str, Any]:
         "data": config.data.kind,
         "recipe": config.recipe,
         "protocol": words,
-        "flow": store.manifest["settings"]["flow_backend"],
+        "flow": flow_name(store.manifest["settings"]),
         "store": sha256(store.paths.manifest),
         "splits": {str(config.data.split): table},
     }

@@ -93,7 +93,7 @@ def from_export(folder: Path, device: torch.device) -> Network:
         return Logits(given.get("appearance"), given.get("motion"))
 
     evaluation = EvaluationConfig(**found["evaluation"])
-    settings = Settings(**found["settings"])
+    settings = Settings.stored(found["settings"])
     return Network(
         found["phase"], found["classes"], settings, found["variant"], (uses_rgb, uses_flow), evaluation,
         torch.float32, call,

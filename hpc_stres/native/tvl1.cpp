@@ -1,25 +1,48 @@
-// TV-L1 optical flow of a batch of frame pairs on the CPU; what happens at a pixel stands in tvl1_pixel.h.
+// TV-L1 optical flow of a batch of frame pairs on the CPU; what happens at a pixel is in tvl1_pixel.h.
 //
-// What makes it fast: the primal and the dual update of one iteration run in one sweep over the picture, the dual one
-// row behind the primal one, so that everything stays in the nearest cache; the 5x5 median is taken on several pixels
-// at once.
+// What makes it fast:
+// - The primal and the dual update of one iteration run in one sweep over the picture, the dual one row behind the
+//   primal one; and several iterations run in one sweep, each one row behind the one before, so that a row is fetched
+//   once for all of them (`sweep`). Which rows meet which values does not depend on that.
+// - Brightness and gradient of the second frame lie side by side with a margin around, so that a warp reads its 16
+//   places without a question (`Texture`).
+// - The 5x5 median is taken on several pixels at once.
+// One thread does a whole pair: the bytes depend neither on the number of threads nor on what else is in the batch.
 
 #include "tvl1_pixel.h"
 
 #include <algorithm>
 #include <atomic>
-#include <cfloat>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <thread>
 #include <vector>
+
+#ifdef __SSE__
+#include <xmmintrin.h>
+#endif
 
 namespace {
 
 using namespace tvl1;
 
 constexpr int kLanes = 8;
+// Iterations in one sweep: their rows, 14 planes of each, have to fit into the second-level cache.
+constexpr int kDepth = 12;
+
+typedef float Lanes __attribute__((vector_size(sizeof(float) * kLanes)));
+typedef float Texel __attribute__((vector_size(16)));
+
+// Flow that dies out towards zero would reach numbers that processors add up a hundred times slower. They count as
+// zero here: in this thread, and until this object ends; the caller's arithmetic is left as it was.
+struct TinyIsZero {
+#ifdef __SSE__
+  const unsigned before = _mm_getcsr();
+  TinyIsZero() { _mm_setcsr(before | 0x8040); }
+  ~TinyIsZero() { _mm_setcsr(before); }
+#endif
+};
 
 struct Plane {
   int rows = 0, cols = 0;
@@ -29,47 +52,75 @@ struct Plane {
   const float* row(int y) const { return data.data() + static_cast<size_t>(y) * cols; }
 };
 
-void resize_linear(const Plane& from, Plane& to, double step_y, double step_x) {
+template <class Pyramid>
+void reduce(const Plane& from, Plane& to) {
+  for (int y = 0; y < to.rows; ++y)
+    for (int x = 0; x < to.cols; ++x) to.row(y)[x] = Pyramid::reduced(from.data.data(), from.rows, from.cols, y, x);
+}
+
+template <class Pyramid>
+void enlarge(const Plane& from, Plane& to) {
+  const double step_y = static_cast<double>(from.rows) / to.rows, step_x = static_cast<double>(from.cols) / to.cols;
   for (int y = 0; y < to.rows; ++y)
     for (int x = 0; x < to.cols; ++x)
-      to.row(y)[x] = resized(from.data.data(), from.rows, from.cols, y, x, step_y, step_x);
+      to.row(y)[x] =
+          Pyramid::kUpscale * Pyramid::enlarged(from.data.data(), from.rows, from.cols, y, x, step_y, step_x);
 }
 
-void centred_gradient(const Plane& image, Plane& gx, Plane& gy) {
-  for (int y = 0; y < image.rows; ++y) {
-    for (int x = 0; x < image.cols; ++x) {
-      gx.row(y)[x] = gradient_x(image.data.data(), image.cols, y, x);
-      gy.row(y)[x] = gradient_y(image.data.data(), image.rows, image.cols, y, x);
+// Brightness, both gradients and a zero at each pixel of a frame and of a margin around it.
+struct Texture {
+  int stride = 0;
+  std::vector<Texel> data;
+
+  void fill(const Plane& image, bool repeat_edge) {
+    const int rows = image.rows, cols = image.cols;
+    stride = cols + 2 * kMargin;
+    data.assign(static_cast<size_t>(rows + 2 * kMargin) * stride, Texel{});
+    for (int y = -kMargin; y < rows + kMargin; ++y) {
+      for (int x = -kMargin; x < cols + kMargin; ++x) {
+        const int yy = clamp(y, 0, rows - 1), xx = clamp(x, 0, cols - 1);
+        if (!repeat_edge && (yy != y || xx != x)) continue;
+        *at(y, x) = Texel{image.row(yy)[xx], gradient_x(image.data.data(), cols, yy, xx),
+                          gradient_y(image.data.data(), rows, cols, yy, xx), 0.0f};
+      }
     }
   }
-}
+  Texel* at(int y, int x) { return data.data() + static_cast<size_t>(y + kMargin) * stride + (x + kMargin); }
+};
 
 struct Scale {
-  Plane i0, i1, i1x, i1y, u1, u2;
+  Plane i0, i1, u1, u2;
 };
 
+// What one thread needs for a pair.
 struct Work {
-  Plane warped, wx, wy, grad, rho, p11, p12, p21, p22, median;
+  Texture texture;
+  Plane wx, wy, inverse, rho, p11, p12, p21, p22, median;
+  std::vector<float> changes;
   void shape(int r, int c) {
-    for (Plane* p : {&warped, &wx, &wy, &grad, &rho, &p11, &p12, &p21, &p22, &median}) p->shape(r, c);
+    for (Plane* p : {&wx, &wy, &inverse, &rho, &p11, &p12, &p21, &p22, &median}) p->shape(r, c);
+    changes.assign(c + kLanes, 0.0f);
   }
 };
 
+template <class Pyramid>
 void warp(const Scale& s, Work& w) {
   const int rows = s.i0.rows, cols = s.i0.cols;
+  const Texel* origin = w.texture.at(0, 0);
+  const long stride = w.texture.stride;
+  auto read = [=](int y, int x) __attribute__((always_inline)) { return origin[y * stride + x]; };
   for (int y = 0; y < rows; ++y) {
     for (int x = 0; x < cols; ++x) {
-      Warped found = warped(s.i1.data.data(), s.i1x.data.data(), s.i1y.data.data(), rows, cols, y, x, s.i0.row(y)[x],
-                            s.u1.row(y)[x], s.u2.row(y)[x]);
-      w.wx.row(y)[x] = found.x;
-      w.wy.row(y)[x] = found.y;
-      w.grad.row(y)[x] = found.grad;
-      w.rho.row(y)[x] = found.rho;
+      const float u1 = s.u1.row(y)[x], u2 = s.u2.row(y)[x];
+      const Texel seen = bicubic<Pyramid, Texel>(x + u1, y + u2, rows, cols, read);
+      const Warped at = warped(seen[0], seen[1], seen[2], s.i0.row(y)[x], u1, u2);
+      w.wx.row(y)[x] = at.x;
+      w.wy.row(y)[x] = at.y;
+      w.inverse.row(y)[x] = at.inverse;
+      w.rho.row(y)[x] = at.rho;
     }
   }
 }
-
-typedef float Lanes __attribute__((vector_size(sizeof(float) * kLanes)));
 
 void median_row(const float* const* lines, int cols, float* out) {
   for (int x = 0; x < cols; x += kLanes) {
@@ -100,114 +151,163 @@ void median5(Plane& image, Plane& result) {
   std::swap(image.data, result.data);
 }
 
-// One row of the primal update; returns the sum of squared changes.
-float primal_row(int cols, bool top, const float* wx, const float* wy, const float* grad, const float* rho_c,
-                 const float* p11, const float* p12, const float* p12_above, const float* p21, const float* p22,
-                 const float* p22_above, float* u1, float* u2) {
-  float change = 0;
+// One row of the primal update; the squared changes go to `changes`.
+void primal_row(int cols, bool top, const float* wx, const float* wy, const float* inverse, const float* rho_c,
+                const float* p11, const float* p12, const float* p12_above, const float* p21, const float* p22,
+                const float* p22_above, float* u1, float* u2, float* changes) {
+  // Above the first row p is zero: there `above` is the row itself, and counts nothing.
+  const float weight = top ? 0.0f : 1.0f;
   auto update = [&](int x, float left1, float left2) __attribute__((always_inline)) {
-    float div1 = p11[x] - left1 + (top ? p12[x] : p12[x] - p12_above[x]);
-    float div2 = p21[x] - left2 + (top ? p22[x] : p22[x] - p22_above[x]);
-    return primal(wx[x], wy[x], grad[x], rho_c[x], div1, div2, u1 + x, u2 + x);
+    const float div1 = p11[x] - left1 + (p12[x] - weight * p12_above[x]);
+    const float div2 = p21[x] - left2 + (p22[x] - weight * p22_above[x]);
+    changes[x] = primal(wx[x], wy[x], inverse[x], rho_c[x], div1, div2, u1 + x, u2 + x);
   };
-  change += update(0, 0.0f, 0.0f);
+  update(0, 0.0f, 0.0f);
 #pragma GCC ivdep
-  for (int x = 1; x < cols; ++x) change += update(x, p11[x - 1], p21[x - 1]);
-  return change;
+  for (int x = 1; x < cols; ++x) update(x, p11[x - 1], p21[x - 1]);
 }
 
-// One row of the dual update of one component.
-void dual_row(int cols, const float* u, const float* below, float* p1, float* p2) {
+// One row of the dual update.
+void dual_row(int cols, const float* u1, const float* below1, const float* u2, const float* below2, float* p11,
+              float* p12, float* p21, float* p22) {
+  auto update = [&](int x, float right1, float right2) __attribute__((always_inline)) {
+    dual(right1 - u1[x], below1[x] - u1[x], right2 - u2[x], below2[x] - u2[x], p11 + x, p12 + x, p21 + x, p22 + x);
+  };
 #pragma GCC ivdep
-  for (int x = 0; x < cols - 1; ++x) dual(u[x + 1] - u[x], below[x] - u[x], p1 + x, p2 + x);
-  dual(0.0f, below[cols - 1] - u[cols - 1], p1 + cols - 1, p2 + cols - 1);
+  for (int x = 0; x < cols - 1; ++x) update(x, u1[x + 1], u2[x + 1]);
+  update(cols - 1, u1[cols - 1], u2[cols - 1]);
 }
 
-double iterate(Scale& s, Work& w) {
+// A row's sum in an order of our own, whatever the compiler makes of loops.
+double sum_row(const float* changes, int cols) {
+  Lanes lanes{};
+  for (int x = 0; x < cols; x += kLanes) {
+    Lanes some{};
+    std::memcpy(&some, changes + x, sizeof(float) * std::min(kLanes, cols - x));
+    lanes += some;
+  }
+  double sum = 0;
+  for (int i = 0; i < kLanes; ++i) sum += lanes[i];
+  return sum;
+}
+
+// `depth` iterations in one sweep, each one row behind the one before. In a step, iteration k updates u in row y and
+// then p in row y - 1, which needs u of row y; iteration k - 1 has just done the same for rows y + 1 and y. So iteration
+// k meets row y finished by k - 1 and by nobody later, as if each had gone over the whole picture alone. The step at
+// y = rows does the p of the last row. Returns the change of the last iteration.
+double sweep(Scale& s, Work& w, int depth) {
   const int rows = s.i0.rows, cols = s.i0.cols;
   double change = 0;
   auto dual = [&](int y) {
-    int next = std::min(y + 1, rows - 1);
-    dual_row(cols, s.u1.row(y), s.u1.row(next), w.p11.row(y), w.p12.row(y));
-    dual_row(cols, s.u2.row(y), s.u2.row(next), w.p21.row(y), w.p22.row(y));
+    const int next = std::min(y + 1, rows - 1);
+    dual_row(cols, s.u1.row(y), s.u1.row(next), s.u2.row(y), s.u2.row(next), w.p11.row(y), w.p12.row(y),
+             w.p21.row(y), w.p22.row(y));
   };
-  for (int y = 0; y < rows; ++y) {
-    int above = std::max(y - 1, 0);
-    change += primal_row(cols, y == 0, w.wx.row(y), w.wy.row(y), w.grad.row(y), w.rho.row(y), w.p11.row(y),
-                         w.p12.row(y), w.p12.row(above), w.p21.row(y), w.p22.row(y), w.p22.row(above), s.u1.row(y),
-                         s.u2.row(y));
-    if (y > 0) dual(y - 1);
+  for (int step = 0; step < rows + depth; ++step) {
+    for (int k = 0; k < depth; ++k) {
+      const int y = step - k;
+      if (y < 0 || y > rows) continue;
+      if (y < rows) {
+        const int above = std::max(y - 1, 0);
+        primal_row(cols, y == 0, w.wx.row(y), w.wy.row(y), w.inverse.row(y), w.rho.row(y), w.p11.row(y), w.p12.row(y),
+                   w.p12.row(above), w.p21.row(y), w.p22.row(y), w.p22.row(above), s.u1.row(y), s.u2.row(y),
+                   w.changes.data());
+        if (k == depth - 1) change += sum_row(w.changes.data(), cols);
+      }
+      if (y > 0) dual(y - 1);
+    }
   }
-  dual(rows - 1);
   return change;
 }
 
+// `count` iterations or fewer, where the pair comes to rest before.
+template <class Pyramid>
+void iterate(Scale& s, Work& w, Watch& watch, int count, double tolerance) {
+  for (int done = 0; done < count && watch.active;) {
+    // Iterations whose change nobody looks at go together with the next one that is looked at.
+    int depth = 0;
+    while (done < count && depth < kDepth) {
+      watch.looks = Pyramid::looks(watch, done++, tolerance);
+      ++depth;
+      if (watch.looks) break;
+      judge(watch, 0, tolerance);
+    }
+    const double change = sweep(s, w, depth);
+    if (watch.looks) judge(watch, change, tolerance);
+  }
+}
+
+template <class Pyramid>
 void solve_scale(Scale& s, Work& w) {
   const int rows = s.i0.rows, cols = s.i0.cols;
   const double tolerance = static_cast<double>(kEpsilon) * kEpsilon * rows * cols;
-  s.i1x.shape(rows, cols);
-  s.i1y.shape(rows, cols);
-  centred_gradient(s.i1, s.i1x, s.i1y);
   w.shape(rows, cols);
+  w.texture.fill(s.i1, Pyramid::kRepeatEdge);
   for (int warps = 0; warps < kWarps; ++warps) {
-    warp(s, w);
-    double change = DBL_MAX;
-    for (int outer = 0; outer < kOuter && change > tolerance; ++outer) {
-      median5(s.u1, w.median);
-      median5(s.u2, w.median);
-      for (int inner = 0; inner < kInner && change > tolerance; ++inner) change = iterate(s, w);
+    warp<Pyramid>(s, w);
+    Watch watch;
+    for (int outer = 0; outer < Pyramid::kOuter && watch.active; ++outer) {
+      if (Pyramid::kMedian) {
+        median5(s.u1, w.median);
+        median5(s.u2, w.median);
+      }
+      iterate<Pyramid>(s, w, watch, Pyramid::kInner, tolerance);
     }
   }
 }
 
+template <class Pyramid>
 void solve_pair(const uint8_t* first, const uint8_t* second, int rows, int cols, float* out) {
-  std::vector<Scale> scales(kScales);
-  int used = 0;
-  for (int level = 0; level < kScales; ++level) {
-    int r = rows, c = cols;
-    if (level > 0) {
-      r = coarser(scales[level - 1].i0.rows);
-      c = coarser(scales[level - 1].i0.cols);
-      if (r < kSmallestSide || c < kSmallestSide) break;
-    }
-    Scale& s = scales[level];
+  std::vector<Scale> scales;
+  for (int r = rows, c = cols; scales.size() < kScales; r = Pyramid::coarser(r), c = Pyramid::coarser(c)) {
+    if (!scales.empty() && (r < kSmallestSide || c < kSmallestSide)) break;
+    scales.emplace_back();
+    Scale& s = scales.back();
     for (Plane* p : {&s.i0, &s.i1, &s.u1, &s.u2}) p->shape(r, c);
-    if (level == 0) {
-      std::copy(first, first + static_cast<size_t>(r) * c, s.i0.data.begin());
-      std::copy(second, second + static_cast<size_t>(r) * c, s.i1.data.begin());
+    if (scales.size() == 1) {
+      std::copy(first, first + s.i0.data.size(), s.i0.data.begin());
+      std::copy(second, second + s.i1.data.size(), s.i1.data.begin());
     } else {
-      resize_linear(scales[level - 1].i0, s.i0, 1 / 0.8, 1 / 0.8);
-      resize_linear(scales[level - 1].i1, s.i1, 1 / 0.8, 1 / 0.8);
+      const Scale& finer = scales[scales.size() - 2];
+      reduce<Pyramid>(finer.i0, s.i0);
+      reduce<Pyramid>(finer.i1, s.i1);
     }
-    ++used;
   }
   Work work;
-  for (int level = used - 1; level >= 0; --level) {
-    solve_scale(scales[level], work);
+  for (size_t level = scales.size(); level-- > 0;) {
+    solve_scale<Pyramid>(scales[level], work);
     if (level == 0) break;
-    Scale &from = scales[level], &to = scales[level - 1];
-    double sy = static_cast<double>(from.u1.rows) / to.u1.rows, sx = static_cast<double>(from.u1.cols) / to.u1.cols;
-    resize_linear(from.u1, to.u1, sy, sx);
-    resize_linear(from.u2, to.u2, sy, sx);
-    for (Plane* p : {&to.u1, &to.u2})
-      for (float& value : p->data) value *= 1.0f / kScaleStep;
+    enlarge<Pyramid>(scales[level].u1, scales[level - 1].u1);
+    enlarge<Pyramid>(scales[level].u2, scales[level - 1].u2);
   }
   std::copy(scales[0].u1.data.begin(), scales[0].u1.data.end(), out);
-  std::copy(scales[0].u2.data.begin(), scales[0].u2.data.end(), out + static_cast<size_t>(rows) * cols);
+  std::copy(scales[0].u2.data.begin(), scales[0].u2.data.end(), out + scales[0].u1.data.size());
 }
 
 }  // namespace
 
-// Flow of `count` consecutive pairs of `count + 1` frames, over `threads` threads.
-extern "C" void tvl1_batch(const uint8_t* frames, int count, int rows, int cols, int threads, float* out) {
+// Flow of `count` consecutive pairs of `count + 1` frames, over `threads` threads; `paper` chooses the pyramid. 0, or 1
+// where memory did not suffice.
+extern "C" int tvl1_batch(const uint8_t* frames, int count, int rows, int cols, int paper, int threads, float* out) {
   const size_t area = static_cast<size_t>(rows) * cols;
-  std::atomic<int> next{0};
+  std::atomic<int> next{0}, failed{0};
   auto work = [&] {
-    for (int pair = next++; pair < count; pair = next++)
-      solve_pair(frames + pair * area, frames + (pair + 1) * area, rows, cols, out + 2 * area * pair);
+    const TinyIsZero guard;
+    try {
+      for (int pair = next++; pair < count && !failed; pair = next++)
+        (paper ? solve_pair<Paper> : solve_pair<OpenCv4>)(frames + pair * area, frames + (pair + 1) * area, rows, cols,
+                                                          out + 2 * area * pair);
+    } catch (const std::exception&) {
+      failed = 1;
+    }
   };
   std::vector<std::thread> others;
-  for (int extra = 1; extra < std::min(threads, count); ++extra) others.emplace_back(work);
+  try {
+    for (int extra = 1; extra < std::min(threads, count); ++extra) others.emplace_back(work);
+  } catch (const std::exception&) {
+    // The machine gives no more threads: those that there are do the work.
+  }
   work();
   for (std::thread& thread : others) thread.join();
+  return failed;
 }
