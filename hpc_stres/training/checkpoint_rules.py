@@ -101,7 +101,8 @@ def refuse_other_config(
     what: str = "the checkpoint",
 ) -> None:
     """Refuse what another experiment wrote, and show the difference."""
-    differences = sorted(set(_differences(found, wanted, "")))
+    # The most general keys first: of another recipe, its name and not its many numbers.
+    differences = sorted(set(_differences(found, wanted, "")), key=lambda item: (item[0].count("."), item))
     wrong = [
         (key, line)
         for key, line in differences
