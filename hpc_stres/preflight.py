@@ -140,9 +140,14 @@ def run(cluster: ClusterConfig, world: World, run_dir: Path | None) -> list[str]
     with kept_environment():
         try:
             reports, (refused, known), speed, how = _measure(world, run_dir)
+        except BaseException:
+            # A rank that failed leaves at once; leaving the group may wait for the others.
+            if world.size == 1:
+                distributed.stop()
+            raise
         finally:
-            distributed.stop()
             torch.set_num_threads(threads)
+        distributed.stop()
     if world.size > 1 and 0.0 < speed < cluster.min_all_reduce_gb_per_s:
         refused.append(
             f"an all-reduce of 64 MB runs at {speed:.2f} GB/s ({how}), under cluster.min_all_reduce_gb_per_s="
