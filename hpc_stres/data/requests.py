@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hpc_stres import counter
 from hpc_stres.config import FLOW_STACK, Config
 from hpc_stres.data.shards import Store, VideoRow
+from hpc_stres.errors import UserError
 from hpc_stres.recipe import Phase
 
 HALF_STACK = FLOW_STACK // 2
@@ -68,6 +69,11 @@ class Sampler:
 def sampler(config: Config, phase: str, store: Store) -> Sampler:
     """The sampler of a phase over the training videos of the configured split."""
     videos = tuple(store.present(config.data.split, "train"))
+    if not videos:
+        raise UserError(
+            f"phase {phase}: split {config.data.split} has no training video in the store\n"
+            "Check data.split and the lists against what `hpc-stres prepare` said."
+        )
     return Sampler(
         config.seed, phase, config.phase(phase), config.data.crop, config.data.short_side, store.rows, videos
     )

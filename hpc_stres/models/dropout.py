@@ -43,9 +43,15 @@ def draw_masks(
             numbers = counter.generator(seed, phase, counter.DROPOUT[stream], step, position)
             kept[number] = numbers.random(kept.shape[1:], np.float32) >= np.float32(shape.rate)
         mask = torch.from_numpy(kept)
-        # From pinned memory the copy does not wait for what the device still has to do.
-        masks[stream] = mask.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else mask
+        masks[stream] = mask if device.type == "cpu" else _to_device(mask, device)
     return masks
+
+
+def _to_device(mask: Tensor, device: torch.device) -> Tensor:
+    """The copy from pinned memory does not wait for what the device still has to do."""
+    # This runs in the feed's thread, which has not chosen a device: pinning must not touch the first one.
+    with torch.cuda.device(device):
+        return mask.pin_memory().to(device, non_blocking=True)
 
 
 def drop(x: Tensor, rate: float, mask: Tensor | None) -> Tensor:

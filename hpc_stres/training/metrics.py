@@ -6,6 +6,8 @@ And how long steps take, which goes into them.
 import json
 import os
 import resource
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from hpc_stres.runpaths import PhasePaths, write_text
-from hpc_stres.training.product import metrics_line, read_metrics
+from hpc_stres.training.product import metrics_line, sift_metrics
 
 HEARTBEAT_INTERVAL_SECONDS = 5.0
 WAITING = "waiting for other ranks"
@@ -28,7 +30,12 @@ class MetricsLog:
         self.paths = paths
         paths.root.mkdir(parents=True, exist_ok=True)
         # Steps after the checkpoint will be done again: their rows go, so that each step stands once.
-        kept = [row for row in read_metrics(paths) if row["step"] <= start_step]
+        rows, faults = sift_metrics(paths)
+        if faults:
+            # Rows of an older version have no checksum, others may be damaged: they are kept beside, not among, ours.
+            shutil.copyfile(paths.metrics, paths.root / "metrics.left_out.jsonl")
+            print(f"{faults[0]} ({len(faults)} in all); the old file is metrics.left_out.jsonl", file=sys.stderr)
+        kept = [row for row in rows if row["step"] <= start_step]
         write_text(paths.metrics, "".join(metrics_line(row) for row in kept))
         self.stream = paths.metrics.open("a", encoding="utf-8")
         from torch.utils.tensorboard import SummaryWriter

@@ -67,18 +67,26 @@ def metrics_line(row: dict[str, Any]) -> str:
 
 def read_metrics(paths: PhasePaths) -> list[dict[str, Any]]:
     """Rows of metrics.jsonl. A last line torn by a kill is left out, a damaged one is left out and named on stderr."""
+    rows, faults = sift_metrics(paths)
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    return rows
+
+
+def sift_metrics(paths: PhasePaths) -> tuple[list[dict[str, Any]], list[str]]:
+    """The good rows of metrics.jsonl, and what is wrong with each of the others."""
     if not paths.metrics.is_file():
-        return []
+        return [], []
     lines = paths.metrics.read_bytes().split(b"\n")
-    rows = []
+    rows, faults = [], []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            rows.append(unsealed(json.loads(line.decode("utf-8")), f"{paths.metrics}:{number}", "It is left out."))
+            rows.append(unsealed(json.loads(line.decode("utf-8")), f"{paths.metrics}:{number}", ""))
         except (ValueError, UserError) as error:
             # Without its newline a line was being written when its writer died; that is no damage.
             if number < len(lines):
-                what = error if isinstance(error, UserError) else f"{paths.metrics}:{number}: damaged; left out"
-                print(str(what).replace("\n", "; "), file=sys.stderr)
-    return rows
+                what = str(error) if isinstance(error, UserError) else f"{paths.metrics}:{number}: damaged"
+                faults.append(what.splitlines()[0] + "; this row is left out")
+    return rows, faults

@@ -59,11 +59,16 @@ def train(data_root, run_dir, phase, world, *overrides, expect=0, timeout=240):
 
 
 def train_together(data_root, world, trainings):
-    """Train several times over the same `world` processes; a training is (phase, run folder, overrides)."""
+    """Train several times over the same `world` processes; a training is (phase, run folder, overrides).
+
+    The last may have a fourth part: what each rank is refused with.
+    """
     works = []
-    for phase, run_dir, overrides in trainings:
+    for phase, run_dir, overrides, *refusals in trainings:
         place = {"data_root": str(data_root), "run_dir": str(run_dir), "port": free_port()}
-        works.append({**place, "phase": phase, "overrides": list(overrides)})
+        works.append(
+            {**place, "phase": phase, "overrides": list(overrides), **({"refusals": refusals[0]} if refusals else {})}
+        )
     ranks = []
     for rank in range(world):
         names = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": 1}
@@ -77,7 +82,7 @@ def train_together(data_root, world, trainings):
         )  # fmt: skip
     try:
         for process in ranks:
-            _, errors = process.communicate(timeout=240)
+            _, errors = process.communicate(timeout=600)
             assert process.returncode == 0, errors[-3000:]
     finally:
         for process in ranks:

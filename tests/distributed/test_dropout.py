@@ -46,7 +46,10 @@ def two_ranks(data_root, tmp_path_factory):
         (phase, folder, [FLOAT64, *CASES[phase], f"training.engine={engine}", "training.max_micro_batch=5"])
         for (phase, engine), folder in folders.items()
     ]
-    train_together(data_root, 2, trainings)
+    # Every rank of an experiment that does not belong here refuses, and none waits for the one that knows why.
+    other = [*trainings[0][2], "training.momentum=0.5"]
+    refusals = ["training.momentum: 0.9 there, 0.5 now", "another rank refused to train motion in"]
+    train_together(data_root, 2, [*trainings, ("motion", trainings[0][1], other, refusals)])
     return folders
 
 

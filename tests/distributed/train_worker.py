@@ -4,10 +4,12 @@ import hashlib
 import json
 import os
 import random
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 
 def global_generators():
@@ -20,6 +22,7 @@ def global_generators():
 
 def main():
     from hpc_stres.bootstrap import find_world
+    from hpc_stres.errors import UserError
     from hpc_stres.training.phase import train
     from tests.conftest import tiny_config
 
@@ -27,6 +30,11 @@ def main():
         os.environ["MASTER_PORT"] = str(work["port"])
         config = tiny_config(work["data_root"], *work["overrides"])
         before = global_generators()
+        refusals = work.get("refusals")
+        if refusals is not None:
+            with pytest.raises(UserError, match=re.escape(refusals[int(os.environ["RANK"])])):
+                train(config, work["phase"], Path(work["run_dir"]), find_world())
+            continue
         assert train(config, work["phase"], Path(work["run_dir"]), find_world())
         assert global_generators() == before, f"{work}: a global generator was drawn from"
 

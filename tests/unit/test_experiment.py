@@ -13,6 +13,7 @@ from hpc_stres.errors import UserError
 from hpc_stres.ownership import owned
 from hpc_stres.runpaths import RunPaths, write_json
 from hpc_stres.training.checkpoint_rules import claim_run_folder
+from hpc_stres.training.metrics import MetricsLog
 from hpc_stres.training.product import (
     checked_weights,
     metrics_line,
@@ -234,6 +235,12 @@ def test_a_damaged_row_of_metrics_is_left_out_and_named(tmp_path, capsys):
     paths.metrics.write_text(lines[0] + lines[1].replace("1.5", "1.4") + lines[2])
     assert read_metrics(paths) == [rows[0], rows[2]]
     assert "metrics.jsonl:2: damaged" in capsys.readouterr().err
+    paths.metrics.write_text('{"step": 1, "loss": 2.5}\n' + lines[1])
+    log = MetricsLog(paths, 2)
+    log.close()
+    assert read_metrics(paths) == [rows[1]]
+    assert "metrics.jsonl:1: it has no checksum" in capsys.readouterr().err
+    assert '"loss": 2.5' in (paths.root / "metrics.left_out.jsonl").read_text(), "nothing is lost"
     with pytest.raises(ValueError, match="not JSON compliant"):
         metrics_line({"step": 1, "loss": float("nan")})
 

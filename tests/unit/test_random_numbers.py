@@ -61,11 +61,11 @@ def test_dropped_features_are_of_the_rate_and_the_mean_stays(rate):
     caught = []
     model.motion.fc.register_forward_pre_hook(lambda module, arguments: caught.append(arguments[0]))
     model(None, flow, masks=drawn)
-    model(None, flow, masks={name: torch.ones_like(mask) for name, mask in drawn.items()})
-    scaled, whole = caught[0], caught[1] * (1 - rate)
+    model.dropout = {}
+    model(None, flow)
+    scaled, whole = caught
     kept = drawn["motion"].flatten(0, 1)
     assert torch.equal(scaled[~kept], torch.zeros_like(scaled[~kept]))
-    # All features kept are scaled as well: by the same 1 / (1 - rate).
     torch.testing.assert_close(scaled[kept], whole[kept] / (1 - rate))
 
 
@@ -81,6 +81,23 @@ def test_a_network_in_a_run_wants_the_masks_that_it_drops_by():
     assert build_model("motion", 3, **SMALL).dropout_shapes(1) == {}
     joint = build_model("stm_resnet", 3, **SMALL, dropout=0.5)
     assert joint.dropout_shapes(7) == {"motion": DropoutShape(0.5, 3, joint.motion.features)}
+
+
+def test_masks_go_through_activation_checkpointing():
+    """What is computed again for the backward pass is what was computed."""
+    model = build_model("stm_resnet", 3, **SMALL, dropout=0.5).train()
+    generator = torch.Generator().manual_seed(1)
+    clips = [torch.randn(2, 5, planes, 32, 32, generator=generator) for planes in (3, 20)]
+    drawn = draw_masks(1, "st_resnet", 0, range(2), model.dropout_shapes(5), CPU)
+    gradients = []
+    for checkpointing in (False, True):
+        model.activation_checkpointing = checkpointing
+        model.zero_grad()
+        logits = model(*clips, masks=drawn)
+        (logits.motion.square().sum() + logits.appearance.sum()).backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two)
 
 
 def first_weights(name="motion", seed=7, phase="motion", **options):

@@ -205,3 +205,16 @@ def test_every_valid_start_is_drawn_the_first_and_the_last_too():
     released = make("st_resnet", chunk_window="released").phase
     # The lattice 5, 10 ... 50: its first point is never a start, the last that leaves five points is.
     assert every_start(released, 60) == {10, 15, 20, 25, 30}
+
+
+def test_a_split_without_training_videos_is_refused(data_root, store):
+    from hpc_stres.errors import UserError
+
+    class Empty:
+        rows = store.rows
+
+        def present(self, split, part):
+            return []
+
+    with pytest.raises(UserError, match="phase motion: split 1 has no training video"):
+        sampler(tiny_config(data_root), "motion", Empty())
