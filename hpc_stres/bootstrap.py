@@ -1,10 +1,11 @@
 """Rank, world and address from Slurm, Open MPI or MPICH, torchrun, or a single process; half-set is refused."""
 
+import contextlib
 import os
 import re
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from hpc_stres.errors import ConfigError
 
@@ -23,6 +24,8 @@ class World:
     address: str
     port: int
     source: str
+    # Whether other processes know the port: a launcher's agent that listens there, or ranks that computed it as well.
+    port_is_agreed: bool = True
 
     @property
     def is_first(self) -> bool:
@@ -43,7 +46,9 @@ def find_world(environment: Mapping[str, str] | None = None) -> World:
     _refuse_lone_tasks(world, env)
     if not 0 <= world.rank < world.size:
         raise ConfigError(f"rank {world.rank} of a world of {world.size} ({world.source}): the environment is wrong")
-    return world
+    # One rank under a launcher starts like two: a port that the launcher gave is kept. A lone process takes any port.
+    agreed = world.size > 1 or (world.source != "single" and "MASTER_PORT" in env)
+    return replace(world, port_is_agreed=agreed)
 
 
 # The batch script of a job and an interactive shell are single processes although Slurm names its tasks.
@@ -157,6 +162,18 @@ def _expand_item(item: str) -> list[str]:
         width = len(low)
         numbers += [f"{n:0{width}d}" for n in range(int(low), int(high or low) + 1)]
     return [head + number + rest for number in numbers for rest in tails]
+
+
+@contextlib.contextmanager
+def kept_environment() -> Iterator[None]:
+    """Run a block and leave the environment's variables as they were before it, however it ends."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def process_group_environment(world: World) -> dict[str, str]:

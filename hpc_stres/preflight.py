@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_stres.bootstrap import World
+from hpc_stres.bootstrap import World, kept_environment
 from hpc_stres.config import ClusterConfig
 from hpc_stres.errors import UserError
 from hpc_stres.provenance import package_versions
@@ -127,8 +127,43 @@ def transport(log: str) -> str:
 
 
 def run(cluster: ClusterConfig, world: World, run_dir: Path | None) -> list[str]:
-    """Gather, judge and measure on every rank; the lines to show on the first one. Refuses on all of them alike."""
+    """Gather, judge and measure on every rank; the lines to show on the first one. Refuses on all of them alike.
+
+    The training that may follow in the same process finds everything as if this had not run: environment, process
+    group, number of threads.
+    """
     import torch
+
+    from hpc_stres.training import distributed
+
+    threads = torch.get_num_threads()
+    with kept_environment():
+        try:
+            reports, (refused, known), speed, how = _measure(world, run_dir)
+        except BaseException:
+            # A rank that failed leaves at once; leaving the group may wait for the others.
+            if world.size == 1:
+                distributed.stop()
+            raise
+        finally:
+            torch.set_num_threads(threads)
+        distributed.stop()
+    if world.size > 1 and 0.0 < speed < cluster.min_all_reduce_gb_per_s:
+        refused.append(
+            f"an all-reduce of 64 MB runs at {speed:.2f} GB/s ({how}), under cluster.min_all_reduce_gb_per_s="
+            f"{cluster.min_all_reduce_gb_per_s:g}"
+        )
+    if run_dir is not None and world.is_first:
+        rows = [asdict(report) for report in reports]
+        found = {"all_reduce_gb_per_s": speed, "transport": how, "refused": refused, "warnings": known, "ranks": rows}
+        write_json(RunPaths(run_dir).preflight, found)
+    if refused:
+        raise UserError("these ranks should not train together:\n" + "\n".join(refused[:2]))
+    return [_table(reports), *known, f"all-reduce of 64 MB over {world.size} ranks: {speed:.2f} GB/s ({how})"]
+
+
+def _measure(world: World, run_dir: Path | None) -> tuple[list[RankReport], tuple[list[str], list[str]], float, str]:
+    """Every rank's report, what is to be said of them, the all-reduce in GB a second, and how it went."""
     import torch.distributed as dist
 
     from hpc_stres.training import distributed
@@ -140,23 +175,10 @@ def run(cluster: ClusterConfig, world: World, run_dir: Path | None) -> list[str]
     dist.barrier(group=distributed.make_control_group())
     gathered: list[Any] = [None] * world.size
     dist.all_gather_object(gathered, report_of(world))
-    reports: list[RankReport] = gathered
-    refused, known = findings(reports)
-    speed = 0.0 if refused else _all_reduce_gb_per_s(torch.device(device), world)
+    judged = findings(gathered)
+    speed = 0.0 if judged[0] else _all_reduce_gb_per_s(device, world)
     how = transport(log.read_text("utf-8", "replace")) if log is not None and log.is_file() else device.type
-    if world.size > 1 and 0.0 < speed < cluster.min_all_reduce_gb_per_s:
-        refused.append(
-            f"an all-reduce of 64 MB runs at {speed:.2f} GB/s ({how}), under cluster.min_all_reduce_gb_per_s="
-            f"{cluster.min_all_reduce_gb_per_s:g}"
-        )
-    distributed.stop()
-    if run_dir is not None and world.is_first:
-        rows = [asdict(report) for report in reports]
-        found = {"all_reduce_gb_per_s": speed, "transport": how, "refused": refused, "warnings": known, "ranks": rows}
-        write_json(RunPaths(run_dir).preflight, found)
-    if refused:
-        raise UserError("these ranks should not train together:\n" + "\n".join(refused[:2]))
-    return [_table(reports), *known, f"all-reduce of 64 MB over {world.size} ranks: {speed:.2f} GB/s ({how})"]
+    return gathered, judged, speed, how
 
 
 def _nccl_log(folder: Path) -> Path:

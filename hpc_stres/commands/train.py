@@ -3,8 +3,9 @@
   hpc-stres train --config configs/binding.yaml --phase motion --run-dir runs/try
   torchrun --nproc_per_node 3 -m hpc_stres train --config configs/binding.yaml --phase motion --run-dir runs/try
 
-Killed or stopped, the same command goes on from the last checkpoint, on any number of ranks. Exit status: 0 done,
-75 stopped early (call again), 1 failed, 2 wrong command line or config.
+Killed or stopped, the same command goes on from the last checkpoint, on any number of ranks. A run folder belongs to
+one experiment: another config is refused with the difference. Exit status: 0 done, 75 stopped early (call again),
+1 failed, 2 wrong command line or config.
 """
 
 import argparse
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY",
         action="append",
         default=[],
-        help="go on from a checkpoint although this key has changed; repeatable",
+        help="train on in this run folder although this key has changed; repeatable",
     )
 
 
@@ -39,11 +40,8 @@ def run(args: argparse.Namespace) -> int:
     config = config_of(args)
     config.phase(args.phase)
     world = find_world()
-    from hpc_stres.provenance import write_provenance
+    from hpc_stres.training.phase import train
     from hpc_stres.training.signals import EXIT_CONTINUE
-    from hpc_stres.training.trainer import train
 
-    if world.is_first:
-        write_provenance(Path(args.run_dir), config)
     finished = train(config, args.phase, Path(args.run_dir), world, tuple(args.allow_config_change))
     return 0 if finished else EXIT_CONTINUE

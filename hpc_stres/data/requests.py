@@ -13,16 +13,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hpc_stres import counter
 from hpc_stres.config import FLOW_STACK, Config
 from hpc_stres.data.shards import Store, VideoRow
+from hpc_stres.errors import UserError
 from hpc_stres.recipe import Phase
 
 HALF_STACK = FLOW_STACK // 2
 CORNER_SCALES = (1.0, 7 / 8, 3 / 4, 21 / 32)
 BORDER_JITTER = 0.25
 LATTICE = 20
-# Streams of random numbers that must not meet.
-_SAMPLE, _GROUP, _ORDER = 0, 1, 2
 
 
 class Box(NamedTuple):
@@ -61,16 +61,19 @@ class Sampler:
     rows: Sequence[VideoRow]
     videos: tuple[int, ...]
 
-    def generator(self, stream: int, step: int, position: int) -> np.random.Generator:
+    def generator(self, kind: int, step: int, position: int) -> np.random.Generator:
         """The random numbers of one position of one step."""
-        name_key = int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:8], "big")
-        bits = np.random.Philox(key=[self.seed, name_key], counter=[0, stream, position, step])
-        return np.random.Generator(bits)
+        return counter.generator(self.seed, self.name, kind, step, position)
 
 
 def sampler(config: Config, phase: str, store: Store) -> Sampler:
     """The sampler of a phase over the training videos of the configured split."""
     videos = tuple(store.present(config.data.split, "train"))
+    if not videos:
+        raise UserError(
+            f"phase {phase}: split {config.data.split} has no training video in the store\n"
+            "Check data.split and the lists against what `hpc-stres prepare` said."
+        )
     return Sampler(
         config.seed, phase, config.phase(phase), config.data.crop, config.data.short_side, store.rows, videos
     )
@@ -103,9 +106,7 @@ def _open_sampler(config: Config, phase: str | None) -> Sampler:
 
 @lru_cache(maxsize=4)
 def _order(seed: int, name: str, count: int, epoch: int) -> NDArray[np.int64]:
-    name_key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
-    bits = np.random.Philox(key=[seed, name_key], counter=[0, _ORDER, 0, epoch])
-    return np.random.Generator(bits).permutation(count)
+    return counter.generator(seed, name, counter.ORDER, epoch).permutation(count)
 
 
 def _request(source: Sampler, step: int, position: int, group: int) -> Request:
@@ -114,8 +115,8 @@ def _request(source: Sampler, step: int, position: int, group: int) -> Request:
     order = _order(source.seed, source.name, len(source.videos), epoch)
     video = source.videos[int(order[place])]
     row = source.rows[video]
-    own = source.generator(_SAMPLE, step, position)
-    shared = source.generator(_GROUP, step, group)
+    own = source.generator(counter.SAMPLE, step, position)
+    shared = source.generator(counter.GROUP, step, group)
     phase = source.phase
     # Every draw is made whether it is used or not, so that one option never shifts the numbers of another.
     draws, common = own.random(8), shared.random(8)

@@ -181,7 +181,8 @@ class SubBatchNorm2d(nn.Module):
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.rate)
         if self.average == "sigma":
             sigma = torch.sqrt(self.running_var + self.eps).lerp(spread.to(self.running_var.dtype), self.rate)
-            self.running_var.copy_(sigma.square() - self.eps)
+            # Rounding must not leave a variance below zero.
+            self.running_var.copy_((sigma.square() - self.eps).clamp_(min=0.0))
         else:
             self.running_var.lerp_(spread.to(self.running_var.dtype), self.rate)
         self.num_batches_tracked.add_(1)

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hpc_stres.models.initialise import Normal, he_normal
 from hpc_stres.models.interaction import UnitInput
 from hpc_stres.models.norm import NormAverage, NormGroups, SubBatchNorm2d
 from hpc_stres.models.temporal import TemporalConv, TemporalPadding
 
 DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 EXPANSION = 4
+CLASSIFIER_SIGMA = 0.01
 Variant = Literal["msra", "torchvision"]
 Temporal = Literal["none", "inflated", "identity"]
 
@@ -40,12 +42,28 @@ class Conv2d(nn.Conv2d):
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int = 1, bias: bool = False) -> None:
         super().__init__(channels_in, channels_out, kernel, stride, kernel // 2, bias=bias)
-        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+
+    @torch.no_grad()
+    def reset_parameters(self, normal: Normal = torch.randn) -> None:
+        """First weights from standard normal numbers."""
+        out, inner, height, width = self.weight.shape
+        self.weight.copy_(he_normal((out, inner, height, width), normal))
         if self.bias is not None:
-            nn.init.zeros_(self.bias)
+            self.bias.zero_()
 
     def forward(self, x: Tensor, frames: int = 1) -> Tensor:
         return super().forward(x)
+
+
+class Classifier(nn.Linear):
+    """The linear classifier, which begins near zero."""
+
+    @torch.no_grad()
+    def reset_parameters(self, normal: Normal = torch.randn) -> None:
+        """First weights from standard normal numbers."""
+        classes, features = self.weight.shape
+        self.weight.copy_(normal((classes, features)) * CLASSIFIER_SIGMA)
+        self.bias.zero_()
 
 
 class Shortcut(nn.Sequential):
@@ -119,9 +137,7 @@ class Trunk(nn.Module):
                 channels = (width << number) * EXPANSION
             self.add_module(f"layer{number + 1}", stage)
         self.features = channels
-        self.fc = nn.Linear(channels, num_classes)
-        nn.init.normal_(self.fc.weight, std=0.01)
-        nn.init.zeros_(self.fc.bias)
+        self.fc = Classifier(channels, num_classes)
 
     def stages(self) -> Iterator[nn.ModuleList]:
         """The stages in order."""

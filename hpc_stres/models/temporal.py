@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hpc_stres.models.initialise import Normal, he_normal
+
 TemporalPadding = Literal["zeros", "replicate"]
 KERNEL = 3
 
@@ -40,16 +42,22 @@ class TemporalConv(nn.Module):
     ) -> None:
         super().__init__()
         self.padding: TemporalPadding = padding
+        self.init = init
         self.weight = nn.Parameter(torch.empty(channels_out, channels_in, KERNEL, 1))
         self.bias = nn.Parameter(torch.zeros(channels_out)) if bias else None
-        with torch.no_grad():
-            if init == "identity":
-                self.weight.zero_()
-                self.weight[:, :, KERNEL // 2, 0].copy_(torch.eye(channels_out, channels_in))
-            else:
-                spatial = torch.empty(channels_out, channels_in, 1, 1)
-                nn.init.kaiming_normal_(spatial, mode="fan_out", nonlinearity="relu")
-                self.weight.copy_(inflate(spatial))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, normal: Normal = torch.randn) -> None:
+        """First weights, from standard normal numbers where they are random."""
+        channels_out, channels_in = self.weight.shape[:2]
+        if self.init == "identity":
+            self.weight.zero_()
+            self.weight[:, :, KERNEL // 2, 0].copy_(torch.eye(channels_out, channels_in))
+        else:
+            self.weight.copy_(inflate(he_normal((channels_out, channels_in, 1, 1), normal)))
+        if self.bias is not None:
+            self.bias.zero_()
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         height, width = x.shape[2:]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from hpc_stres.models.dropout import DropoutShape, Masks, drop
 from hpc_stres.models.interaction import Interaction, UnitInput
 from hpc_stres.models.norm import NormGroups, interleaved_groups, statistics_dtype
 from hpc_stres.models.resnet import Trunk, TrunkOptions, run_units
@@ -63,8 +64,18 @@ class TwoStream(nn.Module):
         self.motion = Trunk(FLOW_PLANES, num_classes, trunk) if "motion" in streams else None
         self.interaction = interaction or Interaction(direction="off")
 
-    def forward(self, rgb: Tensor | None, flow: Tensor | None, groups: NormGroups | None = None) -> Logits:
-        """rgb (N, T, 3, H, W), flow (N, T, 20, H, W); `groups` of a larger batch, or interleaved groups of this one."""
+    def forward(
+        self,
+        rgb: Tensor | None,
+        flow: Tensor | None,
+        groups: NormGroups | None = None,
+        masks: Masks | None = None,
+    ) -> Logits:
+        """rgb (N, T, 3, H, W), flow (N, T, 20, H, W); `groups` of a larger batch, or interleaved groups of this one.
+
+        `masks` are the dropout masks of each stream in `dropout_shapes`, which only training reads; without any,
+        training draws from torch's own generator.
+        """
         frames, videos = self._check(rgb, flow)
         if groups is None and self.training:
             some = rgb if self.appearance is not None else flow
@@ -72,23 +83,47 @@ class TwoStream(nn.Module):
             dtype = statistics_dtype(some.dtype)
             groups = interleaved_groups(videos, self.trunk_options.norm_group, frames, some.device, dtype)
         if self.appearance is None or self.motion is None:
-            return self._one_stream(rgb, flow, frames, groups)
+            return self._one_stream(rgb, flow, frames, groups, masks)
         assert rgb is not None
         assert flow is not None
         a = self._frame_by_frame(self.appearance.stem, rgb.flatten(0, 1), groups)
         m = self._frame_by_frame(self.motion.stem, flow.flatten(0, 1), groups)
         for stage_a, stage_m in zip(self.appearance.stages(), self.motion.stages(), strict=True):
             a, m = self._joint_stage(list(stage_a), list(stage_m), a, m, frames, groups)
-        return Logits(self._classify(self.appearance, a, frames), self._classify(self.motion, m, frames))
+        return Logits(
+            self._classify(self.appearance, a, frames, masks),
+            self._classify(self.motion, m, frames, masks),
+        )
 
-    def _one_stream(self, rgb: Tensor | None, flow: Tensor | None, frames: int, groups: NormGroups | None) -> Logits:
+    def dropout_shapes(self, frames: int) -> dict[str, DropoutShape]:
+        """The dropout masks that a training pass over clips of `frames` time steps wants, by stream."""
+        shapes = {}
+        for stream, rate in self.dropout.items():
+            trunk = getattr(self, stream)
+            if trunk is not None and rate > 0.0:
+                shapes[stream] = DropoutShape(rate, self._times_left(frames), trunk.features)
+        return shapes
+
+    def _times_left(self, frames: int) -> int:
+        """Time steps behind the temporal pool."""
+        pool = self.pool
+        return frames if pool is None else pooled_length(frames, pool.window, pool.stride)
+
+    def _one_stream(
+        self,
+        rgb: Tensor | None,
+        flow: Tensor | None,
+        frames: int,
+        groups: NormGroups | None,
+        masks: Masks | None,
+    ) -> Logits:
         trunk, clip = (self.appearance, rgb) if self.appearance is not None else (self.motion, flow)
         assert trunk is not None
         assert clip is not None
         x = self._frame_by_frame(trunk.stem, clip.flatten(0, 1), groups)
         for stage in trunk.stages():
             x = self._units(list(stage), x, frames, groups)
-        logits = self._classify(trunk, x, frames)
+        logits = self._classify(trunk, x, frames, masks)
         return Logits(logits, None) if trunk is self.appearance else Logits(None, logits)
 
     def _joint_stage(
@@ -135,10 +170,11 @@ class TwoStream(nn.Module):
 
     def _keep_or_recompute(self, function: Any, *arguments: Any) -> Tensor:
         if self.activation_checkpointing and self.training:
-            return checkpoint(function, *arguments, use_reentrant=False)
+            # Nothing in between is random, so no generator's state has to be kept for the second pass.
+            return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
         return function(*arguments)
 
-    def _classify(self, trunk: Trunk, x: Tensor, frames: int) -> Tensor:
+    def _classify(self, trunk: Trunk, x: Tensor, frames: int, masks: Masks | None) -> Tensor:
         pool = self.pool
         if pool is not None and pool.place == "before_average":
             x = temporal_max_pool(x, frames, pool.window, pool.stride)
@@ -148,9 +184,12 @@ class TwoStream(nn.Module):
         # The classifier is linear: its mean over places is its value at the mean.
         x = x.mean(dim=(2, 3))
         stream = "appearance" if trunk is self.appearance else "motion"
-        x = functional.dropout(x, self.dropout.get(stream, 0.0), self.training)
-        left = frames if pool is None else pooled_length(frames, pool.window, pool.stride)
-        return trunk.fc(x).unflatten(0, (-1, left))
+        rate = self.dropout.get(stream, 0.0)
+        if self.training and rate > 0.0:
+            if masks is not None and stream not in masks:
+                raise ValueError(f"no dropout mask for the {stream} stream")
+            x = drop(x, rate, None if masks is None else masks[stream])
+        return trunk.fc(x).unflatten(0, (-1, self._times_left(frames)))
 
     def _check(self, rgb: Tensor | None, flow: Tensor | None) -> tuple[int, int]:
         """Time steps and videos; refuses tensors of the wrong shape by their numbers."""

@@ -1,5 +1,6 @@
 """Weights in and out: torchvision's and timm's files, earlier phases, inflation; every name and shape is checked."""
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from hpc_stres.errors import UserError
+from hpc_stres.models.state import refuse_bad_state, some
 from hpc_stres.models.temporal import inflate
 from hpc_stres.models.two_stream import FLOW_PLANES, RGB_PLANES, TwoStream
 from hpc_stres.runpaths import write_bytes
 
 STREAMS = ("appearance", "motion")
+# The key of the checksum among a .safetensors file's metadata.
+CHECKSUM = "hpc_stres.sha256"
 # The flow stack's planes take the RGB filters in the order R G B B G R and again.
 MIRROR_ORDER = [0, 1, 2, 2, 1, 0]
 RESCALE = RGB_PLANES / FLOW_PLANES
@@ -43,15 +47,20 @@ class Report:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """A state dict from .safetensors, or from a torch file without unpickling code."""
+    """A state dict from .safetensors, or from a torch file without unpickling code; every value is checked.
+
+    The one way in for weights: what is damaged, not finite, of a wrong type or has negative variances is refused.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such weights file\n{WHERE_TO_GET}")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return dict(load_file(path))
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+        state: Any = (
+            _read_safetensors(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except UserError:
+        raise
     except Exception as error:  # each format has its own family of errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path}: cannot read the weights: {reason[:200]}") from None
@@ -60,15 +69,44 @@ def read_state(path: Path) -> dict[str, Tensor]:
             state = state[wrapper]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: expected a state dict of tensors")
-    return {name.removeprefix("module."): value for name, value in state.items()}
+    if not all(isinstance(name, str) for name in state):
+        raise UserError(f"{path}: expected a state dict whose keys are names of tensors")
+    named = {name.removeprefix("module."): value for name, value in state.items()}
+    if len(named) != len(state):
+        raise UserError(f"{path}: some tensors are there twice, with and without 'module.' before their name")
+    refuse_bad_state(named, str(path))
+    return named
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file; where it carries a checksum of them, as ours do, that is compared."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as stream:
+        expected = (stream.metadata() or {}).get(CHECKSUM)
+        state = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+    if expected is not None and expected != _checksum(state):
+        raise UserError(f"{path}: damaged: the checksum of its tensors is wrong\nCopy the file again.")
+    return state
 
 
 def save_state(state: Mapping[str, Tensor], path: Path) -> None:
-    """A .safetensors file, written atomically."""
+    """A .safetensors file that carries a checksum of its tensors, written atomically."""
     from safetensors.torch import save
 
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     # Through memory, so that a full disk is an OSError like any other.
-    write_bytes(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}))
+    write_bytes(path, save(whole, {CHECKSUM: _checksum(whole)}))
+
+
+def _checksum(state: Mapping[str, Tensor]) -> str:
+    """Over names, types, shapes and bytes of all tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def inflate_conv1(weight: Tensor, how: Literal["mirror", "mean"], rescale: bool) -> Tensor:
@@ -92,7 +130,7 @@ def to_streams(
     found: dict[str, Tensor] = {}
     for stream in streams:
         for name, tensor in state.items():
-            is_rgb = name == "conv1.weight" and tensor.shape[1] == RGB_PLANES
+            is_rgb = name == "conv1.weight" and tensor.ndim == 4 and tensor.shape[1] == RGB_PLANES
             inflated = inflate_conv1(tensor, conv1, rescale) if stream == "motion" and is_rgb else tensor
             found[f"{stream}.{name}"] = inflated
     return found
@@ -114,7 +152,7 @@ def load_into(model: TwoStream, state: Mapping[str, Tensor], source: str) -> Rep
     unknown = sorted(name for name in state if name not in own)
     if unknown:
         raise UserError(
-            f"{source}: no place in this network for {_some(unknown)}\n"
+            f"{source}: no place in this network for {some(unknown)}\n"
             "Check model.depth, model.stages and model.variant against the weights."
         )
     for name, target in own.items():
@@ -132,6 +170,8 @@ def load_into(model: TwoStream, state: Mapping[str, Tensor], source: str) -> Rep
             shapes = f"{tuple(state[name].shape)}, the network has {tuple(target.shape)}"
             raise UserError(f"{source}: {name} is {shapes}\nCheck model.depth, model.width and model.variant.")
     _refuse_missing(report, source)
+    # A finite float64 number may be too large for the network's float32.
+    refuse_bad_state(own, source)
     return report
 
 
@@ -145,11 +185,7 @@ def _refuse_missing(report: Report, source: str) -> None:
     allowed = ("num_batches_tracked", ".temporal.weight", ".temporal.bias", ".conv1.bias", ".fc.weight", ".fc.bias")
     wrong = [name for name in report.missing if not name.endswith(allowed)]
     if wrong:
-        raise UserError(f"{source}: the weights lack {_some(wrong)}\nIs this file of the same network?")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        raise UserError(f"{source}: the weights lack {some(wrong)}\nIs this file of the same network?")
 
 
 def drop_other_streams(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

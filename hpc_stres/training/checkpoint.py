@@ -5,8 +5,6 @@ checkpoints/step00000100/meta.json                        step, config, checksum
 checkpoints/latest                                        name of the newest, written after it
 """
 
-import hashlib
-import json
 import os
 import shutil
 import sys
@@ -19,8 +17,10 @@ from typing import Any
 from torch import Tensor
 
 from hpc_stres.errors import UserError
+from hpc_stres.models.state import not_finite, some
 from hpc_stres.models.weights import save_state
 from hpc_stres.runpaths import PhasePaths, sha256, write_json, write_text
+from hpc_stres.training.checkpoint_rules import meta_checksum, read_meta
 
 KEPT = 2
 FILES = ("weights.safetensors", "momentum.safetensors")
@@ -48,7 +48,7 @@ def save(
         save_state(momentum, temporary / FILES[1])
         sums = {name: sha256(temporary / name) for name in FILES}
         whole = {**meta, "step": step, "sha256": sums}
-        write_json(temporary / "meta.json", {**whole, "checksum": _checksum(whole)})
+        write_json(temporary / "meta.json", {**whole, "checksum": meta_checksum(whole)})
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
         write_text(paths.latest, target.name + "\n")
@@ -59,7 +59,7 @@ def save(
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    _drop_old(paths)
+    _drop_old(paths, step)
 
 
 class Writer:
@@ -85,14 +85,19 @@ class Writer:
             pending.result()
 
 
-def _drop_old(paths: PhasePaths) -> None:
-    """Keep the newest two and the best; what a killed save left behind goes too."""
-    found = sorted(paths.checkpoints.glob("step*"))
-    keep = set(found[-KEPT:])
-    losses = {path: _meta(path).get("loss", float("inf")) for path in found}
-    if losses:
-        keep.add(min(found, key=lambda path: losses[path]))
-    for path in found:
+def _drop_old(paths: PhasePaths, step: int) -> None:
+    """Keep the newest two up to the step just saved and the best of them; what a killed save left behind goes too.
+
+    One of a later step is damaged or not finite, for the run has resumed from before it: it goes as well.
+    """
+    everything = sorted(paths.checkpoints.glob("step*"))
+    past = [path for path in everything if path.name <= paths.checkpoint(step).name]
+    keep = set(past[-KEPT:])
+    losses = {path: read_meta(path).get("loss") for path in past}
+    known = [path for path in past if losses[path] is not None]
+    if known:
+        keep.add(min(known, key=lambda path: float(losses[path] or 0.0)))
+    for path in everything:
         if path not in keep:
             shutil.rmtree(path)
     for leftover in paths.checkpoints.glob(".step*.tmp"):
@@ -100,46 +105,60 @@ def _drop_old(paths: PhasePaths) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _meta(path: Path) -> dict[str, Any]:
-    """A checkpoint's meta.json; empty when it is damaged, which `find_damage` says aloud."""
-    try:
-        meta = dict(json.loads((path / "meta.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
-    return meta if meta.pop("checksum", None) == _checksum(meta) else {}
-
-
-def _checksum(meta: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-
-
 def newest(paths: PhasePaths, warn: bool = True) -> Checkpoint | None:
-    """The newest whole checkpoint; a damaged one is named on stderr and the one before is taken."""
-    for path in sorted(paths.checkpoints.glob("step*"), reverse=True):
-        damage = find_damage(path)
-        if damage is None:
-            return read(path)
+    """The newest good checkpoint. One that is damaged or not finite is named on stderr, and the one before is taken;
+    where there is none before it, the phase begins anew, which is said as well."""
+    candidates = sorted(paths.checkpoints.glob("step*"), reverse=True)
+    for number, path in enumerate(candidates, 1):
+        fault = find_damage(path)
+        if fault is None:
+            found = read(path)
+            fault = find_nonsense(found)
+            if fault is None:
+                return found
         if warn:
-            print(f"{path}: {damage}; taking the checkpoint before it", file=sys.stderr)
+            rest = "taking the checkpoint before it"
+            rest = rest if number < len(candidates) else "there is none before it: starting from the beginning"
+            print(f"{path}: {fault}; {rest}", file=sys.stderr)
+    return None
+
+
+def find_nonsense(found: Checkpoint) -> str | None:
+    """Which of a checkpoint's numbers no training should go on from, or None."""
+    for what, state in (("weights", found.weights), ("momentum", found.momentum)):
+        bad = not_finite(state)
+        if bad:
+            return f"NaN or infinite {what} in {some(bad)}"
     return None
 
 
 def find_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
-    meta = _meta(path)
+    meta = read_meta(path)
     if "sha256" not in meta:
         return "meta.json is missing or damaged"
+    if _step_of_name(path) != meta["step"]:
+        return f"it is of step {meta['step']}, not of the step that its name says"
     for name in FILES:
-        if not (path / name).is_file():
+        try:
+            if sha256(path / name) != meta["sha256"][name]:
+                return f"{name} is damaged"
+        except FileNotFoundError:
             return f"{name} is missing"
-        if sha256(path / name) != meta["sha256"][name]:
-            return f"{name} is damaged"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror or error}"
     return None
+
+
+def _step_of_name(path: Path) -> int | None:
+    """The step in a checkpoint folder's name."""
+    digits = path.name.removeprefix("step")
+    return int(digits) if digits.isdigit() else None
 
 
 def read(path: Path) -> Checkpoint:
     """One checkpoint whose checksums hold."""
     from safetensors.torch import load_file
 
-    meta = _meta(path)
+    meta = read_meta(path)
     return Checkpoint(meta["step"], load_file(path / FILES[0]), load_file(path / FILES[1]), meta)

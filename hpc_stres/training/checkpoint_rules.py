@@ -1,9 +1,23 @@
-"""Which experiment may go on from which checkpoint. Pure."""
+"""Which experiment may go on from which run folder and checkpoint: one rule for every command. Pure, no torch."""
 
-from collections.abc import Mapping
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import yaml
+
+from hpc_stres.config import Config
+from hpc_stres.configfile import dump, load_resolved, plain
 from hpc_stres.errors import UserError
+from hpc_stres.ownership import owned
+from hpc_stres.runpaths import PhasePaths, RunPaths, write_text
+from hpc_stres.training.product import read_done
+
+# How long a command waits for another one that is just claiming the same new run folder.
+CLAIM_PATIENCE_SECONDS = 60.0
 
 # What may differ between a checkpoint and the run that goes on from it: layout and logging, not learning.
 FREE_KEYS = (
@@ -16,15 +30,89 @@ FREE_KEYS = (
 )  # fmt: skip
 
 
-def refuse_other_config(found: Mapping[str, Any], wanted: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
-    """Refuse a checkpoint that another experiment wrote, and show the difference."""
-    differences = sorted(set(_differences(found, wanted, "")))
-    wrong = [line for key, line in differences if not any(key == a or key.startswith(f"{a}.") for a in allowed)]
+def claim_run_folder(config: Config, run_dir: Path, allowed: tuple[str, ...] = (), update: bool = False) -> None:
+    """Make a run folder this experiment's, or refuse one that belongs to another and show the difference.
+
+    The first command writes config.yaml. A later one must agree with it in every key but those that change how and not
+    what is learned (FREE_KEYS) and those that the user `allowed`; the latter are then changed in config.yaml as well.
+    Free keys stay as they are there, for jobs may be queued that read them, unless `update` asks for them.
+    """
+    paths = RunPaths(run_dir)
+    lock = run_dir / "config.lock"
+    with owned(lock, "this run folder's config.yaml is being written", CLAIM_PATIENCE_SECONDS):
+        wanted = plain(config)
+        if paths.config.is_file():
+            stored = plain(load_resolved(paths.config))
+            refuse_other_config(stored, wanted, FREE_KEYS + allowed, f"{run_dir}: this run folder")
+            new = wanted if update else _with_values(stored, wanted, allowed)
+            if new != stored:
+                write_text(paths.config, yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
+            return
+        # Without a config.yaml the folder belongs to whoever trained in it.
+        for where, found in _configs_of_phases(paths):
+            refuse_other_config(found, wanted, FREE_KEYS + allowed, where)
+        write_text(paths.config, dump(config))
+
+
+def _with_values(stored: Any, wanted: Any, keys: tuple[str, ...], path: str = "") -> Any:
+    """`stored` with the values of some keys, and of what stands under them, taken from `wanted`."""
+    if path in keys:
+        return wanted
+    if not (isinstance(stored, Mapping) and isinstance(wanted, Mapping)):
+        return stored
+    return {
+        key: _with_values(stored.get(key), wanted.get(key), keys, f"{path}.{key}" if path else str(key))
+        for key in {**stored, **wanted}
+    }
+
+
+def _configs_of_phases(paths: RunPaths) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The config that each phase of a run folder was trained with, from done.json and its newest checkpoint."""
+    for folder in sorted((paths.root / "phases").glob("*")):
+        phase = PhasePaths(folder)
+        done = read_done(phase)
+        if done is not None:
+            yield f"{phase.done}: this phase", done["config"]
+        for checkpoint in sorted(phase.checkpoints.glob("step*"), reverse=True):
+            meta = read_meta(checkpoint)
+            if "config" in meta:
+                yield f"{checkpoint}: this checkpoint", meta["config"]
+                break
+
+
+def read_meta(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint's meta.json; empty when it is missing or damaged, which whoever reads the checkpoint says aloud."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        meta = dict(json.loads((checkpoint / "meta.json").read_text(encoding="utf-8")))
+        if meta.pop("checksum", None) == meta_checksum(meta):
+            return meta
+    return {}
+
+
+def meta_checksum(meta: Mapping[str, Any]) -> str:
+    """The checksum inside a checkpoint's meta.json, the same since version 0.1."""
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def refuse_other_config(
+    found: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    allowed: tuple[str, ...],
+    what: str = "the checkpoint",
+) -> None:
+    """Refuse what another experiment wrote, and show the difference."""
+    # The most general keys first: of another recipe, its name and not its many numbers.
+    differences = sorted(set(_differences(found, wanted, "")), key=lambda item: (item[0].count("."), item))
+    wrong = [
+        (key, line)
+        for key, line in differences
+        if not any(key == name or key.startswith(f"{name}.") for name in allowed)
+    ]
     if wrong:
-        key = wrong[0].split(":")[0]
+        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         raise UserError(
-            "the checkpoint is of another experiment: " + "; ".join(wrong[:4]) + "\n"
-            f"Use another --run-dir, or allow it with --allow-config-change {key}."
+            f"{what} is of another experiment: {'; '.join(line for _, line in wrong[:4])}{more}\n"
+            f"Use another --run-dir, or allow it with --allow-config-change {wrong[0][0]}."
         )
 
 

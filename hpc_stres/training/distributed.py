@@ -39,7 +39,7 @@ def cpu_threads(world: World) -> int:
 def start(world: World, device: torch.device, timeout_minutes: float = 10.0) -> None:
     """Join the process group; also for a world of one, so that there is one code path."""
     os.environ.update(process_group_environment(world))
-    if world.size == 1:
+    if not world.port_is_agreed:
         _choose_free_port()
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
@@ -98,6 +98,26 @@ def describe_numerics(device: torch.device, precision: str) -> str:
         f"tf32 products {torch.backends.cuda.matmul.allow_tf32}, tf32 convolutions {cudnn.allow_tf32}, "
         f"cuDNN benchmark {cudnn.benchmark}, deterministic {torch.are_deterministic_algorithms_enabled()}"
     )
+
+
+def refuse_together(refusal: UserError | None, control: Any, what: str) -> None:
+    """Every rank refuses when one does, so that none waits for a rank that has left. `what` is said by the others."""
+    (refused,) = agree([float(refusal is not None)], control)
+    if refusal is not None:
+        raise refusal
+    if refused:
+        raise UserError(f"another rank refused {what}; its own message says why")
+
+
+def refuse_different_starts(fingerprint: str, control: Any) -> None:
+    """Refuse ranks that begin with different weights or steps, which a file system that lags behind can cause."""
+    # Four bytes at a time, which a float64 holds exactly.
+    parts = [float(int(fingerprint[start : start + 8], 16)) for start in (0, 8, 16, 24)]
+    if agree(parts, control) != agree(parts, control, largest=False):
+        raise UserError(
+            "the ranks do not start from the same weights and step: they read different files\n"
+            "Start again when every node sees the same run folder; a network file system may lag by a minute."
+        )
 
 
 def make_control_group() -> Any:

@@ -1,18 +1,26 @@
-"""What the first rank writes while it trains: metrics.jsonl (the truth), TensorBoard events, progress, heartbeats."""
+"""What the first rank writes while it trains: metrics.jsonl (the truth), TensorBoard events, progress, heartbeats.
+
+And how long steps take, which goes into them.
+"""
 
 import json
 import os
 import resource
+import shutil
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from hpc_stres.runpaths import PhasePaths, read_json_lines, write_text
+from hpc_stres.runpaths import PhasePaths, write_text
+from hpc_stres.training.product import metrics_line, sift_metrics
 
 HEARTBEAT_INTERVAL_SECONDS = 5.0
 WAITING = "waiting for other ranks"
+Item = TypeVar("Item")
 
 
 class MetricsLog:
@@ -22,8 +30,13 @@ class MetricsLog:
         self.paths = paths
         paths.root.mkdir(parents=True, exist_ok=True)
         # Steps after the checkpoint will be done again: their rows go, so that each step stands once.
-        kept = [row for row in read_json_lines(paths.metrics) if row["step"] <= start_step]
-        write_text(paths.metrics, "".join(json.dumps(row) + "\n" for row in kept))
+        rows, faults = sift_metrics(paths)
+        if faults:
+            # Rows of an older version have no checksum, others may be damaged: they are kept beside, not among, ours.
+            shutil.copyfile(paths.metrics, paths.root / "metrics.left_out.jsonl")
+            print(f"{faults[0]} ({len(faults)} in all); the old file is metrics.left_out.jsonl", file=sys.stderr)
+        kept = [row for row in rows if row["step"] <= start_step]
+        write_text(paths.metrics, "".join(metrics_line(row) for row in kept))
         self.stream = paths.metrics.open("a", encoding="utf-8")
         from torch.utils.tensorboard import SummaryWriter
 
@@ -31,7 +44,7 @@ class MetricsLog:
 
     def write(self, row: dict[str, Any]) -> None:
         """One row; `step` is the number of steps done."""
-        self.stream.write(json.dumps(row) + "\n")
+        self.stream.write(metrics_line(row))
         self.stream.flush()
         for name, value in row.items():
             if name != "step" and isinstance(value, (int, float)):
@@ -77,3 +90,32 @@ def memory_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+class Stopwatch:
+    """Time of steps, and the share of it that was spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.lap_start = self.step_start = time.monotonic()
+        self.waited_s, self.steps = 0.0, 0
+
+    def waiting(self, feed: Iterator[Item]) -> Item:
+        """Take the next item and count the wait."""
+        started = time.monotonic()
+        item = next(feed)
+        self.waited_s += time.monotonic() - started
+        return item
+
+    def step(self) -> float:
+        """Seconds of the step that ends now."""
+        now = time.monotonic()
+        seconds, self.step_start = now - self.step_start, now
+        self.steps += 1
+        return seconds
+
+    def lap(self) -> tuple[int, float, float]:
+        """Steps, seconds, and seconds of waiting since the last call."""
+        now = time.monotonic()
+        result = (self.steps, now - self.lap_start, self.waited_s)
+        self.lap_start, self.waited_s, self.steps = now, 0.0, 0
+        return result

@@ -1,6 +1,5 @@
 """What a phase starts from: its network, its first weights, and the micro-batch that fits in memory."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,36 +8,40 @@ import torch
 from torch import Tensor, nn
 
 from hpc_stres.config import Config
-from hpc_stres.errors import UserError
 from hpc_stres.layout import group_sizes
 from hpc_stres.models import TwoStream, assign_groups, build_model
+from hpc_stres.models.dropout import Masks
+from hpc_stres.models.initialise import initialise
 from hpc_stres.models.norm import statistics_dtype
 from hpc_stres.models.weights import STREAMS, drop_other_streams, is_trunk, load_into, read_state, to_streams
-from hpc_stres.runpaths import RunPaths
+from hpc_stres.runpaths import PhasePaths, RunPaths
+from hpc_stres.training.product import checked_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
 MEMORY_SHARE = 0.6
 
 
 def build_phase_model(config: Config, name: str, num_classes: int) -> TwoStream:
-    """The network of a phase, initialised from the run's seed."""
+    """The network of a phase, initialised from the run's seed: the same on every rank, device and layout."""
     phase = config.phase(name)
-    torch.manual_seed(config.seed)
     options: dict[str, Any] = {"dropout": phase.dropout}
     if phase.model in ("st_resnet_star", "stm_resnet"):
         options["temporal_pool"] = phase.temporal_pool
-    model = build_model(
-        phase.model,
-        num_classes,
-        config.model.depth,
-        config.model.width,
-        phase.norm_group,
-        stages=config.model.stages,
-        variant=config.model.variant,
-        temporal_padding=phase.temporal_padding,
-        norm_average=phase.norm_average,
-        **options,
-    )
+    # A layer draws from torch's generator when it is made; that leaves no trace, and its numbers are drawn anew.
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(
+            phase.model,
+            num_classes,
+            config.model.depth,
+            config.model.width,
+            phase.norm_group,
+            stages=config.model.stages,
+            variant=config.model.variant,
+            temporal_padding=phase.temporal_padding,
+            norm_average=phase.norm_average,
+            **options,
+        )
+    initialise(model, config.seed, name)
     model.activation_checkpointing = config.training.activation_checkpointing
     return model.to(DTYPES[config.training.precision])
 
@@ -56,8 +59,10 @@ def load_first_weights(model: TwoStream, config: Config, name: str, paths: RunPa
     if source is None:
         return "starts from random weights"
     path = Path(source)
-    if path.is_dir():
-        path = finished_weights(RunPaths(path.parent.parent), path.name)
+    # A finished phase vouches for its weights, whether its folder or the file in it is named.
+    phase_paths = PhasePaths(path if path.is_dir() else path.parent)
+    if path.is_dir() or (path == phase_paths.weights and phase_paths.done.exists()):
+        path = checked_weights(phase_paths)
     state = read_state(path)
     if is_trunk(state):
         present = [stream for stream in STREAMS if getattr(model, stream) is not None]
@@ -67,18 +72,7 @@ def load_first_weights(model: TwoStream, config: Config, name: str, paths: RunPa
 
 def finished_weights(paths: RunPaths, parent: str) -> Path:
     """Weights of a phase that is done; refuses one that is missing, unfinished or changed since."""
-    from hpc_stres.runpaths import sha256
-
-    phase = paths.phase(parent)
-    if not phase.done.is_file():
-        raise UserError(f"{phase.root}: phase {parent} is not finished\nTrain it first: --phase {parent}")
-    done = json.loads(phase.done.read_text(encoding="utf-8"))
-    if not phase.weights.is_file() or sha256(phase.weights) != done["sha256"]:
-        raise UserError(
-            f"{phase.weights}: these are not the weights that phase {parent} finished with\n"
-            f"Remove {phase.done} and train the phase again; its checkpoints are kept."
-        )
-    return phase.weights
+    return checked_weights(paths.phase(parent))
 
 
 def smallest_share(global_batch: int, norm_group: int, world_size: int) -> int:
@@ -133,8 +127,17 @@ def dry_pass(model: nn.Module, config: Config, name: str, device: torch.device, 
     owners = torch.zeros(videos, dtype=torch.long, device=device)
     groups = assign_groups(owners, 1, phase.chunks, statistics_dtype(dtype))
     with torch.autocast(device.type, torch.bfloat16, enabled=config.training.precision == "bfloat16"):
-        logits = model.train()(rgb, flow, groups)
+        logits = model.train()(rgb, flow, groups, _nothing_dropped(model, videos, phase.chunks, device))
     return torch.stack([scores.float().sum() for scores in logits if scores is not None]).sum()
+
+
+def _nothing_dropped(model: nn.Module, videos: int, frames: int, device: torch.device) -> Masks:
+    """Dropout masks that keep everything: as large as real ones, and nothing random."""
+    assert isinstance(model, TwoStream)
+    return {
+        stream: torch.ones(videos, shape.times, shape.features, dtype=torch.bool, device=device)
+        for stream, shape in model.dropout_shapes(frames).items()
+    }
 
 
 def _channels_last(clips: Tensor | None) -> Tensor | None:

@@ -1,11 +1,8 @@
-"""The loop. `train` sets a phase up and runs it to its end, or to the step at which it is asked to stop."""
+"""The loop: one rank's part of one phase, from its first weights or its last checkpoint to its product."""
 
 import hashlib
-import json
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,9 @@ from hpc_stres.data.stage import open_store
 from hpc_stres.errors import UserError
 from hpc_stres.layout import Layout, Share, plan
 from hpc_stres.models import assign_groups, defer_statistics, fold_statistics
+from hpc_stres.models.dropout import Masks, draw_masks
 from hpc_stres.models.norm import NormGroups, statistics_dtype
+from hpc_stres.models.state import not_finite, some
 from hpc_stres.models.weights import save_state
 from hpc_stres.progress import Progress
 from hpc_stres.runpaths import RunPaths, sha256, write_json
@@ -30,18 +29,20 @@ from hpc_stres.training import checkpoint, distributed, start
 from hpc_stres.training.checkpoint_rules import FREE_KEYS, refuse_other_config
 from hpc_stres.training.engine import Engine, make_engine
 from hpc_stres.training.loss import StreamSums, phase_loss
-from hpc_stres.training.metrics import WAITING, Heartbeat, MetricsLog, late_ranks, memory_gib
-from hpc_stres.training.ownership import owned
+from hpc_stres.training.metrics import Heartbeat, MetricsLog, Stopwatch, memory_gib
+from hpc_stres.training.product import write_done
 from hpc_stres.training.signals import StopFlag
 
-# What the slowest of the ranks that did arrive needs to say so after a time-out.
-HEARTBEAT_GRACE_SECONDS = 3.0
+# What the feed hands over for one micro-step: clips and their dropout masks, or nothing where a rank has no share.
+Batch = tuple[Clips, Masks] | None
 
 
 class Trainer:
     """One phase on one rank."""
 
-    def __init__(self, config: Config, name: str, run_dir: Path, world: World, device: torch.device) -> None:
+    def __init__(
+        self, config: Config, name: str, run_dir: Path, world: World, device: torch.device, control: Any
+    ) -> None:
         self.config, self.name, self.world, self.device = config, name, world, device
         self.phase, self.steps = config.phase(name), config.steps(name)
         self.run, self.paths = RunPaths(run_dir), RunPaths(run_dir).phase(name)
@@ -50,11 +51,11 @@ class Trainer:
         self.sampler = sampler(config, name, self.store)
         self.stop = StopFlag()
         self.heartbeat = Heartbeat(self.paths.heartbeat(world.rank))
-        self.control = distributed.make_control_group()
+        self.control = control
         self.step, self.trail = 0, ""
         self.bad_step = torch.full((), -1, dtype=torch.long, device=device)
         self.sums: dict[str, StreamSums] = {}
-        self.last_loss = float("inf")
+        self.last_loss: float | None = None
         self.writer = checkpoint.Writer(self.paths)
 
     # -- setting up -----------------------------------------------------------------------------------------------
@@ -67,12 +68,8 @@ class Trainer:
         if found is None:
             self.say(start.load_first_weights(model, self.config, self.name, self.run))
         else:
-            refuse_other_config(found.meta["config"], plain(self.config), FREE_KEYS + allowed)
-            if found.meta["phase"] != self.name:
-                raise UserError(f"{self.paths.root}: a checkpoint of phase {found.meta['phase']}, not of {self.name}")
-            model.load_state_dict(found.weights)
-            self.step, self.trail = found.step, found.meta["trail"]
-            self.say(f"goes on from step {self.step}")
+            self.resume(model, found, allowed)
+        distributed.refuse_different_starts(self.fingerprint(model), self.control)
         self.layout = self.make_layout(model, found)
         self.say(self.layout.explain())
         self.say(distributed.describe_numerics(self.device, self.config.training.precision))
@@ -85,7 +82,28 @@ class Trainer:
         if self.config.training.compile:
             model.compile()
         self.groups = [self.norm_groups(share) for share in self.layout.shares[self.world.rank]]
+        self.dropout_shapes = model.dropout_shapes(self.phase.chunks)
         model.train()
+
+    def resume(self, model: torch.nn.Module, found: checkpoint.Checkpoint, allowed: tuple[str, ...]) -> None:
+        """Take up a checkpoint of this phase and this experiment."""
+        refuse_other_config(found.meta["config"], plain(self.config), FREE_KEYS + allowed)
+        if found.meta["phase"] != self.name:
+            raise UserError(f"{self.paths.root}: a checkpoint of phase {found.meta['phase']}, not of {self.name}")
+        try:
+            model.load_state_dict(found.weights)
+        except RuntimeError as error:
+            path, reason = self.paths.checkpoint(found.step), str(error).strip().splitlines()[-1].strip()
+            raise UserError(f"{path}: does not fit this network: {reason}\nUse another --run-dir.") from None
+        self.step, self.trail = found.step, found.meta["trail"]
+        self.say(f"goes on from step {self.step}")
+
+    def fingerprint(self, model: torch.nn.Module) -> str:
+        """Of what this rank begins with. One rank has nobody to differ from."""
+        digest = hashlib.sha256(f"{self.step} {self.trail}".encode())
+        for tensor in model.state_dict().values() if self.world.size > 1 else ():
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def make_layout(self, model: torch.nn.Module, found: checkpoint.Checkpoint | None) -> Layout:
         """The cut of the global batch; `auto` keeps what an earlier link of the same world size found."""
@@ -171,7 +189,7 @@ class Trainer:
             log.close()
         return self.step == self.steps
 
-    def micro_batches(self, reader: ClipReader) -> Iterator[Clips | None]:
+    def micro_batches(self, reader: ClipReader) -> Iterator[Batch]:
         """This rank's micro-batches from the current step on; runs in the feed's thread."""
         trail = self.trail
         self.trails: dict[int, str] = {}
@@ -180,17 +198,24 @@ class Trainer:
             trail = hashlib.sha256((trail + digest(batch)).encode()).hexdigest()[:16]
             self.trails[step + 1] = trail
             for share in self.layout.shares[self.world.rank]:
-                yield reader.read([batch[p] for p in share.positions]) if share.positions else None
+                if not share.positions:
+                    yield None
+                    continue
+                seed, positions = self.config.seed, share.positions
+                masks = draw_masks(seed, self.name, step, positions, self.dropout_shapes, self.device)
+                yield reader.read([batch[p] for p in positions]), masks
 
-    def micro_step(self, number: int, clips: Clips | None) -> None:
+    def micro_step(self, number: int, work: Batch) -> None:
         """Forward and backward of one micro-batch; nothing here waits for the device."""
         last = number == self.layout.micro_steps - 1
-        if clips is None:
+        if work is None:
             self.engine.backward(None, last)
             return
+        clips, masks = work
         cast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.training.precision == "bfloat16")
         with cast:
-            logits = self.engine.forward(last, self.as_input(clips.rgb), self.as_input(clips.flow), self.groups[number])
+            rgb, flow = self.as_input(clips.rgb), self.as_input(clips.flow)
+            logits = self.engine.forward(last, rgb, flow, self.groups[number], masks)
         loss, sums = phase_loss(logits, clips.labels, self.phase)
         self.engine.backward(loss / self.phase.global_batch, last)
         bad = ~torch.isfinite(loss.detach()) & (self.bad_step < 0)
@@ -257,11 +282,21 @@ class Trainer:
             "The last checkpoint is untouched. Lower the learning rate, or use float32."
         )
 
+    def refuse_bad_state(self, momentum: dict[str, Tensor] | None = None) -> None:
+        """Stop on every rank before a NaN or an infinity gets into a checkpoint or the product."""
+        bad = not_finite(self.model.state_dict()) + [f"the momentum of {n}" for n in not_finite(momentum or {})]
+        refusal = UserError(
+            f"{self.name}: NaN or infinite values in {some(bad)} after step {self.step}; they were not saved\n"
+            "The last checkpoint is untouched. Lower the learning rate, or use float32."
+        )
+        distributed.refuse_together(refusal if bad else None, self.control, f"the weights of step {self.step}")
+
     def save(self, wait: bool) -> None:
         """A checkpoint; every rank takes part, the first one writes it while training goes on, unless told to wait."""
         self.refuse_bad_loss()
         started = time.monotonic()
         momentum = self.engine.momentum()
+        self.refuse_bad_state(momentum)
         failed = ""
         if self.world.is_first:
             meta = {
@@ -282,90 +317,15 @@ class Trainer:
 
     def finish(self) -> None:
         """The phase's product: weights under ordinary names, and done.json with their checksum."""
+        self.refuse_bad_state()
         if not self.world.is_first:
             return
+        # Of a shorter training before this one; its weights are about to go.
+        self.paths.done.unlink(missing_ok=True)
         save_state(self.model.state_dict(), self.paths.weights)
         done = {
-            "phase": self.name,
-            "step": self.step,
-            "sha256": sha256(self.paths.weights),
-            "classes": self.store.classes,
-        }
-        write_json(self.paths.done, {**done, "requests": self.trails.get(self.step, self.trail)})
-
-
-class Stopwatch:
-    """Time of steps, and the share of it that was spent waiting for data."""
-
-    def __init__(self) -> None:
-        self.lap_start = self.step_start = time.monotonic()
-        self.waited_s, self.steps = 0.0, 0
-
-    def waiting(self, feed: Iterator[Clips | None]) -> Clips | None:
-        """Take the next item and count the wait."""
-        started = time.monotonic()
-        item = next(feed)
-        self.waited_s += time.monotonic() - started
-        return item
-
-    def step(self) -> float:
-        """Seconds of the step that ends now."""
-        now = time.monotonic()
-        seconds, self.step_start = now - self.step_start, now
-        self.steps += 1
-        return seconds
-
-    def lap(self) -> tuple[int, float, float]:
-        """Steps, seconds, and seconds of waiting since the last call."""
-        now = time.monotonic()
-        result = (self.steps, now - self.lap_start, self.waited_s)
-        self.lap_start, self.waited_s, self.steps = now, 0.0, 0
-        return result
-
-
-def train(config: Config, name: str, run_dir: Path, world: World, allowed: tuple[str, ...] = ()) -> bool:
-    """Train one phase to its end, or until asked to stop (False)."""
-    paths = RunPaths(run_dir).phase(name)
-    if paths.done.is_file() and json.loads(paths.done.read_text("utf-8"))["step"] >= config.steps(name):
-        if world.is_first:
-            print(f"{name}: done already (step {config.steps(name)})")
-        return True
-    with owned(paths) if world.is_first else nullcontext():
-        return _train_owned(config, name, run_dir, world, allowed)
-
-
-def _train_owned(config: Config, name: str, run_dir: Path, world: World, allowed: tuple[str, ...]) -> bool:
-    device = distributed.choose_device(world)
-    torch.backends.cuda.matmul.allow_tf32 = config.training.tf32
-    torch.backends.cudnn.allow_tf32 = config.training.tf32
-    torch.backends.cudnn.benchmark = not config.training.deterministic
-    torch.use_deterministic_algorithms(config.training.deterministic)
-    distributed.start(world, device, config.training.start_timeout_minutes)
-    trainer = Trainer(config, name, run_dir, world, device)
-    trainer.stop.install()
-    try:
-        trainer.set_up(allowed)
-        finished = trainer.train()
-        if finished:
-            trainer.finish()
-        torch.distributed.barrier(group=trainer.control)
-    except RuntimeError as error:
-        _name_late_ranks(trainer, error)
-        raise
-    finally:
-        trainer.heartbeat.beat(trainer.step, "left", force=True)
-    trainer.engine.close()
-    distributed.stop()
-    return finished
-
-
-def _name_late_ranks(trainer: Trainer, error: RuntimeError) -> None:
-    """Ranks that wait say so in their heartbeats; those that do not are the ones that are waited for."""
-    if trainer.world.size == 1:
-        return
-    trainer.heartbeat.beat(trainer.step, WAITING, force=True)
-    time.sleep(HEARTBEAT_GRACE_SECONDS)
-    late = late_ranks(trainer.paths, trainer.world.size)
-    if late:
-        text = f"rank {trainer.world.rank} at step {trainer.step}: ranks {late} did not arrive"
-        print(f"{text} ({str(error).splitlines()[0][:120]})", file=sys.stderr, flush=True)
+            "phase": self.name, "step": self.step, "sha256": sha256(self.paths.weights),
+            "classes": self.store.classes, "config": plain(self.config),
+            "requests": self.trails.get(self.step, self.trail),
+        }  # fmt: skip
+        write_done(self.paths, done)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,43 @@ def train(data_root, run_dir, phase, world, *overrides, expect=0, timeout=240):
         kill_session(process)
     assert process.returncode == expect, output[-3000:]
     return output
+
+
+def train_together(data_root, world, trainings):
+    """Train several times over the same `world` processes; a training is (phase, run folder, overrides).
+
+    The last may have a fourth part: what each rank is refused with.
+    """
+    works = []
+    for phase, run_dir, overrides, *refusals in trainings:
+        place = {"data_root": str(data_root), "run_dir": str(run_dir), "port": free_port()}
+        works.append(
+            {**place, "phase": phase, "overrides": list(overrides), **({"refusals": refusals[0]} if refusals else {})}
+        )
+    ranks = []
+    for rank in range(world):
+        names = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": 1}
+        env = clean_environment(MASTER_ADDR="127.0.0.1", **{name: str(value) for name, value in names.items()})
+        command = [sys.executable, "-m", "tests.distributed.train_worker", json.dumps(works)]
+        ranks.append(
+            subprocess.Popen(
+                command, env=env, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                start_new_session=True,
+            )
+        )  # fmt: skip
+    try:
+        for process in ranks:
+            _, errors = process.communicate(timeout=600)
+            assert process.returncode == 0, errors[-3000:]
+    finally:
+        for process in ranks:
+            kill_session(process)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def kill_session(process):

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT, TINY, run_python
-from tests.distributed.launching import clean_environment, command, identical, metrics, train, weights
+from tests.distributed.launching import clean_environment, command, free_port, identical, metrics, train, weights
 
 pytestmark = pytest.mark.distributed
 
@@ -143,6 +143,25 @@ def test_mpirun_starts_training_as_well(data_root, tmp_path):
     assert metrics(tmp_path / "two", "motion")[-1]["world_size"] == 2
     one, two = (metrics(tmp_path / name, "motion")[-1]["requests"] for name in ("one", "two"))
     assert one == two
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "mpirun"])
+def test_one_rank_under_a_launcher_starts_like_two(data_root, tmp_path, launcher):
+    import shutil
+
+    if launcher == "mpirun" and shutil.which("mpirun") is None:
+        pytest.skip("no mpirun on this machine")
+    mpirun = ["mpirun", "--allow-run-as-root", "-n", "1", sys.executable]
+    torchrun = ["torch.distributed.run", "--nproc_per_node", "1", "--master_port", str(free_port())]
+    start = mpirun if launcher == "mpirun" else [sys.executable, "-m", *torchrun]
+    # Where the rank waits for nobody's port, half a minute is the whole start.
+    brief = ["training.max_steps=1", "training.start_timeout_minutes=0.5"]
+    result = subprocess.run(
+        [*start, *command(data_root, tmp_path, "motion", *brief)],
+        capture_output=True, text=True, cwd=ROOT, env=clean_environment(), timeout=120, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert metrics(tmp_path, "motion")[-1]["world_size"] == 1
 
 
 def test_options_that_only_change_how_are_free_of_effect(data_root, tmp_path):

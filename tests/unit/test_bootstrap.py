@@ -1,8 +1,11 @@
 """Rank and world from every launcher; half-set environments are refused."""
 
+import contextlib
+import os
+
 import pytest
 
-from hpc_stres.bootstrap import FIRST_PORT, PORT_COUNT, expand_nodes, find_world
+from hpc_stres.bootstrap import FIRST_PORT, PORT_COUNT, expand_nodes, find_world, kept_environment
 from hpc_stres.errors import ConfigError
 
 TORCHRUN = {
@@ -72,6 +75,50 @@ def test_slurm_tasks_with_a_world_of_one_are_refused():
     env = {**slurm(2, 2, 1), "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     with pytest.raises(ConfigError, match="SLURM_NTASKS is 4 but the group has a world of 1"):
         find_world(env)
+
+
+ONE_TORCHRUN = {**TORCHRUN, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+ONE_MPI = {f"OMPI_COMM_WORLD_{name}": value for name, value in
+           (("RANK", "0"), ("SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_SIZE", "1"))}  # fmt: skip
+
+
+@pytest.mark.parametrize("env", [ONE_TORCHRUN, ONE_MPI, slurm(1, 1, 0)], ids=["torchrun", "mpirun", "srun"])
+def test_one_rank_under_a_launcher_keeps_the_port_that_it_was_given(env):
+    given = find_world({**env, "MASTER_PORT": "29777", "MASTER_ADDR": "n1"})
+    assert given.port_is_agreed
+    assert (given.size, given.port, given.address) == (1, 29777, "n1")
+    without = {name: value for name, value in env.items() if name != "MASTER_PORT"}
+    assert not find_world(without).port_is_agreed, "nobody else can know the port: any free one will do"
+
+
+def test_a_lone_process_takes_any_free_port_and_several_ranks_the_agreed_one():
+    assert not find_world({"MASTER_PORT": "29777"}).port_is_agreed
+    for env in (TORCHRUN, OPENMPI, MPICH, slurm(2, 2, 1)):
+        assert find_world(env).port_is_agreed
+
+
+def test_a_given_port_is_not_changed_when_the_group_starts(monkeypatch):
+    from hpc_stres.training import distributed
+
+    seen = {}
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda *a, **k: seen.update(os.environ))
+    with kept_environment():
+        distributed.start(find_world(ONE_TORCHRUN), distributed.torch.device("cpu"))
+    assert (seen["MASTER_ADDR"], seen["MASTER_PORT"]) == ("n1", "29501")
+    with kept_environment():
+        distributed.start(find_world({"MASTER_PORT": "29501"}), distributed.torch.device("cpu"))
+    assert seen["MASTER_PORT"] != "29501"
+
+
+def test_the_environment_is_kept_however_a_block_ends(monkeypatch):
+    monkeypatch.setenv("CHANGED", "before")
+    monkeypatch.setenv("REMOVED", "before")
+    before = dict(os.environ)
+    with contextlib.suppress(KeyError), kept_environment():
+        os.environ.update(CHANGED="after", RANK="0")
+        del os.environ["REMOVED"]
+        raise KeyError
+    assert dict(os.environ) == before
 
 
 def test_a_batch_script_is_a_single_process():

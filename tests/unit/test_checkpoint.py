@@ -1,9 +1,11 @@
 """Checkpoints: whole or not there; damage is named and the one before is taken; other experiments are refused."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -148,3 +150,52 @@ def test_the_clock_decides_before_the_wall(monkeypatch):
     assert flag.wanted()
     assert "wall time" in flag.reason()
     assert not StopFlag({}).wanted()
+
+
+@pytest.fixture
+def calls(monkeypatch, tmp_path):
+    """What is synced and renamed, in order, by the name of the file."""
+    made, names = [], {}
+    sync, replace, rename, opened = os.fsync, os.replace, Path.rename, os.open
+
+    def open_noted(path, flags, *more, **options):
+        descriptor = opened(path, flags, *more, **options)
+        names[descriptor] = Path(path).name
+        return descriptor
+
+    def sync_noted(descriptor):
+        made.append(("sync", names.get(descriptor, "?")))
+        sync(descriptor)
+
+    def replace_noted(source, target):
+        made.append(("rename", Path(target).name))
+        replace(source, target)
+
+    def rename_noted(source, target):
+        made.append(("rename", Path(target).name))
+        return rename(source, target)
+
+    monkeypatch.setattr(os, "open", open_noted)
+    monkeypatch.setattr(os, "fsync", sync_noted)
+    monkeypatch.setattr(os, "replace", replace_noted)
+    monkeypatch.setattr(Path, "rename", rename_noted)
+    return made
+
+
+def test_a_file_is_on_the_disk_before_its_name_and_the_name_before_the_call_returns(tmp_path, calls):
+    write_json(tmp_path / "folder" / "file.json", {"a": 1})
+    (first, temporary), *rest = calls
+    assert (first, temporary.startswith(".file.json.")) == ("sync", True)
+    assert rest == [("rename", "file.json"), ("sync", "folder")]
+
+
+def test_a_checkpoint_is_on_the_disk_before_anything_points_to_it(paths, calls):
+    save(paths, 1)
+    names = [("sync" if what == "sync" else "name", name.split(".json.")[0]) for what, name in calls]
+    where = {name: number for number, (what, name) in enumerate(names) if what == "name"}
+    for file in ("weights.safetensors", "momentum.safetensors", "meta.json"):
+        before = names[: where[file]]
+        assert any(what == "sync" and file.split(".")[0] in name for what, name in before), file
+        assert where[file] < where["step00000001"]
+    assert where["step00000001"] < where["latest"]
+    assert ("sync", "checkpoints") in names[where["latest"] :], "both new names are on the disk at the end"

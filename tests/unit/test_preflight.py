@@ -1,15 +1,20 @@
 """What the preflight refuses, what it mentions, and how it reads NCCL's log."""
 
+import contextlib
 import dataclasses
 import fcntl
+import os
 
 import pytest
 
+from hpc_stres import preflight
+from hpc_stres.bootstrap import find_world
 from hpc_stres.errors import UserError
+from hpc_stres.ownership import owned
 from hpc_stres.preflight import RankReport, code_digest, findings, transport
 from hpc_stres.runpaths import RunPaths
-from hpc_stres.training.ownership import owned
-from tests.conftest import TINY, run_python
+from hpc_stres.training.distributed import cpu_threads
+from tests.conftest import TINY, run_python, tiny_config
 
 
 def ranks(count=4, **changes):
@@ -81,31 +86,70 @@ def test_the_command_reports_a_single_rank(tmp_path):
     assert RunPaths(tmp_path).preflight.is_file()
 
 
+@pytest.fixture
+def one_rank_under_srun(monkeypatch):
+    """The environment of `srun -n1`, with a number of threads that the user chose."""
+    monkeypatch.delenv("HPC_STRES_THREADS", raising=False)
+    names = {"JOB_ID": "7", "STEP_ID": "0", "PROCID": "0", "NTASKS": "1", "STEP_NUM_TASKS": "1", "LOCALID": "0"}
+    for name, value in names.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_the_training_after_it_finds_everything_as_if_it_had_not_run(
+    one_rank_under_srun, monkeypatch, tmp_path, refuses
+):
+    import torch
+
+    before, threads, world = dict(os.environ), torch.get_num_threads(), find_world()
+    assert world.source == "srun"
+    if refuses:
+        monkeypatch.setattr(preflight, "findings", lambda reports: (["no"], []))
+    with pytest.raises(UserError, match="should not train together") if refuses else contextlib.nullcontext():
+        preflight.run(tiny_config("x").cluster, world, tmp_path)
+    assert dict(os.environ) == before
+    assert torch.get_num_threads() == threads
+    assert not torch.distributed.is_initialized()
+    assert find_world() == world
+    assert cpu_threads(find_world()) == 3
+
+
+def test_it_leaves_nothing_when_ranks_do_not_meet(one_rank_under_srun, monkeypatch):
+    import torch
+
+    def fail(*arguments, **options):
+        raise RuntimeError("a rank is gone")
+
+    monkeypatch.setattr(torch.distributed, "barrier", fail)
+    before = dict(os.environ)
+    with pytest.raises(RuntimeError, match="a rank is gone"):
+        preflight.run(tiny_config("x").cluster, find_world(), None)
+    assert dict(os.environ) == before
+    assert not torch.distributed.is_initialized()
+
+
+def test_nccls_log_is_asked_for_while_it_runs_only(one_rank_under_srun, monkeypatch, tmp_path):
+    before = dict(os.environ)
+    asked = []
+
+    def measure(world, run_dir):
+        asked.append(preflight._nccl_log(tmp_path))
+        assert os.environ["NCCL_DEBUG_FILE"] == str(asked[0])
+        del os.environ["OMP_NUM_THREADS"]
+        return ranks(1), ([], []), 0.0, "cpu"
+
+    monkeypatch.setattr(preflight, "_measure", measure)
+    preflight.run(tiny_config("x").cluster, find_world(), None)
+    assert dict(os.environ) == before
+
+
 def test_a_phase_has_one_owner_and_its_lock_ends_with_it(tmp_path):
-    paths = RunPaths(tmp_path).phase("motion")
-    again = pytest.raises(UserError, match="this phase is being trained by process")
-    with owned(paths), again, owned(paths):
+    lock, what = RunPaths(tmp_path).phase("motion").lock, "this phase is being trained"
+    again = pytest.raises(UserError, match="motion: this phase is being trained by process")
+    with owned(lock, what), again, owned(lock, what):
         pass
-    with owned(paths):
-        assert "process" in paths.lock.read_text()
-    with paths.lock.open() as stream:
+    with owned(lock, what):
+        assert "process" in lock.read_text()
+    with lock.open() as stream:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def test_without_locks_a_fresh_heartbeat_is_an_owner(tmp_path, monkeypatch):
-    from hpc_stres.training.metrics import Heartbeat
-
-    paths = RunPaths(tmp_path).phase("motion")
-
-    def no_locks(stream, how):
-        raise OSError("no locks available")
-
-    monkeypatch.setattr(fcntl, "flock", no_locks)
-    beat = Heartbeat(paths.heartbeat(0))
-    with owned(paths):
-        beat.beat(3, "step", force=True)
-    with pytest.raises(UserError, match="being trained by a rank on"), owned(paths):
-        pass
-    beat.beat(3, "left", force=True)
-    with owned(paths):
-        pass

@@ -185,3 +185,36 @@ def test_a_config_and_a_phase_are_enough(data_root, store):
     assert requests(config, 3, "st_resnet") == requests(sampler(config, "st_resnet", store), 3)
     assert len(requests(config, 0)) == 10
     assert isinstance(config.phase("motion"), Phase)
+
+
+def every_start(phase, count, stride_draw=0.0):
+    draws = [(place + 0.5) / 1000 for place in range(1000)]
+    return {choose_frames(phase, count, stride_draw, draw)[0] for draw in draws}
+
+
+def test_every_valid_start_is_drawn_the_first_and_the_last_too():
+    assert every_start(make("appearance").phase, 37) == set(range(37))
+    assert every_start(make("motion").phase, 40) == set(range(5, 35))
+    joint = make("st_resnet").phase
+    # Five chunks at stride 5 span 20 frames; the last stack of flow ends with the video.
+    assert every_start(joint, 60) == set(range(5, 35))
+    assert every_start(joint, 31) == {5}
+    assert every_start(joint, 32) == {5, 6}
+    longest = choose_frames(joint, 60, 0.0, 0.9999)
+    assert flow_stack(longest[-1], 59, "mirror")[-1] == 58
+    released = make("st_resnet", chunk_window="released").phase
+    # The lattice 5, 10 ... 50: its first point is never a start, the last that leaves five points is.
+    assert every_start(released, 60) == {10, 15, 20, 25, 30}
+
+
+def test_a_split_without_training_videos_is_refused(data_root, store):
+    from hpc_stres.errors import UserError
+
+    class Empty:
+        rows = store.rows
+
+        def present(self, split, part):
+            return []
+
+    with pytest.raises(UserError, match="phase motion: split 1 has no training video"):
+        sampler(tiny_config(data_root), "motion", Empty())

@@ -1,0 +1,121 @@
+"""Training a phase from outside: the process group, who owns the phase, and what is left to do of it."""
+
+import os
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpc_stres.bootstrap import World, kept_environment
+from hpc_stres.config import Config
+from hpc_stres.errors import UserError
+from hpc_stres.ownership import owned
+from hpc_stres.provenance import write_provenance
+from hpc_stres.runpaths import RunPaths
+from hpc_stres.training import distributed
+from hpc_stres.training.checkpoint_rules import claim_run_folder
+from hpc_stres.training.metrics import WAITING, late_ranks
+from hpc_stres.training.product import phase_is_done
+from hpc_stres.training.trainer import Trainer
+
+# What the slowest of the ranks that did arrive needs to say so after a time-out.
+HEARTBEAT_GRACE_SECONDS = 3.0
+# Under Slurm the next link of a chain may start while the one before it still writes its last checkpoint.
+LINK_PATIENCE_SECONDS = 60.0
+
+
+def train(config: Config, name: str, run_dir: Path, world: World, allowed: tuple[str, ...] = ()) -> bool:
+    """Train one phase to its end, or until asked to stop (False)."""
+    device = distributed.choose_device(world)
+    torch.backends.cuda.matmul.allow_tf32 = config.training.tf32
+    torch.backends.cudnn.allow_tf32 = config.training.tf32
+    torch.backends.cudnn.benchmark = not config.training.deterministic
+    torch.use_deterministic_algorithms(config.training.deterministic)
+    with kept_environment():
+        distributed.start(world, device, config.training.start_timeout_minutes)
+        try:
+            finished = _train_in_group(config, name, run_dir, world, device, allowed)
+        except BaseException:
+            # A rank that failed leaves at once; leaving the group may wait for the others.
+            if world.size == 1:
+                distributed.stop()
+            raise
+        distributed.stop()
+    return finished
+
+
+def _train_in_group(
+    config: Config,
+    name: str,
+    run_dir: Path,
+    world: World,
+    device: torch.device,
+    allowed: tuple[str, ...],
+) -> bool:
+    control = distributed.make_control_group()
+    with ExitStack() as ownership:
+        if not _is_left_to_do(config, name, run_dir, world, allowed, control, ownership):
+            if world.is_first:
+                print(f"{name}: done already (step {config.steps(name)})")
+            return True
+        return _train_owned(Trainer(config, name, run_dir, world, device, control), allowed)
+
+
+def _is_left_to_do(
+    config: Config, name: str, run_dir: Path, world: World, allowed: tuple[str, ...], control: Any,
+    ownership: ExitStack,
+) -> bool:  # fmt: skip
+    """Claim the run folder and own the phase, on the first rank for all; False where the phase is finished."""
+    paths = RunPaths(run_dir).phase(name)
+    refusal, done = None, False
+    if world.is_first:
+        patience = LINK_PATIENCE_SECONDS if "SLURM_JOB_ID" in os.environ else 0.0
+        try:
+            claim_run_folder(config, run_dir, allowed)
+            done = phase_is_done(paths, config.steps(name))
+            if not done:
+                ownership.enter_context(owned(paths.lock, "this phase is being trained", patience))
+                # It may have been finished while this rank waited for its owner.
+                done = phase_is_done(paths, config.steps(name))
+                write_provenance(run_dir, config)
+        except UserError as error:
+            refusal = error
+        except OSError as error:
+            refusal = UserError(
+                f"{error.filename or run_dir}: cannot be written: {error.strerror or error}\n"
+                "Give a --run-dir that this user may write to, on a file system with free space."
+            )
+    distributed.refuse_together(refusal, control, f"to train {name} in {run_dir}")
+    return distributed.agree([float(done)], control) == [0.0]
+
+
+def _train_owned(trainer: Trainer, allowed: tuple[str, ...]) -> bool:
+    trainer.stop.install()
+    try:
+        trainer.set_up(allowed)
+        finished = trainer.train()
+        if finished:
+            trainer.finish()
+        torch.distributed.barrier(group=trainer.control)
+    except RuntimeError as error:
+        _name_late_ranks(trainer, error)
+        raise
+    finally:
+        trainer.heartbeat.beat(trainer.step, "left", force=True)
+    trainer.engine.close()
+    return finished
+
+
+def _name_late_ranks(trainer: Trainer, error: RuntimeError) -> None:
+    """Ranks that wait say so in their heartbeats; those that do not are the ones that are waited for."""
+    if trainer.world.size == 1:
+        return
+    trainer.heartbeat.beat(trainer.step, WAITING, force=True)
+    time.sleep(HEARTBEAT_GRACE_SECONDS)
+    late = late_ranks(trainer.paths, trainer.world.size)
+    if late:
+        text = f"rank {trainer.world.rank} at step {trainer.step}: ranks {late} did not arrive"
+        print(f"{text} ({str(error).splitlines()[0][:120]})", file=sys.stderr, flush=True)
