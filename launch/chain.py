@@ -190,38 +190,51 @@ def _submit_here(request: Request) -> tuple[list[Job], Mapping[str, list[str]]]:
 
 def _submit_slurm(request: Request) -> tuple[list[Job], Mapping[str, list[str]]]:
     from launch import scheduler
-    from launch.once import Submission
-    from launch.survey import inherited_lock, partial, read_journal
+    from launch.survey import inherited_lock, read_journal
 
-    config, run_dir, home = request.config, request.run_dir, request.prepare_home
-    seconds = config.cluster.scheduler_seconds
-    cluster = scheduler.cluster_name(seconds)
+    seconds = request.config.cluster.scheduler_seconds
     with contextlib.ExitStack() as stack:
-        for folder in request.journal_folders:
-            stack.enter_context(locked(folder, SUBMIT_PATIENCE_SECONDS))
-            lock = stack.enter_context(inherited_lock(sbatch_lock(folder), SUBMIT_PATIENCE_SECONDS))
-        journals = {folder: read_journal(folder, seconds) for folder in request.journal_folders}
-        for journal in journals.values():
-            forget(journal, request.forget)
-        found = _survey(request, journals, cluster)
+        try:
+            cluster = scheduler.cluster_name(seconds)
+            for folder in request.journal_folders:
+                stack.enter_context(locked(folder, SUBMIT_PATIENCE_SECONDS))
+                lock = stack.enter_context(inherited_lock(sbatch_lock(folder), SUBMIT_PATIENCE_SECONDS))
+            journals = {folder: read_journal(folder, seconds) for folder in request.journal_folders}
+            for journal in journals.values():
+                forget(journal, request.forget)
+            found = _survey(request, journals, cluster)
+            refuse_changes(request.config, request.run_dir, found.alive)
+            scheduler.cancel(found.hopeless, seconds)
+        except scheduler.NoAnswer as error:
+            first, *rest = str(error).splitlines()
+            raise scheduler.NoAnswer("\n".join([f"{first}; nothing was submitted", *rest])) from None
         for note in found.notes:
             print(f"  {note}")
-        refuse_changes(config, run_dir, found.alive)
-        scheduler.cancel(found.hopeless, seconds)
-        lacking = [name for journal in journals.values() for name in partial(found, journal) if name in journal.jobs]
-        jobs = request.jobs(found.alive, lacking)
-        show(request, jobs, found.alive)
-        if jobs:
-            if not found.alive or not RunPaths(run_dir).config.is_file():
-                write_config(config, run_dir)
-            write_provenance(run_dir, config)
-            ids = {name: list(numbers) for name, numbers in found.alive.items()}
-            journal_of = {job.name: journals[home if job.name == PREPARE else run_dir] for job in jobs}
-            submission = Submission(config, run_dir, cluster, lock)
-            submission.send_all(jobs, journal_of, found, ids)
-            for job in jobs:
-                print(f"  {job.name:<16} job {', '.join(ids[job.name])}")
-    return jobs, found.alive
+        return _submit_missing(request, journals, found, cluster, lock), found.alive
+
+
+def _submit_missing(
+    request: Request, journals: Mapping[Path, Journal], found: Survey, cluster: str, lock: int
+) -> list[Job]:
+    """Submit what is neither done nor in the queue; returns those jobs."""
+    from launch.once import Submission
+    from launch.survey import partial
+
+    config, run_dir = request.config, request.run_dir
+    lacking = [name for journal in journals.values() for name in partial(found, journal)]
+    jobs = request.jobs(found.alive, lacking)
+    show(request, jobs, found.alive)
+    if not jobs:
+        return []
+    if not found.alive or not RunPaths(run_dir).config.is_file():
+        write_config(config, run_dir)
+    write_provenance(run_dir, config)
+    ids = {name: list(numbers) for name, numbers in found.alive.items()}
+    journal_of = {job.name: journals[request.prepare_home if job.name == PREPARE else run_dir] for job in jobs}
+    Submission(config, run_dir, cluster, lock).send_all(jobs, journal_of, found, ids)
+    for job in jobs:
+        print(f"  {job.name:<16} job {', '.join(ids[job.name])}")
+    return jobs
 
 
 def _survey(request: Request, journals: Mapping[Path, Journal], cluster: str) -> Survey:
@@ -243,6 +256,7 @@ def _survey(request: Request, journals: Mapping[Path, Journal], cluster: str) ->
         part = survey(journal, cluster, seconds, matters)
         found.alive |= part.alive
         found.ending |= part.ending
+        found.open |= part.open
         found.hopeless += part.hopeless
         found.notes += part.notes
     return found

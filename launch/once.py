@@ -48,7 +48,9 @@ class Submission:
         for job in jobs:
             journal, known = journal_of[job.name], ids.get(job.name, [])
             continues = job.name in found.alive and len(known) < journal.jobs[job.name].links
-            earlier = [] if continues else [*known, *found.ending.get(job.name, [])]
+            before = journal.jobs[job.name].all_ids if job.name in journal.jobs else ()
+            # A chain that is taken up again in its middle waits for its own links alone.
+            earlier = [number for number in before if number in found.open and not (continues and number in known)]
             ids[job.name] = list(known) if continues else []
             links = journal.jobs[job.name].links if continues else job.links
             if not continues:

@@ -75,8 +75,8 @@ def _take_call(run_dir: Path, job: Job, token: Token) -> str:
     """Shell line that gives the job what it is to call, under the name that submitit reads. The job does it itself:
     a submit that was killed behind sbatch could not. A job that is requeued keeps what it has."""
     folder = shlex.quote(str(RunPaths(run_dir).logs / job.name))
-    mine = f'{folder}/"${{SLURM_JOB_ID}}_submitted.pkl"'
-    return f"[ -e {mine} ] || cp {folder}/{shlex.quote(token.name)}.pkl {mine}"
+    source, mine = f"{folder}/{shlex.quote(token.name)}.pkl", f'{folder}/"${{SLURM_JOB_ID}}_submitted.pkl"'
+    return f"[ -e {mine} ] || {{ cp {source} {mine}.part && mv {mine}.part {mine}; }}"
 
 
 def _cores(cluster: ClusterConfig, preparing: bool) -> int | None:

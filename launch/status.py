@@ -5,6 +5,7 @@ python launch/status.py runs/binding --watch
 """
 
 import argparse
+import os
 import shutil
 import sys
 import time
@@ -232,6 +233,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"status.py: {error}", file=sys.stderr)
         return error.code
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): that is its right, and no error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         return 0
     return 0

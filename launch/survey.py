@@ -18,7 +18,7 @@ from launch.journal import Journal, Submitted, folder_tag, this_user
 from launch.scheduler import ENDED_STATES, NoAnswer, Row, Token
 
 # A request that reached a busy controller may become a job late: it is looked for again for so long.
-SETTLE_SECONDS, SETTLE_POLL_SECONDS = 10.0, 2.0
+SETTLE_SECONDS, SETTLE_POLL_SECONDS = 5.0, 1.0
 # Slurm's credentials live for five minutes: what was asked for longer ago than this cannot be accepted any more.
 TOO_OLD_SECONDS = 900.0
 
@@ -31,6 +31,8 @@ class Survey:
     """Ids of phases of which a job waits or runs: all the ids that the phase was submitted with."""
     ending: dict[str, list[str]] = field(default_factory=dict)
     """Jobs that are COMPLETING: new jobs of the phase wait for their end."""
+    open: set[str] = field(default_factory=set)
+    """Every job that waits, runs or is COMPLETING."""
     hopeless: list[str] = field(default_factory=list)
     """Jobs that wait for something that has failed."""
     notes: list[str] = field(default_factory=list)
@@ -58,6 +60,7 @@ def _sort(found: Survey, phase: str, job: Submitted, fates: dict[str, Row]) -> N
     ending = [number for number in job.all_ids if fates[number].is_ending]
     if ending:
         found.ending[phase] = ending
+    found.open |= {number for number in job.all_ids if fates[number].is_alive or fates[number].is_ending}
     found.hopeless += [number for number in job.all_ids if fates[number].never_starts]
 
 
@@ -82,8 +85,8 @@ def _unknown(number: str, state: str, job: Submitted) -> UserError:
     whose = "" if job.user == this_user() else f", which {job.user} submitted"
     accounted = f"the accounting says {state}" if state else "the accounting does not know it either"
     return NoAnswer(
-        f"job {number}{whose}: squeue does not list it, {accounted}, and nobody says that it is gone; "
-        f"nothing was submitted\nAsk again later. If you are certain that it has ended: --forget {number}"
+        f"job {number}{whose}: squeue does not list it, {accounted}, and nobody says that it is gone"
+        f"\nAsk again later. If you are certain that it has ended: --forget {number}"
     )
 
 
@@ -194,4 +197,4 @@ def inherited_lock(path: Path, patience_seconds: float) -> Iterator[int]:
 
 def partial(found: Survey, journal: Journal) -> Collection[str]:
     """Phases in the queue whose last links a submit that was cut short has not submitted."""
-    return [name for name in found.alive if len(journal.jobs[name].ids) < journal.jobs[name].links]
+    return [name for name, job in journal.jobs.items() if name in found.alive and len(job.ids) < job.links]
