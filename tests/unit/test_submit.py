@@ -70,7 +70,6 @@ def token(phase):
 
 def golden(name, text):
     path = GOLDEN / f"{name}.sbatch"
-
     assert text == path.read_text(), "if the change is meant, write this text into the golden file:\n" + text
 
 
