@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from hpc_stres.runpaths import RunPaths, read_json, split_folders
 from launch import scheduler
 from launch.chain import SUBMIT_PATIENCE_SECONDS, locked, sbatch_lock
 from launch.journal import Journal
-from launch.scheduler import Row
-from launch.survey import inherited_lock, rows_of_folder, settle
+from launch.scheduler import Row, Token
+from launch.survey import fates_of, inherited_lock, rows_of_folder, settle
 
 GONE_PATIENCE_SECONDS = 60.0
 LOCAL_PATIENCE_SECONDS = 60.0
@@ -43,7 +44,7 @@ def _is_run(folder: Path) -> bool:
 def cancel_folder(run_dir: Path) -> int:
     """End the jobs of one folder; returns how many."""
     ended = _end_local_run(run_dir)
-    if not RunPaths(run_dir).jobs.exists() and shutil.which("squeue") is None:
+    if not RunPaths(run_dir).jobs.exists() and (_runs_locally(run_dir) or not shutil.which("squeue")):
         return ended
     if shutil.which("squeue") is None:
         raise ConfigError(f"{run_dir}: its jobs are on Slurm, and there is no squeue on this machine")
@@ -57,7 +58,7 @@ def _cancel_jobs(run_dir: Path) -> int:
     rows = scheduler.look(seconds)
     if journal is not None and journal.asked is not None:
         rows = settle(journal, rows, seconds, [])
-    mine = _mine(run_dir, rows, journal)
+    mine = _mine(run_dir, rows, journal, seconds)
     names = {row.number: row.token.phase if row.token else "?" for row in mine}
     if mine:
         scheduler.cancel(names, seconds)
@@ -73,13 +74,18 @@ def _cancel_jobs(run_dir: Path) -> int:
     return len(mine)
 
 
-def _mine(run_dir: Path, rows: Sequence[Row], journal: Journal | None) -> list[Row]:
-    """Jobs of the queue that are this run's, by their marks and by their ids."""
+def _mine(run_dir: Path, rows: Sequence[Row], journal: Journal | None, seconds: float) -> list[Row]:
+    """Jobs of the queue that are this run's, by their marks and by their ids. One that the journal knows and squeue
+    does not list is asked for elsewhere: it is not taken for gone."""
     mine = rows_of_folder(run_dir, list(rows), journal.run if journal is not None else "")
     if journal is None:
         return mine
-    known = [row for row in rows if journal.knows(row.number) and (row.is_alive or row.never_starts)]
-    return [*mine, *(row for row in known if row not in mine)]
+    by_number, marked = {row.number: row for row in rows}, {row.number for row in mine}
+    for name, job in journal.jobs.items():
+        for number, row in fates_of(job, by_number, seconds).items():
+            if number not in marked and (row.is_alive or row.never_starts):
+                mine.append(replace(row, token=Token(journal.run, name, 0, 0)))
+    return mine
 
 
 def _journal(run_dir: Path) -> tuple[Journal | None, UserError | None]:

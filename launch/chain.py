@@ -164,7 +164,8 @@ def submit(request: Request) -> None:
     """Submit one chain of phases, or say that it is finished."""
     on_slurm = request.config.cluster.scheduler == "slurm"
     wanted = select_phases(request.config.phases, request.phases)
-    others = {name: [""] for name in request.config.phases if name not in wanted and on_slurm}
+    may_be_queued = on_slurm and RunPaths(request.run_dir).jobs.exists()
+    others = {name: [""] for name in request.config.phases if name not in wanted and may_be_queued}
     request.jobs(others)  # what cannot work whatever the queue has is refused before the folder is made
     jobs, queued = (_submit_slurm if on_slurm else _submit_here)(request)
     if not jobs:

@@ -243,7 +243,11 @@ def wait_until_gone(numbers: Iterable[str], seconds: float, patience_seconds: fl
     """Wait until none of these jobs waits or runs; returns those that still do when the patience is over."""
     wanted, deadline = set(numbers), time.monotonic() + patience_seconds
     while True:
-        left = [row for row in look(seconds) if row.number in wanted and (row.is_alive or row.never_starts)]
+        rows = {row.number: row for row in look(seconds) if row.number in wanted}
+        for number in sorted(wanted - set(rows)):
+            state = state_of(number, seconds)
+            rows[number] = Row(number, "UNKNOWN" if state is None else state or "COMPLETED", "", "", None)
+        left = [row for row in rows.values() if row.is_alive or row.never_starts]
         if not left or time.monotonic() >= deadline:
             return left
         time.sleep(0.5)

@@ -50,7 +50,7 @@ def survey(journal: Journal, cluster: str, seconds: float, matters: Callable[[st
     by_number = {row.number: row for row in rows}
     for phase, job in journal.jobs.items():
         if matters(phase):
-            _sort(found, phase, job, _fates(job, by_number, seconds))
+            _sort(found, phase, job, fates_of(job, by_number, seconds))
     return found
 
 
@@ -64,7 +64,7 @@ def _sort(found: Survey, phase: str, job: Submitted, fates: dict[str, Row]) -> N
     found.hopeless += [number for number in job.all_ids if fates[number].never_starts]
 
 
-def _fates(job: Submitted, rows: dict[str, Row], seconds: float) -> dict[str, Row]:
+def fates_of(job: Submitted, rows: dict[str, Row], seconds: float) -> dict[str, Row]:
     """What became of each of a phase's jobs; refuses when that cannot be known."""
     fates = {number: rows[number] for number in job.all_ids if number in rows}
     missing = [number for number in job.all_ids if number not in rows]
