@@ -99,9 +99,12 @@ def fake(monkeypatch):
 
 
 @pytest.fixture
-def request_of(tmp_path, data_root):
+def request_of(tmp_path, monkeypatch):
+    """Makes requests for the tiny config, whose store counts as prepared."""
+    monkeypatch.setattr("launch.chain.store_ready", lambda config: True)
+
     def make(phases="motion", *overrides, run_dir=tmp_path / "run", **more):
-        config = load_config(TINY, [f"data.root={data_root}", *overrides], "slurm")
+        config = load_config(TINY, [f"data.root={tmp_path}", *overrides], "slurm")
         return Request(config, run_dir, phases, **more)
 
     return make
@@ -418,10 +421,10 @@ def dead_commands(folder, script):
 
 
 @pytest.mark.parametrize("script", ["echo Unable to contact slurm controller >&2; exit 1", "sleep 30", "echo hello"])
-def test_a_controller_that_is_down_is_exit_1_and_one_sentence(tmp_path, data_root, script):
+def test_a_controller_that_is_down_is_exit_1_and_one_sentence(tmp_path, script):
     environment = dead_commands(tmp_path, script)
     words = ["--config", TINY, "--cluster", "slurm", "--run-dir", tmp_path / "run", "--phase", "motion"]
-    words += ["--set", f"data.root={data_root}", "--set", "cluster.scheduler_seconds=1"]
+    words += ["--set", f"data.root={tmp_path}", "--set", "cluster.scheduler_seconds=1"]
     result = run_python("launch/submit.py", *words, env=environment, timeout=60)
     assert result.returncode == 1, result.stderr
     assert "nothing was submitted" in result.stderr
@@ -456,8 +459,8 @@ def test_a_damaged_plan_is_a_sentence(request_of, tmp_path):
             request.jobs({})
 
 
-def test_the_commands_work_from_another_folder(tmp_path, data_root):
+def test_the_commands_work_from_another_folder(tmp_path):
     words = [ROOT / "launch" / "submit.py", "--config", TINY, "--cluster", "slurm", "--dry-run"]
-    result = run_python(*words, "--run-dir", "a run", "--set", f"data.root={data_root}", cwd=tmp_path)
+    result = run_python(*words, "--run-dir", "a run", "--set", f"data.root={tmp_path}", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert f"{tmp_path}/a run/logs/motion" in result.stdout
