@@ -12,6 +12,11 @@ from hpc_stres.schedule import total_steps
 
 DataKind = Literal["binding", "ucf101", "hmdb51", "folder", "csv"]
 FLOW_STACK = 10
+# What the launcher tells jobs apart and chains them by.
+OWN_SBATCH_OPTIONS = frozenset((
+    "job-name", "comment", "dependency", "kill-on-invalid-dep", "output", "error", "open-mode", "signal", "array",
+    "wait", "test-only", "parsable", "nodes", "ntasks", "ntasks-per-node",
+))  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +216,8 @@ class ClusterConfig:
     """Cores of each rank; none: the scheduler's default, and on one machine the cores shared evenly."""
     memory_gib_per_node: int | None = None
     """Memory of a node in GiB."""
+    prepare_memory_gib: int | None = None
+    """Memory of the job that prepares the store in GiB; none: `memory_gib_per_node`."""
     minutes: int = 1440
     """Wall time of one job in minutes."""
     links: int = 1
@@ -233,6 +240,12 @@ class ClusterConfig:
     """Ask for whole nodes."""
     continuation: Literal["chain", "requeue"] = "chain"
     """After a wall time that was too short: chain (`links` jobs queued at once), or requeue (the same job again)."""
+    sbatch: dict[str, str | int | bool] = field(default_factory=dict)
+    """Further sbatch options by their long names: {reservation: course, mail-type: END}; false leaves one out."""
+    srun_args: tuple[str, ...] = ()
+    """Further arguments of the srun in each job: ["--mpi=pmi2"]."""
+    scheduler_seconds: float = 60.0
+    """How long an answer of the scheduler may take before the command gives up."""
     modules: tuple[str, ...] = ()
     """Modules that a job loads first."""
     environment: dict[str, str | int] = field(default_factory=dict)
@@ -253,8 +266,11 @@ class ClusterConfig:
         check_field(self.gpus_per_node >= 0, "gpus_per_node", "expected 0 or more")
         check_field(self.minutes >= 1, "minutes", "expected 1 or more")
         check_field(self.links >= 1, "links", "expected 1 or more")
+        check_field(self.scheduler_seconds > 0, "scheduler_seconds", "expected a number above 0")
+        taken = sorted(OWN_SBATCH_OPTIONS & {key.replace("_", "-") for key in self.sbatch})
+        check_field(not taken, "sbatch", f"expected no {', '.join(taken)}: submit.py sets that itself")
         check_field(self.min_all_reduce_gb_per_s >= 0, "min_all_reduce_gb_per_s", "expected 0 or more")
-        for key in ("ranks_per_node", "cpus_per_rank", "memory_gib_per_node", "prepare_cpus"):
+        for key in ("ranks_per_node", "cpus_per_rank", "memory_gib_per_node", "prepare_cpus", "prepare_memory_gib"):
             value = getattr(self, key)
             check_field(value is None or value >= 1, key, "expected 1 or more")
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Collection
@@ -12,12 +13,23 @@ from types import FrameType
 
 from hpc_stres.config import ClusterConfig, Config
 from hpc_stres.configfile import load_resolved
+from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.layout import plan
-from hpc_stres.runpaths import RunPaths
+from hpc_stres.recipe import ordered_phases
+from hpc_stres.runpaths import RunPaths, read_json
+from launch.scheduler import Token
 
+# What __main__ writes when a command fails: `hpc-stres COMMAND: MESSAGE`; libraries write `[Gloo] Rank 0 ...`.
+MESSAGE = re.compile(r"hpc-stres [a-z-]+: (?P<message>(?:(?!\[[A-Z]\w+\] ).)*\S)(?=\s*(?:\[[A-Z]\w+\] |$))")
 PREPARE, EVALUATE = "prepare", "evaluate"
 # Asked for beyond the planned time of a job: start-up, slow file systems, the last checkpoint.
 PLAN_MARGIN, START_MINUTES = 1.25, 10
+
+
+class Interrupted(UserError):
+    """Ctrl-C."""
+
+    code = 130
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,7 @@ def make_jobs(
 ) -> list[Job]:
     """Jobs of some phases that are neither done nor queued, with `prepare` before and `evaluate` after them."""
     paths, cluster = RunPaths(run_dir), config.cluster
+    _refuse_missing_parents(config, paths, phases, queued)
     jobs: list[Job] = []
     if not store_ready and PREPARE not in queued:
         prepare = ("prepare", "--config", str(paths.config))
@@ -62,6 +75,31 @@ def make_jobs(
     return jobs
 
 
+def _refuse_missing_parents(config: Config, paths: RunPaths, phases: list[str], queued: Collection[str]) -> None:
+    """A phase starts from the weights of others: each is done, or queued, or submitted with it."""
+    for name in phases:
+        if name in queued or is_done(config, paths, name):
+            continue
+        wanted = config.phases[name].starts_from
+        absent = [p for p in wanted if p not in phases and p not in queued and not is_done(config, paths, p)]
+        if absent:
+            every = [p for p in ordered_phases(config.phases) if p in _ancestors(config, phases)]
+            missing = [p for p in every if p in phases or not is_done(config, paths, p)]
+            is_or_are = "is" if len(absent) == 1 else "are"
+            raise ConfigError(
+                f"--phase {name}: it starts from {' and '.join(absent)}, which {is_or_are} neither done nor in the "
+                f"queue: {paths.root}\nSubmit them together: --phase {','.join(missing)} (or --phase all)"
+            )
+
+
+def _ancestors(config: Config, phases: Collection[str]) -> set[str]:
+    found = set(phases)
+    for name in reversed(ordered_phases(config.phases)):
+        if name in found:
+            found |= set(config.phases[name].starts_from)
+    return found
+
+
 def _training_job(config: Config, run_dir: Path, name: str, after: tuple[str, ...]) -> Job:
     paths, cluster = RunPaths(run_dir), config.cluster
     commands: list[tuple[str, ...]] = []
@@ -77,8 +115,14 @@ def planned_hours(paths: RunPaths, name: str) -> float | None:
     """Hours that `hpc-stres plan --run-dir` predicted for a job, where it did."""
     if not paths.plan.is_file():
         return None
-    hours = json.loads(paths.plan.read_text(encoding="utf-8"))["hours"].get(name)
-    return None if hours is None else float(hours)
+    try:
+        hours = json.loads(paths.plan.read_text(encoding="utf-8"))["hours"].get(name)
+        return None if hours is None else float(hours)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(
+            f"{paths.plan}: damaged: no wall times can be read from it\n"
+            "Remove it, or write it again with `hpc-stres plan --run-dir`."
+        ) from None
 
 
 def wall_time(cluster: ClusterConfig, hours: float | None) -> tuple[int, int]:
@@ -101,7 +145,8 @@ def evaluation_is_done(config: Config, paths: RunPaths) -> bool:
     """Whether results.json speaks of every phase that is finished, as it is now."""
     if not paths.results.is_file():
         return False
-    table = json.loads(paths.results.read_text(encoding="utf-8")).get("splits", {}).get(str(config.data.split), {})
+    # A table that cannot be read is none: it is made again from the scores.
+    table = read_json(paths.results).get("splits", {}).get(str(config.data.split), {})
     finished = [name for name in config.phases if paths.phase(name).done.is_file()]
     written = paths.results.stat().st_mtime
     return all(name in table and paths.phase(name).done.stat().st_mtime <= written for name in finished)
@@ -117,6 +162,22 @@ def layout_line(config: Config, job: Job) -> str:
     return layout.explain() + (" (micro-batch: what fits in memory)" if limit == "auto" else "")
 
 
+def last_message(log: Path) -> str:
+    """The last error that a command of ours wrote into a log; greetings of libraries that tore into it are left
+    out. Empty: none."""
+    try:
+        text = log.read_text("utf-8", "replace")
+    except OSError:
+        return ""
+    found = ""
+    for line in text.splitlines():
+        match = MESSAGE.match(line)
+        if match:
+            # Another rank, or a library, may have written into the same line.
+            found = line[: match.end("message")].rstrip()
+    return found
+
+
 def continue_marker(run_dir: Path, name: str, job: str, restart: str) -> Path:
     """File that says that one run of a job stopped early and has more to do; job scripts spell its name as well."""
     return RunPaths(run_dir).logs / name / f"{job}.continue.{restart}"
@@ -125,8 +186,11 @@ def continue_marker(run_dir: Path, name: str, job: str, restart: str) -> Path:
 class JobCall:
     """What a job's ranks call, on every launcher: the same commands that a person would type."""
 
-    def __init__(self, job: Job, environment: dict[str, str], progress: Path, run_dir: Path) -> None:
+    def __init__(
+        self, job: Job, environment: dict[str, str], progress: Path, run_dir: Path, token: Token | None = None
+    ) -> None:
         self.job, self.environment, self.progress, self.run_dir = job, environment, progress, run_dir
+        self.token = token
 
     def checkpoint(self) -> None:
         """submitit's word for `may be requeued`; the state is on disk, and who continues is decided in __call__."""
@@ -135,6 +199,9 @@ class JobCall:
         os.environ.update(self.environment)
         os.environ["HPC_STRES_PROGRESS"] = str(self.progress)
         self._name_rank()
+        if self._is_abandoned():
+            print(f"{self.job.name}: a later submit has replaced this job; it does nothing", flush=True)
+            return "replaced"
         if self._nothing_left():
             print(f"{self.job.name}: done already; nothing left for this job", flush=True)
             return "done"
@@ -163,6 +230,12 @@ class JobCall:
     @property
     def _is_first(self) -> bool:
         return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
+
+    def _is_abandoned(self) -> bool:
+        """Whether a submit looked for this job, did not find it, and has put another in its place."""
+        if self.token is None:
+            return False
+        return self.token.comment in read_json(RunPaths(self.run_dir).jobs).get("abandoned", [])
 
     def _nothing_left(self) -> bool:
         """Whether an earlier link has finished the phase: then this one ends before anything heavy is imported."""

@@ -4,6 +4,8 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ from hpc_stres.errors import UserError
 from hpc_stres.progress import duration
 from hpc_stres.runpaths import RunPaths, read_json
 from hpc_stres.training.signals import EXIT_CONTINUE
-from launch.jobs import EVALUATE, Job, JobCall
+from launch.jobs import EVALUATE, Interrupted, Job, JobCall, last_message
 
 POLL_SECONDS = 0.2
 MAX_LINKS = 1000
+# How long jobs that were interrupted may take to end.
+STOP_SECONDS = 45.0
 
 
 class LocalRun:
@@ -42,7 +46,9 @@ class LocalRun:
                 time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
             self._stop_all()
-            raise UserError(f"interrupted; what is done is kept\nThe same command goes on: {self.paths.root}") from None
+            raise Interrupted(
+                f"interrupted; what is done is kept: {self.paths.root}\nThe same command goes on from there."
+            ) from None
         screen.close()
         if self.failed:
             name, log = next(iter(self.failed.items()))
@@ -81,7 +87,8 @@ class LocalRun:
         environment = {"MASTER_PORT": str(_free_port()), "HPC_STRES_THREADS": str(threads)}
         progress = self.progress_file(job.name)
         progress.unlink(missing_ok=True)
-        return executor.submit(JobCall(job, environment, progress, self.paths.root))
+        with _stderr_to(folder / "controller.log"):
+            return executor.submit(JobCall(job, environment, progress, self.paths.root))
 
     def _ranks(self, job: Job) -> int:
         """Evaluation is single-threaded by rank, so it takes a rank a core."""
@@ -114,8 +121,27 @@ class LocalRun:
         return str(read_json(self.progress_file(name)).get("line") or f"{name:<16} starting")
 
     def _stop_all(self) -> None:
+        """End what runs, and wait for its end: whoever submits again must not meet it."""
         for job in self.running.values():
             job.cancel()
+        deadline = time.monotonic() + STOP_SECONDS
+        while time.monotonic() < deadline and not all(job.done() for job in self.running.values()):
+            time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def _stderr_to(path: Path) -> Iterator[None]:
+    """Processes that are started in this block write their errors into a file: submitit's controllers end with a
+    traceback when they are interrupted, which would hide the one sentence that matters."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = os.dup(2)
+    try:
+        with path.open("ab") as stream:
+            os.dup2(stream.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _exit_code(job: Any) -> int:
@@ -129,8 +155,7 @@ def _exit_code(job: Any) -> int:
 
 
 def _last_lines(path: Path) -> str:
-    lines = [line for line in path.read_text("utf-8", "replace").splitlines() if line.startswith("hpc-stres ")]
-    return lines[-1] if lines else "it ended without a message"
+    return last_message(path) or "it ended without a message"
 
 
 def _free_port() -> int:

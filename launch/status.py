@@ -5,6 +5,8 @@ python launch/status.py runs/binding --watch
 """
 
 import argparse
+import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,76 +18,124 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from hpc_stres.configfile import load_run  # noqa: E402
-from hpc_stres.data.storepath import store_folder  # noqa: E402
-from hpc_stres.errors import UserError  # noqa: E402
+from hpc_stres.errors import ConfigError, UserError  # noqa: E402
 from hpc_stres.recipe import ordered_phases  # noqa: E402
-from hpc_stres.runpaths import RunPaths, read_json  # noqa: E402
+from hpc_stres.runpaths import RunPaths, read_json, split_folders  # noqa: E402
 from hpc_stres.texttable import text_table  # noqa: E402
-from launch import slurm  # noqa: E402
-from launch.jobs import EVALUATE, PREPARE, evaluation_is_done, is_done  # noqa: E402
+from launch import scheduler  # noqa: E402
+from launch.chain import Request, store_ready  # noqa: E402
+from launch.jobs import EVALUATE, PREPARE, evaluation_is_done, is_done, last_message  # noqa: E402
+from launch.journal import Journal, Submitted  # noqa: E402
+from launch.scheduler import ENDED_STATES, ENDING_STATE, NoAnswer  # noqa: E402
 
 # A scheduler is asked at most once a minute, however often the screen is drawn.
 SCHEDULER_SECONDS, SCREEN_SECONDS, STALE_SECONDS = 60.0, 2.0, 120.0
+States = Mapping[str, tuple[str, str]]
 
 
 class Scheduler:
     """What Slurm says of a run's jobs: one squeue a minute at most, and one sacct for what squeue has forgotten."""
 
-    def __init__(self, numbers: list[str]) -> None:
-        self.numbers = numbers
-        self.found: dict[str, tuple[str, str]] = {}
-        self.asked_s = float("-inf")
+    def __init__(self, numbers: list[str], answer_seconds: float) -> None:
+        self.numbers, self.answer_seconds = numbers, answer_seconds
+        self.known: dict[str, tuple[str, str]] = {}
+        self.silence = ""
+        """Why the newest states are not known; empty when they are."""
+        self._asked_at = float("-inf")
 
-    def states(self) -> dict[str, tuple[str, str]]:
+    def states(self) -> States:
         """State and reason by id, asked anew when the last answer is a minute old."""
-        if time.monotonic() - self.asked_s >= SCHEDULER_SECONDS:
-            self.asked_s = time.monotonic()
-            self.found |= slurm.queue([n for n in self.numbers if self.found.get(n, ("PENDING",))[0] in slurm.ALIVE])
-            self.found |= slurm.accounted([n for n in self.numbers if n not in self.found])
-        return self.found
+        if self.numbers and time.monotonic() - self._asked_at >= SCHEDULER_SECONDS:
+            self._ask()
+            self._asked_at = time.monotonic()
+        return self.known
+
+    def _ask(self) -> None:
+        open_ones = [n for n in self.numbers if self.known.get(n, ("",))[0] not in ENDED_STATES]
+        if not open_ones:
+            return
+        if not shutil.which("squeue"):
+            self.silence = "there is no squeue on this machine: what the queue has is not known here"
+            return
+        try:
+            rows = scheduler.look(self.answer_seconds, open_ones)
+        except NoAnswer as error:
+            self.silence = str(error).splitlines()[0]
+            return
+        self.silence = ""
+        self.known |= {row.number: (row.state, row.reason) for row in rows}
+        seen = {row.number for row in rows}
+        lost = [number for number in open_ones if number not in seen]
+        ended = scheduler.accounted(lost, self.answer_seconds)
+        self.known |= {number: ended.get(number, ("GONE", "ended")) for number in lost}
+
+    @property
+    def has_alive(self) -> bool:
+        """Whether a job waits or runs, as far as the scheduler says."""
+        over = (*ENDED_STATES, "GONE")
+        return any(s not in over and "NeverSatisfied" not in reason for s, reason in self.known.values())
 
 
-def job_state(numbers: list[str], states: Mapping[str, tuple[str, str]]) -> str:
+def job_state(numbers: Sequence[str], states: States) -> str:
     """One word or two for the links of a job: the one that runs, else the first that waits, else how the last ended."""
     known = [states[number] for number in numbers if number in states]
-    for wanted in ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED"):
+    for wanted in ("RUNNING", ENDING_STATE, "CONFIGURING", "SUSPENDED"):
         if any(state == wanted for state, _ in known):
             return wanted.lower()
     for state, reason in known:
-        if state in slurm.ALIVE:
+        if state not in (*ENDED_STATES, "GONE"):
             never = "NeverSatisfied" in reason
             return "will never start (what it waits for failed)" if never else f"{state.lower()} ({reason})"
     return f"{known[-1][0].lower()} ({known[-1][1]})" if known else ""
 
 
-def rows(run_dir: Path, states: Mapping[str, tuple[str, str]]) -> list[list[str]]:
+def rows(run_dir: Path, states: States) -> list[list[str]]:
     """One row a phase, and evaluation last."""
-    config, paths = load_run(run_dir), RunPaths(run_dir)
-    jobs = read_json(paths.jobs)
-    found, failed = [], set()
+    config, home = load_run(run_dir), prepare_home(run_dir)
+    jobs = jobs_of(run_dir)
+    found: list[list[str]] = []
+    failed: set[str] = set()
     for name in [PREPARE, *ordered_phases(config.phases), EVALUATE]:
-        job = jobs.get(name, {})
+        job = jobs.get(name, NOT_SUBMITTED)
+        paths = RunPaths(home if name == PREPARE else run_dir)
         progress = read_json(paths.logs / f"{name}.progress.json")
-        if name == PREPARE and not (progress or job):
-            continue
         if name == PREPARE:
-            done = (store_folder(config) / "manifest.json").is_file()
-        elif name == EVALUATE:
-            done = evaluation_is_done(config, paths)
+            if not (progress or job.ids):
+                continue
+            done = store_ready(config)
         else:
-            done = is_done(config, paths, name)
-        state = "done" if done else job_state(job.get("ids", []), states)
+            done = evaluation_is_done(config, paths) if name == EVALUATE else is_done(config, paths, name)
+        state = "done" if done else job_state(job.ids, states)
         if not state:
-            fresh = time.time() - progress.get("time", 0) < STALE_SECONDS
-            state = "running" if fresh else "stopped" if progress else "waiting"
+            state = "running" if is_fresh(progress) else "stopped" if progress else "waiting"
         if not done and state.split()[0] in ENDED:
             failed.add(name)
-            blamed = [other for other in job.get("after", []) if other in failed]
+            blamed = [other for other in job.after if other in failed]
             state = f"cancelled: {', '.join(blamed)} failed" if blamed and state.startswith("cancelled") else state
         line = " ".join(progress.get("line", "").split()[1:])
         error = "" if done else last_error(paths, name)
-        found.append([name, ",".join(job.get("ids", [])) or "-", state, line, expected_end(progress, done), error])
+        found.append([name, ",".join(job.ids) or "-", state, line, expected_end(progress, done), error])
     return found
+
+
+NOT_SUBMITTED = Submitted((), 0, (), "", ())
+
+
+def prepare_home(run_dir: Path) -> Path:
+    """Folder whose journal holds the job that prepares the run's store."""
+    return Request(load_run(run_dir), run_dir.resolve(), "all").prepare_home
+
+
+def jobs_of(run_dir: Path) -> dict[str, Submitted]:
+    """Jobs of a run, and the one that prepares its store. A copy of another run's folder has none."""
+    home = prepare_home(run_dir)
+    above = {} if home == run_dir.resolve() else Journal.read(home).jobs
+    return {name: job for name, job in above.items() if name == PREPARE} | Journal.read(run_dir).jobs
+
+
+def is_fresh(progress: Mapping[str, Any]) -> bool:
+    """Whether a job has said lately how far it is."""
+    return bool(time.time() - progress.get("time", 0) < STALE_SECONDS)
 
 
 ENDED = ("failed", "cancelled", "timeout", "node_fail", "out_of_memory", "preempted", "boot_fail", "will")
@@ -106,53 +156,86 @@ def last_error(paths: RunPaths, name: str) -> str:
     """The last message of a job's newest log, with its place."""
     logs = sorted((paths.logs / name).glob("*_log.out"), key=lambda path: path.stat().st_mtime)
     for path in reversed(logs[-4:]):
-        lines = [line for line in path.read_text("utf-8", "replace").splitlines() if line.startswith("hpc-stres ")]
-        if lines:
-            return f"{lines[-1]} [{path}]"
+        if message := last_message(path):
+            return f"{message} [{path}]"
     return ""
 
 
-def show(run_dir: Path, states: Mapping[str, tuple[str, str]]) -> str:
+HEADINGS = ["phase", "job", "state", "progress", "ends about", "last error"]
+
+
+def show(run_dir: Path, states: States) -> str:
     """The table."""
-    return text_table(["phase", "job", "state", "progress", "ends about", "last error"], rows(run_dir, states))
+    return text_table(HEADINGS, rows(run_dir, states))
 
 
-def watch(run_dir: Path) -> None:
-    """Draw the table again and again until evaluation is done, or nothing is left that could do it."""
-    scheduler = Scheduler(all_jobs(run_dir))
+def watch(run_dirs: Sequence[Path]) -> None:
+    """Draw the tables again and again until all is done, or nothing is left that could do it."""
+    asked = scheduler_of(run_dirs)
     while True:
-        states = scheduler.states()
-        text = show(run_dir, states)
+        states = asked.states()
+        text = "\n\n".join(titled(run_dir, states, len(run_dirs) > 1) for run_dir in run_dirs)
         print(("\x1b[H\x1b[2J" if sys.stdout.isatty() else "") + text, flush=True)
-        if rows(run_dir, states)[-1][2] == "done":
+        if asked.silence:
+            print(f"  {asked.silence}", flush=True)
+        if all(row[2] == "done" for run_dir in run_dirs for row in rows(run_dir, states)[-1:]):
             return
-        if scheduler.found and not any(state in slurm.ALIVE for state, _ in scheduler.found.values()):
+        if not may_go_on(run_dirs, asked):
             raise UserError(
-                "no job of this run is left in the queue\nMend what the last column names and submit again."
+                "no job of this run waits or runs\nFix what the last column names, if anything, and submit again."
             )
-        time.sleep(SCREEN_SECONDS if sys.stdout.isatty() else SCHEDULER_SECONDS)
+        time.sleep(SCREEN_SECONDS if sys.stdout.isatty() else PLAIN_SECONDS)
 
 
-def all_jobs(run_dir: Path) -> list[str]:
-    """Ids of every job of a run."""
-    return [number for job in read_json(RunPaths(run_dir).jobs).values() for number in job["ids"]]
+# Between two tables where there is no terminal.
+PLAIN_SECONDS = 10.0
+
+
+def may_go_on(run_dirs: Sequence[Path], asked: Scheduler) -> bool:
+    """Whether something is left that could finish these runs: a job in the queue, or a process of this machine. Where
+    the scheduler does not answer, only a fresh word of a job says so."""
+    if asked.numbers and not asked.silence:
+        return asked.has_alive
+    progress = [read_json(path) for run_dir in run_dirs for path in RunPaths(run_dir).logs.glob("*.progress.json")]
+    is_silent = bool(asked.silence) and shutil.which("squeue") is not None
+    return is_silent or any(is_fresh(row) for row in progress)
+
+
+def scheduler_of(run_dirs: Sequence[Path]) -> Scheduler:
+    """Who is asked about the jobs of these runs."""
+    numbers = dict.fromkeys(n for run_dir in run_dirs for job in jobs_of(run_dir).values() for n in job.ids)
+    return Scheduler(list(numbers), load_run(run_dirs[0]).cluster.scheduler_seconds)
+
+
+def titled(run_dir: Path, states: States, with_title: bool) -> str:
+    """The table, under the name of its folder where there are several."""
+    return (f"{run_dir}\n" if with_title else "") + show(run_dir, states)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Show or watch a run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", metavar="RUN", help="run folder")
-    parser.add_argument("--watch", action="store_true", help="refresh until the run is done")
+    parser.add_argument("run", metavar="RUN", help="run folder, or the folder of three splits")
+    parser.add_argument("--watch", action="store_true", help="refresh until the run is done or nothing of it runs")
     args = parser.parse_args(argv)
     run_dir = Path(args.run)
     try:
+        if not run_dir.is_dir():
+            raise ConfigError(f"{run_dir}: there is no such folder")
+        run_dirs = split_folders(run_dir) or [run_dir]
         if args.watch:
-            watch(run_dir)
-        else:
-            print(show(run_dir, Scheduler(all_jobs(run_dir)).states()))
+            watch(run_dirs)
+            return 0
+        asked = scheduler_of(run_dirs)
+        print("\n\n".join(titled(folder, asked.states(), len(run_dirs) > 1) for folder in run_dirs))
+        if asked.silence:
+            raise UserError(asked.silence)
     except UserError as error:
         print(f"status.py: {error}", file=sys.stderr)
         return error.code
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): that is its right, and no error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         return 0
     return 0

@@ -95,7 +95,7 @@ class User:
         """Ids of the links of each job."""
         if not (self.run_dir / "jobs.json").is_file():
             return {}
-        return {name: job["ids"] for name, job in json.loads((self.run_dir / "jobs.json").read_text()).items()}
+        return {name: job["ids"] for name, job in json.loads((self.run_dir / "jobs.json").read_text())["jobs"].items()}
 
     def wait_states(self, *numbers, seconds=JOB_SECONDS):
         """Final states of jobs."""

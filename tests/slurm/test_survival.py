@@ -66,7 +66,7 @@ def test_a_node_that_dies_is_survived_with_the_others(long_run, user):
     try:
         user.slurm.wait(lambda: resumed_at(user, "motion"), "the next link", 120)
         user.wait_step("motion", resumed_at(user, "motion")[-1] + 5)
-        running = user.slurm.run("squeue", "-h", "-t", "R", "-n", "stres-motion", "-o", "%i %N").stdout
+        running = user.slurm.run("squeue", "-h", "-t", "R", "-o", "%i %N").stdout
         mine = [line for line in running.splitlines() if line.split()[0] in user.jobs()["motion"]]
         assert mine, user.slurm.run("squeue").stdout
     finally:
@@ -92,7 +92,7 @@ def test_a_wall_time_that_is_too_short_is_continued_by_the_next_link(long_run):
 
 def test_scancel_signal_saves_and_a_later_submit_finishes(long_run):
     user = long_run
-    running = user.slurm.run("squeue", "-h", "-t", "R", "-n", "stres-motion", "-o", "%i").stdout.split()
+    running = user.slurm.run("squeue", "-h", "-t", "R", "-o", "%i").stdout.split()
     (job,) = set(running) & set(user.jobs()["motion"])
     user.wait_step("motion", resumed_at(user, "motion")[-1] + 5)
     user.slurm.run("scancel", "--signal=USR2", job)

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from hpc_stres.configfile import load_config
+from hpc_stres.errors import UserError
 from hpc_stres.runpaths import RunPaths, write_json
 from launch import jobs as job_list
+from launch.scheduler import Token
 from launch.slurm import dependency_of, sbatch_text
 from tests.conftest import ROOT, TINY, run_python
 
@@ -34,6 +36,8 @@ def test_the_chain_waits_for_what_it_needs(config, tmp_path):
         "st_resnet_star": ("st_resnet",), "evaluate": ("st_resnet_star",),
     }  # fmt: skip
     assert "prepare" not in tree(config, tmp_path, ready=True)
+    for name in ("motion", "appearance"):
+        write_json(RunPaths(tmp_path).phase(name).done, {"step": config.steps(name)})
     part = tree(config, tmp_path, ["st_resnet"], ready=True)
     assert {name: job.after for name, job in part.items()} == {"st_resnet": (), "evaluate": ("st_resnet",)}
 
@@ -60,6 +64,10 @@ def test_links_wait_for_any_end_and_phases_for_a_good_one(config, tmp_path):
     assert dependency_of(job, ids, 1) == "afterany:4"
 
 
+def token(phase):
+    return Token("0123abcd-4567ef", phase, 0, 5)
+
+
 def golden(name, text):
     path = GOLDEN / f"{name}.sbatch"
     assert text == path.read_text(), "if the change is meant, write this text into the golden file:\n" + text
@@ -80,7 +88,10 @@ def test_sbatch_text_is_the_golden_one(config, elsewhere):
         memory_gib_per_node=240, minutes=120, setup=("ulimit -n 65536",),
     )  # fmt: skip
     full = dataclasses.replace(config, cluster=cluster)
-    golden("st_resnet", sbatch_text(full, elsewhere, tree(full, elsewhere)["st_resnet"], "afterok:11:12"))
+    golden(
+        "st_resnet",
+        sbatch_text(full, elsewhere, tree(full, elsewhere)["st_resnet"], "afterok:11:12", token("st_resnet")),
+    )
 
 
 def test_a_profile_with_image_modules_and_requeue_is_in_the_sbatch_text(config, elsewhere):
@@ -92,8 +103,8 @@ def test_a_profile_with_image_modules_and_requeue_is_in_the_sbatch_text(config, 
     data = dataclasses.replace(config.data, root="/data")
     full = dataclasses.replace(config, cluster=cluster, data=data)
     jobs = tree(full, elsewhere)
-    golden("requeue_image", sbatch_text(full, elsewhere, jobs["motion"], "afterok:10"))
-    golden("prepare", sbatch_text(full, elsewhere, jobs["prepare"], ""))
+    golden("requeue_image", sbatch_text(full, elsewhere, jobs["motion"], "afterok:10", token("motion")))
+    golden("prepare", sbatch_text(full, elsewhere, jobs["prepare"], "", token("prepare")))
 
 
 def test_dry_run_is_fast_and_needs_neither_torch_nor_slurm(tmp_path):
@@ -150,13 +161,12 @@ def test_a_run_folder_of_another_experiment_is_refused(tmp_path):
 
 
 def test_two_submits_do_not_work_in_one_folder(tmp_path):
-    from hpc_stres.errors import UserError
-    from launch.submit import locked
+    from launch.chain import locked
 
-    again = pytest.raises(UserError, match="another submit is at work here: process")
-    with locked(tmp_path), again, locked(tmp_path):
+    again = pytest.raises(UserError, match="this run is being submitted by process")
+    with locked(tmp_path, 0.0), again, locked(tmp_path, 0.0):
         pass
-    with locked(tmp_path):
+    with locked(tmp_path, 0.0):
         assert RunPaths(tmp_path).lock.is_file()
 
 
