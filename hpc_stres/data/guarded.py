@@ -16,7 +16,7 @@ from typing import Any
 from hpc_stres.data import sources
 from hpc_stres.data.extract import extract, warm_up
 from hpc_stres.data.storepath import Settings
-from hpc_stres.data.video import UndecodableError
+from hpc_stres.data.video import UndecodableError, reason_of
 from hpc_stres.errors import UserError
 
 PR_SET_PDEATHSIG = 1
@@ -62,10 +62,10 @@ def _serve(job: dict[str, Any], results: Connection) -> bool:
     try:
         with _memory_limit(job["memory_bytes"]):
             done = _prepare(job, settings, results)
-    except (UndecodableError, UserError) as error:
+    except Exception as error:
         _send_error(results, b"u" if isinstance(error, UserError) else b"e", error)
         # Memory that ran out may leave libraries in any state.
-        return not isinstance(error.__context__, MemoryError)
+        return not isinstance(error, MemoryError) and not isinstance(error.__context__, MemoryError)
     results.send_bytes(b"d" + json.dumps(done).encode())
     return True
 
@@ -90,7 +90,7 @@ def _prepare(job: dict[str, Any], settings: Settings, results: Connection) -> di
 
 
 def _send_error(results: Connection, letter: bytes, error: Exception) -> None:
-    text = str(error) if isinstance(error, (UndecodableError, UserError)) else f"{type(error).__name__}: {error}"
+    text = str(error) if isinstance(error, (UndecodableError, UserError)) else reason_of(error)
     content = {"message": text, "code": getattr(error, "code", UserError.code)}
     results.send_bytes(letter + json.dumps(content).encode())
 
