@@ -22,6 +22,7 @@ PLAYLIST_FORMATS = frozenset({"concat", "dash", "hls", "imf", "rtp", "rtsp", "sd
 # A header may promise so many frames, or so much of them, more than decode before that is noted.
 MISSING_FRAMES, MISSING_SHARE = 1, 0.05
 OPENCV_NO_MEMORY = -4
+EDGE_PIXELS = 1 << 22
 
 
 class UndecodableError(Exception):
@@ -100,8 +101,8 @@ class Decoder:
             raise UndecodableError("no video stream")
         stream = streams[0]
         refuse_size(stream.codec_context.width, stream.codec_context.height, self.max_pixels)
-        # The decoder's own limit, for sizes that change on the way; coded frames are a little larger than shown ones.
-        stream.codec_context.options = {"max_pixels": str(2 * self.max_pixels)}
+        # The decoder's own limit, for sizes that change on the way; its buffers have edges around a frame.
+        stream.codec_context.options = {"max_pixels": str(min(4 * self.max_pixels + EDGE_PIXELS, 2**31 - 1))}
         stream.thread_type = "NONE"
         return stream
 
