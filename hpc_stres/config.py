@@ -53,7 +53,7 @@ class DataConfig:
     split: int = 1
     """Split number, 1 to 3 (a folder or CSV has split 1 only)."""
     test_fraction: float = 0.25
-    """For a folder data set: share of each class's videos, chosen by a hash of the name, that is kept for testing."""
+    """For a folder data set: share of each class's recordings, chosen by a hash of the name, kept for testing."""
     short_side: int = 256
     """Stored frames are resized so that their shorter side has this many pixels."""
     crop: int = 224
@@ -90,7 +90,7 @@ class DataConfig:
         check_field(self.workers >= 0, "workers", "expected 0 or more")
         check_field(0.0 <= self.max_rejected <= 1.0, "max_rejected", "expected a share from 0 to 1")
         check_field(1 <= self.max_pixels <= 2**31, "max_pixels", "expected 1 to 2147483648 pixels")
-        check_field(0.0 < self.video_memory_gib <= 4096, "video_memory_gib", "expected a number above 0, up to 4096")
+        check_field(0.01 <= self.video_memory_gib <= 4096, "video_memory_gib", "expected 0.01 to 4096 GiB")
         check_field(0.0 < self.video_minutes <= 10_000, "video_minutes", "expected a number above 0, up to 10000")
 
 

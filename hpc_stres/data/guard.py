@@ -25,6 +25,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import IO, Any
 
 from hpc_stres.config import DataConfig
@@ -83,17 +84,29 @@ def prepare(
     """One video, prepared in a child; UndecodableError with the reason where the video is to blame."""
     limits = limits or Limits()
     job = {
+        "task": "import" if is_import else "prepare",
         "path": os.path.abspath(video.path),
         "settings": asdict(settings),
         "max_pixels": limits.max_pixels,
         "memory_bytes": limits.memory_bytes,
-        "is_import": is_import,
         "flow_root": os.path.abspath(flow_root) if flow_root else None,
         "wanted": sorted(wanted) if wanted is not None else None,
     }
     made = _in_child(job, limits)
     done = json.loads(made["d"][0])
     return PreparedVideo(video.id, video.label, done["height"], done["width"], made["r"], made["f"], done["note"])
+
+
+def count_frames(path: Path, limits: Limits | None = None) -> int:
+    """Frames of a file that decode, counted in a child."""
+    limits = limits or Limits()
+    job = {
+        "task": "count",
+        "path": os.path.abspath(path),
+        "max_pixels": limits.max_pixels,
+        "memory_bytes": limits.memory_bytes,
+    }
+    return int(json.loads(_in_child(job, limits)["d"][0])["frames"])
 
 
 def _in_child(job: dict[str, Any], limits: Limits) -> dict[str, list[bytes]]:
@@ -148,9 +161,12 @@ class Child:
 
     def __init__(self) -> None:
         self.owner = os.getpid()
-        # What libraries print; the last line of it may say why the child died.
-        self.printed: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
-        reader, writer = os.pipe()
+        try:
+            # What libraries print; the last line of it may say why the child died.
+            self.printed: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+            reader, writer = os.pipe()
+        except OSError as error:
+            raise UserError(f"the process that decodes videos cannot be started: {error}\nSet TMPDIR.") from None
         self.results = Connection(reader, writable=False)
         command = [sys.executable, "-c", CHILD, str(writer), str(self.owner), *map(str, sys.path)]
         try:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from hpc_stres.data import sources
-from hpc_stres.data.extract import extract, warm_up
+from hpc_stres.data.extract import extract, failures_reject, warm_up
 from hpc_stres.data.storepath import Settings
-from hpc_stres.data.video import UndecodableError, reason_of
+from hpc_stres.data.video import Decoder, UndecodableError, reason_of
 from hpc_stres.errors import UserError
 
 PR_SET_PDEATHSIG = 1
@@ -24,6 +24,7 @@ PR_SET_PDEATHSIG = 1
 ANSWERED_BY_PARENT = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGXCPU")
 # Where memory runs out, the kernel should take this process and not its parent.
 OOM_SCORE = "500"
+FRAMES_OF_A_SIGN = 100
 
 
 def main(results_fd: int, parent: int) -> None:
@@ -50,10 +51,11 @@ def _end_with(parent: int) -> None:
 
 def _serve(job: dict[str, Any], results: Connection) -> bool:
     """Do one job; whether this process should be used again."""
-    settings = Settings(**job["settings"])
+    settings = Settings(**job["settings"]) if "settings" in job else None
     try:
         _use_one_thread()
-        warm_up(settings)
+        if settings is not None:
+            warm_up(settings)
     except Exception as error:
         # No video has been opened: whatever is wrong is wrong with this machine.
         _send_error(results, b"u", error)
@@ -61,7 +63,7 @@ def _serve(job: dict[str, Any], results: Connection) -> bool:
     results.send_bytes(b"s")
     try:
         with _memory_limit(job["memory_bytes"]):
-            done = _prepare(job, settings, results)
+            done = _do(job, settings, results)
     except Exception as error:
         _send_error(results, b"u" if isinstance(error, UserError) else b"e", error)
         # Memory that ran out may leave libraries in any state.
@@ -76,17 +78,30 @@ def _use_one_thread() -> None:
     cv2.setNumThreads(1)
 
 
-def _prepare(job: dict[str, Any], settings: Settings, results: Connection) -> dict[str, Any]:
+def _do(job: dict[str, Any], settings: Settings | None, results: Connection) -> dict[str, Any]:
     def emit(stream: str, jpeg: bytes) -> None:
         results.send_bytes(stream[0].encode() + jpeg)
 
     path, note = Path(job["path"]), None
-    if job["is_import"]:
+    if settings is None:
+        return {"frames": _count(path, job["max_pixels"], results)}
+    if job["task"] == "import":
         height, width = sources.import_frames(path, settings, emit, job["flow_root"], job["max_pixels"])
     else:
         wanted = None if job["wanted"] is None else set(job["wanted"])
         height, width, note = extract(path, settings, emit, wanted, job["max_pixels"])
     return {"height": height, "width": width, "note": note}
+
+
+@failures_reject()
+def _count(path: Path, max_pixels: int, results: Connection) -> int:
+    count = 0
+    for _ in Decoder(path, max_pixels).raw():
+        count += 1
+        if count % FRAMES_OF_A_SIGN == 0:
+            # A sign of life: the parent's patience is for silence.
+            results.send_bytes(b"s")
+    return count
 
 
 def _send_error(results: Connection, letter: bytes, error: Exception) -> None:

@@ -117,7 +117,7 @@ def _stem(file: str, place: str) -> str:
 
 def read_hmdb51(videos: Path, lists: Path) -> Listing:
     """HMDB51's `<class>_test_split<k>.txt`: 1 trains, 2 tests, 0 is unused."""
-    found = sorted(lists.glob("*_test_split1.txt"))
+    found = sorted(path for path in lists.glob("*_test_split1.txt") if not path.name.startswith("."))
     if not found:
         raise UserError(f"{lists}: no *_test_split1.txt here\nSet data.lists to the folder of HMDB51's lists.")
     listing = Listing([path.name.removesuffix("_test_split1.txt") for path in found])
@@ -188,7 +188,8 @@ def _csv_video(row: dict[str, str], place: str, videos: Path, labels: dict[str, 
     _stem(path.name, place)
     identity = path.with_suffix("").as_posix().lstrip("/")
     group = row.get("group") or None
-    return Video(identity, videos / path, labels[row["label"]], group)
+    # The file is opened under the path as it is written: a link may lead elsewhere than `..` suggests.
+    return Video(identity, videos / row["path"], labels[row["label"]], group)
 
 
 def problems(listing: Listing) -> list[str]:

@@ -44,6 +44,8 @@ def extract(path, settings, emit, *more):
     global served
     served += 1
     name = path.stem
+    if name == "sleep":
+        Path(f"{path}.pid").write_text(str(os.getpid()))
     if name in FAULTS:
         FAULTS[name]()
     if name == "kill_once" and mark(path):

@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -16,10 +17,12 @@ from hpc_stres.config import DataConfig
 from hpc_stres.data import guard, sources
 from hpc_stres.data.extract import prepare_video
 from hpc_stres.data.listing import Video
+from hpc_stres.data.prepare import prepare
+from hpc_stres.data.shards import Store
 from hpc_stres.data.storepath import Settings
 from hpc_stres.data.video import UndecodableError, write_video
 from hpc_stres.errors import FieldError, UserError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, tiny_config
 
 SETTINGS = Settings(48, 95, "native")
 QUICK = guard.Limits(memory_gib=0.25, minutes=0.05)
@@ -92,6 +95,16 @@ def test_a_death_that_an_earlier_video_may_have_caused_does_not_count(faulty, go
         assert len(guard.prepare(named(good, tmp_path, "only_fresh"), SETTINGS).rgb) == 6
 
 
+def test_frames_are_counted_in_a_child_too(good, tmp_path):
+    assert guard.count_frames(good) == 6
+    with pytest.raises(UndecodableError, match="64 x 48 pixels are more than"):
+        guard.count_frames(good, guard.Limits(max_pixels=100))
+    (tmp_path / "empty.avi").touch()
+    with pytest.raises(UndecodableError, match="an empty file"):
+        guard.count_frames(tmp_path / "empty.avi")
+    assert guard.count_frames(good) == 6
+
+
 def test_one_kill_from_outside_does_not_reject(faulty, good, tmp_path):
     assert len(guard.prepare(named(good, tmp_path, "kill_once"), SETTINGS).rgb) == 6
     assert (tmp_path / "kill_once.avi.marked").exists()
@@ -120,14 +133,17 @@ def test_a_child_ends_with_its_parent_even_while_it_hangs(faulty, good, tmp_path
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     parent = subprocess.Popen([sys.executable, "-c", code], env=environment)
     try:
-        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
-        wait_until(lambda: children.read_text().split())
-        child = int(children.read_text().split()[0])
-        wait_until(lambda: Path(f"/proc/{child}/status").read_text().count("SigIgn:\t0000000000000000") == 0)
+        asleep = Path(f"{video.path}.pid")
+        wait_until(lambda: asleep.is_file() and asleep.read_text())
+        child = int(asleep.read_text())
     finally:
         parent.kill()
         parent.wait()
-    wait_until(lambda: not is_running(child))
+    try:
+        wait_until(lambda: not is_running(child), 20)
+    finally:
+        if is_running(child):
+            os.kill(child, signal.SIGKILL)
 
 
 def is_running(pid):
@@ -197,3 +213,30 @@ def test_a_suspended_process_has_not_waited():
 def test_limits_are_finite_and_above_0(key, value):
     with pytest.raises(FieldError, match=key):
         DataConfig(**{key: value})
+
+
+def test_one_odd_video_costs_one_video_of_prepare(tmp_path, good):
+    """Through the command's own workers: everything odd is rejected with its reason, everything good is stored."""
+    videos = tmp_path / "videos"
+    for label in ("run", "sit"):
+        (videos / label).mkdir(parents=True)
+        for number in range(4):
+            (videos / label / f"{number}.avi").write_bytes(good.read_bytes())
+    whole = good.read_bytes()
+    odd = {"half": whole[: len(whole) // 2], "png": cv2.imencode(".png", pictures(1)[0])[1].tobytes(), "empty": b""}
+    for name, data in odd.items():
+        (videos / "run" / f"{name}.avi").write_bytes(data)
+    os.mkfifo(videos / "run" / "pipe.avi")
+    write_video(videos / "sit" / "narrow.avi", [np.zeros((6000, 4, 3), np.uint8)] * 2, 25)
+    write_video(videos / "sit" / "large.avi", [np.zeros((600, 600, 3), np.uint8)] * 2, 25)
+    config = tiny_config(
+        tmp_path, "data.kind=folder", f"data.videos={videos}", "data.max_rejected=0.9", "data.max_pixels=300000"
+    )
+    store = Store(prepare(config, quiet=True))
+    assert store.rejected["run/png"].startswith("a still picture")
+    assert store.rejected["run/empty"] == "an empty file"
+    assert store.rejected["run/pipe"] == "not a regular file"
+    assert "would be stored as 48 x 72000" in store.rejected["sit/narrow"]
+    assert "600 x 600 pixels are more than data.max_pixels=300000" in store.rejected["sit/large"]
+    assert len(store.rows) == 9
+    assert 0 < store.rows[store.number["run/half"]].frames < 6

@@ -297,3 +297,10 @@ def test_official_splits_are_known_by_their_contents(tmp_path):
 
 def test_other_data_under_a_kind_is_not_official(ucf):
     assert splits.read_ucf101(*ucf).is_official is None
+
+
+def test_hidden_files_among_the_lists_are_not_classes(tmp_path):
+    for name in ("hug_test_split1.txt", "._hug_test_split1.txt"):
+        (tmp_path / name).write_text("a.avi 1\nb.avi 2\n")
+    listing = splits.read_hmdb51(tmp_path, tmp_path)
+    assert (listing.classes, listing.train, listing.test) == (["hug"], {1: ["a"]}, {1: ["b"]})
