@@ -58,7 +58,7 @@ class DataConfig:
     split: int = 1
     """Split number, 1 to 3 (a folder or CSV has split 1 only)."""
     test_fraction: float = 0.25
-    """For a folder data set: share of each class's videos, chosen by a hash of the name, that is kept for testing."""
+    """For a folder data set: share of each class's recordings, chosen by a hash of the name, kept for testing."""
     short_side: int = 256
     """Stored frames are resized so that their shorter side has this many pixels."""
     crop: int = 224
@@ -77,6 +77,12 @@ class DataConfig:
     """Node-local folder that a job copies the store to before it reads it; may name variables: $SLURM_TMPDIR."""
     max_rejected: float = 0.005
     """Share of videos that may fail to decode before `prepare` fails."""
+    max_pixels: int = 8192 * 8192
+    """Pixels of a frame above which a video is rejected before it is decoded."""
+    video_memory_gib: float = 4.0
+    """Memory in GiB that preparing one video may take, once for its decoder and once for what is made of it."""
+    video_minutes: float = 10.0
+    """Minutes without a new frame after which a video is rejected; all of it may take a hundred times as long."""
     binding: BindingConfig = field(default_factory=BindingConfig)
     """Sizes of the demonstration data set."""
 
@@ -96,6 +102,9 @@ class DataConfig:
         check_field(self.shard_mib >= 1, "shard_mib", "expected 1 or more")
         check_field(self.workers >= 0, "workers", "expected 0 or more")
         check_field(0.0 <= self.max_rejected <= 1.0, "max_rejected", "expected a share from 0 to 1")
+        check_field(1 <= self.max_pixels <= 2**31, "max_pixels", "expected 1 to 2147483648 pixels")
+        check_field(0.01 <= self.video_memory_gib <= 4096, "video_memory_gib", "expected 0.01 to 4096 GiB")
+        check_field(0.0 < self.video_minutes <= 10_000, "video_minutes", "expected a number above 0, up to 10000")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,6 +93,8 @@ class PreparedVideo:
     width: int
     rgb: list[bytes]
     flow: list[bytes]
+    note: str | None = None
+    """What should be said of this video, as that it is shorter than its header promises."""
 
     def write_part(self, path: Path) -> None:
         """A tar with this video's three members."""

@@ -13,10 +13,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
+from hpc_stres.data.listing import VIDEO_SUFFIXES
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.evaluation.scores import Scores
-
-VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".mov", ".webm", ".mpg")
 
 
 @dataclass(frozen=True)

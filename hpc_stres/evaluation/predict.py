@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hpc_stres.data.extract import prepare_video
+from hpc_stres.data import guard
 from hpc_stres.data.feed import ClipReader
 from hpc_stres.data.shards import PreparedVideo, VideoRow
 from hpc_stres.data.splits import Video
-from hpc_stres.data.video import count_frames
 from hpc_stres.evaluation import protocol
 from hpc_stres.evaluation.networks import Network
 
@@ -81,7 +80,7 @@ def predict(network: Network, path: Path, quick: bool) -> Prediction:
     """Prepare and score one video; raises UndecodableError where it does not decode."""
     evaluation = replace(network.evaluation, protocol="quick") if quick else network.evaluation
     video = Video(path.stem, path, 0)
-    clip = PreparedClip(prepare_video(video, network.settings, _wanted_pairs(path, evaluation)), path)
+    clip = PreparedClip(guard.prepare(video, network.settings, wanted=_wanted_pairs(path, evaluation)), path)
     reader = ClipReader(clip, None, network.variant, streams=network.streams, most=512)
     requests = protocol.test_requests(clip.rows[0], 0, evaluation)
     scores = protocol.score_video(network, reader, requests, network.dtype)
@@ -93,7 +92,7 @@ def predict(network: Network, path: Path, quick: bool) -> Prediction:
 
 def _wanted_pairs(path: Path, evaluation: Any) -> set[int]:
     """Flow pairs that the protocol will read; long videos need few of theirs."""
-    frames = count_frames(path)
+    frames = guard.count_frames(path)
     row = VideoRow(
         id="", label=0, frames=frames, flow_pairs=max(1, frames - 1), height=2, width=2, shard=0, rgb_first=0,
         flow_first=0, rgb_sha256="", flow_sha256="",

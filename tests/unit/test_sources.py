@@ -1,14 +1,18 @@
 """Importing frames and flow that other tools extracted, in each of their layouts."""
 
+import random
+import struct
+
 import cv2
 import numpy as np
 import pytest
 
+from hpc_stres.config import DataConfig
 from hpc_stres.data import sources
 from hpc_stres.data.flow import decode_flow, encode_flow
 from hpc_stres.data.prepare import prepare
 from hpc_stres.data.shards import Store
-from hpc_stres.data.splits import Video
+from hpc_stres.data.splits import Video, problems
 from hpc_stres.data.storepath import Settings
 from hpc_stres.data.video import UndecodableError, encode_jpeg
 from tests.conftest import tiny_config
@@ -147,3 +151,130 @@ def test_our_flow_is_that_of_the_reference_where_it_shows_the_same_pair(clips, r
     record_property("grey_levels", closest)
     print("mean difference to the closest of our pairs, grey levels:", [round(value, 2) for value in closest])
     assert sorted(closest)[1] < 1.0
+
+
+def lying(picture, height, width):
+    """A JPEG whose header says another size."""
+    data = bytearray(picture)
+    place = next(data.index(marker) for marker in (b"\xff\xc0", b"\xff\xc2") if marker in data)
+    data[place + 5 : place + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("size", [(65500, 65500), (30000, 30000), (0, 64)])
+@pytest.mark.parametrize("place", ["rgb/v_a/img_00001.jpg", "rgb/v_a/img_00003.jpg", "flow/v_a/y_0002.jpg"])
+def test_sizes_are_read_before_pixels(tmp_path, monkeypatch, size, place):
+    frames, planes = extract(tmp_path, "tsn")
+    path = tmp_path / place
+    path.write_bytes(lying(path.read_bytes(), *size) + b"after the end")
+    decoded = []
+    decode = cv2.imdecode
+    monkeypatch.setattr(cv2, "imdecode", lambda data, kind: decoded.append(len(data)) or decode(data, kind))
+    with pytest.raises(UndecodableError, match=f"{path.name}: .*{size[1]} x {size[0]} pixels"):
+        sources.import_video(Video("v_a", frames / "v_a", 0), SETTINGS, str(planes))
+    assert path.stat().st_size not in decoded
+
+
+def turned(picture):
+    """A JPEG with an EXIF block that says: turn it by a quarter."""
+    tiff = b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHII", 0x0112, 3, 1, 6) + bytes(4)
+    block = b"Exif\0\0" + tiff
+    return picture[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + picture[2:]
+
+
+def png(picture):
+    return cv2.imencode(".png", cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_UNCHANGED))[1].tobytes()
+
+
+def test_png_files_become_jpeg_and_a_png_named_jpg_too(tmp_path):
+    frames, _ = extract(tmp_path, "tsn")
+    (frames / "v_a" / "img_00002.jpg").write_bytes(png(rgb(1)))
+    (frames / "v_a" / "img_00004.jpg").rename(frames / "v_a" / "img_00004.png")
+    (frames / "v_a" / "img_00004.png").write_bytes(png(rgb(3)))
+    found = sources.import_video(Video("v_a", frames / "v_a", 0), Settings(48, 95, "native"), None)
+    assert len(found.rgb) == FRAMES
+    assert all(data.startswith(b"\xff\xd8") and data.endswith(b"\xff\xd9") for data in found.rgb)
+    assert found.rgb[0] == rgb(0)
+    assert found.rgb[1] != rgb(1)
+
+
+def test_a_picture_that_its_header_turns_is_stored_upright(tmp_path):
+    folder = tmp_path / "v_a"
+    write(folder, "img_", 5, [turned(rgb(n, (64, 48))) for n in range(3)])
+    found = sources.import_video(Video("v_a", folder, 0), Settings(48, 95, "native"), None)
+    assert (found.height, found.width) == (48, 64)
+    for data in found.rgb:
+        assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_IGNORE_ORIENTATION).shape[:2] == (48, 64)
+
+
+ODD_FILES = {
+    "of another size": (lambda data: rgb(9, (50, 64)), "64 x 50 pixels, but the first has 64 x 48"),
+    "cut off": (lambda data: data[: len(data) // 2], "its header is damaged: the file breaks off"),
+    "cut in the header": (lambda data: data[:100], "its header is damaged"),
+    "empty": (lambda data: b"", "an empty file"),
+    "a text": (lambda data: b"hello " * 100, "neither a JPEG nor a PNG file"),
+    "a gif": (lambda data: b"GIF89a" + data, "neither a JPEG nor a PNG file"),
+    "a png cut off": (lambda data: png(data)[:300], "its header is damaged: the file breaks off"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_FILES)
+def test_one_odd_picture_rejects_its_video_with_its_path(tmp_path, odd):
+    change, words = ODD_FILES[odd]
+    frames, planes = extract(tmp_path, "tsn")
+    path = frames / "v_a" / "img_00003.jpg"
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(UndecodableError, match=f"{path}: .*{words}|{path}: {words}"):
+        sources.import_video(Video("v_a", frames / "v_a", 0), SETTINGS, str(planes))
+
+
+def test_two_files_with_one_number_and_folders_among_files_are_reasons(tmp_path):
+    frames, planes = extract(tmp_path, "tsn")
+    (frames / "v_a" / "img_3.jpg").write_bytes(rgb(2))
+    with pytest.raises(UndecodableError, match=r"img_00003.jpg and img_3.jpg have one number"):
+        sources.import_video(Video("v_a", frames / "v_a", 0), SETTINGS, str(planes))
+    (frames / "v_a" / "img_3.jpg").unlink()
+    (frames / "v_a" / "img_00007.jpg").mkdir()
+    with pytest.raises(UndecodableError, match=r"img_00007.jpg: not a regular file"):
+        sources.import_video(Video("v_a", frames / "v_a", 0), Settings(48, 95, "native"), None)
+
+
+def test_flow_of_sixteen_bits_is_refused(tmp_path):
+    frames, planes = extract(tmp_path, "tsn")
+    (planes / "v_a" / "x_0002.jpg").write_bytes(cv2.imencode(".png", np.zeros(SIZE, np.uint16))[1].tobytes())
+    with pytest.raises(UndecodableError, match=r"x_0002.jpg: 16 bits; flow is read from 8 bits"):
+        sources.import_video(Video("v_a", frames / "v_a", 0), SETTINGS, str(planes))
+
+
+def test_broken_pictures_give_a_picture_or_a_reason(tmp_path):
+    frames, planes = extract(tmp_path, "tsn", size=(16, 24))
+    random_ = random.Random(3)
+    files = [frames / "v_a" / "img_00002.jpg", planes / "v_a" / "x_0003.jpg"]
+    wholes = [path.read_bytes() for path in files]
+    accepted = 0
+    for number in range(200):
+        path, data = files[number % 2], bytearray(wholes[number % 2])
+        for _ in range(random_.choice((1, 4))):
+            data[random_.randrange(len(data))] = random_.randrange(256)
+        path.write_bytes(bytes(data[: random_.choice((len(data), random_.randrange(len(data))))]))
+        found = words = None
+        try:
+            found = sources.import_video(Video("v_a", frames / "v_a", 0), Settings(16, 95, "imported"), str(planes))
+        except UndecodableError as error:
+            words = str(error)
+        accepted += found is not None
+        assert words is None or len(words.splitlines()) == 1
+        assert found is None or (len(found.rgb), len(found.flow)) == (FRAMES, 2 * (FRAMES - 1))
+        path.write_bytes(wholes[number % 2])
+    assert 0 < accepted < 200
+
+
+def test_recordings_are_kept_when_frames_are_imported(tmp_path):
+    table = tmp_path / "videos.csv"
+    table.write_text("path,label,split,group\na.avi,run,train,g1\nb.avi,run,test,g1\n")
+    for name in "ab":
+        (tmp_path / "frames" / name).mkdir(parents=True)
+    data = DataConfig(kind="csv", lists=str(table), frames=str(tmp_path / "frames"))
+    listing = sources.read_listing(data)
+    assert listing.videos["a"].path == tmp_path / "frames" / "a"
+    assert problems(listing) == ["split 1: group g1 stands in train and test"]
