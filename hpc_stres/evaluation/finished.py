@@ -1,0 +1,36 @@
+"""What a finished phase says of itself. The one place where evaluation reads done.json."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from hpc_stres.errors import UserError
+from hpc_stres.runpaths import SEAL, RunPaths, unsealed
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Checksum of a phase's weights, and the classes that its scores are of."""
+
+    weights_sha256: str
+    classes: list[str]
+
+
+def read_finished(paths: RunPaths, phase: str) -> Finished:
+    """done.json of a phase; a missing or damaged one is a UserError."""
+    path = paths.phase(phase).done
+    remedy = f"Remove it and run `hpc-stres train --phase {phase}` again; its checkpoints are kept."
+    try:
+        value: Any = json.loads(path.read_bytes().decode("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path.parent}: phase {phase} is not finished\nTrain it first: --phase {phase}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}\n{remedy}") from None
+    if isinstance(value, dict) and SEAL in value:
+        value = unsealed(value, str(path), remedy)
+    classes = value.get("classes") if isinstance(value, dict) else None
+    sha256 = value.get("sha256") if isinstance(value, dict) else None
+    is_whole = isinstance(classes, list) and classes and all(isinstance(c, str) for c in classes)
+    if not is_whole or not isinstance(sha256, str):
+        raise UserError(f"{path}: it does not name its classes and weights\n{remedy}")
+    return Finished(sha256, list(classes or []))
