@@ -54,7 +54,7 @@ def results_table(results: Mapping[str, Any]) -> str:
 def table_cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table."""
     published = published_for(results)
-    several = len(results["splits"]) > 1
+    several = len(results["splits"]) > 1 or "mean" in results
     header = ["", *(["split"] if several else []), "top-1 %", "95 % interval", "top-5 %", "videos"]
     rows = []
     for split, table in results["splits"].items():
