@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from hpc_stres.config import Config, EvaluationConfig, ModelConfig
-from hpc_stres.configfile import Node, build, load_run
+from hpc_stres.configfile import build, load_run
+from hpc_stres.configtree import Node
 from hpc_stres.data.storepath import Settings
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.evaluation.finished import read_finished
