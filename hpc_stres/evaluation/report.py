@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_stres.config import Config
+from hpc_stres.configfile import dump
 from hpc_stres.data.flow import decode_flow
 from hpc_stres.data.shards import Store
 from hpc_stres.data.storepath import store_folder
@@ -22,6 +23,7 @@ from hpc_stres.evaluation.results import columns
 from hpc_stres.evaluation.scores import STREAMS, Scores, right
 from hpc_stres.evaluation.table import TITLES, protocol_lines, read_results, table_cells
 from hpc_stres.models.weights import read_state
+from hpc_stres.provenance import without_secrets
 from hpc_stres.recipe import ordered_phases
 from hpc_stres.runpaths import SEAL, RunPaths, read_json_lines, unsealed, write_text
 
@@ -54,7 +56,7 @@ def write_report(config: Config, run_dir: Path) -> Path:
         ("Examples", _examples(store, found)),
         ("Temporal kernels", _kernels(config, paths)),
         ("Motion in the appearance stream", _junctions(config, run_dir, store)),
-        ("Provenance", _provenance(paths)),
+        ("Provenance", _provenance(config, paths)),
     ]
     links = " · ".join(f'<a href="#s{n}">{title}</a>' for n, (title, _) in enumerate(sections))
     body = "".join(f'<section id="s{n}"><h2>{title}</h2>{text}</section>' for n, (title, text) in enumerate(sections))
@@ -243,10 +245,12 @@ def _kernels(config: Config, paths: RunPaths) -> str:
     return note + _rows(["phase", "kernel", "moved", "differences"], rows)
 
 
-def _provenance(paths: RunPaths) -> str:
-    parts = []
-    for path in (paths.provenance, paths.config):
-        if path.is_file():
-            text = html.escape(path.read_text(encoding="utf-8"))
-            parts.append(f"<details><summary>{path.name}</summary><pre>{text}</pre></details>")
-    return "".join(parts)
+def _provenance(config: Config, paths: RunPaths) -> str:
+    """What the run was made with; a report is passed on, so that nothing that looks like a secret is in it."""
+    texts = {paths.config.name: dump(without_secrets(config))}
+    if paths.provenance.is_file():
+        texts[paths.provenance.name] = paths.provenance.read_text(encoding="utf-8", errors="replace")
+    return "".join(
+        f"<details><summary>{name}</summary><pre>{html.escape(text)}</pre></details>"
+        for name, text in sorted(texts.items(), reverse=True)
+    )
