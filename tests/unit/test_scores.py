@@ -164,6 +164,20 @@ def test_no_score_file_runs_code(tmp_path):
     assert not harm.exists()
 
 
+def test_a_file_that_was_rewritten_with_another_number_is_refused(tmp_path):
+    path = tmp_path / "s.npz"
+    scores(5).save(path)
+    with np.load(path) as data:
+        arrays = {name: data[name] for name in data.files}
+    for name in ("logits", "labels"):
+        changed = arrays[name].copy()
+        changed.flat[0] += 1
+        np.savez(path, **{**arrays, name: changed})
+        for reader in (Scores.load, fusion.read):
+            with pytest.raises(UserError, match=r"s\.npz: damaged: its digest is wrong"):
+                reader(path)
+
+
 def test_files_without_a_digest_are_refused(tmp_path):
     found = scores(5)
     np.savez(tmp_path / "old.npz", ids=found.ids, labels=found.labels, classes=CLASSES, logits=found.logits)
