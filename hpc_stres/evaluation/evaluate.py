@@ -54,9 +54,7 @@ def evaluate(config: Config, run_dir: Path, world: World, phases: list[str] | No
     """Score every finished phase, write scores/ and results.json; returns the results on the first rank."""
     paths = RunPaths(run_dir)
     store = open_store(config)
-    chosen = [p for p in phases or ordered_phases(config.phases) if paths.phase(p).done.is_file()]
-    if not chosen:
-        raise UserError(f"{run_dir}: no finished phase to evaluate\nTrain one first: hpc-stres train --phase ...")
+    chosen = _finished_phases(config, paths, phases)
     videos = _test_videos(config, store)
     torch.set_num_threads(protocol.EVALUATION_THREADS)
     device = distributed.choose_device(world)
@@ -74,9 +72,22 @@ def evaluate(config: Config, run_dir: Path, world: World, phases: list[str] | No
                 if world.is_first:
                     patience = LATE_FILE_SECONDS if world.size > 1 else 0.0
                     _gather(config, scoring, paths, store, videos, patience)
-        results = summarise(config, run_dir, store) if world.is_first else None
+        with _failing_together(control):
+            results = summarise(config, run_dir, store) if world.is_first else None
     distributed.stop()
     return results
+
+
+def _finished_phases(config: Config, paths: RunPaths, named: list[str] | None) -> list[str]:
+    """Phases to score: those that were named, which must be finished, or all that are."""
+    everywhere = ordered_phases(config.phases)
+    finished = [name for name in everywhere if paths.phase(name).done.is_file()]
+    open_ones = [name for name in named or [] if name not in finished]
+    if open_ones:
+        raise UserError(f"{paths.root}: phase {open_ones[0]} is not finished\nTrain it first, or leave it out.")
+    if not finished:
+        raise UserError(f"{paths.root}: no finished phase to evaluate\nTrain one first: hpc-stres train --phase ...")
+    return named or finished
 
 
 @contextmanager
@@ -87,6 +98,10 @@ def _failing_together(control: Any) -> Iterator[None]:
         yield
     except UserError as error:
         failed = error
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        kept = "What was scored is kept in scores/parts: evaluate again."
+        failed = UserError(f"{where}{error.strerror or error}\n{kept}")
     (any_failed,) = distributed.agree([float(failed is not None)], control)
     if any_failed:
         raise failed or UserError("another rank of this evaluation stopped; its message says why")

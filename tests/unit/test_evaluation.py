@@ -287,3 +287,27 @@ def test_a_full_disk_while_scoring_is_a_sentence_and_loses_nothing(scored, run, 
     evaluate_here(run.root)
     assert result_bytes(run.root) == result_bytes(scored)
     assert os.path.isdir(parts.folder(run))
+
+
+def test_a_named_phase_that_is_not_finished_and_a_folder_that_cannot_be_written_are_sentences(run):
+    with pytest.raises(UserError, match="phase st_resnet is not finished"):
+        evaluate_here(run.root, phases=["motion", "st_resnet"])
+    shutil.rmtree(run.root / "scores")
+    (run.root / "scores").write_text("")
+    with pytest.raises(UserError, match=r"scores.*: (Not a directory|File exists)\n"):
+        evaluate_here(run.root)
+
+
+def test_the_table_of_a_run_of_version_0_2_says_how_to_go_on(run):
+    """Its scores have no digest and its results no checksum; the weights and their names are what is needed."""
+    path = run.scores(1, "motion")
+    with np.load(path) as data:
+        np.savez(path, **{name: data[name] for name in data.files if name not in ("digest", "made_by")})
+    bare = {key: value for key, value in json.loads(run.results.read_text()).items() if key != "checksum"}
+    run.results.write_text(json.dumps(bare))
+    with pytest.raises(UserError, match=r"results\.json: it has no checksum .*0\.2\)\nRun `hpc-stres evaluate"):
+        read_results(run.results)
+    with pytest.raises(UserError, match=r"split1_motion\.npz: it has no digest .*0\.2\)\nRemove it and run"):
+        columns(tiny_config("unused"), run.root)
+    evaluate_here(run.root)
+    assert read_results(run.results) == bare
