@@ -36,11 +36,18 @@ OVERRIDDEN = ("global_batch", "norm_group")
 
 
 def _acts(config: "Config", key: str) -> bool:
-    """Whether a value has an effect: a phase's options depend on its model, the demonstration's sizes on the data."""
+    """Whether a value has an effect: a phase's options depend on its model, others on other values."""
     section, *rest = key.split(".")
     if section == "phases" and len(rest) > 1:
         return rest[1] in config.phases[rest[0]].acting()
-    return not key.startswith("data.binding.") or config.data.kind == "binding"
+    unused = {
+        "data.binding": config.data.kind != "binding", "data.test_fraction": config.data.kind != "folder",
+        "model.depth": config.model.stages is not None, "training.zero_stage": config.training.engine == "ddp",
+        "training.deepspeed": config.training.engine == "ddp",
+        "evaluation.chunks": config.evaluation.protocol == "quick",
+        "evaluation.flips": config.evaluation.protocol == "quick",
+    }  # fmt: skip
+    return not any(is_unused and f"{key}.".startswith(f"{name}.") for name, is_unused in unused.items())
 
 
 def _applied(config: "Config", key: str, value: Any) -> tuple[Any, str]:

@@ -1,10 +1,16 @@
-"""What a finished phase says of itself. The one place where evaluation reads done.json."""
+"""What a finished phase says of itself, and the config that its weights may be used with.
+
+The one place where evaluation reads done.json.
+"""
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from hpc_stres.errors import UserError
+from hpc_stres.config import Config
+from hpc_stres.configfile import load_run
+from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.runpaths import SEAL, RunPaths, unsealed
 
 
@@ -34,3 +40,24 @@ def read_finished(paths: RunPaths, phase: str) -> Finished:
     if not is_whole or not isinstance(sha256, str):
         raise UserError(f"{path}: it does not name its classes and weights\n{remedy}")
     return Finished(sha256, list(classes or []))
+
+
+# Options of a phase that are part of its network.
+NETWORK_OPTIONS = ("model", "temporal_pool", "temporal_padding")
+
+
+def load_trained(run_dir: Path, overrides: list[str]) -> Config:
+    """The config of a run for the use of its weights; refuses overrides that they were not trained for."""
+    trained, config = load_run(run_dir), load_run(run_dir, overrides)
+    changed = ["data.split"] if config.data.split != trained.data.split else []
+    sizes = ("depth", "stages", "width", "variant")
+    changed += [f"model.{key}" for key in sizes if getattr(config.model, key) != getattr(trained.model, key)]
+    for name, phase in trained.phases.items():
+        other = config.phases[name]
+        changed += [f"phases.{name}.{k}" for k in NETWORK_OPTIONS if getattr(other, k) != getattr(phase, k)]
+    if changed:
+        raise ConfigError(
+            f"--set {changed[0]}: the weights in {run_dir} were trained with another value\n"
+            "A split's test videos train another split; another network reads weights wrongly. Leave it as it is."
+        )
+    return config

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from hpc_stres.config import Config, EvaluationConfig, ModelConfig
-from hpc_stres.configfile import build, load_run
+from hpc_stres.configfile import build
 from hpc_stres.configtree import Node
 from hpc_stres.data.storepath import Settings
 from hpc_stres.errors import ConfigError, UserError
-from hpc_stres.evaluation.finished import read_finished
+from hpc_stres.evaluation.finished import load_trained, read_finished
 from hpc_stres.models import Logits, TwoStream
 from hpc_stres.models.weights import load_into, read_state
 from hpc_stres.recipe import Phase, ordered_phases
@@ -74,7 +74,7 @@ def load_all(model: TwoStream, weights: Path) -> None:
 
 def from_run(run_dir: Path, phase: str | None, overrides: list[str], device: torch.device) -> Network:
     """The network of a finished phase."""
-    config = load_run(run_dir, overrides)
+    config = load_trained(run_dir, overrides)
     name = phase or best_phase(config, run_dir)
     config.phase(name)
     classes = read_finished(RunPaths(run_dir), name).classes

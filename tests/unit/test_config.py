@@ -122,7 +122,9 @@ def test_no_number_may_be_infinite_or_not_a_number(key, value):
         ("phases.motion.schedule=[[10, -5]]", "expected rates above 0"),
         ("phases.motion.schedule=[[10, 0]]", "expected rates above 0"),
         ("phases.motion.schedule=[]", "at least one"),
-        ("training.deepspeed={zero: {x: [.nan]}}", "expected a finite number"),
+        ("training={engine: deepspeed, deepspeed: {zero: {x: [.nan]}}}", "expected a finite number"),
+        ("training.deepspeed={zero: 1}", "no effect with the engine ddp"),
+        ("training.zero_stage=1", "no effect with the engine ddp"),
         ("phases.st_resnet.loss_weight_motion=-5", "expected 0 or more"),
         ("phases.st_resnet={loss_weight_motion: 0, loss_weight_appearance: 0}", "nothing would be trained"),
         ("phases.motion.loss_weight_motion=0", "nothing would be trained"),
@@ -241,6 +243,9 @@ def test_config_prints_the_values_that_apply_and_no_others():
     assert "tiny.yaml" in found["phases.motion.global_batch"]
     assert found["phases.st_resnet.schedule"].endswith("(cut to 4 steps by training.max_steps)")
     assert "phases.appearance.stride" not in found
+    assert "model.depth" not in found
+    assert "data.test_fraction" not in found
+    assert "data.binding.frames" in found
     assert "phases.st_resnet.dropout" not in found
     assert found["phases.st_resnet.chunks"].startswith("5  #")
 

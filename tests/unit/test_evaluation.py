@@ -12,9 +12,10 @@ import time
 import numpy as np
 import pytest
 
-from hpc_stres.errors import UserError
+from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.evaluation import evaluate as module
 from hpc_stres.evaluation import parts
+from hpc_stres.evaluation.finished import load_trained
 from hpc_stres.evaluation.results import columns
 from hpc_stres.evaluation.scores import Scores
 from hpc_stres.evaluation.table import read_results
@@ -287,6 +288,17 @@ def test_a_full_disk_while_scoring_is_a_sentence_and_loses_nothing(scored, run, 
     evaluate_here(run.root)
     assert result_bytes(run.root) == result_bytes(scored)
     assert os.path.isdir(parts.folder(run))
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [("data.split=2", "data.split"), ("model.variant=msra", "model.variant"), ("model.width=8", "model.width"),
+     ("phases.st_resnet.temporal_padding=replicate", "phases.st_resnet.temporal_padding")],
+)  # fmt: skip
+def test_weights_are_used_only_as_they_were_trained(scored, override, key):
+    with pytest.raises(ConfigError, match=f"--set {key}: the weights in .* were trained with another value"):
+        load_trained(scored, [override])
+    assert load_trained(scored, ["data.root=x", "evaluation.chunks=9"]).evaluation.chunks == 9
 
 
 def test_a_named_phase_that_is_not_finished_and_a_folder_that_cannot_be_written_are_sentences(run):
