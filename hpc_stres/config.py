@@ -188,6 +188,9 @@ class TrainingConfig:
         check_field(self.checkpoint_every_minutes >= 0, "checkpoint_every_minutes", "expected 0 or more")
         check_field(self.log_every_steps >= 1, "log_every_steps", "expected 1 or more")
         check_field(self.prefetch >= 1, "prefetch", "expected 1 or more")
+        if self.engine != "deepspeed":
+            check_field(self.zero_stage == 0, "zero_stage", f"no effect with the engine {self.engine}")
+            check_field(not self.deepspeed, "deepspeed", f"no effect with the engine {self.engine}")
         for key in ("start_timeout_minutes", "step_timeout_minutes"):
             check_field(getattr(self, key) > 0, key, "expected a number above 0")
 

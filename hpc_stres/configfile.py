@@ -1,29 +1,36 @@
-"""Strict YAML: layers of files and `--set` become one Config; every message names file, line and the nearest key."""
+"""Layers of YAML files and `--set` options become one Config; every message names file, line and the nearest key.
 
+`hpc_stres.configtree` reads and merges text; here it is matched, key by key, with the dataclasses of
+`hpc_stres.config`: what a field declares is what its value must be, and `hpc_stres.limits` bounds it.
+"""
+
+import contextlib
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
+from hpc_stres import limits
 from hpc_stres.config import Config
+from hpc_stres.configtree import MOST_TEXT_IN_MESSAGE, Node, merge, origins, parse_overrides, read_file, shown
 from hpc_stres.errors import ConfigError, FieldError
-from hpc_stres.recipe import ordered_phases
+from hpc_stres.recipe import check_phase_name, ordered_phases
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
-@dataclass(frozen=True)
-class Node:
-    """A YAML value that remembers where it was written."""
+# Nearest key that is worth a hint; below it all keys are listed.
+NEAR = 0.6
 
-    value: Any
-    origin: str
+
+class OutOfRange(ConfigError):
+    """The right kind of value, but not one that can be meant: no other alternative of a union will do."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), profile: str | None = None) -> Config:
@@ -42,16 +49,15 @@ def load_with_origins(
     chosen_profile = own.value.get("profile")
     if chosen_profile is not None and chosen_profile.value is not None:
         tree = merge(_library("clusters", chosen_profile), tree)
-    recipe = own.value.get("recipe", Node("nips2016", "default"))
-    tree = merge(_library("recipes", recipe), tree)
-    config = build(Config, tree, "")
-    ordered_phases(config.phases)
-    return config, dict(_origins(tree, ""))
+    recipe = _library("recipes", own.value.get("recipe", Node("nips2016", "default")))
+    _refuse_unknown_phases(recipe, tree)
+    tree = merge(recipe, tree)
+    return _whole(tree), dict(origins(tree, ""))
 
 
 def load_resolved(path: str | Path) -> Config:
     """A run folder's config.yaml, which is complete and stands alone."""
-    return typing.cast(Config, build(Config, _read_resolved(Path(path)), ""))
+    return _whole(_read_resolved(Path(path)))
 
 
 def load_run(run_dir: Path, overrides: Sequence[str] = ()) -> Config:
@@ -59,7 +65,34 @@ def load_run(run_dir: Path, overrides: Sequence[str] = ()) -> Config:
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{run_dir}: this is no run folder: it has no config.yaml")
-    return typing.cast(Config, build(Config, merge(_read_resolved(path), parse_overrides(overrides)), ""))
+    base = _read_resolved(path)
+    changes = parse_overrides(overrides)
+    _refuse_unknown_phases(base, changes)
+    return _whole(merge(base, changes))
+
+
+def _whole(tree: Node) -> Config:
+    """The config of a tree; refuses what only shows when all of it is known."""
+    config = typing.cast(Config, build(Config, tree, ""))
+    for name in ordered_phases(config.phases):
+        config.phase(name)
+    return config
+
+
+def _refuse_unknown_phases(recipe: Node, tree: Node) -> None:
+    """An overlay is for a phase of the recipe; a phase of one's own says which model it trains."""
+    known = recipe.value.get("phases", Node({}, "")).value
+    given = tree.value.get("phases", Node({}, "")).value
+    if not isinstance(known, dict) or not isinstance(given, dict):
+        return  # not a mapping: refused with its type below
+    for name, node in given.items():
+        if name in known or (isinstance(node.value, dict) and "model" in node.value):
+            continue
+        nearest = difflib.get_close_matches(name, known, 1, NEAR)
+        hint = f"did you mean {nearest[0]}?" if nearest else "a phase of your own needs a `model`"
+        raise ConfigError(
+            f"{node.origin}: phases.{shown(name)}: the recipe has no such phase; it has {', '.join(known)}; {hint}"
+        )
 
 
 def _read_resolved(path: Path) -> Node:
@@ -90,10 +123,13 @@ def plain(value: Any) -> Any:
 
 
 def _library(folder: str, name: Node) -> Node:
-    path = CONFIGS / folder / f"{name.value}.yaml"
-    if not path.is_file():
+    is_word = isinstance(name.value, str) and re.fullmatch(r"[\w.-]{1,100}", name.value)
+    path = CONFIGS / folder / f"{name.value if is_word else '?'}.yaml"
+    if not is_word or not path.is_file():
         known = sorted(p.stem for p in (CONFIGS / folder).glob("*.yaml"))
-        raise ConfigError(f"{name.origin}: no {path.name} in configs/{folder}; there are {', '.join(known)}")
+        raise ConfigError(
+            f"{name.origin}: no {shown(name.value)}.yaml in configs/{folder}; there are {', '.join(known)}"
+        )
     return read_file(path)
 
 
@@ -103,89 +139,12 @@ def _file_with_base(path: Path) -> Node:
     include = node.value.pop("include", None)
     if include is None:
         return node
-    if not isinstance(include.value, str):
+    if not isinstance(include.value, str) or not include.value.strip():
         raise ConfigError(f"{include.origin}: include: expected the name of one file")
     base = read_file(path.parent / include.value)
     if "include" in base.value:
         raise ConfigError(f"{base.value['include'].origin}: include: a base file may not include another")
     return merge(base, node)
-
-
-def read_file(path: Path) -> Node:
-    """A YAML file as nodes."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot read the config: {getattr(error, 'strerror', None) or error}") from None
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        node = Node({}, f"{path}:1") if root is None else _convert(root, path)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
-    if not isinstance(node.value, dict):
-        raise ConfigError(f"{path}:1: expected a mapping of keys")
-    return node
-
-
-def _convert(node: yaml.Node, path: Path) -> Node:
-    origin = f"{path}:{node.start_mark.line + 1}"
-    if isinstance(node, yaml.MappingNode):
-        items: dict[str, Node] = {}
-        for key, value in node.value:
-            if str(key.value) in items:
-                raise ConfigError(f"{path}:{key.start_mark.line + 1}: {key.value} is given twice")
-            converted = _convert(value, path)
-            items[str(key.value)] = Node(converted.value, f"{path}:{key.start_mark.line + 1}")
-        return Node(items, origin)
-    if isinstance(node, yaml.SequenceNode):
-        return Node([_convert(item, path) for item in node.value], origin)
-    loader = yaml.SafeLoader("")
-    return Node(loader.construct_object(node), origin)
-
-
-def parse_overrides(overrides: Sequence[str]) -> Node:
-    """`--set a.b=c` options as nodes; values are YAML."""
-    tree = Node({}, "--set")
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals or not all(key.split(".")):
-            raise ConfigError(f"--set {text}: expected key.subkey=value")
-        try:
-            parsed = (
-                _convert(
-                    yaml.compose(value, Loader=yaml.SafeLoader) or yaml.ScalarNode("tag:yaml.org,2002:null", ""),
-                    Path("--set"),
-                )
-                if value.strip()
-                else Node(None, "")
-            )
-        except yaml.YAMLError:
-            raise ConfigError(f"--set {text}: the value is not valid YAML") from None
-        leaf = _with_origin(parsed, f"--set {key}")
-        for part in reversed(key.split(".")):
-            leaf = Node({part: leaf}, f"--set {key}")
-        tree = merge(tree, leaf)
-    return tree
-
-
-def _with_origin(node: Node, origin: str) -> Node:
-    if isinstance(node.value, dict):
-        return Node({key: _with_origin(item, origin) for key, item in node.value.items()}, origin)
-    if isinstance(node.value, list):
-        return Node([_with_origin(item, origin) for item in node.value], origin)
-    return Node(node.value, origin)
-
-
-def merge(base: Node, top: Node) -> Node:
-    """Mappings are merged key by key, everything else is replaced."""
-    if not (isinstance(base.value, dict) and isinstance(top.value, dict)):
-        return top
-    merged = dict(base.value)
-    for key, node in top.value.items():
-        merged[key] = merge(merged[key], node) if key in merged else node
-    return Node(merged, top.origin)
 
 
 def build(kind: Any, node: Node, path: str) -> Any:
@@ -198,17 +157,21 @@ def build(kind: Any, node: Node, path: str) -> Any:
     if origin is Literal:
         # bool is an int to Python: `True` must not pass for the literal 1.
         if not any(node.value == arg and type(node.value) is type(arg) for arg in args):
-            nearest = difflib.get_close_matches(str(node.value), [str(arg) for arg in args], 1)
+            nearest = difflib.get_close_matches(shown(node.value), [str(arg) for arg in args], 1)
             hint = f" (did you mean {nearest[0]}?)" if nearest else ""
             raise _wrong(node, path, "one of " + ", ".join(str(arg) for arg in args) + hint)
         return node.value
     if origin is dict:
         _expect(isinstance(node.value, dict), node, path, "a mapping")
+        _expect_length(node, path)
+        if path == "phases":
+            for key, item in node.value.items():
+                _check(check_phase_name(key), item, path)
         return {key: build(args[1], item, f"{path}.{key}") for key, item in node.value.items()}
     if origin is tuple or (isinstance(kind, type) and issubclass(kind, tuple)):
         return _build_tuple(kind, args, node, path)
     if kind is object:
-        return _untyped(node)
+        return _untyped(node, path)
     return _build_scalar(kind, node, path)
 
 
@@ -219,9 +182,8 @@ def _build_dataclass(kind: Any, node: Node, path: str) -> Any:
     values = {}
     for key, item in node.value.items():
         if key not in names:
-            nearest = difflib.get_close_matches(key, names, 1, 0.0)[0]
-            full = f"{path}.{key}" if path else key
-            raise ConfigError(f"{item.origin}: {full}: unknown key; the nearest valid key is {nearest}")
+            full = f"{path}.{shown(key)}" if path else shown(key)
+            raise ConfigError(f"{item.origin}: {full}: unknown key; {_hint(key, names)}")
         values[key] = build(hints[key], item, f"{path}.{key}" if path else key)
     missing = [f.name for f in dataclasses.fields(kind) if _required(f) and f.name not in values]
     if missing:
@@ -231,7 +193,20 @@ def _build_dataclass(kind: Any, node: Node, path: str) -> Any:
     except FieldError as error:
         where = node.value[error.key].origin if error.key in node.value else node.origin
         full = f"{path}.{error.key}" if path else error.key
-        raise ConfigError(f"{where}: {full}: {error.message}, got {values.get(error.key, 'the default')}") from None
+        got = shown(plain(values[error.key])) if error.key in values else "the default"
+        raise ConfigError(f"{where}: {full}: {error.message}, got {got}") from None
+
+
+def _hint(key: str, names: list[str]) -> str:
+    """The nearest valid key, here or in another section; where none is near, all of them."""
+    nearest = difflib.get_close_matches(key, names, 1, NEAR)
+    if nearest:
+        return f"the nearest valid key is {nearest[0]}"
+    sections = {f.name: f.type for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.type)}
+    for section, kind in sections.items():
+        if key in (f.name for f in dataclasses.fields(typing.cast(Any, kind))):
+            return f"there is {section}.{key}"
+    return f"the keys here are {', '.join(names)}"
 
 
 def _required(f: "dataclasses.Field[Any]") -> bool:
@@ -245,6 +220,8 @@ def _build_union(args: tuple[Any, ...], node: Node, path: str) -> Any:
     for kind in kinds[:-1]:
         try:
             return build(kind, node, path)
+        except OutOfRange:
+            raise
         except ConfigError:
             continue  # the last alternative gives the message
     return build(kinds[-1], node, path) if len(kinds) == 1 else _last_alternative(kinds, node, path)
@@ -253,6 +230,8 @@ def _build_union(args: tuple[Any, ...], node: Node, path: str) -> Any:
 def _last_alternative(kinds: list[Any], node: Node, path: str) -> Any:
     try:
         return build(kinds[-1], node, path)
+    except OutOfRange:
+        raise
     except ConfigError:
         raise _wrong(node, path, " or ".join(_describe(kind) for kind in kinds)) from None
 
@@ -265,6 +244,7 @@ def _describe(kind: Any) -> str:
 
 def _build_tuple(kind: Any, args: tuple[Any, ...], node: Node, path: str) -> Any:
     _expect(isinstance(node.value, list), node, path, "a list")
+    _expect_length(node, path)
     if hasattr(kind, "_fields"):
         hints = list(typing.get_type_hints(kind).values())
         _expect(len(node.value) == len(hints), node, path, "[" + ", ".join(kind._fields) + "]")
@@ -279,23 +259,39 @@ def _build_scalar(kind: Any, node: Node, path: str) -> Any:
     value = node.value
     if kind is float and isinstance(value, str):
         # YAML 1.1 reads 1e-2 as text; people mean the number.
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not kind:
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    if type(value) is not kind and not (kind is float and type(value) is int):
         raise _wrong(node, path, _describe(kind))
-    return value
+    _check_range(value, node, path)
+    return float(value) if kind is float else value
 
 
-def _untyped(node: Node) -> Any:
+def _check_range(value: Any, node: Node, path: str) -> None:
+    if isinstance(value, str):
+        _check(limits.wrong_text(value, path), node, path)
+    elif isinstance(value, int | float):
+        _check(limits.wrong_number(value, path), node, path)
+
+
+def _check(expected: str | None, node: Node, path: str) -> None:
+    if expected is not None:
+        raise OutOfRange(str(_wrong(node, path, expected)))
+
+
+def _untyped(node: Node, path: str) -> Any:
+    """A value of any kind, as DeepSpeed's own keys have them: plain data, in range like all others."""
     if isinstance(node.value, dict):
-        return {key: _untyped(item) for key, item in node.value.items()}
+        return {key: _untyped(item, f"{path}.{key}") for key, item in node.value.items()}
     if isinstance(node.value, list):
-        return [_untyped(item) for item in node.value]
+        return [_untyped(item, path) for item in node.value]
+    _expect(node.value is None or isinstance(node.value, str | int | float), node, path, "plain data")
+    _check_range(node.value, node, path)
     return node.value
+
+
+def _expect_length(node: Node, path: str) -> None:
+    _check(limits.wrong_length(node.value), node, path)
 
 
 def _expect(condition: bool, node: Node, path: str, expected: str) -> None:
@@ -304,15 +300,10 @@ def _expect(condition: bool, node: Node, path: str, expected: str) -> None:
 
 
 def _wrong(node: Node, path: str, expected: str) -> ConfigError:
-    got = (
-        "a mapping" if isinstance(node.value, dict) else "a list" if isinstance(node.value, list) else repr(node.value)
-    )
+    name = "a mapping" if isinstance(node.value, dict) else "a list" if isinstance(node.value, list) else ""
+    got = name or (repr(node.value) if _is_short(node.value) else shown(node.value))
     return ConfigError(f"{node.origin}: {path}: expected {expected}, got {got}")
 
 
-def _origins(node: Node, path: str) -> typing.Iterator[tuple[str, str]]:
-    if isinstance(node.value, dict):
-        for key, item in node.value.items():
-            yield from _origins(item, f"{path}.{key}" if path else key)
-    else:
-        yield path, node.origin
+def _is_short(value: Any) -> bool:
+    return isinstance(value, str) and len(value) < MOST_TEXT_IN_MESSAGE

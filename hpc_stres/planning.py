@@ -13,14 +13,17 @@ A rank's pictures are one JPEG for each RGB frame and two for each flow pair. Th
 all ranks together, within a step. Evaluation passes forward only: a third of the training time of as many chunks.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from hpc_stres.config import FLOW_STACK, Config
-from hpc_stres.errors import ConfigError
+from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.layout import plan
 from hpc_stres.recipe import Phase
+from hpc_stres.runpaths import read_sealed
 
 FORWARD_SHARE = 1 / 3
 Limit = Literal["arithmetic", "feed", "all-reduce"]
@@ -196,6 +199,15 @@ def as_json(plans: list[PhasePlan], speeds: Speeds) -> dict[str, Any]:
     """plan.json: what submit.py asks for comes from its `hours`."""
     rows = [asdict(p) | {"step_s": p.step_s, "hours": p.hours, "limit": p.limit} for p in plans]
     return {"hours": {p.name: p.hours for p in plans}, "phases": rows, "speeds": asdict(speeds)}
+
+
+def read_hours(path: Path) -> dict[str, float]:
+    """Hours of each job from plan.json; a missing or damaged one is a UserError."""
+    remedy = "Remove it, or write it again with `hpc-stres plan --run-dir`."
+    hours = read_sealed(path, remedy).get("hours")
+    if not isinstance(hours, dict) or not all(isinstance(h, float) and 0 <= h < math.inf for h in hours.values()):
+        raise UserError(f"{path}: it holds no hours of jobs\n{remedy}")
+    return hours
 
 
 def rows(plans: list[PhasePlan]) -> list[list[str]]:

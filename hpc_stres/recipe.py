@@ -4,12 +4,18 @@ A recipe is a YAML file under configs/recipes whose `phases` section is a mappin
 the released code disagree there is one field, and its docstring names both values.
 """
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from hpc_stres.errors import ConfigError, check_field
 from hpc_stres.schedule import Plateau
+
+# Names that jobs, columns of the table and command lines have for something else.
+RESERVED_NAMES = ("all", "evaluate", "mean", "none", "prepare", "preflight", "report", "two_stream")
+MOST_NAME_LETTERS = 40
 
 ModelName = Literal["appearance", "motion", "st_resnet", "st_resnet_star", "stm_resnet"]
 
@@ -90,10 +96,34 @@ class Phase:
         check_field(1 <= low <= high, "stride", f"expected 1 <= smallest <= largest, not {low}, {high}")
         check_field(0.0 <= self.dropout < 1.0, "dropout", "expected a number from 0 to below 1")
         check_field(self.classifier_only_steps >= 0, "classifier_only_steps", "expected 0 or more")
-        needs_five = self.model in ("st_resnet_star", "stm_resnet")
+        needs_five = self.model in POOLED
         check_field(
             not needs_five or self.chunks >= 5, "chunks", f"{self.model} pools 5 time steps; expected 5 or more"
         )
+        for key in ("loss_weight_appearance", "loss_weight_motion"):
+            check_field(getattr(self, key) >= 0, key, "expected 0 or more")
+        self._refuse_untrained()
+        self._refuse_without_effect()
+
+    def _refuse_untrained(self) -> None:
+        weights = {"appearance": self.loss_weight_appearance, "motion": self.loss_weight_motion}
+        own = [self.model] if self.model in weights else list(weights)
+        check_field(
+            any(weights[stream] > 0 for stream in own),
+            f"loss_weight_{own[0]}", "expected a number above 0: nothing would be trained",
+        )  # fmt: skip
+
+    def _refuse_without_effect(self) -> None:
+        """An option that says something and does nothing is refused; its default says nothing."""
+        for key, (acts, reason) in ACTS_ON.items():
+            default = type(self).__dataclass_fields__[key].default
+            is_said = getattr(self, key) != default
+            check_field(not is_said or acts(self), key, f"no effect in a phase of {self.model}: {reason}")
+
+    def acting(self) -> list[str]:
+        """Names of the options that have an effect in this phase."""
+        names = [f.name for f in dataclasses.fields(self)]
+        return [name for name in names if name not in ACTS_ON or ACTS_ON[name][0](self)]
 
     @property
     def uses_rgb(self) -> bool:
@@ -104,6 +134,42 @@ class Phase:
     def uses_flow(self) -> bool:
         """Whether the network reads optical flow."""
         return self.model != "appearance"
+
+
+POOLED = ("st_resnet_star", "stm_resnet")
+
+
+def _has_clips(phase: Phase) -> bool:
+    return phase.model != "appearance" and phase.chunks > 1
+
+
+# Which options act in which phases, and why not in others. What is not here acts in all of them.
+ACTS_ON: dict[str, tuple[Callable[[Phase], bool], str]] = {
+    "weights": (lambda p: not p.starts_from, "it starts from the phases in `starts_from`"),
+    "chunks": (lambda p: p.model != "appearance", "it is trained on single frames"),
+    "stride": (_has_clips, "there are strides between two or more `chunks` only"),
+    "stride_shared_by": (_has_clips, "there are strides between two or more `chunks` only"),
+    "chunk_window": (_has_clips, "there is a window of two or more `chunks` only"),
+    "short_video": (lambda p: p.uses_flow, "it reads no flow"),
+    "border_corners": (lambda p: p.crop == "borders", "`crop` is not borders"),
+    "dropout": (lambda p: p.model in ("appearance", "motion", "stm_resnet"), "this network drops nothing"),
+    "loss_over_time": (_has_clips, "there is a loss over time with two or more `chunks` only"),
+    "temporal_pool": (lambda p: p.model in POOLED, "this network has no temporal pool"),
+    "temporal_padding": (
+        lambda p: p.model not in ("appearance", "motion"), "this network has no temporal convolutions",
+    ),
+    "conv1_inflation": (lambda p: p.uses_flow and not p.starts_from, "no RGB filters become flow filters here"),
+    "conv1_rescale": (lambda p: p.uses_flow and not p.starts_from, "no RGB filters become flow filters here"),
+    "loss_weight_appearance": (lambda p: p.uses_rgb, "it has no appearance stream"),
+    "loss_weight_motion": (lambda p: p.uses_flow, "it has no motion stream"),
+}  # fmt: skip
+
+
+def check_phase_name(name: str) -> str | None:
+    """What was expected in place of a phase's name: it becomes a folder, a job, a column; none where it is fine."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or len(name) > MOST_NAME_LETTERS:
+        return f"names of small letters, digits and _ (at most {MOST_NAME_LETTERS}), not {name!r:.60}"
+    return f"another name than {name}, which means something else" if name in RESERVED_NAMES else None
 
 
 def ordered_phases(phases: Mapping[str, Phase]) -> list[str]:

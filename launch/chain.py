@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from hpc_stres.config import Config
-from hpc_stres.configfile import dump, load_resolved, plain
+from hpc_stres.configfile import load_resolved, plain
 from hpc_stres.data.storepath import store_folder
 from hpc_stres.errors import UserError
 from hpc_stres.ownership import owned
 from hpc_stres.provenance import write_provenance
 from hpc_stres.recipe import select_phases
-from hpc_stres.runpaths import RunPaths, read_json, write_text
+from hpc_stres.runpaths import RunPaths, read_json
+from hpc_stres.training.checkpoint_rules import claim_run_folder
 from launch import jobs as job_list
 from launch.jobs import EVALUATE, PREPARE, Job
 from launch.journal import Journal
@@ -75,16 +76,6 @@ def store_ready(config: Config) -> bool:
 def share_a_store(configs: Sequence[Config]) -> bool:
     """Whether runs read the same store, so that one job prepares it for all of them."""
     return len({store_folder(config) for config in configs}) == 1
-
-
-def write_config(config: Config, run_dir: Path) -> None:
-    """Write the run's config; refuse a folder that belongs to another experiment."""
-    paths = RunPaths(run_dir)
-    if paths.config.is_file():
-        from hpc_stres.training.checkpoint_rules import FREE_KEYS, refuse_other_config
-
-        refuse_other_config(plain(load_resolved(paths.config)), plain(config), FREE_KEYS)
-    write_text(paths.config, dump(config))
 
 
 def refuse_changes(config: Config, run_dir: Path, found: Mapping[str, Sequence[str]]) -> None:
@@ -183,7 +174,7 @@ def _submit_here(request: Request) -> tuple[list[Job], Mapping[str, list[str]]]:
         jobs = request.jobs({})
         show(request, jobs, {})
         if jobs:
-            write_config(request.config, request.run_dir)
+            claim_run_folder(request.config, request.run_dir, update=True)
             write_provenance(request.run_dir, request.config)
             LocalRun(request.config, request.run_dir, jobs).run()
     return jobs, {}
@@ -228,7 +219,7 @@ def _submit_missing(
     if not jobs:
         return []
     if not found.alive or not RunPaths(run_dir).config.is_file():
-        write_config(config, run_dir)
+        claim_run_folder(config, run_dir, update=True)
     write_provenance(run_dir, config)
     ids = {name: list(numbers) for name, numbers in found.alive.items()}
     journal_of = {job.name: journals[request.prepare_home if job.name == PREPARE else run_dir] for job in jobs}

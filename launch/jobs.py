@@ -17,6 +17,7 @@ from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.layout import plan
 from hpc_stres.recipe import ordered_phases
 from hpc_stres.runpaths import RunPaths, read_json
+from hpc_stres.training.product import phase_is_done
 from launch.scheduler import Token
 
 # What __main__ writes when a command fails: `hpc-stres COMMAND: MESSAGE`; libraries write `[Gloo] Rank 0 ...`.
@@ -137,8 +138,7 @@ def wall_time(cluster: ClusterConfig, hours: float | None) -> tuple[int, int]:
 
 def is_done(config: Config, paths: RunPaths, name: str) -> bool:
     """Whether a phase's product is there and as long as the config asks."""
-    done = paths.phase(name).done
-    return done.is_file() and json.loads(done.read_text(encoding="utf-8"))["step"] >= config.steps(name)
+    return phase_is_done(paths.phase(name), config.steps(name))
 
 
 def evaluation_is_done(config: Config, paths: RunPaths) -> bool:

@@ -2,9 +2,12 @@
 
 import argparse
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hpc_stres.commands import add_config_arguments
+
+if TYPE_CHECKING:
+    from hpc_stres.config import Config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,10 +21,54 @@ def run(args: argparse.Namespace) -> int:
 
     config, origins = load_with_origins(args.config, args.overrides, args.cluster)
     for key, value, text in _leaves(config, ""):
-        print(f"{key} = {_show(value)}  # {_origin(origins, key)}")
+        note = _cut(config, key)
+        if not _acts(config, key):
+            continue
+        value, source = _applied(config, key, value)
+        print(f"{key} = {_show(value)}  # {_origin(origins, source)}{note}")
         if args.explain and text:
             print(f"    {text}")
     return 0
+
+
+# Values of `training` that take the place of every phase's own.
+OVERRIDDEN = ("global_batch", "norm_group")
+
+
+def _acts(config: "Config", key: str) -> bool:
+    """Whether a value has an effect: a phase's options depend on its model, others on other values."""
+    section, *rest = key.split(".")
+    if section == "phases" and len(rest) > 1:
+        return rest[1] in config.phases[rest[0]].acting()
+    unused = {
+        "data.binding": config.data.kind != "binding", "data.test_fraction": config.data.kind != "folder",
+        "model.depth": config.model.stages is not None, "training.zero_stage": config.training.engine == "ddp",
+        "training.deepspeed": config.training.engine == "ddp",
+        "evaluation.chunks": config.evaluation.protocol == "quick",
+        "evaluation.flips": config.evaluation.protocol == "quick",
+    }  # fmt: skip
+    return not any(is_unused and f"{key}.".startswith(f"{name}.") for name, is_unused in unused.items())
+
+
+def _applied(config: "Config", key: str, value: Any) -> tuple[Any, str]:
+    """The value that applies, and the key that gave it."""
+    section, *rest = key.split(".")
+    if section != "phases" or len(rest) < 2 or rest[1] not in OVERRIDDEN:
+        return value, key
+    applied = getattr(config.phase(rest[0]), rest[1])
+    if getattr(config.training, rest[1]) is not None:
+        return applied, f"training.{rest[1]}"
+    # A group is never larger than the batch, wherever that was given.
+    return applied, key if applied == value else "training.global_batch"
+
+
+def _cut(config: "Config", key: str) -> str:
+    """Whether a schedule ends early."""
+    section, *rest = key.split(".")
+    most = config.training.max_steps
+    if section != "phases" or rest[1:] != ["schedule"] or most is None:
+        return ""
+    return f" (cut to {config.steps(rest[0])} steps by training.max_steps)"
 
 
 def _leaves(value: Any, path: str) -> list[tuple[str, Any, str]]:

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 def _run_splits(args: argparse.Namespace, run_dir: Path, splits: list[Path]) -> int:
     """Each split's own run folder, and their mean above them."""
     from hpc_stres.bootstrap import find_world
-    from hpc_stres.evaluation.evaluate import combine_splits
+    from hpc_stres.evaluation.results import combine_splits
     from hpc_stres.evaluation.table import results_table
 
     world = find_world()
@@ -51,16 +51,21 @@ def _run_splits(args: argparse.Namespace, run_dir: Path, splits: list[Path]) -> 
 
 def _run_one(args: argparse.Namespace, run_dir: Path) -> int:
     from hpc_stres.bootstrap import find_world
-    from hpc_stres.configfile import load_run
+    from hpc_stres.errors import ConfigError
+    from hpc_stres.evaluation.finished import load_trained
     from hpc_stres.recipe import select_phases
 
     overrides = list(args.overrides)
     overrides += [f"evaluation.protocol={args.protocol}"] if args.protocol else []
     overrides += ["evaluation.allow_missing=true"] if args.allow_missing else []
-    config = load_run(run_dir, overrides)
+    config = load_trained(run_dir, overrides)
     phases = None if args.phase == "all" else select_phases(config.phases, args.phase)
+    pair = [name.strip() for name in (args.mcnemar or "").split(",") if name.strip()]
+    if args.mcnemar is not None and len(pair) != 2:
+        raise ConfigError(f"--mcnemar {args.mcnemar}: expected two columns with a comma between")
     world = find_world()
-    from hpc_stres.evaluation.evaluate import columns, evaluate
+    from hpc_stres.evaluation.evaluate import evaluate
+    from hpc_stres.evaluation.results import columns
     from hpc_stres.evaluation.scores import mcnemar
     from hpc_stres.evaluation.table import results_table
 
@@ -68,9 +73,12 @@ def _run_one(args: argparse.Namespace, run_dir: Path) -> int:
     if results is None:
         return 0
     print(results_table(results))
-    if args.mcnemar:
+    if pair:
         found = columns(config, run_dir)
-        first, second = (name.strip() for name in args.mcnemar.split(","))
+        first, second = pair
+        for name in pair:
+            if name not in found:
+                raise ConfigError(f"--mcnemar: no column {name}; the table has {', '.join(found)}")
         only_first, only_second, p = mcnemar(found[first], found[second])
         print(f"McNemar: only {first} right {only_first}, only {second} right {only_second}, p = {p:.3g}")
     return 0

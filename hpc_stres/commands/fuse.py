@@ -37,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
     columns = {}
     for file in files:
         alone, _ = fusion.fuse([file, files[_labelled(files)]], [1.0, 0.0], True)
-        columns[file.path.name] = summary(alone, total, "")
+        is_alone = sum(other.path.name == file.path.name for other in files) == 1
+        columns[file.path.name if is_alone else str(file.path)] = summary(alone, total, "")
     columns["fused"] = summary(fused, total, "")
     print(text_table(["", "top-1 %", "95 % interval", "top-5 %", "videos"], score_rows(columns)))
     shown = ", ".join(f"{weight:g} x {name}" for name, weight in zip(args.files, weights, strict=True))

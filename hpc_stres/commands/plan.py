@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     from hpc_stres.configfile import load_config
     from hpc_stres.errors import ConfigError
     from hpc_stres.recipe import select_phases
-    from hpc_stres.runpaths import RunPaths, write_json
+    from hpc_stres.runpaths import RunPaths, write_sealed
     from hpc_stres.texttable import text_table
     from hpc_stres.training.measure import measure
 
@@ -61,6 +61,6 @@ def run(args: argparse.Namespace) -> int:
         text_table(["nodes", "hours", "node-hours", "limits"], planning.comparison(config, phases, speeds, OTHER_NODES))
     )
     if run_dir is not None:
-        write_json(RunPaths(run_dir).plan, planning.as_json(plans, speeds))
+        write_sealed(RunPaths(run_dir).plan, planning.as_json(plans, speeds))
         print(f"\nwritten: {RunPaths(run_dir).plan}; submit.py asks for these wall times")
     return 0

@@ -111,9 +111,7 @@ def _encode_planes(frames: list[Any], settings: Settings, first: int, wanted: Co
             "this needs the flow of a video, but its settings say that another tool extracts it\n"
             "Have ours computed instead: --set data.flow_frames=null, with the data.flow_pyramid that comes nearest."
         )
-    planes = encode_flow(
-        tvl1(np.stack(frames), settings.flow_backend, pyramid=settings.flow_pyramid)
-    )
+    planes = encode_flow(tvl1(np.stack(frames), settings.flow_backend, pyramid=settings.flow_pyramid))
     return [encode_jpeg(plane, settings.jpeg_quality) for pair in planes for plane in pair]
 
 

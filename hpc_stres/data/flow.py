@@ -71,9 +71,7 @@ def _check_room(frames: NDArray[np.uint8], flow: NDArray[np.float32]) -> None:
         raise ValueError(f"flow of {frames.shape} frames is float32 {wanted}, not {flow.dtype} {flow.shape}")
 
 
-def _native(
-    frames: NDArray[np.uint8], flow: NDArray[np.float32], threads: int, pyramid: str
-) -> None:
+def _native(frames: NDArray[np.uint8], flow: NDArray[np.float32], threads: int, pyramid: str) -> None:
     from hpc_stres import native
 
     _check_room(frames, flow)

@@ -1,7 +1,17 @@
-"""Test the finished phases of a run: each video once on any number of ranks, gathered by id, summed in sorted order."""
+"""Test the finished phases of a run: each video once on any number of ranks, gathered by id, summed in sorted order.
+
+An evaluation has one owner: its first rank holds the lock of the run's scores, the other ranks follow it, and a second
+evaluation of the same run waits. What the ranks do together (start, refuse, stop) they agree on, so that the failure
+of one ends all of them with a sentence.
+"""
 
 import hashlib
 import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,42 +22,109 @@ from hpc_stres.bootstrap import World
 from hpc_stres.config import Config
 from hpc_stres.configfile import plain
 from hpc_stres.data.feed import ClipReader
-from hpc_stres.data.shards import Store
+from hpc_stres.data.shards import Store, VideoRow
 from hpc_stres.data.stage import open_store
-from hpc_stres.data.storepath import flow_name
 from hpc_stres.errors import UserError
-from hpc_stres.evaluation import protocol, scores
-from hpc_stres.evaluation.scores import Scores
-from hpc_stres.models.weights import load_into, read_state
+from hpc_stres.evaluation import networks, parts, protocol, scores
+from hpc_stres.evaluation.finished import read_finished
+from hpc_stres.evaluation.results import summarise
+from hpc_stres.ownership import owned
 from hpc_stres.progress import Progress
 from hpc_stres.recipe import ordered_phases
-from hpc_stres.runpaths import RunPaths, read_json, read_json_lines, sha256, write_json
+from hpc_stres.runpaths import RunPaths
 from hpc_stres.training import distributed, start
 
-TWO_STREAM = "two_stream"
+# How long a second evaluation of the same run waits for the first one.
+PATIENCE_SECONDS = 300.0
+# A network file system may show other hosts' new files this late.
+LATE_FILE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """One phase of an evaluation: what its scores are made by, and each video's key."""
+
+    name: str
+    weights: Path
+    made_by: dict[str, Any]
+    keys: dict[str, str]
 
 
 def evaluate(config: Config, run_dir: Path, world: World, phases: list[str] | None = None) -> dict[str, Any] | None:
-    """Score every finished phase and write scores/ and results.json; the results on the first rank, None elsewhere."""
+    """Score every finished phase, write scores/ and results.json; returns the results on the first rank."""
     paths = RunPaths(run_dir)
     store = open_store(config)
-    chosen = [p for p in phases or ordered_phases(config.phases) if paths.phase(p).done.is_file()]
-    if not chosen:
-        raise UserError(f"{run_dir}: no finished phase to evaluate\nTrain one first: hpc-stres train --phase ...")
+    chosen = _finished_phases(config, paths, phases)
     videos = _test_videos(config, store)
     torch.set_num_threads(protocol.EVALUATION_THREADS)
     device = distributed.choose_device(world)
     torch.set_num_threads(protocol.EVALUATION_THREADS)
     distributed.start(world, device)
     control = distributed.make_control_group()
-    for name in chosen:
-        _score_phase(config, name, paths, store, videos, world, device)
-        torch.distributed.barrier(group=control)
-        if world.is_first:
-            _gather(config, name, paths, store, videos)
-        torch.distributed.barrier(group=control)
+    with _owned_by_first(paths, world, control):
+        for name in chosen:
+            with _failing_together(control):
+                scoring = _scoring(config, name, paths, store, videos)
+            todo = _todo(config, scoring, paths, videos, world, control)[world.rank :: world.size]
+            with _failing_together(control):
+                _score_phase(config, scoring, paths, store, todo, world, device)
+            with _failing_together(control):
+                if world.is_first:
+                    patience = LATE_FILE_SECONDS if world.size > 1 else 0.0
+                    _gather(config, scoring, paths, store, videos, patience)
+        with _failing_together(control):
+            results = summarise(config, run_dir, store) if world.is_first else None
     distributed.stop()
-    return summarise(config, run_dir, store) if world.is_first else None
+    return results
+
+
+def _finished_phases(config: Config, paths: RunPaths, named: list[str] | None) -> list[str]:
+    """Phases to score: those that were named, which must be finished, or all that are."""
+    everywhere = ordered_phases(config.phases)
+    finished = [name for name in everywhere if paths.phase(name).done.is_file()]
+    open_ones = [name for name in named or [] if name not in finished]
+    if open_ones:
+        raise UserError(f"{paths.root}: phase {open_ones[0]} is not finished\nTrain it first, or leave it out.")
+    if not finished:
+        raise UserError(f"{paths.root}: no finished phase to evaluate\nTrain one first: hpc-stres train --phase ...")
+    return named or finished
+
+
+@contextmanager
+def _failing_together(control: Any) -> Iterator[None]:
+    """Every rank leaves the block, or every rank is refused: one rank's refusal is not another's endless wait."""
+    failed: UserError | None = None
+    try:
+        yield
+    except UserError as error:
+        failed = error
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        kept = "What was scored is kept in scores/parts: evaluate again."
+        failed = UserError(f"{where}{error.strerror or error}\n{kept}")
+    (any_failed,) = distributed.agree([float(failed is not None)], control)
+    if any_failed:
+        raise failed or UserError("another rank of this evaluation stopped; its message says why")
+
+
+@contextmanager
+def _owned_by_first(paths: RunPaths, world: World, control: Any) -> Iterator[None]:
+    """The first rank owns the scores of this run while the block runs."""
+    with ExitStack() as stack:
+        with _failing_together(control):
+            if world.is_first:
+                _own(paths, stack)
+        yield
+
+
+def _own(paths: RunPaths, stack: ExitStack) -> None:
+    lock, what = paths.root / "scores" / "owner.lock", "this run is being evaluated"
+    try:
+        stack.enter_context(owned(lock, what))
+    except UserError as error:
+        first_line = str(error).splitlines()[0]
+        print(f"{first_line}; waiting up to {PATIENCE_SECONDS / 60:.0f} minutes", file=sys.stderr, flush=True)
+        stack.enter_context(owned(lock, what, PATIENCE_SECONDS))
 
 
 def _test_videos(config: Config, store: Store) -> list[str]:
@@ -61,137 +138,101 @@ def _test_videos(config: Config, store: Store) -> list[str]:
             f"{len(missing)} of {len(wanted)} test videos are missing: {', '.join(missing[:3])} ({reason})\n"
             "Mend the data, or add --allow-missing: every number then says k of n."
         )
+    if not present:
+        raise UserError(f"{store.place}: split {config.data.split} has no test videos that could be scored")
     return present
 
 
-def _part_file(paths: RunPaths, split: int, phase: str, rank: int) -> Path:
-    return paths.root / "scores" / "parts" / f"split{split}_{phase}_rank{rank:05d}.jsonl"
+def _scoring(config: Config, name: str, paths: RunPaths, store: Store, videos: list[str]) -> Scoring:
+    """What the scores of a phase depend on; refuses a store of other classes than the phase was trained on."""
+    finished = read_finished(paths, name)
+    weights = start.finished_weights(paths, name)
+    if finished.classes != store.classes:
+        differing = sorted(set(finished.classes) ^ set(store.classes))[:3] or ["their order"]
+        raise UserError(
+            f"{store.place}: its {len(store.classes)} classes are not the {len(finished.classes)} that phase {name} "
+            f"was trained on: {', '.join(differing)}\nEvaluate on the data set of the training: check data.root."
+        )
+    evaluation = {key: value for key, value in plain(config.evaluation).items() if key != "allow_missing"}
+    network = {key: value for key, value in plain(config.model).items() if key != "weights"}
+    made_by = {
+        "phase": name, "split": config.data.split, "weights": finished.weights_sha256,
+        "protocol": protocol.describe(config.evaluation), "evaluation": evaluation, "network": network,
+        "options": plain(config.phases[name]), "precision": config.training.precision,
+    }  # fmt: skip
+    common = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode())
+    keys = {video: _key(common.copy(), store.rows[store.number[video]]) for video in videos}
+    return Scoring(name, weights, made_by, keys)
 
 
-def _part_files(paths: RunPaths, split: int, phase: str) -> list[Path]:
-    return sorted((paths.root / "scores" / "parts").glob(f"split{split}_{phase}_rank*.jsonl"))
+def _key(digest: Any, row: VideoRow) -> str:
+    """What the scores of one video depend on: the phase's part, and the content of the video."""
+    digest.update(repr((row.frames, row.flow_pairs, row.rgb_sha256, row.flow_sha256)).encode())
+    return str(digest.hexdigest()[:32])
 
 
-def _key(config: Config, name: str, paths: RunPaths) -> str:
-    """What scores depend on: the weights and the protocol. Parts with another key are of another evaluation."""
-    made_of = [sha256(start.finished_weights(paths, name)), plain(config.evaluation), config.training.precision]
-    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+def _todo(
+    config: Config, scoring: Scoring, paths: RunPaths, videos: list[str], world: World, control: Any
+) -> list[str]:
+    """Videos that no earlier attempt scored; the first rank looks, so that all ranks cut the same list."""
+    is_open = torch.ones(len(videos), dtype=torch.uint8)
+    with _failing_together(control):
+        if world.is_first:
+            done = parts.read_parts(paths, config.data.split, scoring.name, scoring.keys, loud=True)
+            is_open = torch.tensor([video not in done for video in videos], dtype=torch.uint8)
+    torch.distributed.broadcast(is_open, 0, group=control)
+    return [video for video, wanted in zip(videos, is_open.tolist(), strict=True) if wanted]
 
 
 def _score_phase(
-    config: Config, name: str, paths: RunPaths, store: Store, videos: list[str], world: World, device: torch.device
-) -> None:
-    """This rank's share of a phase's videos, a line a video; what a killed run has scored is not scored again."""
-    key, split = _key(config, name, paths), config.data.split
-    rows = [row for path in _part_files(paths, split, name) for row in read_json_lines(path)]
-    done = {row["id"] for row in rows if row["key"] == key}
-    # Whether a video is done must look the same to every rank before any of them writes.
-    torch.distributed.barrier()
-    todo = [video for video in videos if video not in done][world.rank :: world.size]
+    config: Config, scoring: Scoring, paths: RunPaths, store: Store, todo: list[str], world: World,
+    device: torch.device,
+) -> None:  # fmt: skip
+    """This rank's share of a phase's videos, a line a video."""
+    name = scoring.name
     phase = config.phase(name)
-    model = start.build_phase_model(config, name, len(store.classes)).to(device).eval()
-    load_into(model, read_state(paths.phase(name).weights), str(paths.phase(name).weights))
+    model = networks.finished_model(config, name, scoring.weights, len(store.classes)).to(device).eval()
     reader = ClipReader(
         store, None, config.model.variant, streams=(phase.uses_rgb, phase.uses_flow), device_id=device.index, most=512
     )
-    part = _part_file(paths, split, name, world.rank)
-    part.parent.mkdir(parents=True, exist_ok=True)
-    _mend_torn_line(part)
-    with (
-        part.open("a", encoding="utf-8") as stream,
-        Progress(f"test {name}", len(todo), "videos", world.is_first) as bar,
-    ):
+    writer = parts.PartWriter(paths, config.data.split, name, world.rank)
+    with Progress(f"test {name}", len(todo), "videos", world.is_first) as bar:
         for number, video in enumerate(todo, 1):
             index = store.number[video]
             clips = protocol.test_requests(store.rows[index], index, config.evaluation)
-            found = protocol.score_video(model, reader, clips, start.DTYPES[config.training.precision])
-            row = {"id": video, "key": key, **{s: v.tolist() for s, v in found._asdict().items() if v is not None}}
-            stream.write(json.dumps(row) + "\n")
-            stream.flush()
+            given = protocol.score_video(model, reader, clips, start.DTYPES[config.training.precision])
+            streams = {stream: value for stream, value in given._asdict().items() if value is not None}
+            refuse_not_finite(streams, video, f"phase {name}", scoring.weights)
+            writer.write(video, scoring.keys[video], streams)
             bar.update(number)
 
 
-def _mend_torn_line(part: Path) -> None:
-    """Drop a last line that a kill cut off, so that the next one starts on a line of its own."""
-    if part.is_file():
-        text = part.read_text(encoding="utf-8")
-        if not text.endswith("\n"):
-            part.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
+def refuse_not_finite(streams: parts.Streams, video: str, what: str, weights: Path) -> None:
+    """Stop at a score that is not a finite number: its class would be chance that looks like a result."""
+    for stream, value in streams.items():
+        if not np.isfinite(value).all():
+            raise UserError(
+                f"{what}: the {stream} score of video {video} is not a finite number\n"
+                f"The weights have diverged: {weights}\nTrain the phase again, with a smaller learning rate."
+            )
 
 
-def _gather(config: Config, name: str, paths: RunPaths, store: Store, videos: list[str]) -> None:
-    """All ranks' lines into one score file; each video must be there exactly once."""
-    key, split = _key(config, name, paths), config.data.split
-    found: dict[str, dict[str, Any]] = {}
-    for path in _part_files(paths, split, name):
-        for row in read_json_lines(path):
-            if row["key"] != key:
-                continue
-            if row["id"] in found:
-                raise UserError(f"{path}: video {row['id']} was scored twice\nRemove scores/parts and evaluate again.")
-            found[row["id"]] = {s: np.array(row[s], np.float64) for s in scores.STREAMS if s in row}
-    missing = [video for video in videos if video not in found]
-    if missing:
-        raise UserError(f"{paths.root}: {len(missing)} videos were not scored: {', '.join(missing[:3])}")
+def _gather(
+    config: Config, scoring: Scoring, paths: RunPaths, store: Store, videos: list[str], patience_seconds: float
+) -> None:
+    """All attempts' lines into one score file; each video must be there."""
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        found = parts.read_parts(paths, config.data.split, scoring.name, scoring.keys)
+        missing = [video for video in videos if video not in found]
+        if not missing:
+            break
+        if time.monotonic() >= deadline:
+            raise UserError(f"{paths.root}: {len(missing)} videos were not scored: {', '.join(missing[:3])}")
+        time.sleep(1.0)
+    for video, streams in found.items():
+        refuse_not_finite(streams, video, f"phase {scoring.name}", scoring.weights)
     labels = {row.id: row.label for row in store.rows}
-    scores.from_videos({video: found[video] for video in videos}, labels, store.classes).save(paths.scores(split, name))
-
-
-def columns(config: Config, run_dir: Path) -> dict[str, Scores]:
-    """The table's columns from the score files that are there, the two-stream fusion in its place."""
-    paths, split = RunPaths(run_dir), config.data.split
-    found: dict[str, Scores] = {}
-    singles: dict[str, Scores] = {}
-    for name in sorted(ordered_phases(config.phases), key=lambda n: _column_rank(config, n)):
-        if not paths.scores(split, name).is_file():
-            continue
-        loaded = Scores.load(paths.scores(split, name))
-        model = config.phases[name].model
-        if model in scores.STREAMS:
-            singles[model] = loaded
-        found[name] = loaded
-        if len(singles) == 2 and TWO_STREAM not in found:
-            found[TWO_STREAM] = scores.mean_of(singles["appearance"], singles["motion"])
-    return found
-
-
-def _column_rank(config: Config, name: str) -> int:
-    order = ["appearance", "motion", "st_resnet", "st_resnet_star", "stm_resnet"]
-    return order.index(config.phases[name].model)
-
-
-def summarise(config: Config, run_dir: Path, store: Store) -> dict[str, Any]:
-    """results.json of the run folder from its score files."""
-    wanted = len(store.ids(config.data.split, "test"))
-    words = protocol.describe(config.evaluation)
-    table = {name: scores.summary(column, wanted, words) for name, column in columns(config, run_dir).items()}
-    results = {
-        "data": config.data.kind,
-        "recipe": config.recipe,
-        "protocol": words,
-        "flow": flow_name(store.manifest["settings"]),
-        "store": sha256(store.paths.manifest),
-        "splits": {str(config.data.split): table},
-    }
-    write_json(RunPaths(run_dir).results, results)
-    return results
-
-
-def combine_splits(run_dir: Path, folders: list[Path]) -> dict[str, Any]:
-    """results.json above the splits' own: their tables, and the mean of each column that all of them have."""
-    found = [read_json(RunPaths(folder).results) for folder in folders]
-    for folder, results in zip(folders, found, strict=True):
-        differing = [key for key in ("data", "recipe", "protocol", "flow") if results.get(key) != found[0].get(key)]
-        if differing:
-            raise UserError(f"{folder}: its {differing[0]} is not that of {folders[0]}; there is no mean of both")
-    splits: dict[str, Any] = {}
-    for folder, results in zip(folders, found, strict=True):
-        for number, table in results["splits"].items():
-            if number in splits:
-                raise UserError(f"{folder}: split {number} again; each folder must be of another split")
-            splits[number] = table
-    shared = [name for name in next(iter(splits.values())) if all(name in table for table in splits.values())]
-    mean = {name: sum(table[name]["top1"] for table in splits.values()) / len(splits) for name in shared}
-    combined = {**found[0], "splits": splits, "mean": mean}
-    write_json(RunPaths(run_dir).results, combined)
-    return combined
+    made = scores.from_videos({video: found[video] for video in videos}, labels, store.classes)
+    made.made_by.update(scoring.made_by)
+    made.save(paths.scores(config.data.split, scoring.name))

@@ -1,6 +1,7 @@
 """A finished phase for use elsewhere: a torch.export program, ONNX, and each stream under torchvision's names.
 
-    export.json          classes, inputs, protocol, and the differences between each file and the network
+    export.json          classes, inputs, protocol, checksums, and the differences between each file and the network
+    weights.safetensors  the network's own weights, from which `hpc-stres predict --model` builds it again
     model.pt2            torch.export: (rgb), (flow) or (rgb, flow) to logits (1, time, classes) of each stream
     model.onnx           the same in ONNX
     STREAM.safetensors   a plain ResNet of that stream; temporal convolutions stay (out, in, 3, 1)
@@ -24,10 +25,11 @@ from hpc_stres.data.shards import Store
 from hpc_stres.data.storepath import Settings, store_folder
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import networks
+from hpc_stres.evaluation.finished import read_finished
 from hpc_stres.models import TwoStream
 from hpc_stres.models.two_stream import POOL_SIDE
-from hpc_stres.models.weights import STREAMS, load_into, read_state, save_state, to_torchvision
-from hpc_stres.runpaths import RunPaths, atomic_path, sha256, write_bytes, write_json
+from hpc_stres.models.weights import STREAMS, read_state, save_state, to_torchvision
+from hpc_stres.runpaths import RunPaths, atomic_path, sha256, write_bytes, write_sealed
 from hpc_stres.training import start
 
 PLANES = {"rgb": 3, "flow": 20}
@@ -54,10 +56,9 @@ def export(config: Config, run_dir: Path, phase: str | None, folder: Path) -> di
     name = phase or networks.best_phase(config, run_dir)
     kind, paths = config.phase(name), RunPaths(run_dir)
     weights = start.finished_weights(paths, name)
-    classes = networks.class_names(config, run_dir, name)
-    model = start.build_phase_model(config, name, len(classes)).float().eval()
+    classes = read_finished(paths, name).classes
+    model = networks.finished_model(config, name, weights, len(classes)).float().eval()
     state = read_state(weights)
-    load_into(model, state, str(weights))
     inputs = [i for i, used in (("rgb", kind.uses_rgb), ("flow", kind.uses_flow)) if used]
     outputs = [s for s in STREAMS if getattr(model, s) is not None]
     flat = Flat(model, inputs)
@@ -71,9 +72,10 @@ def export(config: Config, run_dir: Path, phase: str | None, folder: Path) -> di
     archive = io.BytesIO()
     torch.export.save(program, archive)
     write_bytes(folder / networks.PROGRAM, archive.getvalue())
+    plain = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    save_state(plain, folder / networks.WEIGHTS)
     _export_onnx(program, inputs, outputs, folder / "model.onnx")
     for stream in outputs:
-        plain = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
         save_state(to_torchvision(plain, stream), folder / f"{stream}.safetensors")
     with torch.no_grad():
         expected = flat(*other)
@@ -81,10 +83,11 @@ def export(config: Config, run_dir: Path, phase: str | None, folder: Path) -> di
         "phase": name, "classes": classes, "streams": inputs, "outputs": outputs,
         "variant": config.model.variant, "settings": Settings.of(config.data).as_json(),
         "evaluation": asdict(config.evaluation), "weights_sha256": sha256(weights),
+        "sizes": networks.exported_sizes(config, name),
         "ranges": {str(symbol): str(span) for symbol, span in dict(program.range_constraints).items()},
         "compared_on": {i: list(clip.shape) for i, clip in zip(inputs, other, strict=True)},
         "difference": {
-            "torch.export": _difference(expected, _run_program(folder / networks.PROGRAM, other)),
+            "torch.export": _difference(expected, _run_program(archive, other)),
             "onnx": _difference(expected, _run_onnx(folder / "model.onnx", inputs, other)),
         },
     }  # fmt: skip
@@ -93,7 +96,9 @@ def export(config: Config, run_dir: Path, phase: str | None, folder: Path) -> di
             raise UserError(
                 f"{folder}: the {what} program differs from the network by {value:.2g} of the largest logit"
             )
-    write_json(folder / networks.MANIFEST, found)
+    files = [networks.WEIGHTS, networks.PROGRAM, "model.onnx", *(f"{stream}.safetensors" for stream in outputs)]
+    found["files"] = {file: sha256(folder / file) for file in files}
+    write_sealed(folder / networks.MANIFEST, found)
     return found
 
 
@@ -141,9 +146,11 @@ def _export_onnx(
         )  # fmt: skip
 
 
-def _run_program(path: Path, clips: Sequence[Tensor]) -> Sequence[Tensor]:
+def _run_program(archive: io.BytesIO, clips: Sequence[Tensor]) -> Sequence[Tensor]:
+    # From memory, what was just made: a program in a file could have been replaced, and loading one runs its code.
+    archive.seek(0)
     with torch.no_grad():
-        return list(torch.export.load(path).module()(*clips))
+        return list(torch.export.load(archive).module()(*clips))
 
 
 def _run_onnx(path: Path, inputs: Sequence[str], clips: Sequence[Tensor]) -> Sequence[Tensor]:

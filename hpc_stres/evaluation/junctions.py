@@ -1,5 +1,6 @@
 """How large the motion signal is against the appearance signal where the streams meet, on some test videos."""
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from torch import Tensor
 from hpc_stres.config import Config
 from hpc_stres.data.feed import ClipReader
 from hpc_stres.data.shards import Store
+from hpc_stres.errors import UserError
 from hpc_stres.evaluation import networks, predict, protocol
-from hpc_stres.runpaths import RunPaths, read_json, sha256, write_json
+from hpc_stres.runpaths import RunPaths, read_sealed, sha256, write_sealed
 
 VIDEOS = 8
 
@@ -34,12 +36,21 @@ def strengths(config: Config, run_dir: Path, phase: str, store: Store) -> list[J
     """One row a junction, measured on clips of the first test videos; kept in the run folder for these weights."""
     paths = RunPaths(run_dir)
     key, kept = sha256(paths.phase(phase).weights), paths.junctions(phase)
-    found = read_json(kept)
+    found = _kept(kept) if kept.is_file() else {}
     if found.get("weights") == key:
         return [Junction(**row) for row in found["junctions"]]
     rows = _measure(config, run_dir, phase, store)
-    write_json(kept, {"weights": key, "videos": VIDEOS, "junctions": [vars(row) for row in rows]})
+    write_sealed(kept, {"weights": key, "videos": VIDEOS, "junctions": [vars(row) for row in rows]})
     return rows
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    """What was measured before; where it is damaged, that is said and it is measured again."""
+    try:
+        return read_sealed(path, "It is measured again.")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return {}
 
 
 def _measure(config: Config, run_dir: Path, phase: str, store: Store) -> list[Junction]:

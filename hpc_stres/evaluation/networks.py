@@ -1,26 +1,30 @@
-"""A trained network ready to score clips, from a run folder or from what `export` wrote: the same contract for both."""
+"""A trained network ready to score clips, from a run folder or from what `export` wrote: the same contract for both.
 
-import json
+Nothing is unpickled: an exported folder gives its sizes (export.json) and its numbers (weights.safetensors), and the
+network is built by this package. The programs beside them are for use elsewhere; loading them could run their code.
+"""
+
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hpc_stres.config import Config, EvaluationConfig
-from hpc_stres.configfile import load_run
-from hpc_stres.data.shards import Store
-from hpc_stres.data.storepath import Settings, store_folder
+from hpc_stres.config import Config, EvaluationConfig, ModelConfig
+from hpc_stres.configfile import build
+from hpc_stres.configtree import Node
+from hpc_stres.data.storepath import Settings
 from hpc_stres.errors import ConfigError, UserError
-from hpc_stres.models import Logits
+from hpc_stres.evaluation.finished import load_trained, read_finished
+from hpc_stres.models import Logits, TwoStream
 from hpc_stres.models.weights import load_into, read_state
-from hpc_stres.recipe import ordered_phases
-from hpc_stres.runpaths import RunPaths
+from hpc_stres.recipe import Phase, ordered_phases
+from hpc_stres.runpaths import RunPaths, read_sealed, sha256
 from hpc_stres.training import start
 
-MANIFEST, PROGRAM = "export.json", "model.pt2"
+MANIFEST, PROGRAM, WEIGHTS = "export.json", "model.pt2", "weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Network:
     evaluation: EvaluationConfig
     dtype: torch.dtype
     call: Callable[[Tensor | None, Tensor | None], Logits]
+    weights: Path
 
     def __call__(self, rgb: Tensor | None, flow: Tensor | None) -> Logits:
         return self.call(rgb, flow)
@@ -48,56 +53,79 @@ def best_phase(config: Config, run_dir: Path) -> str:
     return done[-1]
 
 
-def class_names(config: Config, run_dir: Path, name: str) -> list[str]:
-    """Class names of a phase: from done.json, and for runs of older versions from the store."""
-    done = json.loads(RunPaths(run_dir).phase(name).done.read_text(encoding="utf-8"))
-    return list(done["classes"]) if "classes" in done else Store(store_folder(config)).classes
+def finished_model(config: Config, name: str, weights: Path, classes: int) -> TwoStream:
+    """The network of a phase with all of its trained weights; refuses weights of other sizes or classes."""
+    model = start.build_phase_model(config, name, classes)
+    load_all(model, weights)
+    return model
+
+
+def load_all(model: TwoStream, weights: Path) -> None:
+    """Load weights of which every one must fit: training may replace a classifier, a test may not."""
+    report = load_into(model, read_state(weights), str(weights))
+    missing = [key for key in report.missing if not key.endswith("num_batches_tracked")]
+    wrong = [*report.replaced, *report.inflated, *missing]
+    if wrong:
+        raise UserError(
+            f"{weights}: these are not the trained weights of this network: {wrong[0]} does not fit\n"
+            "Check the number of classes, and model.* against the run's config.yaml."
+        )
 
 
 def from_run(run_dir: Path, phase: str | None, overrides: list[str], device: torch.device) -> Network:
     """The network of a finished phase."""
-    config = load_run(run_dir, overrides)
+    config = load_trained(run_dir, overrides)
     name = phase or best_phase(config, run_dir)
     config.phase(name)
-    classes = class_names(config, run_dir, name) if RunPaths(run_dir).phase(name).done.is_file() else []
+    classes = read_finished(RunPaths(run_dir), name).classes
     weights = start.finished_weights(RunPaths(run_dir), name)
-    model = start.build_phase_model(config, name, len(classes)).to(device).eval()
-    load_into(model, read_state(weights), str(weights))
+    model = finished_model(config, name, weights, len(classes)).to(device).eval()
     kind = config.phases[name]
     return Network(
         name, classes, Settings.of(config.data), config.model.variant, (kind.uses_rgb, kind.uses_flow),
-        config.evaluation, start.DTYPES[config.training.precision], model,
+        config.evaluation, start.DTYPES[config.training.precision], model, weights,
     )  # fmt: skip
+
+
+def exported_sizes(config: Config, name: str) -> dict[str, Any]:
+    """What `from_export` builds the network from."""
+    phase = config.phases[name]
+    kept = {"model": phase.model, "temporal_padding": phase.temporal_padding, "temporal_pool": phase.temporal_pool}
+    network = {**asdict(config.model), "weights": None}
+    # The least phase that has these: steps and batches say nothing about a finished network.
+    return {"phase": {**kept, "chunks": phase.chunks}, "network": network}
 
 
 def from_export(folder: Path, device: torch.device) -> Network:
-    """The torch.export program of a folder that `hpc-stres export` wrote."""
-    manifest = folder / MANIFEST
-    if not manifest.is_file() or not (folder / PROGRAM).is_file():
+    """The network of a folder that `hpc-stres export` wrote."""
+    manifest, weights = folder / MANIFEST, folder / WEIGHTS
+    if not manifest.is_file():
         raise ConfigError(f"{folder}: neither a run folder nor an exported model\nGive a folder of either kind.")
-    found: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
-    program = torch.export.load(folder / PROGRAM).module().to(device)
-    uses_rgb, uses_flow = (stream in found["streams"] for stream in ("rgb", "flow"))
-
-    def call(rgb: Tensor | None, flow: Tensor | None) -> Logits:
-        clips = [clip for clip in (rgb, flow) if clip is not None]
-        try:
-            outputs = program(*clips)
-        except (AssertionError, RuntimeError) as error:
-            height, width = clips[0].shape[-2:]
-            raise UserError(
-                f"{folder}: the exported model does not take frames of {height}x{width} or so many chunks: "
-                f"{str(error).splitlines()[0][:120]}"
-            ) from None
-        given = dict(zip(found["outputs"], outputs, strict=True))
-        return Logits(given.get("appearance"), given.get("motion"))
-
-    evaluation = EvaluationConfig(**found["evaluation"])
-    settings = Settings.stored(found["settings"])
+    remedy = "Export the phase again: hpc-stres export --run-dir D --out DIR"
+    found = read_sealed(manifest, remedy)
+    if "sizes" not in found or not weights.is_file():
+        raise UserError(f"{folder}: exported by version 0.2, without {WEIGHTS}\n{remedy}")
+    if sha256(weights) != found["files"][WEIGHTS]:
+        raise UserError(f"{weights}: damaged: its checksum is wrong\n{remedy}")
+    sizes, origin = found["sizes"], str(manifest)
+    phase: Phase = build(Phase, _nodes(sizes["phase"], origin), "phase")
+    options: ModelConfig = build(ModelConfig, _nodes(sizes["network"], origin), "network")
+    evaluation: EvaluationConfig = build(EvaluationConfig, _nodes(found["evaluation"], origin), "evaluation")
+    config = Config(phases={found["phase"]: phase}, model=options, evaluation=evaluation)
+    model = finished_model(config, found["phase"], weights, len(found["classes"])).to(device).eval()
     return Network(
-        found["phase"], found["classes"], settings, found["variant"], (uses_rgb, uses_flow), evaluation,
-        torch.float32, call,
+        found["phase"], found["classes"], Settings.stored(found["settings"]), options.variant,
+        (phase.uses_rgb, phase.uses_flow), evaluation, torch.float32, model, weights,
     )  # fmt: skip
+
+
+def _nodes(value: Any, origin: str) -> Node:
+    """Plain values as the config loader reads them, so that they pass the same checks."""
+    if isinstance(value, dict):
+        return Node({key: _nodes(item, origin) for key, item in value.items()}, origin)
+    if isinstance(value, list):
+        return Node([_nodes(item, origin) for item in value], origin)
+    return Node(value, origin)
 
 
 def load(folder: Path, phase: str | None, overrides: list[str], device: torch.device) -> Network:

@@ -13,6 +13,7 @@ from hpc_stres.data import guard
 from hpc_stres.data.feed import ClipReader
 from hpc_stres.data.shards import PreparedVideo, VideoRow
 from hpc_stres.data.splits import Video
+from hpc_stres.errors import UserError
 from hpc_stres.evaluation import protocol
 from hpc_stres.evaluation.networks import Network
 
@@ -85,6 +86,8 @@ def predict(network: Network, path: Path, quick: bool) -> Prediction:
     requests = protocol.test_requests(clip.rows[0], 0, evaluation)
     scores = protocol.score_video(network, reader, requests, network.dtype)
     streams = [stream for stream in scores if stream is not None]
+    if not all(np.isfinite(stream).all() for stream in streams):
+        raise UserError(f"a score is not a finite number: the weights have diverged: {network.weights}")
     over_time = np.mean(streams, axis=0)
     frames = _frames_of_outputs(requests[0].frames, len(over_time))
     return Prediction(path, network.classes, softmax(over_time.mean(axis=0)), frames, softmax(over_time), clip)

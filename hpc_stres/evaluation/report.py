@@ -2,7 +2,7 @@
 
 import html
 import itertools
-import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_stres.config import Config
+from hpc_stres.configfile import dump
 from hpc_stres.data.flow import decode_flow
 from hpc_stres.data.shards import Store
 from hpc_stres.data.storepath import store_folder
 from hpc_stres.data.video import encode_jpeg
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import pictures
-from hpc_stres.evaluation.evaluate import columns
 from hpc_stres.evaluation.junctions import VIDEOS, strengths
 from hpc_stres.evaluation.predict import softmax
+from hpc_stres.evaluation.results import columns
 from hpc_stres.evaluation.scores import STREAMS, Scores, right
-from hpc_stres.evaluation.table import PUBLISHED, TITLES, count_text
+from hpc_stres.evaluation.table import TITLES, protocol_lines, read_results, table_cells
 from hpc_stres.models.weights import read_state
+from hpc_stres.provenance import without_secrets
 from hpc_stres.recipe import ordered_phases
-from hpc_stres.runpaths import RunPaths, read_json_lines, write_text
+from hpc_stres.runpaths import SEAL, RunPaths, read_json_lines, unsealed, write_text
 
 EXAMPLES, STRIP = 4, 6
 STYLE = """
@@ -44,9 +46,7 @@ summary{cursor:pointer}a,summary{color:var(--a)}:focus-visible{outline:2px solid
 def write_report(config: Config, run_dir: Path) -> Path:
     """Write report.html from what is in the run folder; returns its path."""
     paths = RunPaths(run_dir)
-    if not paths.results.is_file():
-        raise UserError(f"{run_dir}: no results.json here\nRun `hpc-stres evaluate --run-dir {run_dir}` first.")
-    results = json.loads(paths.results.read_text(encoding="utf-8"))
+    results = read_results(paths.results)
     store, found = Store(store_folder(config)), columns(config, run_dir)
     sections = [
         ("Accuracy", _table(results)),
@@ -56,7 +56,7 @@ def write_report(config: Config, run_dir: Path) -> Path:
         ("Examples", _examples(store, found)),
         ("Temporal kernels", _kernels(config, paths)),
         ("Motion in the appearance stream", _junctions(config, run_dir, store)),
-        ("Provenance", _provenance(paths)),
+        ("Provenance", _provenance(config, paths)),
     ]
     links = " · ".join(f'<a href="#s{n}">{title}</a>' for n, (title, _) in enumerate(sections))
     body = "".join(f'<section id="s{n}"><h2>{title}</h2>{text}</section>' for n, (title, text) in enumerate(sections))
@@ -77,27 +77,40 @@ def _rows(header: list[str], rows: list[list[str]]) -> str:
 
 
 def _table(results: dict[str, Any]) -> str:
-    published = PUBLISHED.get(results["data"], {})
-    rows = []
-    for split, table in results["splits"].items():
-        for name, column in table.items():
-            low, high = column["interval95"]
-            figure = f"{published[name]:.2f}" if name in published else "-"
-            row = [TITLES.get(name, name), split, f"{column['top1']:.2f}", f"{low:.1f} - {high:.1f}"]
-            rows.append([*row, f"{column['top5']:.2f}", count_text(column), figure])
-    header = ["", "split", "top-1 %", "95 % interval", "top-5 %", "videos", "published"]
-    return _rows(header, rows) + f"<p>{html.escape(results['protocol'])}</p>"
+    words = "".join(f"<p>{html.escape(line)}</p>" for line in protocol_lines(results))
+    return _rows(*table_cells(results)) + words
 
 
 def _curves(config: Config, paths: RunPaths) -> str:
     charts = []
     for name in ordered_phases(config.phases):
-        rows = read_json_lines(paths.phase(name).metrics)
+        rows = _metric_rows(paths.phase(name).metrics)
         for kind in ("loss", "accuracy"):
             keys = sorted({key for row in rows for key in row if key.startswith(f"{kind}_")})
-            series = {key.removeprefix(f"{kind}_"): [(row["step"], row[key]) for row in rows] for key in keys}
+            series = {
+                key.removeprefix(f"{kind}_"): [(row["step"], row[key]) for row in rows if key in row] for key in keys
+            }
             charts.append(pictures.line_chart(f"{TITLES.get(name, name)}: {kind}", series, "steps"))
     return f'<div class="grid">{"".join(charts)}</div>'
+
+
+def _metric_rows(path: Path) -> list[dict[str, float]]:
+    """Numbers of metrics.jsonl; a row that carries a checksum must match it, and a line that is no row is named."""
+    remedy = "Remove that line; it is for the curves only."
+    try:
+        rows = read_json_lines(path)
+    except ValueError as error:
+        raise UserError(f"{path}: damaged: {error}\n{remedy}") from None
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise UserError(f"{path}, row {number}: damaged: it has no step\n{remedy}")
+        if SEAL in row:
+            unsealed(row, f"{path}, row {number}", remedy)
+    return [{key: value for key, value in row.items() if _is_number(value)} for row in rows]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _classes(found: dict[str, Scores]) -> str:
@@ -111,7 +124,8 @@ def _classes(found: dict[str, Scores]) -> str:
         text = ", ".join(f"{scores.classes[i]} {100 * share[i]:.0f} %" for i in order[:3])
         best = ", ".join(f"{scores.classes[i]} {100 * share[i]:.0f} %" for i in order[::-1][:3])
         note = f"<p>best: {html.escape(best)}<br>worst: {html.escape(text)}</p>"
-        parts.append(f"<div><h3>{TITLES.get(name, name)}</h3>{pictures.confusion(matrix, scores.classes)}{note}</div>")
+        title = html.escape(TITLES.get(name, name))
+        parts.append(f"<div><h3>{title}</h3>{pictures.confusion(matrix, scores.classes)}{note}</div>")
     return f'<div class="grid">{"".join(parts)}</div>'
 
 
@@ -126,7 +140,7 @@ def _changes(found: dict[str, Scores]) -> str:
         was, now = right(one), right(two)
         repaired = [one.ids[i] for i in np.nonzero(~was & now)[0]]
         broken = [one.ids[i] for i in np.nonzero(was & ~now)[0]]
-        title = f"{TITLES.get(before, before)} to {TITLES.get(after, after)}"
+        title = html.escape(f"{TITLES.get(before, before)} to {TITLES.get(after, after)}")
         parts.append(
             f"<details><summary>{title}: {len(repaired)} repaired, {len(broken)} broken</summary>"
             f"<p>repaired: {html.escape(', '.join(repaired) or '-')}</p>"
@@ -138,8 +152,12 @@ def _changes(found: dict[str, Scores]) -> str:
 def _examples(store: Store, found: dict[str, Scores]) -> str:
     """Frame and flow strips of videos whose answer the last column changed, or the first ones."""
     names = list(found)
+    if not names:
+        return ""
     first, last = found[names[0]], found[names[-1]]
-    changed = [name for name, a, b in zip(last.ids, right(first), right(last), strict=False) if a != b] or last.ids
+    pairs = zip(last.ids, right(first), right(last), strict=True) if first.ids == last.ids else ()
+    changed = [name for name, a, b in pairs if a != b] or last.ids
+    changed = [name for name in changed if name in store.number]
     step = max(1, len(changed) // EXAMPLES)
     return "".join(_example(store, found, name) for name in changed[::step][:EXAMPLES])
 
@@ -227,10 +245,12 @@ def _kernels(config: Config, paths: RunPaths) -> str:
     return note + _rows(["phase", "kernel", "moved", "differences"], rows)
 
 
-def _provenance(paths: RunPaths) -> str:
-    parts = []
-    for path in (paths.provenance, paths.config):
-        if path.is_file():
-            text = html.escape(path.read_text(encoding="utf-8"))
-            parts.append(f"<details><summary>{path.name}</summary><pre>{text}</pre></details>")
-    return "".join(parts)
+def _provenance(config: Config, paths: RunPaths) -> str:
+    """What the run was made with; a report is passed on, so that nothing that looks like a secret is in it."""
+    texts = {paths.config.name: dump(without_secrets(config))}
+    if paths.provenance.is_file():
+        texts[paths.provenance.name] = paths.provenance.read_text(encoding="utf-8", errors="replace")
+    return "".join(
+        f"<details><summary>{name}</summary><pre>{html.escape(text)}</pre></details>"
+        for name, text in sorted(texts.items(), reverse=True)
+    )

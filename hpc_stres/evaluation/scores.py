@@ -1,8 +1,16 @@
-"""Score files and what is computed from them: accuracy with its interval, fusion of streams, McNemar's test."""
+"""Score files and what is computed from them: accuracy with its interval, fusion of streams, McNemar's test.
 
+A score file carries a digest of its content and, as JSON text, what it was made by: the weights, the protocol, the
+split. So a changed bit is noticed, and numbers of two protocols or of replaced weights never stand in one table.
+"""
+
+import hashlib
+import json
 import math
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +22,10 @@ from hpc_stres.runpaths import atomic_path
 
 Array = NDArray[np.float64]
 STREAMS = ("appearance", "motion")
+# What a damaged .npz can raise in zipfile, zlib and NumPy's header parser.
+NPZ_ERRORS = (OSError, ValueError, KeyError, EOFError, NotImplementedError, MemoryError, RuntimeError,
+              SyntaxError, TypeError, zipfile.BadZipFile, zlib.error)  # fmt: skip
+AGAIN = "Remove it and run `hpc-stres evaluate` again; what was scored is kept in scores/parts."
 
 
 @dataclass(frozen=True)
@@ -25,37 +37,72 @@ class Scores:
     classes: list[str]
     logits: Array
     streams: dict[str, Array]
+    made_by: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """An .npz with ids, labels, classes, fused logits and each stream's, at each time output."""
-        arrays: dict[str, Any] = {f"{name}_over_time": value for name, value in self.streams.items()}
+        """An .npz with ids, labels, classes, fused logits, each stream's at each time output, and a digest."""
+        arrays: dict[str, Any] = {
+            "ids": np.array(self.ids, dtype=str), "labels": np.asarray(self.labels, np.int64),
+            "classes": np.array(self.classes, dtype=str), "logits": np.asarray(self.logits, np.float64),
+            "made_by": np.array(json.dumps(self.made_by, sort_keys=True)),
+            **{f"{name}_over_time": value for name, value in self.streams.items()},
+        }  # fmt: skip
         with atomic_path(path) as temporary, temporary.open("wb") as stream:
-            np.savez_compressed(
-                stream,
-                ids=np.array(self.ids),
-                labels=self.labels,
-                classes=np.array(self.classes),
-                logits=self.logits,
-                **arrays,
-            )
+            np.savez_compressed(stream, **arrays, digest=np.array(digest(arrays)))
 
     @classmethod
     def load(cls, path: Path) -> "Scores":
-        """The way back from `save`."""
+        """The way back from `save`; a file that is not as it was written is refused by name."""
         if not path.is_file():
             raise UserError(f"{path}: no such score file\nRun `hpc-stres evaluate` first.")
+        data = read_npz(path)
+        if "digest" not in data:
+            raise UserError(f"{path}: it has no digest (written elsewhere, or by version 0.2)\n{AGAIN}")
+        if str(data.pop("digest")) != digest(data):
+            raise UserError(f"{path}: damaged: its digest is wrong\n{AGAIN}")
+        streams = {name: data[f"{name}_over_time"] for name in STREAMS if f"{name}_over_time" in data}
+        ids, classes = data["ids"].tolist(), data["classes"].tolist()
+        made_by = json.loads(str(data["made_by"]))
+        return cls(ids, data["labels"], classes, data["logits"], streams, made_by)
+
+
+def read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    """All arrays of an .npz, never unpickling; a damaged file is a UserError."""
+    try:
         with np.load(path, allow_pickle=False) as data:
-            streams = {name: data[f"{name}_over_time"] for name in STREAMS if f"{name}_over_time" in data}
-            return cls(data["ids"].tolist(), data["labels"], data["classes"].tolist(), data["logits"], streams)
+            return {name: np.asarray(data[name]) for name in data.files}
+    except NPZ_ERRORS as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:160]
+        raise UserError(f"{path}: damaged, or no .npz of plain arrays: {reason}\n{AGAIN}") from None
+
+
+def digest(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """Hex digest of arrays by name: kind, shape and every byte."""
+    total = hashlib.sha256()
+    for name in sorted(arrays):
+        value = np.ascontiguousarray(arrays[name])
+        total.update(repr((name, value.dtype.str, arrays[name].shape)).encode())
+        total.update(value.tobytes())
+    return total.hexdigest()
 
 
 def from_videos(videos: Mapping[str, Mapping[str, Array]], labels: Mapping[str, int], classes: Sequence[str]) -> Scores:
     """Scores of videos whose streams are (time, classes): mean over time, then over streams, in float64."""
     ids = sorted(videos)
+    if not ids:
+        raise UserError("there are no scored videos to make a score file of")
     present = [stream for stream in STREAMS if stream in videos[ids[0]]]
+    shapes = {stream: videos[ids[0]][stream].shape for stream in present}
+    for name in ids:
+        own = {stream: value.shape for stream, value in videos[name].items()}
+        if own != shapes or any(shape[1:] != (len(classes),) for shape in own.values()):
+            raise UserError(f"the scores of video {name} are {own}, expected {shapes} with {len(classes)} classes")
+        if not 0 <= labels[name] < len(classes):
+            raise UserError(f"video {name} has label {labels[name]}, but there are {len(classes)} classes")
     streams = {stream: np.stack([videos[name][stream] for name in ids]) for stream in present}
     logits = np.mean([streams[stream].mean(axis=1) for stream in present], axis=0)
-    return Scores(ids, np.array([labels[name] for name in ids]), list(classes), logits, streams)
+    numbers = np.array([labels[name] for name in ids], np.int64)
+    return Scores(ids, numbers, list(classes), logits, streams)
 
 
 def mean_of(first: Scores, second: Scores) -> Scores:
@@ -63,9 +110,11 @@ def mean_of(first: Scores, second: Scores) -> Scores:
     if first.ids != second.ids:
         differing = sorted(set(first.ids) ^ set(second.ids))
         raise UserError(f"the two score files hold different videos: {', '.join(differing[:3])}")
-    return Scores(
-        first.ids, first.labels, first.classes, (first.logits + second.logits) / 2, {**first.streams, **second.streams}
-    )
+    if first.classes != second.classes or not np.array_equal(first.labels, second.labels):
+        raise UserError("the two score files name other classes or labels\nEvaluate both phases again.")
+    streams = {**first.streams, **second.streams}
+    mean = (first.logits + second.logits) / 2
+    return Scores(first.ids, first.labels, first.classes, mean, streams, first.made_by)
 
 
 def right(scores: Scores, top: int = 1) -> NDArray[np.bool_]:

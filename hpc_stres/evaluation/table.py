@@ -1,8 +1,12 @@
 """The paper's Table 3 with ours beside it, as text."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from hpc_stres.errors import UserError
+from hpc_stres.evaluation.published import published_for
+from hpc_stres.runpaths import read_sealed
 from hpc_stres.texttable import text_table
 
 TITLES = {
@@ -13,17 +17,16 @@ TITLES = {
     "st_resnet_star": "ST-ResNet*",
     "stm_resnet": "STM-ResNet",
 }
-# NIPS 2016, Table 3: ResNet-50, mean of the three splits; STM-ResNet: CVPR 2017.
-PUBLISHED = {
-    "ucf101": {
-        "appearance": 82.29, "motion": 79.05, "two_stream": 89.47, "st_resnet": 92.76, "st_resnet_star": 93.46,
-        "stm_resnet": 94.2,
-    },
-    "hmdb51": {
-        "appearance": 43.42, "motion": 55.47, "two_stream": 60.59, "st_resnet": 65.57, "st_resnet_star": 66.41,
-        "stm_resnet": 68.9,
-    },
-}  # fmt: skip
+# What stands in place of the protocol where columns differ in theirs.
+MIXED = "columns of different protocols"
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """results.json as it was written; a missing or damaged one is a UserError that says how to make it again."""
+    remedy = f"Run `hpc-stres evaluate --run-dir {path.parent}`: it takes seconds where the scores are kept."
+    if not path.is_file():
+        raise UserError(f"{path.parent}: no results.json here\n{remedy}")
+    return read_sealed(path, remedy)
 
 
 def count_text(column: Mapping[str, Any]) -> str:
@@ -43,17 +46,34 @@ def score_rows(columns: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """Accuracy of each column and split, its interval, and the published figure where there is one."""
-    published = PUBLISHED.get(results["data"], {})
-    several = len(results["splits"]) > 1
+    """Accuracy of each column and split, its interval, and beside means the published figure where there is one."""
+    header, rows = table_cells(results)
+    return text_table(header, rows) + "".join(f"\n{line}" for line in protocol_lines(results))
+
+
+def table_cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table."""
+    published = published_for(results)
+    several = len(results["splits"]) > 1 or "mean" in results
     header = ["", *(["split"] if several else []), "top-1 %", "95 % interval", "top-5 %", "videos"]
-    header += ["published"] if published else []
     rows = []
     for split, table in results["splits"].items():
-        for name, (title, *cells) in zip(table, score_rows(table), strict=True):
-            row = [title, *([split] if several else []), *cells]
-            rows.append(row + ([f"{published[name]:.2f}" if name in published else "-"] if published else []))
+        for title, *cells in score_rows(table):
+            rows.append([title, *([split] if several else []), *cells])
     for name, value in results.get("mean", {}).items():
-        row = [TITLES.get(name, name), "mean", f"{value:.2f}", "", "", ""]
-        rows.append(row + ([f"{published[name]:.2f}" if name in published else "-"] if published else []))
-    return text_table(header, rows) + f"\n{results['protocol']}"
+        rows.append([TITLES.get(name, name), "mean", f"{value:.2f}", "", "", ""])
+    if published is None:
+        return header, rows
+    # Figures of the paper are means of three splits: they stand beside means only.
+    means = list(results.get("mean", {}))
+    single = [""] * (len(rows) - len(means))
+    beside = single + [f"{published[name]:.2f}" if name in published else "-" for name in means]
+    return [*header, "published"], [[*row, cell] for row, cell in zip(rows, beside, strict=True)]
+
+
+def protocol_lines(results: Mapping[str, Any]) -> list[str]:
+    """The protocol in words, or one line a column where they differ."""
+    if results["protocol"] != MIXED:
+        return [str(results["protocol"])]
+    columns = {name: c["protocol"] for table in results["splits"].values() for name, c in table.items()}
+    return [f"{TITLES.get(name, name)}: {words}" for name, words in columns.items()]

@@ -1,14 +1,23 @@
 """What comes after training: own videos, exported models, all splits together."""
 
 import json
+import pickle
+import random
 import shutil
+import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from hpc_stres.data.video import UndecodableError, count_frames
+from hpc_stres.errors import UserError
+from hpc_stres.evaluation import networks
 from hpc_stres.evaluation.scores import Scores
+from hpc_stres.models.weights import read_state
+from hpc_stres.runpaths import write_sealed
 from tests.conftest import run_python
 
 pytestmark = pytest.mark.distributed
@@ -101,6 +110,60 @@ def test_an_exported_model_answers_like_the_run(chain, exported, test_video):
         assert a["probability"] == pytest.approx(b["probability"], abs=1e-5)
 
 
+class Evil:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_no_code_in_an_exported_folder_runs(exported, test_video, tmp_path):
+    """The program is replaced by a pickle, and by an archive whose constants and inputs are pickles."""
+    path, _ = test_video
+    folder, harm = shutil.copytree(exported[0], tmp_path / "model"), tmp_path / "harm"
+    expected = predict("--model", exported[0], "--json", path).stdout
+    (folder / "model.pt2").write_bytes(pickle.dumps(Evil(harm)))
+    assert predict("--model", folder, "--json", path).stdout == expected
+    with zipfile.ZipFile(exported[0] / "model.pt2") as good, zipfile.ZipFile(folder / "model.pt2", "w") as bad:
+        for name in good.namelist():
+            bad.writestr(name, pickle.dumps(Evil(harm)) if name.endswith(".pt") else good.read(name))
+    assert predict("--model", folder, "--json", path).stdout == expected
+    torch_file = tmp_path / "weights.pth"
+    torch_file.write_bytes(pickle.dumps({"conv1.weight": Evil(harm)}))
+    with pytest.raises(UserError, match=r"weights\.pth: cannot read the weights"):
+        read_state(torch_file)
+    assert not harm.exists()
+
+
+def test_damage_in_an_exported_folder_is_named(exported, test_video, tmp_path):
+    path, _ = test_video
+    folder = shutil.copytree(exported[0], tmp_path / "model")
+    draw, said = random.Random(1), []
+    for name in ("export.json", "weights.safetensors"):
+        whole = (folder / name).read_bytes()
+        right = networks.from_export(folder, torch.device("cpu"))
+        for _ in range(100):
+            torn = bytearray(whole)
+            torn[draw.randrange(len(torn))] ^= 1 << draw.randrange(8)
+            (folder / name).write_bytes(torn)
+            try:
+                assert replace(networks.from_export(folder, torch.device("cpu")), call=right.call) == right
+            except UserError as error:
+                said.append((name, str(error)))
+        (folder / name).write_bytes(whole)
+    assert len(said) > 100
+    assert all(name in text for name, text in said)
+    found = json.loads((folder / "export.json").read_text())
+    del found["sizes"]
+    write_sealed(folder / "export.json", found)
+    result = predict("--model", folder, path)
+    assert result.returncode == 1
+    assert "exported by version 0.2" in result.stderr
+
+
 def test_export_states_its_differences_and_keeps_torchvisions_names(chain, exported):
     folder, output = exported
     found = json.loads((folder / "export.json").read_text())
@@ -127,22 +190,22 @@ def test_wrong_calls_say_what_is_wrong(chain, tmp_path, test_video):
 
 
 def test_all_splits_are_combined_and_their_mean_is_printed(chain, tmp_path):
-    from hpc_stres.evaluation.evaluate import combine_splits
-    from hpc_stres.evaluation.table import results_table
+    from hpc_stres.evaluation.results import combine_splits
+    from hpc_stres.evaluation.table import read_results, results_table
 
-    results = json.loads((chain[0] / "results.json").read_text())
+    results = read_results(chain[0] / "results.json")
     folders = []
     for number in (1, 2, 3):
         folders.append(tmp_path / f"split{number}")
         table = {name: {**column, "top1": column["top1"] + number} for name, column in results["splits"]["1"].items()}
         folders[-1].mkdir()
-        (folders[-1] / "results.json").write_text(json.dumps({**results, "splits": {str(number): table}}))
+        write_sealed(folders[-1] / "results.json", {**results, "splits": {str(number): table}})
     combined = combine_splits(tmp_path, folders)
-    assert combined == json.loads((tmp_path / "results.json").read_text())
+    assert combined == read_results(tmp_path / "results.json")
     for name, column in results["splits"]["1"].items():
         assert combined["mean"][name] == pytest.approx(column["top1"] + 2)
-    text = results_table({**combined, "data": "ucf101"})
-    assert "92.76" in text
+    text = results_table(combined)
+    assert "92.76" not in text
     assert text.count("  mean ") == len(combined["mean"]) == 5
 
 

@@ -1,15 +1,20 @@
 """The config: strict, with origins, and the same after a round trip."""
 
 import dataclasses
+import random
+import time
+import typing
 
 import pytest
+import yaml
 
-from hpc_stres import configfile
+from hpc_stres import configfile, limits
 from hpc_stres.commands.config import field_documents
 from hpc_stres.config import Config
-from hpc_stres.errors import ConfigError
+from hpc_stres.errors import ConfigError, FieldError
 from hpc_stres.recipe import Phase
-from tests.conftest import ROOT, TINY
+from hpc_stres.schedule import Plateau
+from tests.conftest import ROOT, TINY, run_python
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
@@ -85,9 +90,8 @@ def test_training_overrides_reach_every_phase():
 
 
 def test_a_group_larger_than_an_overridden_batch_is_refused():
-    config = configfile.load_config(TINY, ["training.global_batch=2", "training.norm_group=4"])
     with pytest.raises(ConfigError, match="4 is larger than the global batch of 2"):
-        config.phase("motion")
+        configfile.load_config(TINY, ["training.global_batch=2", "training.norm_group=4"])
 
 
 def test_every_field_is_frozen_keyword_only_and_documented():
@@ -98,3 +102,243 @@ def test_every_field_is_frozen_keyword_only_and_documented():
             assert field.kw_only, f"{kind.__name__}.{field.name}"
             assert len(documents[field.name]) > 10, f"{kind.__name__}.{field.name}"
         assert kind.__dataclass_params__.frozen
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "inf", "nan", "1e400"])
+@pytest.mark.parametrize(
+    "key",
+    ["training.momentum", "training.weight_decay", "training.checkpoint_every_minutes", "phases.motion.dropout",
+     "phases.st_resnet.loss_weight_motion", "cluster.min_all_reduce_gb_per_s", "training.step_timeout_minutes"],
+)  # fmt: skip
+def test_no_number_may_be_infinite_or_not_a_number(key, value):
+    with pytest.raises(ConfigError, match=f"{key}: expected a finite number"):
+        configfile.load_config(TINY, [f"{key}={value}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("phases.motion.schedule=[[10, .inf]]", "expected a finite number"),
+        ("phases.motion.schedule=[[10, -5]]", "expected rates above 0"),
+        ("phases.motion.schedule=[[10, 0]]", "expected rates above 0"),
+        ("phases.motion.schedule=[]", "at least one"),
+        ("training={engine: deepspeed, deepspeed: {zero: {x: [.nan]}}}", "expected a finite number"),
+        ("training.deepspeed={zero: 1}", "no effect with the engine ddp"),
+        ("training.zero_stage=1", "no effect with the engine ddp"),
+        ("phases.st_resnet.loss_weight_motion=-5", "expected 0 or more"),
+        ("phases.st_resnet={loss_weight_motion: 0, loss_weight_appearance: 0}", "nothing would be trained"),
+        ("phases.motion.loss_weight_motion=0", "nothing would be trained"),
+        ("model.width=1000000000", "model.width: expected at most 2048"),
+        ("model.stages=[3, 1000000000]", "model.stages: expected at most 500"),
+        ("phases.st_resnet.chunks=1000000000", "phases.st_resnet.chunks: expected at most 1000"),
+        ("evaluation.chunks=1000000000", "expected at most 10000"),
+        ("cluster.nodes=99999999999999999999999", "expected at most 100000"),
+        ("training.max_micro_batch=99999999999999", "expected at most 1e+06"),
+        ("seed=9223372036854775808", "seed"),
+        ("seed=" + "9" * 5000, "seed"),
+        ("seed=0x" + "f" * 5000, "seed"),
+        ("seed=2024-02-30", "not a valid value"),
+        ("data.root=''", "expected text that is not empty"),
+        ("data.root='  '", "expected text that is not empty"),
+        ("data.root=" + "x" * 5000, "at most 4096 letters"),
+        ('cluster.account="a\\n#SBATCH --wrap=evil"', "text without control characters"),
+        ("recipe=../recipes/nips2016", "no ../recipes/nips2016.yaml in configs/recipes"),
+        ("recipe=[nips2016]", "in configs/recipes"),
+        ("training.learning_rate=0.1", "the keys here are engine, zero_stage"),
+        ("max_steps=5", "there is training.max_steps"),
+        ("seed=" + "[" * 60, "nested more than 50 deep"),
+        ("seed=!!python/object/apply:os.system [x]", "a whole number"),
+        ("seed=!!python/name:os.system x", "not valid YAML"),
+    ],
+)
+def test_numbers_texts_and_keys_out_of_range_are_refused_in_a_sentence(override, words):
+    with pytest.raises(ConfigError) as caught:
+        configfile.load_config(TINY, [override])
+    message = str(caught.value)
+    assert words in message
+    assert "--set" in message
+    assert len(message) < 700
+    assert message.count("\n") < 3
+
+
+def test_shell_lines_and_variables_may_be_long_or_empty():
+    config = configfile.load_config(TINY, ['cluster.setup=["a\\n\\tb"]', "cluster.environment={A: '', B: 3}"])
+    assert config.cluster.environment == {"A": "", "B": 3}
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "<img src=x>", "Motion", "prepare", "evaluate", "all", "two_stream", "a" * 41, "1a", "a-b"]
+)
+def test_names_of_phases_are_plain_words(name, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"phases": {name: {"model": "motion"}}}))
+    with pytest.raises(ConfigError, match=r"mine\.yaml:\d+: phases: expected .*name"):
+        configfile.load_config(path)
+
+
+def test_an_overlay_for_a_phase_that_the_recipe_lacks_is_refused_unless_it_is_a_whole_phase():
+    with pytest.raises(ConfigError, match=r"phases\.st_resnt: the recipe has no such phase.*did you mean st_resnet"):
+        configfile.load_config(TINY, ["phases.st_resnt.chunks=5"])
+    with pytest.raises(ConfigError, match=r"phases\.other.*a phase of your own needs a `model`"):
+        configfile.load_config(TINY, ["phases.other.global_batch=5"])
+    own = configfile.load_config(TINY, ["phases.motion_again={model: motion, starts_from: [motion]}"])
+    assert own.phases["motion_again"].starts_from == ("motion",)
+
+
+OTHERWISE = {
+    "weights": "x.pth", "chunks": 7, "stride": (1, 2), "stride_shared_by": "group", "chunk_window": "released",
+    "short_video": "repeat", "border_corners": "two", "dropout": 0.5, "loss_over_time": "mean",
+    "temporal_pool": "before_average", "temporal_padding": "replicate", "conv1_inflation": "mean",
+    "conv1_rescale": True, "loss_weight_appearance": 0.5, "loss_weight_motion": 0.5, "crop": "corners",
+    "crop_shared_by": "group", "antialias": False, "classifier_only_steps": 3, "norm_average": "sigma",
+    "starts_from": ("motion",), "global_batch": 40, "norm_group": 5, "schedule": (Plateau(3, 0.1),),
+}  # fmt: skip
+EVERYWHERE = {
+    "model", "starts_from", "global_batch", "norm_group", "schedule", "crop", "crop_shared_by", "antialias",
+    "classifier_only_steps", "norm_average", "border_corners", "weights",
+}  # fmt: skip
+ACTING = {
+    "appearance": EVERYWHERE | {"dropout", "loss_weight_appearance"},
+    "motion": EVERYWHERE | {"chunks", "short_video", "dropout", "conv1_inflation", "conv1_rescale",
+                            "loss_weight_motion"},
+    "st_resnet": set(OTHERWISE) - {"dropout", "temporal_pool"},
+    "st_resnet_star": set(OTHERWISE) - {"dropout"},
+    "stm_resnet": set(OTHERWISE),
+}  # fmt: skip
+
+
+def test_the_table_of_options_knows_every_option():
+    assert set(OTHERWISE) | {"model"} == {f.name for f in dataclasses.fields(Phase)}
+
+
+@pytest.mark.parametrize("model", list(ACTING))
+def test_options_that_do_not_act_on_a_model_are_refused_and_all_others_taken(model):
+    base = {"model": model} if model in ("appearance", "motion") else {"model": model, "chunks": 5}
+    for key, value in OTHERWISE.items():
+        if key in ACTING[model]:
+            assert key in Phase(**{**base, key: value}).acting()
+        else:
+            with pytest.raises(FieldError, match=f"{key}: no effect in a phase of {model}"):
+                Phase(**{**base, key: value})
+            assert key not in Phase(**base).acting()
+
+
+def test_what_starts_from_phases_takes_no_other_weights():
+    for key, value in (("weights", "x.pth"), ("conv1_inflation", "mean")):
+        with pytest.raises(ConfigError, match=f"{key}: no effect"):
+            configfile.load_config(TINY, [f"phases.st_resnet={{starts_from: [motion], {key}: {value}}}"])
+
+
+def printed(*overrides):
+    words = [word for override in overrides for word in ("--set", override)]
+    result = run_python("-m", "hpc_stres", "config", "--config", TINY, *words)
+    assert result.returncode == 0, result.stderr
+    return dict(line.split(" = ", 1) for line in result.stdout.splitlines())
+
+
+def test_config_prints_the_values_that_apply_and_no_others():
+    found = printed("training.norm_group=3", "training.max_steps=4")
+    assert found["phases.motion.norm_group"] == "3  # --set training.norm_group"
+    assert found["phases.motion.global_batch"].startswith("10  # ")
+    assert "tiny.yaml" in found["phases.motion.global_batch"]
+    assert found["phases.st_resnet.schedule"].endswith("(cut to 4 steps by training.max_steps)")
+    assert "phases.appearance.stride" not in found
+    assert "model.depth" not in found
+    assert "data.test_fraction" not in found
+    assert "data.binding.frames" in found
+    assert "phases.st_resnet.dropout" not in found
+    assert found["phases.st_resnet.chunks"].startswith("5  #")
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)
+)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (BOMB.encode(), r"hostile\.yaml:\d+: more than 20000 values; do aliases"),
+        (b"a: &a [*a]\n", r"hostile\.yaml:1: more than"),
+        (b"seed: " + b"[" * 5000, r"hostile\.yaml:1: nested more than 50 deep"),
+        (b"seed: 1\nrecipe: \xe4\n", r"hostile\.yaml:2: not UTF-8 text \(byte 0xe4\)"),
+        (b"seed: 1\n\nrecipe: a\x00b\n", r"hostile\.yaml:3: a character that YAML does not allow"),
+        (b"seed: 1\ndata:\n\tsplit: 1\n", r"hostile\.yaml:3: not valid YAML: .*'\\t'"),
+        (b"? [a, b]\n: 1\n", r"hostile\.yaml:1: expected a plain word as key"),
+        (b"seed: 1\n---\nseed: 2\n", r"hostile\.yaml:2: not valid YAML"),
+        (b"x" * 300_000, r"hostile\.yaml: more than 256 KiB"),
+        (b"\x7fELF" + bytes(range(256)), r"hostile\.yaml:\d+: not UTF-8"),
+        (b"data: {split: 1, split: 2}\n", r"hostile\.yaml:1: split is given twice"),
+        (b"data: &d {split: 1}\nmodel: {<<: *d}\n", r"hostile\.yaml:2: model\..*unknown key"),
+    ],
+)
+def test_hostile_files_are_refused_in_moments_with_file_and_line(tmp_path, data, words):
+    path = tmp_path / "hostile.yaml"
+    path.write_bytes(data)
+    started = time.process_time()
+    with pytest.raises(ConfigError, match=words):
+        configfile.load_config(path)
+    assert time.process_time() - started < 3
+
+
+def mutated(text, draw):
+    """A config with one to three random edits: characters, lines, values of other places, and what people fear."""
+    fears = ["&a", "*a", "[", "{", "}", "!!python/object:os", "\t", "\x00", "1e999", "-1", ".nan", "null", "''",
+             "true", "../..", "\u2028", "%", "---", ": ", "<<: 1", "9" * 20, "[]", "{}", "1e-3", "0x10"]  # fmt: skip
+    for _ in range(draw.randint(1, 3)):
+        place = draw.randrange(len(text))
+        lines = text.splitlines(keepends=True)
+        kind = draw.randrange(5)
+        if kind == 0:
+            text = text[:place] + text[place + draw.randint(1, 9) :]
+        elif kind == 1:
+            text = text[:place] + draw.choice(fears) + text[place:]
+        elif kind == 2:
+            line = draw.randrange(len(lines))
+            key, colon, _ = lines[line].partition(": ")
+            lines[line] = f"{key}{colon}{draw.choice(fears)}\n"
+            text = "".join(lines)
+        elif kind == 3:
+            draw.shuffle(lines)
+            text = "".join(lines)
+        else:
+            text = text[:place] + chr(draw.randrange(0x3000)) + text[place + 1 :]
+        text = text or "seed: 1\n"
+    return text
+
+
+def test_five_hundred_mutated_configs_load_or_are_refused_in_a_sentence(tmp_path):
+    draw, refused = random.Random(11), 0
+    text = TINY.read_text()
+    path = tmp_path / "mutated.yaml"
+    for _ in range(500):
+        path.write_text(mutated(text, draw), encoding="utf-8")
+        try:
+            config = configfile.load_config(path)
+        except ConfigError as error:
+            refused += 1
+            message = str(error)
+            assert message.count("\n") < 3, message
+            assert len(message) < 1000, message
+        else:
+            resolved = tmp_path / "resolved.yaml"
+            resolved.write_text(configfile.dump(config))
+            assert configfile.load_resolved(resolved) == config
+    assert 100 < refused < 500
+
+
+def test_every_number_of_a_config_has_a_limit_by_name():
+    """A new option without a limit is held to the general one; a limit without an option is a slip."""
+    known = {key for key, _ in numbers(Config, "")}
+    assert set(limits.MOST) <= known
+
+
+def numbers(kind, path):
+    for name, hint in typing.get_type_hints(kind).items():
+        key = f"{path}.{name}" if path else name
+        if dataclasses.is_dataclass(hint):
+            yield from numbers(hint, key)
+        elif name == "phases":
+            yield from numbers(Phase, "phases.*")
+        elif any(word in str(hint) for word in ("int", "float", "Plateau")):
+            yield key, hint

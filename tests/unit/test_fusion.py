@@ -1,6 +1,7 @@
 """Fusing score files: by name and never by position, with what is missing counted."""
 
 import json
+import random
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def write_csv(path, ids=IDS, classes=("sit", "run", "jump"), labels=None, scale=
     best = {"v_a": "jump", "v_b": "run", "v_c": "sit", "v_d": "run"}
     lines = [",".join(["id", *(["label"] if labels else []), *classes])]
     for name in reversed(ids):
-        values = [scale * (3.0 if best[fusion.video_name(name)] == c else 0.1) for c in classes]
+        values = [scale * (3.0 if best[fusion.video_name(name).rpartition("/")[2]] == c else 0.1) for c in classes]
         lines.append(",".join([name, *([labels[name]] if labels else []), *map(str, values)]))
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -86,9 +87,93 @@ def test_what_is_wrong_is_named(network, tmp_path, text, words):
         fusion.fuse([fusion.read(network), fusion.read(path)], [1, 1], True)
 
 
+def score_file(path, ids, labels=None):
+    """A file of so many videos in three classes."""
+    logits = np.eye(3)[np.arange(len(ids)) % 3]
+    arrays = {} if labels is None else {"labels": np.array(labels)}
+    np.savez(path, ids=np.array(ids), classes=np.array(CLASSES), logits=logits, **arrays)
+    return fusion.read(path)
+
+
+FOLDERS = ["jump/clip01", "jump/clip02", "run/clip01"]
+
+
+def test_ids_with_folders_are_matched_as_whole_paths(tmp_path):
+    full = score_file(tmp_path / "full.npz", FOLDERS, [0, 1, 2])
+    other = score_file(tmp_path / "other.npz", [f"videos/{name}.mpeg" for name in reversed(FOLDERS)])
+    fused, total = fusion.fuse([full, other], [1, 0], False)
+    assert (fused.ids, fused.labels.tolist(), total) == (FOLDERS, [0, 1, 2], 3)
+    np.testing.assert_array_equal(fused.logits, np.eye(3))
+
+
+@pytest.mark.parametrize("ids", [["clip01", "clip02"], ["clip01.avi"], ["./clip01.mp4"]])
+def test_a_file_name_that_could_be_two_videos_is_refused_with_both(tmp_path, ids):
+    full = score_file(tmp_path / "full.npz", FOLDERS, [0, 1, 2])
+    short = score_file(tmp_path / "short.npz", ids)
+    with pytest.raises(UserError, match=r"short\.npz: clip01 could be jump/clip01 or run/clip01"):
+        fusion.fuse([full, short], [1, 1], True)
+    with pytest.raises(UserError, match=r"full\.npz: clip01 could be jump/clip01 or run/clip01"):
+        fusion.fuse([short, full], [1, 1], True)
+
+
+def test_two_videos_of_one_file_name_are_never_taken_for_one(tmp_path):
+    one = score_file(tmp_path / "one.npz", ["jump/clip01"], [0])
+    two = score_file(tmp_path / "two.npz", ["run/clip01"])
+    with pytest.raises(UserError, match="no video is in all of these files"):
+        fusion.fuse([one, two], [1, 1], True)
+    assert fusion.fuse([one, score_file(tmp_path / "three.npz", ["clip01"])], [1, 1], False)[0].ids == ["jump/clip01"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"labels": [0, 1, 3]}, "video c has label 3, but there are 3 classes"),
+        ({"labels": [0, -1, 2]}, "video b has label -1"),
+        ({"labels": [0.0, 1.0, 2.0]}, "expected 3 whole numbers"),
+        ({"labels": [0, 1]}, "labels are"),
+        ({"logits": np.full((3, 3), np.nan)}, "a score of video a is not a finite number"),
+        ({"logits": np.full((3, 3), np.inf)}, "a score of video a is not a finite number"),
+        ({"logits": np.zeros((3, 4))}, "logits are"),
+        ({"logits": np.zeros((3, 3), complex)}, "logits are"),
+        ({"logits": np.zeros((0, 3)), "ids": np.array([], str), "labels": np.array([], int)}, "it holds 0 videos"),
+        ({"ids": ["a", "b", "a.avi"]}, "the video a stands there twice"),
+        ({"ids": ["a", "", "c"]}, "a video without a name"),
+        ({"ids": [["a", "b", "c"]]}, "expected a list of names"),
+        ({"digest": "00"}, "damaged: its digest is wrong"),
+    ],
+)
+def test_arrays_that_do_not_fit_each_other_are_refused(tmp_path, change, words):
+    whole = {"ids": ["a", "b", "c"], "classes": CLASSES, "logits": np.eye(3), "labels": [0, 1, 2]}
+    path = tmp_path / "bad.npz"
+    np.savez(path, **{name: np.array(value) for name, value in (whole | change).items()})
+    with pytest.raises(UserError, match=words):
+        fusion.read(path)
+
+
+@pytest.mark.parametrize("data", [b"id,run\nv\xe4,1\n", b"id,run\nv,\x001\n", b"", b"\n\n"])
+def test_tables_that_are_no_text_are_refused(tmp_path, data):
+    (tmp_path / "bad.csv").write_bytes(data)
+    with pytest.raises(UserError, match=r"bad\.csv"):
+        fusion.read(tmp_path / "bad.csv")
+
+
+def test_every_flipped_bit_of_a_score_file_is_noticed_or_harmless(network):
+    whole, right, draw = network.read_bytes(), fusion.read(network), random.Random(4)
+    for _ in range(100):
+        torn = bytearray(whole)
+        torn[draw.randrange(len(torn))] ^= 1 << draw.randrange(8)
+        network.write_bytes(torn)
+        try:
+            seen = fusion.read(network)
+        except UserError:
+            continue
+        assert (seen.ids, seen.classes, seen.labels) == (right.ids, right.classes, right.labels)
+        np.testing.assert_array_equal(seen.scores, right.scores)
+
+
 def test_weights_are_checked(network):
     file = fusion.read(network)
-    for weights in ([1.0], [-1.0, 2.0], [0.0, 0.0]):
+    for weights in ([1.0], [-1.0, 2.0], [0.0, 0.0], [float("nan"), 1.0], [float("inf"), 1.0]):
         with pytest.raises(ConfigError, match="--weights"):
             fusion.fuse([file, file], weights, False)
 

@@ -1,14 +1,16 @@
 """The plan's arithmetic against numbers worked out by hand, and the wall times that submit.py takes from it."""
 
+import contextlib
 import json
+import random
 
 import pytest
 
 from hpc_stres import planning
 from hpc_stres.configfile import load_config
-from hpc_stres.errors import ConfigError
+from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.planning import Speed, Speeds
-from hpc_stres.runpaths import RunPaths, write_json
+from hpc_stres.runpaths import RunPaths, write_json, write_sealed
 from launch.jobs import make_jobs, wall_time
 from tests.conftest import ROOT, TINY, run_python
 
@@ -108,9 +110,27 @@ def test_the_command_measures_predicts_and_leaves_a_plan(data_root, store, tmp_p
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert set(plan["hours"]) == {"motion", "appearance", "st_resnet", "st_resnet_star", "evaluate"}
     assert all(hours > 0 for hours in plan["hours"].values())
+    assert planning.read_hours(tmp_path / "plan.json") == plan["hours"]
     bad = run_python(*words, "--gpu", "tpu")
     assert bad.returncode == 2
     assert len(bad.stderr.strip().splitlines()) <= 3
+
+
+def test_every_flipped_bit_of_a_plan_is_noticed_or_harmless(tmp_path):
+    path = tmp_path / "plan.json"
+    hours = {"motion": 4.25, "st_resnet": 60.0}
+    write_sealed(path, {"hours": hours})
+    whole, draw = path.read_bytes(), random.Random(6)
+    for _ in range(100):
+        torn = bytearray(whole)
+        torn[draw.randrange(len(torn))] ^= 1 << draw.randrange(8)
+        path.write_bytes(torn)
+        with contextlib.suppress(UserError):
+            assert planning.read_hours(path) == hours
+    for wrong in ({}, {"hours": [1]}, {"hours": {"motion": -1.0}}, {"hours": {"motion": "4"}}):
+        write_sealed(path, wrong)
+        with pytest.raises(UserError, match=r"plan\.json: it holds no hours"):
+            planning.read_hours(path)
 
 
 def test_counted_operations_are_those_of_resnet_50():

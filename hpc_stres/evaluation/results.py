@@ -1,0 +1,108 @@
+"""results.json and the columns of the table, from the score files of a run."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from hpc_stres.config import Config
+from hpc_stres.data.shards import Store
+from hpc_stres.data.storepath import flow_name
+from hpc_stres.errors import UserError
+from hpc_stres.evaluation import protocol, scores
+from hpc_stres.evaluation.finished import read_finished
+from hpc_stres.evaluation.published import official_data_set
+from hpc_stres.evaluation.scores import Scores
+from hpc_stres.evaluation.table import MIXED, read_results
+from hpc_stres.recipe import ordered_phases
+from hpc_stres.runpaths import RunPaths, sha256, write_sealed
+
+TWO_STREAM = "two_stream"
+# The order of the table's columns; other models come after these.
+ORDER = ("appearance", "motion", "st_resnet", "st_resnet_star", "stm_resnet")
+
+
+def columns(config: Config, run_dir: Path) -> dict[str, Scores]:
+    """The table's columns from the score files that are there, the two-stream fusion in its place.
+
+    Scores of weights that have been replaced since are left out, and said on stderr.
+    """
+    paths, split = RunPaths(run_dir), config.data.split
+    found: dict[str, Scores] = {}
+    singles: dict[str, Scores] = {}
+    for name in sorted(ordered_phases(config.phases), key=lambda n: _column_rank(config, n)):
+        if not paths.scores(split, name).is_file():
+            continue
+        loaded = Scores.load(paths.scores(split, name))
+        if not _is_current(loaded, paths, name, split):
+            continue
+        model = config.phases[name].model
+        if model in scores.STREAMS:
+            singles[model] = loaded
+        found[name] = loaded
+        if len(singles) == 2 and TWO_STREAM not in found and _one_protocol(singles.values()):
+            found[TWO_STREAM] = scores.mean_of(singles["appearance"], singles["motion"])
+    return found
+
+
+def _is_current(loaded: Scores, paths: RunPaths, name: str, split: int) -> bool:
+    """Whether scores are of this phase and of the weights that it has now."""
+    if (loaded.made_by.get("phase"), loaded.made_by.get("split")) != (name, split):
+        raise UserError(f"{paths.scores(split, name)}: these are scores of another phase or split\n{scores.AGAIN}")
+    if not paths.phase(name).done.is_file():
+        return True
+    if read_finished(paths, name).weights_sha256 == loaded.made_by.get("weights"):
+        return True
+    print(f"{paths.scores(split, name)}: of weights that were replaced since; left out", file=sys.stderr)
+    return False
+
+
+def _one_protocol(found: Any) -> bool:
+    return len({column.made_by.get("protocol") for column in found}) == 1
+
+
+def _column_rank(config: Config, name: str) -> int:
+    model = config.phases[name].model
+    return ORDER.index(model) if model in ORDER else len(ORDER)
+
+
+def summarise(config: Config, run_dir: Path, store: Store) -> dict[str, Any]:
+    """results.json of the run folder from its score files."""
+    wanted = len(store.ids(config.data.split, "test"))
+    found = columns(config, run_dir)
+    table = {name: scores.summary(column, wanted, column.made_by["protocol"]) for name, column in found.items()}
+    words = sorted({column["protocol"] for column in table.values()}) or [protocol.describe(config.evaluation)]
+    results = {
+        "data": config.data.kind,
+        "official": official_data_set(config.data.kind, store, config.data.split),
+        "recipe": config.recipe,
+        "protocol": words[0] if len(words) == 1 else MIXED,
+        "flow": flow_name(store.manifest["settings"]),
+        "store": sha256(store.paths.manifest),
+        "splits": {str(config.data.split): table},
+    }
+    write_sealed(RunPaths(run_dir).results, results)
+    return results
+
+
+def combine_splits(run_dir: Path, folders: list[Path]) -> dict[str, Any]:
+    """results.json above the splits' own: their tables, and the mean of each column that all of them have."""
+    found = [read_results(RunPaths(folder).results) for folder in folders]
+    for folder, results in zip(folders, found, strict=True):
+        same = ("data", "official", "recipe", "protocol", "flow")
+        differing = [key for key in same if results.get(key) != found[0].get(key)]
+        if differing:
+            raise UserError(f"{folder}: its {differing[0]} is not that of {folders[0]}; there is no mean of both")
+    splits: dict[str, Any] = {}
+    for folder, results in zip(folders, found, strict=True):
+        for number, table in results["splits"].items():
+            if number in splits:
+                raise UserError(f"{folder}: split {number} again; each folder must be of another split")
+            splits[number] = table
+    shared = [name for name in next(iter(splits.values())) if all(name in table for table in splits.values())]
+    for name in shared:
+        if len({table[name]["protocol"] for table in splits.values()}) > 1:
+            raise UserError(f"{run_dir}: {name} was tested by different protocols; there is no mean of them")
+    mean = {name: sum(table[name]["top1"] for table in splits.values()) / len(splits) for name in shared}
+    combined = {**found[0], "splits": splits, "mean": mean}
+    write_sealed(RunPaths(run_dir).results, combined)
+    return combined
