@@ -14,6 +14,7 @@ from launch import jobs as job_list
 from launch.scheduler import Token
 from launch.slurm import dependency_of, sbatch_text
 from tests.conftest import ROOT, TINY, run_python
+from tests.unit.untrained import finish_without_weights
 
 SMALL = ["--set", "training.global_batch=4", "--set", "training.norm_group=2"]
 GOLDEN = Path(__file__).parent / "golden"
@@ -37,7 +38,7 @@ def test_the_chain_waits_for_what_it_needs(config, tmp_path):
     }  # fmt: skip
     assert "prepare" not in tree(config, tmp_path, ready=True)
     for name in ("motion", "appearance"):
-        write_json(RunPaths(tmp_path).phase(name).done, {"step": config.steps(name)})
+        finish_without_weights(config, RunPaths(tmp_path), name)
     part = tree(config, tmp_path, ["st_resnet"], ready=True)
     assert {name: job.after for name, job in part.items()} == {"st_resnet": (), "evaluate": ("st_resnet",)}
 
@@ -45,11 +46,11 @@ def test_the_chain_waits_for_what_it_needs(config, tmp_path):
 def test_a_phase_that_is_done_is_not_submitted_again(config, tmp_path):
     paths = RunPaths(tmp_path)
     for name in ("motion", "appearance"):
-        write_json(paths.phase(name).done, {"step": config.steps(name)})
-    write_json(paths.phase("st_resnet").done, {"step": config.steps("st_resnet") - 1})
+        finish_without_weights(config, paths, name)
+    finish_without_weights(config, paths, "st_resnet", config.steps("st_resnet") - 1)
     assert set(tree(config, tmp_path, ready=True)) == {"st_resnet", "st_resnet_star", "evaluate"}
     for name in ("st_resnet", "st_resnet_star"):
-        write_json(paths.phase(name).done, {"step": config.steps(name)})
+        finish_without_weights(config, paths, name)
     assert set(tree(config, tmp_path, ready=True)) == {"evaluate"}
     write_json(paths.results, {"splits": {"1": {name: {} for name in config.phases}}})
     assert tree(config, tmp_path, ready=True) == {}
@@ -176,7 +177,7 @@ def test_status_shows_every_phase(config, tmp_path):
 
     paths = RunPaths(tmp_path)
     write_text(paths.config, dump(config))
-    write_json(paths.phase("motion").done, {"step": 100})
+    finish_without_weights(config, paths, "motion", 100)
     line = "appearance  40/100  40%  8.0 steps/s, 0:07 left  loss 1.5"
     write_json(paths.logs / "appearance.progress.json", {"done": 40, "total": 100, "line": line, "time": time.time()})
     write_text(paths.logs / "st_resnet" / "1_0_log.out", "noise\nhpc-stres train: phase motion is not finished\n")

@@ -3,11 +3,12 @@
 import os
 
 from hpc_stres.bootstrap import find_world
-from hpc_stres.configfile import dump, load_run
+from hpc_stres.configfile import dump, load_run, plain
 from hpc_stres.evaluation.evaluate import evaluate
 from hpc_stres.models.weights import save_state
-from hpc_stres.runpaths import RunPaths, sha256, write_json, write_text
+from hpc_stres.runpaths import RunPaths, sha256, write_text
 from hpc_stres.training import start
+from hpc_stres.training.product import write_done
 
 
 def make_run(config, run_dir, classes, phases):
@@ -24,7 +25,14 @@ def finish(config, paths, name, state, classes):
     phase = paths.phase(name)
     save_state(state, phase.weights)
     step = config.steps(name)
-    write_json(phase.done, {"phase": name, "step": step, "sha256": sha256(phase.weights), "classes": classes})
+    done = {"phase": name, "step": step, "sha256": sha256(phase.weights), "classes": classes, "config": plain(config)}
+    write_done(phase, done)
+
+
+def finish_without_weights(config, paths, name, step=None):
+    """Word that a phase is done, for those who ask no more than that."""
+    step = config.steps(name) if step is None else step
+    write_done(paths.phase(name), {"phase": name, "step": step, "sha256": "", "classes": [], "config": plain(config)})
 
 
 def evaluate_here(run_dir, *overrides, phases=None):
