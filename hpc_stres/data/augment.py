@@ -28,8 +28,8 @@ FLOW_STD = {"msra": 1.0, "torchvision": 57.63}
 def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Keys' kernel with a = -0.5, as MATLAB's and PIL's bicubic.
 
-    With u the distance to 2 and v that to 1, none of them below 0: its outer piece is a u^2 (1 - u), and the inner
-    one that plus v^2 (1 - 2 v).
+    With u the distance to 2 and v that to 1, none of them below 0: its outer piece is
+    a u^2 (1 - u), and the inner one that plus v^2 (1 - 2 v).
     """
     x = np.abs(x)
     outer, inner = np.maximum(CUBIC_SUPPORT - x, 0.0), np.maximum(1.0 - x, 0.0)
@@ -40,14 +40,15 @@ def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
 def resize_taps(source: int, target: int, antialias: bool) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """A bicubic resize along one axis: output i is the sum of weights[i, n] * input[first[i] + n].
 
-    With antialias, shrinking widens the kernel. `first` never falls and each window lies inside the picture: where
-    a centre falls on a source pixel an output has fewer weights than its neighbours; it gets zeros, no later start.
+    With antialias, shrinking widens the kernel. `first` never falls and each window lies inside
+    the picture: where a centre falls on a source pixel an output has fewer weights than its
+    neighbours; it gets zeros, no later start.
     """
     if source == target:
         return np.arange(target, dtype=np.int32), np.ones((target, 1), np.float32)
     scale = source / target
     # Places are counted from the middle of the first pixel.
-    centres = (np.arange(target) + 0.5) * scale - 0.5
+    centres = np.asarray((np.arange(target) + 0.5) * scale - 0.5, np.float64)
     first, weights = windows(source, centres, max(scale, 1.0) if antialias else 1.0, antialias)
     used = int(np.flatnonzero(weights.any(axis=0))[-1]) + 1
     return first.astype(np.int32), np.ascontiguousarray(weights[:, :used], np.float32)
@@ -56,7 +57,8 @@ def resize_taps(source: int, target: int, antialias: bool) -> tuple[NDArray[np.i
 def windows(
     source: int, centres: NDArray[np.float64], widen: float | NDArray[np.float64], antialias: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """First pixels and weights of outputs with these centres; `widen` says how much wider the kernel is for each."""
+    """First pixels and weights of outputs with these centres, for each of which the kernel is
+    wider by `widen`."""
     reach = CUBIC_SUPPORT * widen
     # The first pixel that is nearer than `reach`; `span` from it on are all that can be.
     start = np.floor(centres - reach).astype(np.int64) + 1
@@ -73,7 +75,8 @@ def windows(
     columns = np.minimum(np.maximum(places, 0), source - 1) - first[:, None]
     cells = (np.arange(0, len(centres) * kept, kept)[:, None] + columns).ravel()
     values = _cubic(places - centres[:, None]).ravel()
-    return first, np.bincount(cells, values, len(centres) * kept).reshape(-1, kept)
+    sums = np.asarray(np.bincount(cells, values, len(centres) * kept), np.float64)
+    return first, sums.reshape(-1, kept)
 
 
 @lru_cache(maxsize=1024)
@@ -163,11 +166,13 @@ def finish_on_cpu(
     if refused == NO_MEMORY:
         raise MemoryError(f"no memory to resize {count} planes of {width}x{height}")
     if refused:
-        raise ValueError(f"the kernel refused {count} planes of {width}x{height} for {columns}x{rows}")
+        sizes = f"{width}x{height} for {columns}x{rows}"
+        raise ValueError(f"the kernel refused {count} planes of {sizes}")
 
 
 def _checked_pictures(pictures: "list[NDArray[np.uint8]]") -> "list[NDArray[np.uint8]]":
-    """The pictures as the kernel reads them: each in one piece, all of one size; refused where they are not."""
+    """The pictures as the kernel reads them: each in one piece; refused where sizes differ or do
+    not suit it."""
     if not len(pictures):
         raise ValueError("pictures: there is none")
     first = pictures[0]
@@ -183,7 +188,8 @@ def _checked_pictures(pictures: "list[NDArray[np.uint8]]") -> "list[NDArray[np.u
         raise ValueError(f"pictures: gray ones (h, w) or one (h, w, channels), got {what}")
     planes = max(len(pictures), shape[2] if len(shape) == 3 else 1)
     if not 1 <= planes <= MOST_PLANES or 0 in shape:
-        raise ValueError(f"pictures: 1 to {MOST_PLANES} planes of at least one pixel, got {len(pictures)} of {shape}")
+        what = f"{len(pictures)} of {shape}"
+        raise ValueError(f"pictures: 1 to {MOST_PLANES} planes of at least one pixel, got {what}")
     if max(shape) > MOST_SIDE or shape[0] * shape[1] * planes > MOST_BYTES:
         raise ValueError(f"pictures: {planes} planes of {shape[1]}x{shape[0]} are too large")
     return [p if p.flags.c_contiguous else np.ascontiguousarray(p) for p in pictures]
@@ -193,7 +199,8 @@ def _checked_side(side: int | None, source: int) -> int:
     """The target's length of an axis; None leaves it as it is."""
     if side is None:
         return source
-    if isinstance(side, bool) or not isinstance(side, (int, np.integer)) or not 1 <= side <= MOST_SIDE:
+    is_number = isinstance(side, (int, np.integer)) and not isinstance(side, bool)
+    if not is_number or not 1 <= side <= MOST_SIDE:
         raise ValueError(f"side: a number of pixels from 1 to {MOST_SIDE}, or None, not {side!r}")
     return int(side)
 
@@ -201,7 +208,8 @@ def _checked_side(side: int | None, source: int) -> int:
 def _check_floats(name: str, array: NDArray[np.float32], shape: tuple[int, ...]) -> None:
     """Whether the kernel may go through an array of floats of this shape from its first byte on."""
     if not isinstance(array, np.ndarray) or array.dtype != np.float32:
-        raise ValueError(f"{name}: an array of float32, got {getattr(array, 'dtype', type(array).__name__)}")
+        kind = getattr(array, "dtype", type(array).__name__)
+        raise ValueError(f"{name}: an array of float32, got {kind}")
     if array.shape != shape:
         raise ValueError(f"{name}: its shape must be {shape}, got {array.shape}")
     if not array.flags.c_contiguous or not array.flags.aligned:

@@ -12,19 +12,22 @@ MOST_WAITING = 4
 
 
 class _Loan:
-    """What every array of one `take` hangs on, however it was sliced: NumPy makes a view of a view hang on the array
-    that owns the memory, and passes over those in between, but not over this."""
+    """What every array of one `take` hangs on, however it was sliced.
+
+    NumPy makes a view of a view hang on the array that owns the memory, and passes over those in
+    between, but not over this.
+    """
 
     def __init__(self, memory: NDArray[np.float32]) -> None:
         self.__array_interface__ = memory.__array_interface__
 
 
 class Buffers:
-    """Arrays of floats whose memory is used again once nobody holds the array, a view of it or a tensor made of
-    either any more.
+    """Arrays of floats whose memory is used again once nobody holds the array, a view of it or a
+    tensor made of either any more.
 
-    There is no lock: memory comes back in the middle of whatever Python does just then, in `take` too, when the
-    collector finds a forgotten array. A deque takes and gives one entry at a time by itself.
+    There is no lock: memory comes back in the middle of whatever Python does just then, in `take`
+    too, when the collector finds a forgotten array. A deque takes and gives one entry at a time.
     """
 
     def __init__(self) -> None:
@@ -42,7 +45,7 @@ class Buffers:
         return np.asarray(loan)[:size].reshape(shape)
 
     def _fitting(self, size: int) -> NDArray[np.float32] | None:
-        """Waiting memory that is large enough, and not much too large; out of the queue once it is found."""
+        """Waiting memory that is large enough, and not much too large; it waits no longer then."""
         for _ in range(len(self._waiting)):
             try:
                 memory = self._waiting.popleft()

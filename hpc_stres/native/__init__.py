@@ -18,12 +18,17 @@ __all__ = ["cache_folder", "compiler", "cuda_compiler", "load", "load_cuda", "lo
 
 _lock = threading.Lock()
 SOURCES = Path(__file__).parent
-# What the kernels need of -ffast-math, one by one: sums in any order, no error numbers, no traps. The flag itself
-# (and -funsafe-math-optimizations, -Ofast) links code into a shared library that makes the thread which loads it, and
-# all that it starts, flush denormal numbers to zero: torch's and NumPy's arithmetic too.
+# What the kernels need of -ffast-math, one by one: sums in any order, no error numbers, no traps.
+# The flag itself (and -funsafe-math-optimizations, -Ofast) links code into a shared library that
+# makes the thread which loads it, and all that it starts, flush denormal numbers to zero: torch's
+# and NumPy's arithmetic too. A kernel that wants that sets it for its own threads while it runs.
 ARITHMETIC_FLAGS = (
-    "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math",
-)  # fmt: skip
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-signed-zeros",
+    "-fassociative-math",
+    "-freciprocal-math",
+)
 FLAGS = ("-O3", "-std=c++17", *ARITHMETIC_FLAGS, "-fPIC", "-shared", "-pthread")
 # One fixed level, never -march=native: what a login node computes must be, byte for byte, what a compute node does.
 MODERN_FLAGS = ("-march=x86-64-v3",)
@@ -46,7 +51,8 @@ def _renew_lock() -> None:
     _lock = threading.Lock()
 
 
-# A process may fork while one of its threads compiles: that thread, and its hold on the lock, stay in the parent.
+# A process may fork while one of its threads compiles: that thread stays in the parent, and its
+# hold on the lock would never end in the child.
 os.register_at_fork(after_in_child=_renew_lock)
 
 
@@ -80,7 +86,11 @@ def _load_cuda(name: str, architecture: str) -> ctypes.CDLL:
         raise UserError(
             f"no nvcc to build {name}.cu\nLoad a CUDA module, or choose data.flow_backend=native (the CPU's)."
         )
-    return _built(SOURCES / f"{name}.cu", f"{name}-{architecture}", (found, *NVCC_FLAGS, f"-arch={architecture}"))
+    return _built(
+        SOURCES / f"{name}.cu",
+        f"{name}-{architecture}",
+        (found, *NVCC_FLAGS, f"-arch={architecture}"),
+    )
 
 
 @functools.lru_cache
@@ -104,7 +114,8 @@ def _built(source: Path, name: str, command: tuple[str, ...]) -> ctypes.CDLL:
     parts = {path.name: path.read_bytes() for path in (source, *sorted(SOURCES.glob("*.h")))}
     digest = hashlib.sha256()
     # A home folder may be shared by machines of several kinds.
-    for part in (name.encode(), platform.machine().encode(), *(word.encode() for word in command[1:]), *parts.values()):
+    words = (name, platform.machine(), *command[1:])
+    for part in (*(word.encode() for word in words), *parts.values()):
         digest.update(b"%d " % len(part) + part)
     return cached(name, digest.hexdigest(), lambda: _compiled(source, parts, command))
 
@@ -118,15 +129,21 @@ def _compiled(source: Path, parts: dict[str, bytes], command: tuple[str, ...]) -
             result = Path(folder, "library.so")
             run = subprocess.run(
                 [*command, "-o", str(result), str(Path(folder, source.name))],
-                capture_output=True, text=True, errors="replace", check=False, env={**os.environ, "TMPDIR": folder},
-            )  # fmt: skip
+                env={**os.environ, "TMPDIR": folder},
+                capture_output=True,
+                text=True,
+                errors="replace",
+                check=False,
+            )
             if run.returncode == 0:
                 return result.read_bytes()
     except OSError as error:
-        raise UserError(f"{source.name} cannot be built: {error}\nSet TMPDIR to a folder with room.") from None
-    lines = (run.stderr.strip() or run.stdout.strip() or f"exit status {run.returncode}").splitlines()
+        remedy = "Set TMPDIR to a folder with room."
+        raise UserError(f"{source.name} cannot be built: {error}\n{remedy}") from None
+    said = run.stderr.strip() or run.stdout.strip() or f"exit status {run.returncode}"
+    lines = said.replace(folder, str(source.parent)).splitlines()
     line = next((line for line in lines if "error" in line), lines[-1])
-    raise UserError(f"{command[0]} cannot build {source}:\n{line.replace(folder, str(source.parent))}")
+    raise UserError(f"{command[0]} cannot build {source}:\n{line}")
 
 
 def _is_modern() -> bool:

@@ -1,15 +1,18 @@
 """Where compiled kernels are kept, and why what is loaded from there may run.
 
-A library is code that runs as this user. So it is loaded only when nobody else can have made it, and nothing has
-happened to it since:
+A library is code that runs as this user. So it is loaded only when nobody else can have made it,
+and nothing has happened to it since:
 
-- Each user has an own folder, closed to all others; a link or another user's folder in its place is not used.
-- One file holds a library and a seal: a checksum over the library and over what it was made from. It is written
-  under another name and renamed, so that a reader sees the whole of it or nothing, whenever a writer is killed.
-- A file is opened without following a link and read once; these very bytes are checked and then loaded from
-  memory. Whatever is done to the file later cannot reach a process that runs it.
+- Each user has an own folder, closed to all others; a link or another user's folder in its place
+  is not used.
+- One file holds a library and a seal: a checksum over the library and over what it was made from.
+  It is written under another name and renamed, so that a reader sees the whole of it or nothing,
+  whenever a writer is killed.
+- A file is opened without following a link and read once; these very bytes are checked and then
+  loaded from memory. Whatever is done to the file later cannot reach a process that runs it.
 
-What fails one of these is built anew. Where no folder can be used, each process builds its kernels for itself.
+What fails one of these is built anew. Where no folder can be used, each process builds its kernels
+for itself.
 """
 
 import contextlib
@@ -36,7 +39,7 @@ _loads = itertools.count()
 
 
 def cache_folder() -> Path:
-    """This user's folder for compiled kernels, below HPC_STRES_CACHE or the usual place for caches."""
+    """This user's folder for compiled kernels: in HPC_STRES_CACHE, or where caches usually are."""
     base = os.environ.get("HPC_STRES_CACHE") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or "~/.cache", "hpc_stres"
     )
@@ -49,7 +52,7 @@ def temporary_folder() -> Path:
 
 
 def cached(name: str, key: str, build: Callable[[], bytes]) -> ctypes.CDLL:
-    """The library that `key` (a checksum of all it is made from) names, from the cache or built and kept now."""
+    """The library that `key` (a checksum of all it is made from) names: kept, or built now."""
     build = cache(build)  # a folder that takes no file is found out after the building
     troubles: list[str] = []
     for folder in (cache_folder(), temporary_folder()):
@@ -70,7 +73,7 @@ def _from_folder(folder: Path, name: str, key: str, build: Callable[[], bytes]) 
     file = folder / f"{name}-{key[:16]}.so"
     library = read_library(file, key)
     if library is not None:
-        # A library that was made on a machine with a newer system may not load here: it is built anew.
+        # One that was made on a machine with a newer system may not load here: it is built anew.
         with contextlib.suppress(UserError):
             return load_from_memory(library, name)
     library = build()
@@ -91,7 +94,7 @@ def _folder_errors() -> Iterator[None]:
 
 
 def open_folder(folder: Path) -> None:
-    """Make a folder that only this user can enter, or check that it is one; a FolderError says why it is not."""
+    """Make a folder that only this user can enter; a FolderError says why this is none."""
     home = Path(os.path.expanduser("~"))
     if home in folder.parents and not home.is_dir():
         raise FolderError(f"there is no home folder {home}")
@@ -115,7 +118,7 @@ def open_folder(folder: Path) -> None:
 
 
 def read_library(path: Path, key: str) -> bytes | None:
-    """The library in a file of the cache; None where there is none that is this user's, whole and made from `key`."""
+    """The library in a file of the cache; None where it is not this user's, whole, and of `key`."""
     try:
         # O_NONBLOCK: a pipe in its place must not hold us up.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -131,11 +134,11 @@ def read_library(path: Path, key: str) -> bytes | None:
 
 
 def write_library(path: Path, key: str, library: bytes) -> None:
-    """Put a library into the cache, whole or not at all; a FolderError says why the folder does not take it."""
+    """Put a library into the cache, whole or not at all; a FolderError says why it does not go."""
     with _folder_errors():
         _remove_leftovers(path.parent)
         # Its mode is 0600 from the start, whatever the user's umask.
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        descriptor, temporary = tempfile.mkstemp(".tmp", f".{path.name}.", path.parent)
         try:
             with open(descriptor, "wb") as stream:
                 stream.write(library + SEAL + _sealed(library, key))
@@ -151,7 +154,7 @@ def _sealed(library: bytes, key: str) -> bytes:
 
 
 def _split(data: bytes) -> tuple[bytes, bytes]:
-    """A file's library and checksum; the checksum is empty where the file does not end in a seal."""
+    """A file's library and checksum; no checksum where the file does not end in a seal."""
     end = len(data) - len(SEAL) - CHECKSUM_BYTES
     if end <= 0 or data[end : end + len(SEAL)] != SEAL:
         return data, b""
@@ -166,13 +169,14 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def load_from_memory(library: bytes, name: str) -> ctypes.CDLL:
-    """A library from its bytes; where the system has no files in memory, from a file that is gone afterwards."""
+    """A library from its bytes; where there are no files in memory, by way of a temporary one."""
     with contextlib.suppress(OSError):
         descriptor = os.memfd_create(f"hpc_stres-{name}")
         with open(descriptor, "wb") as stream:
             stream.write(library)
             stream.flush()
-            # The loader takes a path that it has seen before for the library that it had then: each path is a new one.
+            # The loader takes a path that it has seen before for the library that it had then, and
+            # file numbers come again: each path is spelt anew.
             return ctypes.CDLL(f"/proc/self/fd/{'./' * next(_loads)}{descriptor}")
     try:
         with tempfile.NamedTemporaryFile(prefix=f"hpc_stres-{name}-", suffix=".so") as file:
@@ -182,7 +186,7 @@ def load_from_memory(library: bytes, name: str) -> ctypes.CDLL:
     except OSError as error:
         raise UserError(
             f"the kernel {name} cannot be loaded: {error}\n"
-            "Set TMPDIR to a folder from which programs may run, or CXX to this machine's own compiler."
+            "Set TMPDIR to a folder that programs may run from, or CXX to this machine's compiler."
         ) from None
 
 

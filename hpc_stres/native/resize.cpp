@@ -25,8 +25,10 @@ struct Axis {
 
   // Whether each output reads inside a line of `source` inputs.
   bool fits(int source, int target) const {
-    if (!first || !weights || taps < 1 || taps > source || target < 1 || target > kMostSide) return false;
-    return std::all_of(first, first + target, [&](int32_t at) { return at >= 0 && at <= source - taps; });
+    if (!first || !weights || taps < 1 || taps > source) return false;
+    if (target < 1 || target > kMostSide) return false;
+    return std::all_of(first, first + target,
+                       [&](int32_t at) { return at >= 0 && at <= source - taps; });
   }
 };
 
@@ -122,8 +124,9 @@ void interleave(const uint8_t* const* planes, int count, size_t area, uint8_t* p
     for (int c = 0; c < count; ++c) packed[start * count + c] = planes[c][start];
 }
 
-// Source rows as floats in a ring that holds what one output row reads: rows [from_, done_). Each is turned once as
-// long as the windows of the outputs move down only; a window that begins above the ring is turned again.
+// Source rows as floats in a ring that holds what one output row reads: rows [from_, done_). Each
+// is turned once as long as the windows of the outputs move down only; a window that begins above
+// the ring is turned again.
 class Rows {
  public:
   Rows(const uint8_t* packed, size_t row, int taps) : packed_(packed), row_(row), ring_(taps) {
@@ -313,8 +316,9 @@ void resize(const uint8_t* const* planes, bool packed, int count, int height, in
 
 }  // namespace
 
-// `planes` holds `count` gray pictures, or with `packed` one picture whose `count` channels are interleaved already.
-// Returns 0 when `out` is written, 1 when the arguments cannot be right (nothing was read), 2 without memory.
+// `planes` holds `count` gray pictures, or with `packed` one picture whose `count` channels are
+// interleaved already. Returns 0 when `out` is written, 1 when the arguments cannot be right (no
+// pixel was read), 2 when there is no memory.
 extern "C" int resize_stack(const uint8_t* const* planes, int packed, int count, int height, int width, int side_y,
                             int side_x, const int32_t* first_y, const float* weights_y, int taps_y,
                             const int32_t* first_x, const float* weights_x, int taps_x, const float* scale,
@@ -322,7 +326,8 @@ extern "C" int resize_stack(const uint8_t* const* planes, int packed, int count,
   if (!planes || !scale || !shift || !out || count < 1 || count > kMostPlanes) return 1;
   if (height < 1 || width < 1 || height > kMostSide || width > kMostSide) return 1;
   if (static_cast<uint64_t>(height) * width * count > kMostBytes) return 1;
-  if (std::any_of(planes, planes + (packed ? 1 : count), [](const uint8_t* plane) { return !plane; })) return 1;
+  const uint8_t* const* const end = planes + (packed ? 1 : count);
+  if (std::find(planes, end, nullptr) != end) return 1;
   const Axis down{first_y, weights_y, taps_y}, across{first_x, weights_x, taps_x};
   if (!down.fits(height, side_y) || !across.fits(width, side_x)) return 1;
   try {

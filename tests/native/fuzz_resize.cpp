@@ -1,4 +1,5 @@
-// resize_stack on random pictures, sizes and windows, against plain loops in double; and arguments that it must refuse.
+// resize_stack on random pictures, sizes and windows, against plain loops in double; and arguments
+// that it must refuse.
 #include "resize.cpp"
 
 #include "fuzz.h"

@@ -74,7 +74,14 @@ def test_threads_and_processes_that_ask_at_once_get_one_library(tmp_path):
     env = {"HPC_STRES_CACHE": str(tmp_path / "a b"), "PATH": "/usr/bin:/bin"}
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         runs = [
-            pool.submit(subprocess.run, [sys.executable, "-c", CODE], env=env, cwd=ROOT, capture_output=True, text=True)
+            pool.submit(
+                subprocess.run,
+                [sys.executable, "-c", CODE],
+                env=env,
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+            )
             for _ in range(3)
         ]
     for run in runs:
@@ -311,7 +318,11 @@ def slow_compiler(tmp_path, line):
 
 def test_a_process_that_is_killed_while_building_leaves_nothing_that_loads(kernel, tmp_path):
     started = tmp_path / "started"
-    env = {**os.environ, "CXX": slow_compiler(tmp_path, f"touch '{started}'; sleep 60"), "PYTHONPATH": str(ROOT)}
+    env = {
+        **os.environ,
+        "CXX": slow_compiler(tmp_path, f"touch '{started}'; sleep 60"),
+        "PYTHONPATH": str(ROOT),
+    }
     (tmp_path / "kernels" / "answer.cpp").write_text(ANSWER % 42)
     process = subprocess.Popen([sys.executable, "-c", LOAD, str(tmp_path / "kernels")], env=env, start_new_session=True)
     try:

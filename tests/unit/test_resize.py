@@ -18,7 +18,17 @@ BOTH = (True, False)
 GREY_LEVELS = 1e-3
 ALL_SIZES = "HPC_STRES_ALL_SIZES"
 # Sizes where an output's centre falls on a source pixel, with more or fewer taps around it.
-ON_A_PIXEL = [(224, 160), (56, 40), (112, 80), (200, 120), (225, 175), (227, 153), (240, 144), (299, 115), (32, 96)]
+ON_A_PIXEL = [
+    (224, 160),
+    (56, 40),
+    (112, 80),
+    (200, 120),
+    (225, 175),
+    (227, 153),
+    (240, 144),
+    (299, 115),
+    (32, 96),
+]
 
 
 def bicubic(x):
@@ -142,7 +152,13 @@ def test_the_windows_of_all_sizes_are_the_matrix_without_its_zeros(antialias):
 
 def test_taps_are_windows_without_the_columns_that_nobody_uses():
     rng = np.random.default_rng(8)
-    for source, target in [(8, 320), (160, 224), (96, 32), (400, 400), *rng.integers(8, 321, (150, 2))]:
+    for source, target in [
+        (8, 320),
+        (160, 224),
+        (96, 32),
+        (400, 400),
+        *rng.integers(8, 321, (150, 2)),
+    ]:
         for antialias in BOTH:
             first, weights = resize_taps(int(source), int(target), antialias)
             assert (np.diff(first) >= 0).all()
@@ -197,13 +213,20 @@ def test_sizes_drawn_at_random_go_right(part):
     rng = np.random.default_rng([3, part])
     for _ in range(30):
         height, width = rng.integers(8, 401, 2)
-        side, antialias, flip = int(rng.integers(32, 321)), bool(rng.integers(2)), bool(rng.integers(2))
+        side, antialias, flip = (
+            int(rng.integers(32, 321)),
+            bool(rng.integers(2)),
+            bool(rng.integers(2)),
+        )
         count, packed = [(3, True), (20, False), (1, False)][rng.choice(3, p=[0.5, 0.2, 0.3])]
         error = worst_error(rng, height, width, side, antialias, count, packed, flip)
         assert error <= GREY_LEVELS, f"{side} from {width}x{height}, {count} planes, {antialias=}, {flip=}"
 
 
-@pytest.mark.skipif(ALL_SIZES not in os.environ, reason=f"{ALL_SIZES}=1 runs the kernel itself on all sizes (minutes)")
+@pytest.mark.skipif(
+    ALL_SIZES not in os.environ,
+    reason=f"{ALL_SIZES}=1 runs the kernel itself on all sizes (minutes)",
+)
 @pytest.mark.parametrize("antialias", BOTH)
 def test_the_kernel_on_all_sizes(antialias):
     rng = np.random.default_rng(4)
@@ -272,7 +295,12 @@ def test_the_kernel_itself_refuses_what_lies_outside_the_picture():
     picture, out = np.zeros((20, 30), np.uint8), np.zeros((10, 10, 1), np.float32)
     down, across = resize_taps(20, 10, True), resize_taps(30, 10, True)
     assert call(down, across, picture, out) == 0
-    for shifted in (down[0] - 1, down[0] + 20, np.full(10, -(2**31), np.int32), np.full(10, 2**31 - 1, np.int32)):
+    for shifted in (
+        down[0] - 1,
+        down[0] + 20,
+        np.full(10, -(2**31), np.int32),
+        np.full(10, 2**31 - 1, np.int32),
+    ):
         assert call((shifted.astype(np.int32), down[1]), across, picture, out) == 1
     assert call(down, (across[0] + 1, across[1]), picture, out) == 1
     for sizes in (
@@ -310,7 +338,8 @@ REFUSED = {
     "four axes": {"pictures": [np.zeros((1, 20, 30, 3), np.uint8)]},
     "65 pictures": {"pictures": [GRAY] * 65},
     "65 channels": {"pictures": [np.zeros((20, 30, 65), np.uint8)]},
-    "4 GiB": {"pictures": [HUGE] * 20},
+    "4 GiB": {"pictures": [HUGE]},
+    "more than 1 GiB together": {"pictures": [HUGE[:8192, :8192]] * 17},
     "4 GiB in one line": {"pictures": [TOO_WIDE] * 20},
     "side 0": {"side": 0},
     "a side below 0": {"side": -16},
@@ -341,10 +370,22 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_the_kernel_cannot_take_is_refused(name):
     out = np.full((16, 16, 20), 7, np.float32)
-    good = {"pictures": STACK, "side": 16, "scale": np.ones(20, np.float32), "shift": np.zeros(20, np.float32)}
+    good = {
+        "pictures": STACK,
+        "side": 16,
+        "scale": np.ones(20, np.float32),
+        "shift": np.zeros(20, np.float32),
+    }
     given = {**good, "out": out, **REFUSED[name]}
     with pytest.raises(ValueError, match=r"^(pictures|side|out|scale|shift): "):
-        finish_on_cpu(given["pictures"], given["side"], True, (given["scale"], given["shift"]), False, given["out"])
+        finish_on_cpu(
+            given["pictures"],
+            given["side"],
+            True,
+            (given["scale"], given["shift"]),
+            False,
+            given["out"],
+        )
     assert (out == 7).all()
     finish_on_cpu(STACK, 16, True, (good["scale"], good["shift"]), False, out)
     assert (out == 0).all()
