@@ -59,17 +59,19 @@ def load_run(run_dir: Path, overrides: Sequence[str] = ()) -> Config:
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{run_dir}: this is no run folder: it has no config.yaml")
-    return typing.cast(Config, build(Config, merge(_read_resolved(path), parse_overrides(overrides)), ""))
+    tree = merge(_read_resolved(path), parse_overrides(overrides))
+    return typing.cast(Config, build(Config, tree, ""))
 
 
 def _read_resolved(path: Path) -> Node:
-    """A run folder's config.yaml; an older version's gets what was done then, not today's default."""
+    """A run folder's config.yaml; an older version's has what was done then."""
     node = read_file(path)
     data = node.value.get("data")
     if data is not None and isinstance(data.value, dict) and "flow_pyramid" not in data.value:
         given = {key: item.value for key, item in data.value.items()}
         if given.get("flow_frames") is None and given.get("flow_backend") != "dali":
-            data.value["flow_pyramid"] = Node("opencv4", f"{path}: written before there was a choice")
+            origin = f"{path}: written before there was a choice"
+            data.value["flow_pyramid"] = Node("opencv4", origin)
     return node
 
 
