@@ -68,7 +68,7 @@ class DataConfig:
     flow_backend: Literal["native", "cuda", "dali", "opencv"] = "native"
     """Flow: our TV-L1 on the CPU or on a GPU, a GPU's optical-flow engine, or OpenCV's TV-L1, the reference."""
     flow_pyramid: Literal["paper", "opencv4"] = "paper"
-    """TV-L1's scales: halved and without a median, as the authors' OpenCV 2.4 did; or 0.8 and a median, as OpenCV 4."""
+    """TV-L1's scales: the authors' OpenCV 2.4 (halves, no median) or OpenCV 4 (0.8, median)."""
     shard_mib: int = 256
     """Size of one shard of the store in MiB."""
     workers: int = 0

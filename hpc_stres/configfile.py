@@ -96,13 +96,14 @@ def _refuse_unknown_phases(recipe: Node, tree: Node) -> None:
 
 
 def _read_resolved(path: Path) -> Node:
-    """A run folder's config.yaml; an older version's gets what was done then, not today's default."""
+    """A run folder's config.yaml; an older version's has what was done then."""
     node = read_file(path)
     data = node.value.get("data")
     if data is not None and isinstance(data.value, dict) and "flow_pyramid" not in data.value:
         given = {key: item.value for key, item in data.value.items()}
         if given.get("flow_frames") is None and given.get("flow_backend") != "dali":
-            data.value["flow_pyramid"] = Node("opencv4", f"{path}: written before there was a choice")
+            origin = f"{path}: written before there was a choice"
+            data.value["flow_pyramid"] = Node("opencv4", origin)
     return node
 
 

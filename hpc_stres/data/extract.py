@@ -109,10 +109,11 @@ def _encode_planes(frames: list[Any], settings: Settings, first: int, wanted: Co
     if settings.flow_backend == IMPORTED:
         raise UserError(
             "this needs the flow of a video, but its settings say that another tool extracts it\n"
-            "Have ours computed instead: --set data.flow_frames=null, with the data.flow_pyramid that comes nearest."
+            "Have ours computed: --set data.flow_frames=null, with the data.flow_pyramid of choice."
         )
-    planes = encode_flow(tvl1(np.stack(frames), settings.flow_backend, pyramid=settings.flow_pyramid))
-    return [encode_jpeg(plane, settings.jpeg_quality) for pair in planes for plane in pair]
+    pixels = tvl1(np.stack(frames), settings.flow_backend, pyramid=settings.flow_pyramid)
+    planes = [plane for pair in encode_flow(pixels) for plane in pair]
+    return [encode_jpeg(plane, settings.jpeg_quality) for plane in planes]
 
 
 def emit_flow_of(frames: Iterable[Any], settings: Settings, emit: Emit) -> None:

@@ -26,13 +26,15 @@ def tvl1(
 ) -> NDArray[np.float32]:
     """Gray frames (T, H, W) to displacements (T-1, 2, H, W) in pixels a frame, u then v, from each frame to the next.
 
-    `pyramid`: `paper` is the solver that the authors extracted their flow with, the GPU one of OpenCV 2.4.7 to 2.4.13:
-    scales halved by pyrDown, no median; it follows motions of 18 pixels. `opencv4` is DualTVL1 of OpenCV 4 and 5:
-    scales of 0.8 and a 5x5 median; it loses motions beyond 6 to 8 pixels.
+    `pyramid`: `paper` is the solver that the authors extracted their flow with, the GPU one of
+    OpenCV 2.4.7 to 2.4.13: scales halved by pyrDown, no median; it follows motions of 18 pixels.
+    `opencv4` is DualTVL1 of OpenCV 4 and 5: scales of 0.8 and a 5x5 median; on fine texture it
+    loses motions beyond 6 pixels.
 
-    `backend`: `native` is our own batched solver on the CPU, `cuda` the same arithmetic on a GPU. `opencv` is OpenCV's
-    DualTVL1: the reference for `opencv4`; with `paper` it is given that pyramid's parameters and comes close. `dali` is
-    the optical-flow engine of NVIDIA GPUs: another algorithm, for speed, that `pyramid` does not concern.
+    `backend`: `native` is our own batched solver on the CPU, `cuda` the same arithmetic on a GPU.
+    `opencv` is OpenCV's DualTVL1: the reference for `opencv4`; with `paper` it is given that
+    pyramid's parameters and comes close. `dali` is the optical-flow engine of NVIDIA GPUs: another
+    algorithm, for speed, that `pyramid` does not concern.
     """
     _check_frames(frames)
     if backend not in BACKENDS:
@@ -68,10 +70,16 @@ def _check_room(frames: NDArray[np.uint8], flow: NDArray[np.float32]) -> None:
     _check_frames(frames)
     wanted = (len(frames) - 1, 2, *frames.shape[1:])
     if flow.shape != wanted or flow.dtype != np.float32:
-        raise ValueError(f"flow of {frames.shape} frames is float32 {wanted}, not {flow.dtype} {flow.shape}")
+        had = f"{flow.dtype} {flow.shape}"
+        raise ValueError(f"flow of {frames.shape} frames is float32 {wanted}, not {had}")
 
 
-def _native(frames: NDArray[np.uint8], flow: NDArray[np.float32], threads: int, pyramid: str) -> None:
+def _native(
+    frames: NDArray[np.uint8],
+    flow: NDArray[np.float32],
+    threads: int,
+    pyramid: str,
+) -> None:
     from hpc_stres import native
 
     _check_room(frames, flow)
@@ -95,10 +103,9 @@ def _opencv(frames: NDArray[np.uint8], flow: NDArray[np.float32], pyramid: str) 
         for number, (first, second) in enumerate(itertools.pairwise(frames)):
             flow[number] = solver.calc(first, second, None).transpose(2, 0, 1)
     except cv2.error as error:
-        size = f"{frames.shape[2]}x{frames.shape[1]}"
+        size, reason = f"{frames.shape[2]}x{frames.shape[1]}", str(error).strip().splitlines()[-1]
         raise UserError(
-            f"OpenCV's TV-L1 does not take frames of {size}: {str(error).strip().splitlines()[-1]}\n"
-            "Choose data.flow_backend=native."
+            f"OpenCV's TV-L1 does not take frames of {size}: {reason}\nChoose data.flow_backend=native."
         ) from None
 
 
@@ -174,13 +181,13 @@ def from_dali(found: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.f
 
 
 def _opencv_solver(pyramid: str) -> Any:
-    """OpenCV's DualTVL1; for `paper` with its step between scales, without a median, which leaves 10 x 30 iterations.
+    """OpenCV's DualTVL1; for `paper` with scales halved and no median within its 300 iterations.
 
-    What stays different there: pictures are halved by a bilinear resize, and outside the picture lies black.
+    What stays different there: pictures are halved by a bilinear resize, and are black outside.
     """
     import cv2
 
-    solver = cv2.optflow.DualTVL1OpticalFlow_create()
+    solver = cv2.optflow.createOptFlow_DualTVL1()
     if pyramid == "paper":
         solver.setScaleStep(0.5)
         solver.setMedianFiltering(1)

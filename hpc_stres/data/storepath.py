@@ -9,7 +9,7 @@ from typing import Any
 from hpc_stres.config import Config, DataConfig
 
 IMPORTED = "imported"
-# The flow's pyramid where the word means nothing, and what stores and exports hold that do not say it.
+# The flow's pyramid where the word means nothing; and that of stores that do not say it.
 NO_PYRAMID, OLD_PYRAMID = "none", "opencv4"
 
 
@@ -44,7 +44,7 @@ def has_pyramid(flow_backend: str) -> bool:
 
 
 def flow_name(settings: dict[str, Any]) -> str:
-    """What flow a store holds, from its manifest's settings: `native paper`, `cuda opencv4`, `dali`, `imported`."""
+    """What flow a store's settings mean: `native paper`, `cuda opencv4`, `dali`, `imported`."""
     made = Settings.stored(settings)
     return " ".join(part for part in (made.flow_backend, made.flow_pyramid) if part != NO_PYRAMID)
 

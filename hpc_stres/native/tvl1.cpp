@@ -1,13 +1,15 @@
-// TV-L1 optical flow of a batch of frame pairs on the CPU; what happens at a pixel is in tvl1_pixel.h.
+// TV-L1 optical flow of a batch of frame pairs on the CPU; what happens at a pixel is in
+// tvl1_pixel.h.
 //
 // What makes it fast:
-// - The primal and the dual update of one iteration run in one sweep over the picture, the dual one row behind the
-//   primal one; and several iterations run in one sweep, each one row behind the one before, so that a row is fetched
-//   once for all of them (`sweep`). Which rows meet which values does not depend on that.
-// - Brightness and gradient of the second frame lie side by side with a margin around, so that a warp reads its 16
-//   places without a question (`Texture`).
-// - The 5x5 median is taken on several pixels at once.
-// One thread does a whole pair: the bytes depend neither on the number of threads nor on what else is in the batch.
+// - The primal and the dual update of one iteration run in one sweep over the picture, the dual one
+//   row behind the primal one; and several iterations run in one sweep, each one row behind the one
+//   before, so that a row is fetched once for all of them (`sweep`). Which rows meet which values
+//   does not depend on that.
+// - Brightness and gradient of the second frame lie side by side with a margin around, so that a
+//   warp reads its 16 places without a question (`Texture`).
+// - The 5x5 median is taken on several pixels at once. One thread does a whole pair: the bytes
+//   depend neither on the number of threads nor on what else is in the batch.
 
 #include "tvl1_pixel.h"
 
@@ -34,8 +36,9 @@ constexpr int kDepth = 12;
 typedef float Lanes __attribute__((vector_size(sizeof(float) * kLanes)));
 typedef float Texel __attribute__((vector_size(16)));
 
-// Flow that dies out towards zero would reach numbers that processors add up a hundred times slower. They count as
-// zero here: in this thread, and until this object ends; the caller's arithmetic is left as it was.
+// Flow that dies out towards zero would reach numbers that processors add up a hundred times
+// slower. They count as zero here: in this thread, and until this object ends; the caller's
+// arithmetic is left as it was.
 struct TinyIsZero {
 #ifdef __SSE__
   const unsigned before = _mm_getcsr();
@@ -55,16 +58,19 @@ struct Plane {
 template <class Pyramid>
 void reduce(const Plane& from, Plane& to) {
   for (int y = 0; y < to.rows; ++y)
-    for (int x = 0; x < to.cols; ++x) to.row(y)[x] = Pyramid::reduced(from.data.data(), from.rows, from.cols, y, x);
+    for (int x = 0; x < to.cols; ++x)
+      to.row(y)[x] = Pyramid::reduced(from.data.data(), from.rows, from.cols, y, x);
 }
 
 template <class Pyramid>
 void enlarge(const Plane& from, Plane& to) {
-  const double step_y = static_cast<double>(from.rows) / to.rows, step_x = static_cast<double>(from.cols) / to.cols;
+  const float* data = from.data.data();
+  const double step_y = static_cast<double>(from.rows) / to.rows;
+  const double step_x = static_cast<double>(from.cols) / to.cols;
   for (int y = 0; y < to.rows; ++y)
     for (int x = 0; x < to.cols; ++x)
       to.row(y)[x] =
-          Pyramid::kUpscale * Pyramid::enlarged(from.data.data(), from.rows, from.cols, y, x, step_y, step_x);
+          Pyramid::kUpscale * Pyramid::enlarged(data, from.rows, from.cols, y, x, step_y, step_x);
 }
 
 // Brightness, both gradients and a zero at each pixel of a frame and of a margin around it.
@@ -85,7 +91,9 @@ struct Texture {
       }
     }
   }
-  Texel* at(int y, int x) { return data.data() + static_cast<size_t>(y + kMargin) * stride + (x + kMargin); }
+  Texel* at(int y, int x) {
+    return data.data() + static_cast<size_t>(y + kMargin) * stride + (x + kMargin);
+  }
 };
 
 struct Scale {
@@ -152,9 +160,10 @@ void median5(Plane& image, Plane& result) {
 }
 
 // One row of the primal update; the squared changes go to `changes`.
-void primal_row(int cols, bool top, const float* wx, const float* wy, const float* inverse, const float* rho_c,
-                const float* p11, const float* p12, const float* p12_above, const float* p21, const float* p22,
-                const float* p22_above, float* u1, float* u2, float* changes) {
+void primal_row(int cols, bool top, const float* wx, const float* wy, const float* inverse,
+                const float* rho_c, const float* p11, const float* p12, const float* p12_above,
+                const float* p21, const float* p22, const float* p22_above, float* u1, float* u2,
+                float* changes) {
   // Above the first row p is zero: there `above` is the row itself, and counts nothing.
   const float weight = top ? 0.0f : 1.0f;
   auto update = [&](int x, float left1, float left2) __attribute__((always_inline)) {
@@ -168,10 +177,11 @@ void primal_row(int cols, bool top, const float* wx, const float* wy, const floa
 }
 
 // One row of the dual update.
-void dual_row(int cols, const float* u1, const float* below1, const float* u2, const float* below2, float* p11,
-              float* p12, float* p21, float* p22) {
+void dual_row(int cols, const float* u1, const float* below1, const float* u2, const float* below2,
+              float* p11, float* p12, float* p21, float* p22) {
   auto update = [&](int x, float right1, float right2) __attribute__((always_inline)) {
-    dual(right1 - u1[x], below1[x] - u1[x], right2 - u2[x], below2[x] - u2[x], p11 + x, p12 + x, p21 + x, p22 + x);
+    dual(right1 - u1[x], below1[x] - u1[x], right2 - u2[x], below2[x] - u2[x], p11 + x, p12 + x,
+         p21 + x, p22 + x);
   };
 #pragma GCC ivdep
   for (int x = 0; x < cols - 1; ++x) update(x, u1[x + 1], u2[x + 1]);
@@ -191,17 +201,18 @@ double sum_row(const float* changes, int cols) {
   return sum;
 }
 
-// `depth` iterations in one sweep, each one row behind the one before. In a step, iteration k updates u in row y and
-// then p in row y - 1, which needs u of row y; iteration k - 1 has just done the same for rows y + 1 and y. So iteration
-// k meets row y finished by k - 1 and by nobody later, as if each had gone over the whole picture alone. The step at
-// y = rows does the p of the last row. Returns the change of the last iteration.
+// `depth` iterations in one sweep, each one row behind the one before. In a step, iteration k
+// updates u in row y and then p in row y - 1, which needs u of row y; iteration k - 1 has just done
+// the same for rows y + 1 and y. So iteration k meets row y finished by k - 1 and by nobody later,
+// as if each had gone over the whole picture alone. The step at y = rows does the p of the last
+// row. Returns the change of the last iteration.
 double sweep(Scale& s, Work& w, int depth) {
   const int rows = s.i0.rows, cols = s.i0.cols;
   double change = 0;
   auto dual = [&](int y) {
     const int next = std::min(y + 1, rows - 1);
-    dual_row(cols, s.u1.row(y), s.u1.row(next), s.u2.row(y), s.u2.row(next), w.p11.row(y), w.p12.row(y),
-             w.p21.row(y), w.p22.row(y));
+    dual_row(cols, s.u1.row(y), s.u1.row(next), s.u2.row(y), s.u2.row(next), w.p11.row(y),
+             w.p12.row(y), w.p21.row(y), w.p22.row(y));
   };
   for (int step = 0; step < rows + depth; ++step) {
     for (int k = 0; k < depth; ++k) {
@@ -209,9 +220,9 @@ double sweep(Scale& s, Work& w, int depth) {
       if (y < 0 || y > rows) continue;
       if (y < rows) {
         const int above = std::max(y - 1, 0);
-        primal_row(cols, y == 0, w.wx.row(y), w.wy.row(y), w.inverse.row(y), w.rho.row(y), w.p11.row(y), w.p12.row(y),
-                   w.p12.row(above), w.p21.row(y), w.p22.row(y), w.p22.row(above), s.u1.row(y), s.u2.row(y),
-                   w.changes.data());
+        primal_row(cols, y == 0, w.wx.row(y), w.wy.row(y), w.inverse.row(y), w.rho.row(y),
+                   w.p11.row(y), w.p12.row(y), w.p12.row(above), w.p21.row(y), w.p22.row(y),
+                   w.p22.row(above), s.u1.row(y), s.u2.row(y), w.changes.data());
         if (k == depth - 1) change += sum_row(w.changes.data(), cols);
       }
       if (y > 0) dual(y - 1);
@@ -259,7 +270,8 @@ void solve_scale(Scale& s, Work& w) {
 template <class Pyramid>
 void solve_pair(const uint8_t* first, const uint8_t* second, int rows, int cols, float* out) {
   std::vector<Scale> scales;
-  for (int r = rows, c = cols; scales.size() < kScales; r = Pyramid::coarser(r), c = Pyramid::coarser(c)) {
+  int r = rows, c = cols;
+  for (; scales.size() < kScales; r = Pyramid::coarser(r), c = Pyramid::coarser(c)) {
     if (!scales.empty() && (r < kSmallestSide || c < kSmallestSide)) break;
     scales.emplace_back();
     Scale& s = scales.back();
@@ -286,17 +298,18 @@ void solve_pair(const uint8_t* first, const uint8_t* second, int rows, int cols,
 
 }  // namespace
 
-// Flow of `count` consecutive pairs of `count + 1` frames, over `threads` threads; `paper` chooses the pyramid. 0, or 1
-// where memory did not suffice.
-extern "C" int tvl1_batch(const uint8_t* frames, int count, int rows, int cols, int paper, int threads, float* out) {
+// Flow of `count` consecutive pairs of `count + 1` frames, over `threads` threads; `paper` chooses
+// the pyramid. 0, or 1 where memory did not suffice.
+extern "C" int tvl1_batch(const uint8_t* frames, int count, int rows, int cols, int paper,
+                          int threads, float* out) {
+  const auto solve = paper ? solve_pair<Paper> : solve_pair<OpenCv4>;
   const size_t area = static_cast<size_t>(rows) * cols;
   std::atomic<int> next{0}, failed{0};
   auto work = [&] {
     const TinyIsZero guard;
     try {
       for (int pair = next++; pair < count && !failed; pair = next++)
-        (paper ? solve_pair<Paper> : solve_pair<OpenCv4>)(frames + pair * area, frames + (pair + 1) * area, rows, cols,
-                                                          out + 2 * area * pair);
+        solve(frames + pair * area, frames + (pair + 1) * area, rows, cols, out + 2 * area * pair);
     } catch (const std::exception&) {
       failed = 1;
     }

@@ -1,9 +1,11 @@
-// TV-L1 optical flow of a batch of frame pairs on a GPU; what happens at a pixel stands in tvl1_pixel.h.
+// TV-L1 optical flow of a batch of frame pairs on a GPU; what happens at a pixel stands in
+// tvl1_pixel.h.
 //
-// All pairs of a batch go through together, one thread per pixel. A pair that has come to rest is left alone by its
-// threads: each pair stops at an iteration of its own, whatever else is in the batch. The changes of a picture's pixels
-// are added up as whole numbers, so that the order in which threads come does not decide when that is. Compiled as plain
-// C++ the kernels run pixel after pixel on the CPU: that is how their logic is tested where there is no GPU.
+// All pairs of a batch go through together, one thread per pixel. A pair that has come to rest is
+// left alone by its threads: each pair stops at an iteration of its own, whatever else is in the
+// batch. The changes of a picture's pixels are added up as whole numbers, so that the order in
+// which threads come does not decide when that is. Compiled as plain C++ the kernels run pixel
+// after pixel on the CPU: that is how their logic is tested where there is no GPU.
 
 #include "tvl1_pixel.h"
 
@@ -21,7 +23,9 @@
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
 #define KERNEL __global__ void
-#define PLACE const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y, n = blockIdx.z; INDEX
+#define PLACE                                                                          \
+  const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y, n = blockIdx.z; \
+  INDEX
 #define RUN(kernel, count, rows, cols, ...) \
   kernel<<<dim3((cols + 127) / 128, rows, count), dim3(128)>>>(rows, cols, __VA_ARGS__)
 #else
@@ -96,7 +100,8 @@ constexpr int kAsk = 30;
 // Blocks that a launch may have in its second and third direction.
 constexpr int kMostBlocks = 65535;
 
-// A pair's state: the sum of changes is in units of 2^-28, so that threads may add them up in any order.
+// A pair's state: the sum of changes is in units of 2^-28, so that threads may add them up in any
+// order.
 struct Pair {
   unsigned long long change = 0;
   Watch watch;
@@ -125,15 +130,17 @@ KERNEL from_bytes(int rows, int cols, const uint8_t* frames, float* image) {
 template <class Pyramid>
 KERNEL reduce(int rows, int cols, const float* from, int from_rows, int from_cols, float* to) {
   AREA
-  to[start + at] = Pyramid::reduced(from + static_cast<long>(n) * from_rows * from_cols, from_rows, from_cols, y, x);
+  const float* plane = from + static_cast<long>(n) * from_rows * from_cols;
+  to[start + at] = Pyramid::reduced(plane, from_rows, from_cols, y, x);
 }
 
 template <class Pyramid>
-KERNEL enlarge(int rows, int cols, const float* from, int from_rows, int from_cols, double step_y, double step_x,
-               float* to) {
+KERNEL enlarge(int rows, int cols, const float* from, int from_rows, int from_cols, double step_y,
+               double step_x, float* to) {
   AREA
   const float* plane = from + static_cast<long>(n) * from_rows * from_cols;
-  to[start + at] = Pyramid::kUpscale * Pyramid::enlarged(plane, from_rows, from_cols, y, x, step_y, step_x);
+  to[start + at] =
+      Pyramid::kUpscale * Pyramid::enlarged(plane, from_rows, from_cols, y, x, step_y, step_x);
 }
 
 // `next` are the frames from the second one on: pair n goes from frame n to frame n + 1.
@@ -204,8 +211,10 @@ KERNEL primal_step(int rows, int cols, Planes p, Pair* pairs) {
     const long i = start + at;
     const float left1 = x ? p.p11[i - 1] : 0.0f, left2 = x ? p.p21[i - 1] : 0.0f;
     const float above1 = y ? p.p12[i - cols] : 0.0f, above2 = y ? p.p22[i - cols] : 0.0f;
-    const float div1 = p.p11[i] - left1 + (p.p12[i] - above1), div2 = p.p21[i] - left2 + (p.p22[i] - above2);
-    change = whole(primal(p.wx[i], p.wy[i], p.inverse[i], p.rho[i], div1, div2, p.u1 + i, p.u2 + i));
+    const float div1 = p.p11[i] - left1 + (p.p12[i] - above1);
+    const float div2 = p.p21[i] - left2 + (p.p22[i] - above2);
+    change = whole(
+        primal(p.wx[i], p.wy[i], p.inverse[i], p.rho[i], div1, div2, p.u1 + i, p.u2 + i));
   }
   if (pairs[n].watch.looks) add_up(change, &pairs[n].change);
 }
@@ -215,8 +224,8 @@ KERNEL dual_step(int rows, int cols, Planes p, const Pair* pairs) {
   if (!pairs[n].watch.active) return;
   const long i = start + at;
   const long right = x + 1 < cols ? 1 : 0, below = y + 1 < rows ? cols : 0;
-  dual(p.u1[i + right] - p.u1[i], p.u1[i + below] - p.u1[i], p.u2[i + right] - p.u2[i], p.u2[i + below] - p.u2[i],
-       p.p11 + i, p.p12 + i, p.p21 + i, p.p22 + i);
+  dual(p.u1[i + right] - p.u1[i], p.u1[i + below] - p.u1[i], p.u2[i + right] - p.u2[i],
+       p.u2[i + below] - p.u2[i], p.p11 + i, p.p12 + i, p.p21 + i, p.p22 + i);
 }
 
 // After an iteration, one thread per pair: rows is 1 and cols the number of pairs.
@@ -293,7 +302,8 @@ int solve_batch(const uint8_t* frames, int count, int rows, int cols, float* out
   RUN(from_bytes, count + 1, rows, cols, static_cast<const uint8_t*>(bytes.data), scale[0]);
   for (int s = 1; s < used; ++s) {
     scale[s] = scale[s - 1] + (count + 1) * static_cast<size_t>(sides[s - 1][0]) * sides[s - 1][1];
-    RUN(reduce<Pyramid>, count + 1, sides[s][0], sides[s][1], scale[s - 1], sides[s - 1][0], sides[s - 1][1], scale[s]);
+    RUN(reduce<Pyramid>, count + 1, sides[s][0], sides[s][1], scale[s - 1], sides[s - 1][0],
+        sides[s - 1][1], scale[s]);
   }
   float* place[kPlanes];
   for (int i = 0; i < kPlanes; ++i) place[i] = planes.floats() + i * count * area;
@@ -321,14 +331,16 @@ int solve_batch(const uint8_t* frames, int count, int rows, int cols, float* out
 
 }  // namespace
 
-// Flow of `count` consecutive pairs of `count + 1` frames on the current device; `paper` chooses the pyramid. 0, or 1
-// where memory or the device failed. `out` holds u and then v of each pair.
-extern "C" int tvl1_batch_gpu(const uint8_t* frames, int count, int rows, int cols, int paper, float* out) {
+// Flow of `count` consecutive pairs of `count + 1` frames on the current device; `paper` chooses
+// the pyramid. 0, or 1 where memory or the device failed. `out` holds u and then v of each pair.
+extern "C" int tvl1_batch_gpu(const uint8_t* frames, int count, int rows, int cols, int paper,
+                              float* out) {
   if (rows > kMostBlocks || count >= kMostBlocks) return 1;
 #ifdef __CUDACC__
   cudaGetLastError();  // what an earlier call left behind is not this one's
 #endif
-  const int failed = (paper ? solve_batch<Paper> : solve_batch<OpenCv4>)(frames, count, rows, cols, out);
+  const auto solve = paper ? solve_batch<Paper> : solve_batch<OpenCv4>;
+  const int failed = solve(frames, count, rows, cols, out);
 #ifdef __CUDACC__
   return failed || cudaGetLastError() != cudaSuccess || cudaDeviceSynchronize() != cudaSuccess;
 #else

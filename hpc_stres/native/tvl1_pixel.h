@@ -1,9 +1,9 @@
-// TV-L1's arithmetic at one pixel. The CPU's sweeps (tvl1.cpp) and the GPU's kernels (tvl1.cu) are both made of these
-// functions and of nothing else.
+// TV-L1's arithmetic at one pixel. The CPU's sweeps (tvl1.cpp) and the GPU's kernels (tvl1.cu) are
+// both made of these functions and of nothing else.
 //
-// Two pyramids share the solver and differ in how pictures are reduced, warped and enlarged, in the median, and in when
-// they look whether a pair has come to rest:
-//   Paper    the GPU solver of OpenCV 2.4 that the authors extracted their flow with: halves, no median
+// Two pyramids share the solver and differ in how pictures are reduced, warped and enlarged, in the
+// median, and in when they look whether a pair has come to rest:
+//   Paper    the GPU solver of OpenCV 2.4 that the authors used: halves, no median
 //   OpenCv4  DualTVL1 of OpenCV 4 and 5: steps of 0.8, a 5x5 median before every 30 iterations
 #pragma once
 
@@ -30,7 +30,9 @@ PIXEL float clamp(float value, float low, float high) {
   return most > low ? most : low;
 }
 
-PIXEL const float* row_of(const float* plane, int y, int cols) { return plane + static_cast<long>(y) * cols; }
+PIXEL const float* row_of(const float* plane, int y, int cols) {
+  return plane + static_cast<long>(y) * cols;
+}
 
 // Bilinear at (sy, sx), the edge's pixels repeated outside.
 PIXEL float bilinear(const float* from, int rows, int cols, int y0, int x0, float fy, float fx) {
@@ -60,21 +62,24 @@ struct Paper {
     return clamp(inside, 0, size - 1);
   }
 
-  // Every second pixel of the picture under a 5x5 binomial filter; borders are mirrored about the edge's pixels.
+  // Every second pixel of the picture under a 5x5 binomial filter; borders are mirrored about the
+  // edge's pixels.
   static PIXEL float reduced(const float* from, int rows, int cols, int y, int x) {
     constexpr float kernel[5] = {0.0625f, 0.25f, 0.375f, 0.25f, 0.0625f};
     float sum = 0;
     for (int i = 0; i < 5; ++i) {
       const int xx = mirrored(2 * x + i - 2, cols);
       float column = 0;
-      for (int j = 0; j < 5; ++j) column += kernel[j] * row_of(from, mirrored(2 * y + j - 2, rows), cols)[xx];
+      for (int j = 0; j < 5; ++j)
+        column += kernel[j] * row_of(from, mirrored(2 * y + j - 2, rows), cols)[xx];
       sum += kernel[i] * column;
     }
     return sum;
   }
 
   // The coarser flow at a finer pixel. Pixel 0 lies on pixel 0, as it does in `reduced`.
-  static PIXEL float enlarged(const float* from, int rows, int cols, int y, int x, double step_y, double step_x) {
+  static PIXEL float enlarged(const float* from, int rows, int cols, int y, int x, double step_y,
+                              double step_x) {
     const float sy = y * static_cast<float>(step_y), sx = x * static_cast<float>(step_x);
     const float y0 = floorf(sy), x0 = floorf(sx);
     return bilinear(from, rows, cols, static_cast<int>(y0), static_cast<int>(x0), sy - y0, sx - x0);
@@ -90,8 +95,9 @@ struct Paper {
     w[3] = c * (c * (-0.5f * c + 2.5f) - 4) + 2;
   }
 
-  // Sums were costly on GPUs: only odd iterations are looked at, and none as long as the change, had it fallen by one
-  // tolerance in each iteration since the last look, would not have come below the tolerance.
+  // Sums were costly on GPUs: only odd iterations are looked at, and none as long as the change,
+  // had it fallen by one tolerance in each iteration since the last look, would not have come below
+  // the tolerance.
   static PIXEL bool looks(const Watch& watch, int iteration, double tolerance) {
     return (iteration & 1) && watch.expected < tolerance;
   }
@@ -103,14 +109,17 @@ struct OpenCv4 {
   static constexpr double kStep = 0.8;
   static constexpr float kUpscale = 1.0f / 0.8f;
 
-  static int coarser(int side) { return static_cast<int>(std::lrint(side * static_cast<double>(0.8f))); }
+  static int coarser(int side) {
+    return static_cast<int>(std::lrint(side * static_cast<double>(0.8f)));
+  }
 
   // Bilinear, with pixel centres aligned; `step_*` is source pixels per target pixel.
-  static PIXEL float enlarged(const float* from, int rows, int cols, int y, int x, double step_y, double step_x) {
+  static PIXEL float enlarged(const float* from, int rows, int cols, int y, int x, double step_y,
+                              double step_x) {
     const double sy = (y + 0.5) * step_y - 0.5, sx = (x + 0.5) * step_x - 0.5;
     const double y0 = floor(sy), x0 = floor(sx);
-    return bilinear(from, rows, cols, static_cast<int>(y0), static_cast<int>(x0), static_cast<float>(sy - y0),
-                    static_cast<float>(sx - x0));
+    return bilinear(from, rows, cols, static_cast<int>(y0), static_cast<int>(x0),
+                    static_cast<float>(sy - y0), static_cast<float>(sx - x0));
   }
 
   static PIXEL float reduced(const float* from, int rows, int cols, int y, int x) {
@@ -131,7 +140,8 @@ struct OpenCv4 {
   static PIXEL bool looks(const Watch&, int, double) { return true; }
 };
 
-// After an iteration: what was seen of its change, if it was looked at, decides whether the pair goes on.
+// After an iteration: what was seen of its change, if it was looked at, decides whether the pair
+// goes on.
 PIXEL void judge(Watch& watch, double change, double tolerance) {
   if (watch.looks) {
     watch.expected = change;
@@ -147,14 +157,15 @@ PIXEL float gradient_x(const float* image, int cols, int y, int x) {
 }
 
 PIXEL float gradient_y(const float* image, int rows, int cols, int y, int x) {
-  return 0.5f * (row_of(image, clamp(y + 1, 0, rows - 1), cols)[x] - row_of(image, clamp(y - 1, 0, rows - 1), cols)[x]);
+  return 0.5f * (row_of(image, clamp(y + 1, 0, rows - 1), cols)[x] -
+                 row_of(image, clamp(y - 1, 0, rows - 1), cols)[x]);
 }
 
 // How far outside the picture a warp reads: all that lies further off is the same as this.
 constexpr int kMargin = 6;
 
-// The second frame at (px, py), bicubic: `read(y, x)` gives its brightness and gradient there, in any type that can be
-// added up and scaled.
+// The second frame at (px, py), bicubic: `read(y, x)` gives its brightness and gradient there, in
+// any type that can be added up and scaled.
 template <class Pyramid, class Texel, class Read>
 PIXEL Texel bicubic(float px, float py, int rows, int cols, const Read& read) {
   px = clamp(px, -4.0f, cols + 3.0f);
@@ -173,7 +184,8 @@ PIXEL Texel bicubic(float px, float py, int rows, int cols, const Read& read) {
   return sum;
 }
 
-// What the iterations need of a warped pixel: its gradient, the inverse of |gradient|^2 and the constant part of rho.
+// What the iterations need of a warped pixel: its gradient, the inverse of |gradient|^2 and the
+// constant part of rho.
 struct Warped {
   float x, y, inverse, rho;
 };
@@ -183,9 +195,11 @@ PIXEL Warped warped(float i1, float gx, float gy, float i0, float u1, float u2) 
   return {gx, gy, grad > FLT_EPSILON ? 1.0f / grad : FLT_MAX, i1 - gx * u1 - gy * u2 - i0};
 }
 
-// The primal update of both components at one pixel; div* are the divergences of p. Returns the squared change.
-// The three cases of the thresholding are one clamp: rho < -lt grad is the same as -rho / grad > lt.
-PIXEL float primal(float wx, float wy, float inverse, float rho_c, float div1, float div2, float* u1, float* u2) {
+// The primal update of both components at one pixel; div* are the divergences of p. Returns the
+// squared change. The three cases of the thresholding are one clamp: rho < -lt grad is the same as
+// -rho / grad > lt.
+PIXEL float primal(float wx, float wy, float inverse, float rho_c, float div1, float div2,
+                   float* u1, float* u2) {
   const float lt = kLambda * kTheta;
   const float rho = rho_c + wx * *u1 + wy * *u2;
   const float d = clamp(-rho * inverse, -lt, lt);
@@ -196,10 +210,13 @@ PIXEL float primal(float wx, float wy, float inverse, float rho_c, float div1, f
   return c1 * c1 + c2 * c2;
 }
 
-// The dual update of both components at one pixel, from the forward differences of u; one division serves both.
-PIXEL void dual(float u1x, float u1y, float u2x, float u2y, float* p11, float* p12, float* p21, float* p22) {
+// The dual update of both components at one pixel, from the forward differences of u; one division
+// serves both.
+PIXEL void dual(float u1x, float u1y, float u2x, float u2y, float* p11, float* p12, float* p21,
+                float* p22) {
   const float taut = kTau / kTheta;
-  const float n1 = 1.0f + taut * sqrtf(u1x * u1x + u1y * u1y), n2 = 1.0f + taut * sqrtf(u2x * u2x + u2y * u2y);
+  const float n1 = 1.0f + taut * sqrtf(u1x * u1x + u1y * u1y);
+  const float n2 = 1.0f + taut * sqrtf(u2x * u2x + u2y * u2y);
   const float both = 1.0f / (n1 * n2);
   const float s1 = both * n2, s2 = both * n1;
   *p11 = (*p11 + taut * u1x) * s1;
@@ -232,9 +249,9 @@ PIXEL void extremes(T* v) {
   for (int i = (First + Last + 1) / 2; i < Last; ++i) order(v[i], v[Last]);
 }
 
-// Median of 25 by forgetful selection, to v[12]: the least and the greatest of 14 or more cannot be it. The greatest is
-// overwritten by the next value, the least is left behind, until three are left. Constants, so that all stays in
-// registers; T is one value, or several side by side.
+// Median of 25 by forgetful selection, to v[12]: the least and the greatest of 14 or more cannot be
+// it. The greatest is overwritten by the next value, the least is left behind, until three are
+// left. Constants, so that all stays in registers; T is one value, or several side by side.
 template <int First, typename T>
 PIXEL void forget(T* v, const T* rest) {
   extremes<First, 13>(v);

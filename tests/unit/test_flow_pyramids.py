@@ -1,5 +1,6 @@
-"""The two pyramids of TV-L1: against an oracle, on large motions, and what stores and runs say about them."""
+"""The two pyramids of TV-L1: against an oracle, on large motions, and what stores and runs say."""
 
+import copy
 import subprocess
 from dataclasses import replace
 
@@ -20,7 +21,7 @@ BORDER = 24
 
 
 def waves(period, ys, xs, seed=0):
-    """A texture that is known everywhere: moved exactly, with no interpolation that favours one solver."""
+    """A texture that is known everywhere: no interpolation favours a solver."""
     random = np.random.default_rng(seed)
     angle, phase = random.uniform(0, 2 * np.pi, (2, 60))
     wave = 2 * np.pi / period * random.uniform(0.3, 1, 60)
@@ -39,10 +40,12 @@ def shifted(sigma, dx, dy, size=(256, 288)):
     """Blurred noise, which has waves of every length, cut out of one scene in two places."""
     import cv2
 
-    noise = np.random.default_rng(7).integers(0, 256, (size[0] + 40, size[1] + 40)).astype(np.float32)
+    rows, cols = size
+    noise = np.random.default_rng(7).integers(0, 256, (rows + 40, cols + 40)).astype(np.float32)
     smooth = cv2.GaussianBlur(noise, (0, 0), sigma)
-    scene = np.clip(np.rint(128 + 40 * (smooth - smooth.mean()) / smooth.std()), 0, 255).astype(np.uint8)
-    cuts = [scene[20 - y : 20 - y + size[0], 20 - x : 20 - x + size[1]] for x, y in ((0, 0), (dx, dy))]
+    levels = np.rint(128 + 40 * (smooth - smooth.mean()) / smooth.std())
+    scene = np.clip(levels, 0, 255).astype(np.uint8)
+    cuts = [scene[20 - y : 20 - y + rows, 20 - x : 20 - x + cols] for x, y in ((0, 0), (dx, dy))]
     return np.ascontiguousarray(np.stack(cuts))
 
 
@@ -52,20 +55,21 @@ def rotated(period, degrees, size=(136, 176)):
     cy, cx = (size[0] - 1) / 2, (size[1] - 1) / 2
     c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
     dy, dx = ys - cy, xs - cx
-    frames = np.stack([waves(period, ys, xs), waves(period, -s * dx + c * dy + cy, c * dx + s * dy + cx)])
+    second = waves(period, -s * dx + c * dy + cy, c * dx + s * dy + cx)
+    frames = np.stack([waves(period, ys, xs), second])
     return frames, np.stack([c * dx - s * dy - dx, s * dx + c * dy - dy])
 
 
 def error(flow, truth):
     """Mean end-point error away from the border, where one of the frames shows nothing."""
-    return float(inner(np.hypot(*(flow - np.asarray(truth).reshape(2, *np.shape(truth)[1:] or (1, 1)))), BORDER).mean())
+    return float(inner(np.hypot(*(flow - np.asarray(truth))), BORDER).mean())
 
 
-# -- the oracle --------------------------------------------------------------------------------------------------------
+# -- the oracle -----------------------------------------------------------------------------------
 
 ORACLE_SIZES = [
-    (96, 128), (37, 53), (64, 33), (33, 64), (32, 31), (31, 90), (30, 90), (16, 16), (15, 40), (9, 7), (3, 2), (1, 30),
-    (30, 1), (1, 1),
+    (96, 128), (37, 53), (64, 33), (33, 64), (32, 31), (31, 90), (30, 90), (16, 16), (15, 40),
+    (9, 7), (3, 2), (1, 30), (30, 1), (1, 1),
 ]  # fmt: skip
 
 
@@ -87,7 +91,7 @@ def test_paper_is_the_oracles_algorithm_on_every_motion(kernels):
         "brighter": np.stack([waves(12, ys, xs) // 2, waves(12, ys, xs) // 2 + 20]),
         "rotation": rotated(12, 3, (61, 84))[0],
         "four frames": np.stack([waves(12, ys - 0.4 * n**2, xs + n) for n in range(4)]),
-        "half a black picture": np.where(xs < 40, 0, translated(8, 2, 1, (61, 84))).astype(np.uint8),
+        "half black": np.where(xs < 40, 0, translated(8, 2, 1, (61, 84))).astype(np.uint8),
         "faint noise": (100 + random.integers(0, 3, (2, 61, 84))).astype(np.uint8),
     }
     for name, frames in cases.items():
@@ -102,7 +106,7 @@ def test_the_oracle_itself_finds_a_motion_and_differs_from_the_other_pyramid():
     assert np.linalg.norm(tvl1(frames, pyramid="opencv4") - oracle[None], axis=1).mean() > 0.05
 
 
-# -- large motions -----------------------------------------------------------------------------------------------------
+# -- large motions --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sigma", [1.5, 2.5, 5])
@@ -134,22 +138,33 @@ def test_paper_follows_rotations(degrees, bound):
 
 
 def test_both_pyramids_agree_with_the_reference_frames_that_show_their_pictures(clips):
-    """The second and the fourth, at rest. The other three show motion that no two of the pictures have."""
+    """The second and the fourth, at rest; the others show motion that no pair of pictures has."""
     import cv2
 
     folder = clips / "tvl1_reference"
-    pictures = np.stack([cv2.imread(str(folder / f"img_{n:05d}.jpg"), cv2.IMREAD_GRAYSCALE) for n in range(1, 11)])
+
+    def read(name, number):
+        return cv2.imread(str(folder / f"{name}_{number:05d}.jpg"), cv2.IMREAD_GRAYSCALE)
+
+    pictures = np.stack([read("img", number) for number in range(1, 11)])
     for pyramid in ("paper", "opencv4"):
         for number in (2, 4):
-            levels = encode_flow(tvl1(pictures[number - 1 : number + 1], pyramid=pyramid))[0].astype(float)
-            for axis, plane in zip("xy", levels, strict=True):
-                reference = cv2.imread(str(folder / f"{axis}_{number:05d}.jpg"), cv2.IMREAD_GRAYSCALE)
-                assert np.abs(plane - reference).mean() < 0.65
+            flow = tvl1(pictures[number - 1 : number + 1], pyramid=pyramid)
+            for axis, plane in zip("xy", encode_flow(flow)[0].astype(float), strict=True):
+                assert np.abs(plane - read(axis, number)).mean() < 0.65
 
 
-# -- as a kernel -------------------------------------------------------------------------------------------------------
+# -- as a kernel ----------------------------------------------------------------------------------
 
-STRICT = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC", "-shared", "-pthread")
+STRICT = (
+    "-O3",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-std=c++17",
+    "-fPIC",
+    "-shared",
+    "-pthread",
+)
 
 
 def built(tmp_path, *flags, source="tvl1.cpp"):
@@ -168,12 +183,14 @@ def test_the_callers_tiny_numbers_stay_numbers(tmp_path):
     library = built(tmp_path, "-O1")
     code = f"""
 import ctypes, numpy as np
+def pointer(array):
+    return ctypes.c_void_p(array.ctypes.data)
 tiny = np.full(64, 1e-39, np.float32)
 assert (tiny * np.float32(0.5)).all(), "flushed before"
 library = ctypes.CDLL({str(library)!r})
 frames, flow = np.zeros((3, 40, 40), np.uint8), np.empty((2, 2, 40, 40), np.float32)
 for threads in (1, 2):
-    library.tvl1_batch(ctypes.c_void_p(frames.ctypes.data), 2, 40, 40, 1, threads, ctypes.c_void_p(flow.ctypes.data))
+    library.tvl1_batch(pointer(frames), 2, 40, 40, 1, threads, pointer(flow))
 assert (tiny * np.float32(0.5)).all(), "flushed after"
 """
     run = run_python("-c", code)
@@ -182,21 +199,24 @@ assert (tiny * np.float32(0.5)).all(), "flushed after"
 
 @pytest.mark.parametrize("source", ["tvl1.cpp", "tvl1.cu"])
 def test_the_sanitizers_see_nothing_at_any_size(tmp_path, source):
-    library = built(tmp_path, "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", source=source)
-    runtime = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    flags = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    library = built(tmp_path, *flags, source=source)
+    asking = ["g++", "-print-file-name=libasan.so"]
+    runtime = subprocess.run(asking, capture_output=True, text=True, check=True)
     code = f"""
 import ctypes, random
 library = ctypes.CDLL({str(library)!r})
 random.seed(0)
 for number in range(60):
-    count, rows, cols = random.randint(1, 3), *random.choice([(1, 1), (1, 37), (37, 1), (33, 34), (17, 16)])
+    count, threads = random.randint(1, 3), random.randint(0, 4)
+    rows, cols = random.choice([(1, 1), (1, 37), (37, 1), (33, 34), (17, 16)])
     if number % 3:
         rows, cols = random.randint(1, 24), random.randint(1, 24)
     size = (count + 1) * rows * cols
     frames = (ctypes.c_uint8 * size)(*random.choices(range(256), k=size))
     flow = (ctypes.c_float * (2 * count * rows * cols))()
     if {source.endswith("cpp")}:
-        assert library.tvl1_batch(frames, count, rows, cols, number % 2, random.randint(0, 4), flow) == 0
+        assert library.tvl1_batch(frames, count, rows, cols, number % 2, threads, flow) == 0
     else:
         assert library.tvl1_batch_gpu(frames, count, rows, cols, number % 2, flow) == 0
 """
@@ -226,7 +246,7 @@ for threads in (1, 2):
     assert run.stdout.count("TV-L1: no memory left for frames of 2000x3000") == 2
 
 
-# -- which flow a store holds ------------------------------------------------------------------------------------------
+# -- which flow a store holds ---------------------------------------------------------------------
 
 
 def test_the_store_of_another_pyramid_is_another_store_and_says_so(tmp_path):
@@ -249,6 +269,21 @@ def test_stores_that_do_not_say_hold_opencv4(tmp_path):
     assert Settings.stored(now.as_json()) == now
 
 
+def test_results_say_which_flow_was_tested(tmp_path, data_root, store):
+    from hpc_stres.evaluation.evaluate import summarise
+    from hpc_stres.runpaths import read_json
+
+    config = tiny_config(data_root)
+    for settings, name in (
+        (store.manifest["settings"], "native paper"),
+        ({"short_side": 64, "jpeg_quality": 95, "flow_backend": "native"}, "native opencv4"),
+    ):
+        store_of_then = copy.copy(store)
+        store_of_then.manifest = store.manifest | {"settings": settings}
+        assert summarise(config, tmp_path, store_of_then)["flow"] == name
+        assert read_json(tmp_path / "results.json")["flow"] == name
+
+
 def test_a_pyramid_without_effect_is_refused():
     for other in ({"flow_backend": "dali"}, {"frames": "f", "flow_frames": "f"}):
         assert Settings.of(DataConfig(**other)).flow_pyramid == "none"
@@ -257,7 +292,7 @@ def test_a_pyramid_without_effect_is_refused():
 
 
 def test_a_run_of_an_older_version_keeps_its_flow(tmp_path):
-    """Its config has no key for what there was no choice of; today's default would mix two flows without a word."""
+    """Its config has no key for what there was no choice of; today's default mixes two flows."""
     config = tiny_config(tmp_path / "data")
     run = tmp_path / "run"
     run.mkdir()
@@ -265,7 +300,11 @@ def test_a_run_of_an_older_version_keeps_its_flow(tmp_path):
     del written["data"]["flow_pyramid"]
     (run / "config.yaml").write_text(yaml.safe_dump(written))
     (run / "provenance.json").write_text("{}")
-    for read in (load_run(run), load_resolved(run / "config.yaml"), load_config(run / "config.yaml")):
+    for read in (
+        load_run(run),
+        load_resolved(run / "config.yaml"),
+        load_config(run / "config.yaml"),
+    ):
         assert read.data.flow_pyramid == "opencv4"
     assert load_run(run, ["data.flow_pyramid=paper"]).data.flow_pyramid == "paper"
     (run / "config.yaml").write_text(dump(config))
@@ -293,7 +332,18 @@ def test_flow_preview_draws_either(tmp_path, data_root):
     pictures = []
     for pyramid in ("paper", "opencv4"):
         out = tmp_path / f"{pyramid}.png"
-        arguments = ("flow-preview", path, "--out", out, "--frames", 2, "--short-side", 64, "--pyramid", pyramid)
+        arguments = (
+            "flow-preview",
+            path,
+            "--out",
+            out,
+            "--frames",
+            2,
+            "--short-side",
+            64,
+            "--pyramid",
+            pyramid,
+        )
         run = run_python("-m", "hpc_stres", *arguments)
         assert run.returncode == 0, run.stderr
         pictures.append(out.read_bytes())

@@ -1,9 +1,10 @@
-"""OpenCV 2.4's GPU TV-L1 once more, in plain NumPy and float64: slow, whole pictures at a time, sharing no code.
+"""OpenCV 2.4's GPU TV-L1 once more, in NumPy and float64: slow, whole pictures, sharing no code.
 
-Written from the description of the algorithm: pictures are halved by a 5x5 binomial filter with mirrored borders, at
-most five scales of 16 pixels or more; five warps (Catmull-Rom, edge repeated) of at most 300 iterations at each; the
-sum of squared changes is looked at in odd iterations only, and not before it can have fallen under the tolerance; the
-flow is enlarged bilinearly with pixel 0 on pixel 0, and doubled.
+Written from the description of the algorithm: pictures are halved by a 5x5 binomial filter with
+mirrored borders, at most five scales of 16 pixels or more; five warps (Catmull-Rom, edge repeated)
+of at most 300 iterations at each; the sum of squared changes is looked at in odd iterations only,
+and not before it can have fallen under the tolerance; the flow is enlarged bilinearly with pixel 0
+on pixel 0, and doubled.
 """
 
 import itertools
@@ -14,10 +15,10 @@ TAU, LAMBDA, THETA, EPSILON = 0.25, 0.15, 0.3, 0.01
 SCALES, WARPS, ITERATIONS, SMALLEST = 5, 5, 300, 16
 
 
-def tvl1_oracle(frames, every_iteration=False):
-    """uint8 (T, H, W) to float64 (T-1, 2, H, W); `every_iteration` looks at the change after each iteration."""
+def tvl1_oracle(frames):
+    """uint8 (T, H, W) to float64 (T-1, 2, H, W)."""
     pairs = itertools.pairwise(frames)
-    return np.stack([_pair(a.astype(np.float64), b.astype(np.float64), every_iteration) for a, b in pairs])
+    return np.stack([_pair(a.astype(np.float64), b.astype(np.float64)) for a, b in pairs])
 
 
 def halve(picture):
@@ -27,7 +28,9 @@ def halve(picture):
         length = picture.shape[axis]
         taps = [np.take(padded, np.arange(k, k + length), axis) for k in range(5)]
         padded = np.take(
-            sum(w * t for w, t in zip((1, 4, 6, 4, 1), taps, strict=True)) / 16, np.arange(0, length, 2), axis
+            sum(w * t for w, t in zip((1, 4, 6, 4, 1), taps, strict=True)) / 16,
+            np.arange(0, length, 2),
+            axis,
         )
     return padded
 
@@ -47,12 +50,17 @@ def central(picture, axis):
     """Half the difference of both neighbours; at the edge the pixel is its own neighbour."""
     last = picture.shape[axis] - 1
     index = np.arange(last + 1)
-    return (np.take(picture, np.minimum(index + 1, last), axis) - np.take(picture, np.maximum(index - 1, 0), axis)) / 2
+    after = np.take(picture, np.minimum(index + 1, last), axis)
+    return (after - np.take(picture, np.maximum(index - 1, 0), axis)) / 2
 
 
 def catmull_rom(distance):
     d = np.abs(distance)
-    return np.where(d <= 1, 1.5 * d**3 - 2.5 * d**2 + 1, np.where(d < 2, -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2, 0))
+    return np.where(
+        d <= 1,
+        1.5 * d**3 - 2.5 * d**2 + 1,
+        np.where(d < 2, -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2, 0),
+    )
 
 
 def warp(picture, u, v):
@@ -63,7 +71,8 @@ def warp(picture, u, v):
         for i in range(-1, 3):
             yy, xx = np.floor(y) + j, np.floor(x) + i
             weight = catmull_rom(y - yy) * catmull_rom(x - xx)
-            seen = picture[np.clip(yy, 0, rows - 1).astype(int), np.clip(xx, 0, cols - 1).astype(int)]
+            line = np.clip(yy, 0, rows - 1).astype(int)
+            seen = picture[line, np.clip(xx, 0, cols - 1).astype(int)]
             total, weights = total + weight * seen, weights + weight
     return total / weights
 
@@ -78,7 +87,7 @@ def divergence(px, py):
     return np.diff(px, axis=1, prepend=0) + np.diff(py, axis=0, prepend=0)
 
 
-def _pair(first, second, every_iteration):
+def _pair(first, second):
     pyramid = [(first, second)]
     while len(pyramid) < SCALES:
         smaller = tuple(map(halve, pyramid[-1])) if min(pyramid[-1][0].shape) > 2 else None
@@ -87,23 +96,24 @@ def _pair(first, second, every_iteration):
         pyramid.append(smaller)
     flow = np.zeros((2, *pyramid[-1][0].shape))
     for level, (i0, i1) in reversed(list(enumerate(pyramid))):
-        flow = _scale(i0, i1, flow, every_iteration)
+        flow = _scale(i0, i1, flow)
         if level:
-            flow = 2 * np.stack([enlarge(component, pyramid[level - 1][0].shape) for component in flow])
+            finer = pyramid[level - 1][0].shape
+            flow = 2 * np.stack([enlarge(component, finer) for component in flow])
     return flow
 
 
-def _scale(i0, i1, flow, every_iteration):
+def _scale(i0, i1, flow):
     gradients = central(i1, 1), central(i1, 0)
     dual = np.zeros((2, 2, *i0.shape))
     for _ in range(WARPS):
         wx, wy = (warp(gradient, *flow) for gradient in gradients)
         constant = warp(i1, *flow) - wx * flow[0] - wy * flow[1] - i0
-        flow, dual = _iterate(wx, wy, constant, flow, dual, every_iteration)
+        flow, dual = _iterate(wx, wy, constant, flow, dual)
     return flow
 
 
-def _iterate(wx, wy, constant, flow, dual, every_iteration):
+def _iterate(wx, wy, constant, flow, dual):
     tolerance = EPSILON**2 * wx.size
     squared = wx**2 + wy**2
     expected = 0.0
@@ -112,13 +122,14 @@ def _iterate(wx, wy, constant, flow, dual, every_iteration):
         bound = LAMBDA * THETA * squared
         with np.errstate(divide="ignore", invalid="ignore"):
             middle = np.where(squared > np.finfo(np.float32).eps, -rho / squared, 0.0)
-        step = np.where(rho < -bound, LAMBDA * THETA, np.where(rho > bound, -LAMBDA * THETA, middle))
+        step = np.where(rho > bound, -LAMBDA * THETA, middle)
+        step = np.where(rho < -bound, LAMBDA * THETA, step)
         new = np.stack([
             flow[0] + step * wx + THETA * divergence(*dual[0]),
             flow[1] + step * wy + THETA * divergence(*dual[1]),
         ])  # fmt: skip
         change, flow = float(((new - flow) ** 2).sum()), new
-        looked = every_iteration or (number % 2 == 1 and expected < tolerance)
+        looked = number % 2 == 1 and expected < tolerance
         expected = change if looked else expected - tolerance
         for component in (0, 1):
             slope = np.stack([forward(flow[component], 1), forward(flow[component], 0)])
