@@ -139,12 +139,19 @@ def test_a_phase_that_is_being_trained_is_refused_with_its_owners_name(data_root
 def test_the_next_link_of_a_chain_waits_for_the_one_before_to_end(data_root, tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     lock = RunPaths(tmp_path).phase("motion").lock
-    has_it = threading.Event()
+    has_it, wanted = threading.Event(), threading.Event()
+
+    def ask(*arguments):
+        wanted.set()
+        return owned(*arguments)
+
+    monkeypatch.setattr("hpc_stres.training.phase.owned", ask)
 
     def end_soon():
         with owned(lock, "this phase is being trained"):
             has_it.set()
-            time.sleep(1.0)
+            assert wanted.wait(60)
+            time.sleep(0.5)
 
     thread = threading.Thread(target=end_soon)
     thread.start()
