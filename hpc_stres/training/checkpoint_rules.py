@@ -1,4 +1,5 @@
-"""Which experiment may go on from which run folder and checkpoint: one rule for every command. Pure, no torch."""
+"""Which experiment may go on from which run folder and checkpoint: one rule for every command.
+Pure, no torch."""
 
 import contextlib
 import hashlib
@@ -31,11 +32,13 @@ FREE_KEYS = (
 
 
 def claim_run_folder(config: Config, run_dir: Path, allowed: tuple[str, ...] = (), update: bool = False) -> None:
-    """Make a run folder this experiment's, or refuse one that belongs to another and show the difference.
+    """Make a run folder this experiment's, or refuse one that belongs to another and show the
+    difference.
 
-    The first command writes config.yaml. A later one must agree with it in every key but those that change how and not
-    what is learned (FREE_KEYS) and those that the user `allowed`; the latter are then changed in config.yaml as well.
-    Free keys stay as they are there, for jobs may be queued that read them, unless `update` asks for them.
+    The first command writes config.yaml. A later one must agree with it in every key but those that
+    change how and not what is learned (FREE_KEYS) and those that the user `allowed`; the latter are
+    then changed in config.yaml as well. Free keys stay as they are there, for jobs may be queued
+    that read them, unless `update` asks for them.
     """
     paths = RunPaths(run_dir)
     lock = run_dir / "config.lock"
@@ -67,7 +70,8 @@ def _with_values(stored: Any, wanted: Any, keys: tuple[str, ...], path: str = ""
 
 
 def _configs_of_phases(paths: RunPaths) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The config that each phase of a run folder was trained with, from done.json and its newest checkpoint."""
+    """The config that each phase of a run folder was trained with, from done.json and its newest
+    checkpoint."""
     for folder in sorted((paths.root / "phases").glob("*")):
         phase = PhasePaths(folder)
         done = read_done(phase)
@@ -81,7 +85,8 @@ def _configs_of_phases(paths: RunPaths) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def read_meta(checkpoint: Path) -> dict[str, Any]:
-    """A checkpoint's meta.json; empty when it is missing or damaged, which whoever reads the checkpoint says aloud."""
+    """A checkpoint's meta.json; empty when it is missing or damaged, which whoever reads the
+    checkpoint says aloud."""
     with contextlib.suppress(OSError, ValueError, TypeError):
         meta = dict(json.loads((checkpoint / "meta.json").read_text(encoding="utf-8")))
         if meta.pop("checksum", None) == meta_checksum(meta):

@@ -1,4 +1,5 @@
-"""Training a phase from outside: the process group, who owns the phase, and what is left to do of it."""
+"""Training a phase from outside: the process group, who owns the phase, and what is left to do of
+it."""
 
 import os
 import sys
@@ -23,7 +24,8 @@ from hpc_stres.training.trainer import Trainer
 
 # What the slowest of the ranks that did arrive needs to say so after a time-out.
 HEARTBEAT_GRACE_SECONDS = 3.0
-# Under Slurm the next link of a chain may start while the one before it still writes its last checkpoint.
+# Under Slurm the next link of a chain may start while the one before it still writes its last
+# checkpoint.
 LINK_PATIENCE_SECONDS = 60.0
 
 
@@ -68,7 +70,8 @@ def _is_left_to_do(
     config: Config, name: str, run_dir: Path, world: World, allowed: tuple[str, ...], control: Any,
     ownership: ExitStack,
 ) -> bool:  # fmt: skip
-    """Claim the run folder and own the phase, on the first rank for all; False where the phase is finished."""
+    """Claim the run folder and own the phase, on the first rank for all; False where the phase is
+    finished."""
     paths = RunPaths(run_dir).phase(name)
     refusal, done = None, False
     if world.is_first:
@@ -110,7 +113,8 @@ def _train_owned(trainer: Trainer, allowed: tuple[str, ...]) -> bool:
 
 
 def _name_late_ranks(trainer: Trainer, error: RuntimeError) -> None:
-    """Ranks that wait say so in their heartbeats; those that do not are the ones that are waited for."""
+    """Ranks that wait say so in their heartbeats; those that do not are the ones that are waited
+    for."""
     if trainer.world.size == 1:
         return
     trainer.heartbeat.beat(trainer.step, WAITING, force=True)

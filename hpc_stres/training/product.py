@@ -1,7 +1,8 @@
-"""What a phase leaves behind, read in one place: done.json, the weights that it vouches for, metrics. Pure, no torch.
+"""What a phase leaves behind, read in one place: done.json, the weights that it vouches for,
+metrics. Pure, no torch.
 
-done.json carries its own checksum and the weights' one, so that a bit that changed in either is noticed by whoever
-reads them: the launcher, a later phase, evaluation, export.
+done.json carries its own checksum and the weights' one, so that a bit that changed in either is
+noticed by whoever reads them: the launcher, a later phase, evaluation, export.
 """
 
 import json
@@ -22,7 +23,8 @@ def write_done(paths: PhasePaths, done: dict[str, Any]) -> None:
 
 
 def read_done(paths: PhasePaths) -> dict[str, Any] | None:
-    """What a finished phase says of itself: phase, step, sha256 of its weights, classes, config, requests.
+    """What a finished phase says of itself: phase, step, sha256 of its weights, classes, config,
+    requests.
 
     None where the phase is not finished; a UserError where done.json is damaged or of version 0.2.
     """
@@ -66,7 +68,8 @@ def metrics_line(row: dict[str, Any]) -> str:
 
 
 def read_metrics(paths: PhasePaths) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl. A last line torn by a kill is left out, a damaged one is left out and named on stderr."""
+    """Rows of metrics.jsonl. A last line torn by a kill is left out, a damaged one is left out and
+    named on stderr."""
     rows, faults = sift_metrics(paths)
     for fault in faults:
         print(fault, file=sys.stderr)

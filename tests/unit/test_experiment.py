@@ -1,4 +1,5 @@
-"""A run folder belongs to one experiment and a phase to one trainer, for every command; done.json is sealed."""
+"""A run folder belongs to one experiment and a phase to one trainer, for every command; done.json
+is sealed."""
 
 import json
 import subprocess

@@ -1,4 +1,5 @@
-"""What is not finite does not leave: not into a checkpoint, not into the product, and not in from a file."""
+"""What is not finite does not leave: not into a checkpoint, not into the product, and not in from a
+file."""
 
 import json
 
@@ -93,7 +94,8 @@ def test_a_product_from_a_last_checkpoint_is_checked_too(data_root, tmp_path, mo
 
 
 def spoil(folder, name, tensor):
-    """Put a NaN into a checkpoint as a version without this check would have written it: its checksums are right."""
+    """Put a NaN into a checkpoint as a version without this check would have written it: its
+    checksums are right."""
     meta = json.loads((folder / "meta.json").read_text())
     state = load_file(folder / name)
     state[tensor].view(-1)[0] = NAN
@@ -229,7 +231,8 @@ def test_rounding_leaves_no_negative_variance():
 
 
 def test_the_report_of_a_bad_loss_before_the_first_log_is_no_infinity(tmp_path):
-    """A checkpoint that is written before the first line of the log knows no loss; JSON has no infinity for it."""
+    """A checkpoint that is written before the first line of the log knows no loss; JSON has no
+    infinity for it."""
     paths = RunPaths(tmp_path).phase("motion")
     for step, loss in ((1, None), (2, 3.0), (3, None), (4, 5.0), (5, None)):
         checkpoint.save(paths, step, {"a": torch.ones(2)}, {}, {"phase": "motion", "loss": loss})
