@@ -221,13 +221,14 @@ def test_every_flipped_bit_of_our_weights_is_noticed_without_done_json(tmp_path)
 
 
 def test_rounding_leaves_no_negative_variance():
-    layer = SubBatchNorm2d(3, average="sigma")
-    with torch.no_grad():
-        layer.running_var.zero_()
-    for _ in range(200):
-        # Sigma of a channel that is always the same, as the forward pass collects it.
-        layer.fold(torch.tensor([[0.0] * 3, [(1e-5) ** 0.5 * (1 - 1e-7)] * 3, [1.0] * 3]))
-    assert (layer.running_var >= 0).all()
+    """A channel that is always the same: sigma is the root of eps, and its square is not quite eps."""
+    for eps in (1e-5, 2e-5, 3e-5, 1e-4, 1e-3, 2e-3):
+        layer = SubBatchNorm2d(2, eps=eps, average="sigma").train()
+        with torch.no_grad():
+            layer.running_var.zero_()
+        for _ in range(3):
+            layer(torch.ones(4, 2, 3, 3))
+        assert (layer.running_var >= 0).all(), eps
 
 
 def test_the_report_of_a_bad_loss_before_the_first_log_is_no_infinity(tmp_path):
