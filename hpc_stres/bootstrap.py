@@ -24,7 +24,8 @@ class World:
     address: str
     port: int
     source: str
-    # Whether other processes know the port: a launcher's agent that listens there, or ranks that computed it as well.
+    # Whether other processes know the port: a launcher's agent that listens there, or ranks that
+    # computed it as well.
     port_is_agreed: bool = True
 
     @property
@@ -46,7 +47,8 @@ def find_world(environment: Mapping[str, str] | None = None) -> World:
     _refuse_lone_tasks(world, env)
     if not 0 <= world.rank < world.size:
         raise ConfigError(f"rank {world.rank} of a world of {world.size} ({world.source}): the environment is wrong")
-    # One rank under a launcher starts like two: a port that the launcher gave is kept. A lone process takes any port.
+    # One rank under a launcher starts like two: a port that the launcher gave is kept. A lone
+    # process takes any port.
     agreed = world.size > 1 or (world.source != "single" and "MASTER_PORT" in env)
     return replace(world, port_is_agreed=agreed)
 

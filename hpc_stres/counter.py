@@ -1,14 +1,16 @@
 """Every random number of a run, from a counter and never from a global generator. Pure NumPy.
 
-The key is the run's seed and a name (of a phase), the counter is the kind of number, the step and the position in the
-global batch. So a number does not depend on what was drawn before it, on which rank draws it, or in which micro-step.
+The key is the run's seed and a name (of a phase), the counter is the kind of number, the step and
+the position in the global batch. So a number does not depend on what was drawn before it, on which
+rank draws it, or in which micro-step.
 """
 
 import hashlib
 
 import numpy as np
 
-# Kinds of random numbers, which must never meet. Their values are part of what a seed means: do not change them.
+# Kinds of random numbers, which must never meet. Their values are part of what a seed means: do not
+# change them.
 SAMPLE, GROUP, ORDER, WEIGHTS = 0, 1, 2, 3
 DROPOUT = {"appearance": 16, "motion": 17}
 

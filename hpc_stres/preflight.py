@@ -127,10 +127,11 @@ def transport(log: str) -> str:
 
 
 def run(cluster: ClusterConfig, world: World, run_dir: Path | None) -> list[str]:
-    """Gather, judge and measure on every rank; the lines to show on the first one. Refuses on all of them alike.
+    """Gather, judge and measure on every rank; the lines to show on the first one. Refuses on all
+    of them alike.
 
-    The training that may follow in the same process finds everything as if this had not run: environment, process
-    group, number of threads.
+    The training that may follow in the same process finds everything as if this had not run:
+    environment, process group, number of threads.
     """
     import torch
 
@@ -163,7 +164,8 @@ def run(cluster: ClusterConfig, world: World, run_dir: Path | None) -> list[str]
 
 
 def _measure(world: World, run_dir: Path | None) -> tuple[list[RankReport], tuple[list[str], list[str]], float, str]:
-    """Every rank's report, what is to be said of them, the all-reduce in GB a second, and how it went."""
+    """Every rank's report, what is to be said of them, the all-reduce in GB a second, and how it
+    went."""
     import torch.distributed as dist
 
     from hpc_stres.training import distributed

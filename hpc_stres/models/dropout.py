@@ -1,8 +1,9 @@
 """Dropout on the pooled features, with masks that come from the counter.
 
-A mask belongs to a position of the global batch at a step of a phase, and to a stream. Masks are drawn on the host, so
-that they have the same bits on every device, and given to the network with its input: nothing in the network is random.
-A network in training that is given none, outside the trainer, draws from torch's generator like any torch module.
+A mask belongs to a position of the global batch at a step of a phase, and to a stream. Masks are
+drawn on the host, so that they have the same bits on every device, and given to the network with
+its input: nothing in the network is random. A network in training that is given none, outside the
+trainer, draws from torch's generator like any torch module.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,8 @@ def draw_masks(
     shapes: Mapping[str, DropoutShape],
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """Masks of some positions for each stream that has dropout: (positions, times, features), true where kept."""
+    """Masks of some positions for each stream that has dropout: (positions, times, features), true
+    where kept."""
     masks = {}
     for stream, shape in shapes.items():
         kept = np.empty((len(positions), shape.times, shape.features), np.bool_)
@@ -49,13 +51,15 @@ def draw_masks(
 
 def _to_device(mask: Tensor, device: torch.device) -> Tensor:
     """The copy from pinned memory does not wait for what the device still has to do."""
-    # This runs in the feed's thread, which has not chosen a device: pinning must not touch the first one.
+    # This runs in the feed's thread, which has not chosen a device: pinning must not touch the
+    # first one.
     with torch.cuda.device(device):
         return mask.pin_memory().to(device, non_blocking=True)
 
 
 def drop(x: Tensor, rate: float, mask: Tensor | None) -> Tensor:
-    """x (videos * times, features) without the features that the mask drops, the others scaled to keep the mean."""
+    """x (videos * times, features) without the features that the mask drops, the others scaled to
+    keep the mean."""
     if mask is None:
         return functional.dropout(x, rate)
     if mask.numel() != x.numel():

@@ -1,7 +1,8 @@
 """First weights of a network: every layer's own numbers, from the counter, on the host.
 
-A layer is known by its name, so that its numbers depend neither on the layers before it nor on where the network will
-be put. Outside a run, where no seed is known, layers draw from torch's generator like any torch module.
+A layer is known by its name, so that its numbers depend neither on the layers before it nor on
+where the network will be put. Outside a run, where no seed is known, layers draw from torch's
+generator like any torch module.
 """
 
 import math
@@ -24,7 +25,8 @@ def he_normal(shape: tuple[int, ...], normal: Normal) -> Tensor:
 
 @torch.no_grad()
 def initialise(model: nn.Module, seed: int, phase: str) -> None:
-    """Give every layer of a phase's network the first weights of a seed. Layers without any random number stay."""
+    """Give every layer of a phase's network the first weights of a seed. Layers without any random
+    number stay."""
     for name, module in model.named_modules():
         reset = getattr(module, "reset_parameters", None)
         if reset is not None:

@@ -1,4 +1,5 @@
-"""What a state dict may hold: ordinary, finite numbers and no negative variances, on the way in and on the way out."""
+"""What a state dict may hold: ordinary, finite numbers and no negative variances, on the way in and
+on the way out."""
 
 from collections.abc import Mapping
 
@@ -17,8 +18,9 @@ COUNTER, VARIANCE = "num_batches_tracked", "running_var"
 def not_finite(state: Mapping[str, Tensor]) -> list[str]:
     """Names of the tensors with a NaN or an infinity in them.
 
-    One reduction over all tensors and one number from the device; names are looked for only where that is not finite.
-    The largest magnitude is what is reduced, for a sum or a square of finite numbers may overflow.
+    One reduction over all tensors and one number from the device; names are looked for only where
+    that is not finite. The largest magnitude is what is reduced, for a sum or a square of finite
+    numbers may overflow.
     """
     floats = {name: tensor.detach() for name, tensor in state.items() if tensor.is_floating_point() and tensor.numel()}
     if not floats or bool(torch.isfinite(get_total_norm(list(floats.values()), float("inf")))):
@@ -27,13 +29,15 @@ def not_finite(state: Mapping[str, Tensor]) -> list[str]:
 
 
 def negative_variances(state: Mapping[str, Tensor]) -> list[str]:
-    """Names of running variances below zero; zero is a channel that is always the same, which real files have."""
+    """Names of running variances below zero; zero is a channel that is always the same, which real
+    files have."""
     variances = {name: t for name, t in state.items() if name.endswith(VARIANCE) and t.numel()}
     return [name for name, tensor in variances.items() if bool((tensor < 0).any())]
 
 
 def refuse_bad_state(state: Mapping[str, Tensor], source: str) -> None:
-    """Refuse a file's tensors of a wrong type or layout, with a NaN or an infinity, or a negative variance, by name."""
+    """Refuse a file's tensors of a wrong type or layout, with a NaN or an infinity, or a negative
+    variance, by name."""
     for name, tensor in state.items():
         types = FLOAT_TYPES + COUNT_TYPES if name.endswith(COUNTER) else FLOAT_TYPES
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.dtype not in types:

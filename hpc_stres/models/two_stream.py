@@ -71,10 +71,11 @@ class TwoStream(nn.Module):
         groups: NormGroups | None = None,
         masks: Masks | None = None,
     ) -> Logits:
-        """rgb (N, T, 3, H, W), flow (N, T, 20, H, W); `groups` of a larger batch, or interleaved groups of this one.
+        """rgb (N, T, 3, H, W), flow (N, T, 20, H, W); `groups` of a larger batch, or interleaved
+        groups of this one.
 
-        `masks` are the dropout masks of each stream in `dropout_shapes`, which only training reads; without any,
-        training draws from torch's own generator.
+        `masks` are the dropout masks of each stream in `dropout_shapes`, which only training reads;
+        without any, training draws from torch's own generator.
         """
         frames, videos = self._check(rgb, flow)
         if groups is None and self.training:
@@ -96,7 +97,8 @@ class TwoStream(nn.Module):
         )
 
     def dropout_shapes(self, frames: int) -> dict[str, DropoutShape]:
-        """The dropout masks that a training pass over clips of `frames` time steps wants, by stream."""
+        """The dropout masks that a training pass over clips of `frames` time steps wants, by
+        stream."""
         shapes = {}
         for stream, rate in self.dropout.items():
             trunk = getattr(self, stream)
@@ -170,7 +172,8 @@ class TwoStream(nn.Module):
 
     def _keep_or_recompute(self, function: Any, *arguments: Any) -> Tensor:
         if self.activation_checkpointing and self.training:
-            # Nothing in between is random, so no generator's state has to be kept for the second pass.
+            # Nothing in between is random, so no generator's state has to be kept for the second
+            # pass.
             return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
         return function(*arguments)
 

@@ -47,9 +47,11 @@ class Report:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """A state dict from .safetensors, or from a torch file without unpickling code; every value is checked.
+    """A state dict from .safetensors, or from a torch file without unpickling code; every value is
+    checked.
 
-    The one way in for weights: what is damaged, not finite, of a wrong type or has negative variances is refused.
+    The one way in for weights: what is damaged, not finite, of a wrong type or has negative
+    variances is refused.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such weights file\n{WHERE_TO_GET}")

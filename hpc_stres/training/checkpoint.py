@@ -86,9 +86,11 @@ class Writer:
 
 
 def _drop_old(paths: PhasePaths, step: int) -> None:
-    """Keep the newest two up to the step just saved and the best of them; what a killed save left behind goes too.
+    """Keep the newest two up to the step just saved and the best of them; what a killed save left
+    behind goes too.
 
-    One of a later step is damaged or not finite, for the run has resumed from before it: it goes as well.
+    One of a later step is damaged or not finite, for the run has resumed from before it: it goes as
+    well.
     """
     everything = sorted(paths.checkpoints.glob("step*"))
     past = [path for path in everything if path.name <= paths.checkpoint(step).name]
@@ -106,8 +108,8 @@ def _drop_old(paths: PhasePaths, step: int) -> None:
 
 
 def newest(paths: PhasePaths, warn: bool = True) -> Checkpoint | None:
-    """The newest good checkpoint. One that is damaged or not finite is named on stderr, and the one before is taken;
-    where there is none before it, the phase begins anew, which is said as well."""
+    """The newest good checkpoint. One that is damaged or not finite is named on stderr, and the one
+    before is taken; where there is none before it, the phase begins anew, which is said as well."""
     candidates = sorted(paths.checkpoints.glob("step*"), reverse=True)
     for number, path in enumerate(candidates, 1):
         fault = find_damage(path)

@@ -1,4 +1,5 @@
-"""Which experiment may go on from which run folder and checkpoint: one rule for every command. Pure, no torch."""
+"""Which experiment may go on from which run folder and checkpoint: one rule for every command.
+Pure, no torch."""
 
 import contextlib
 import hashlib
@@ -13,11 +14,12 @@ from hpc_stres.config import Config
 from hpc_stres.configfile import dump, load_resolved, plain
 from hpc_stres.errors import UserError
 from hpc_stres.ownership import owned
-from hpc_stres.runpaths import PhasePaths, RunPaths, write_text
+from hpc_stres.runpaths import PhasePaths, RunPaths, read_sealed, write_sealed, write_text
 from hpc_stres.training.product import read_done
 
 # How long a command waits for another one that is just claiming the same new run folder.
 CLAIM_PATIENCE_SECONDS = 60.0
+ALLOWED_CHANGES = "allowed_changes.json"
 
 # What may differ between a checkpoint and the run that goes on from it: layout and logging, not learning.
 FREE_KEYS = (
@@ -31,27 +33,41 @@ FREE_KEYS = (
 
 
 def claim_run_folder(config: Config, run_dir: Path, allowed: tuple[str, ...] = (), update: bool = False) -> None:
-    """Make a run folder this experiment's, or refuse one that belongs to another and show the difference.
+    """Make a run folder this experiment's, or refuse one that belongs to another and show the
+    difference.
 
-    The first command writes config.yaml. A later one must agree with it in every key but those that change how and not
-    what is learned (FREE_KEYS) and those that the user `allowed`; the latter are then changed in config.yaml as well.
-    Free keys stay as they are there, for jobs may be queued that read them, unless `update` asks for them.
+    The first command writes config.yaml. A later one must agree with it, and with what the folder's
+    phases were trained with, in every key but those that change how and not what is learned
+    (FREE_KEYS) and those that the user `allowed`. The latter are changed in config.yaml as well,
+    and remembered, for phases from before the change stay as they are. Free keys stay as they are
+    in config.yaml, for jobs may be queued that read them, unless `update` asks for them.
     """
     paths = RunPaths(run_dir)
     lock = run_dir / "config.lock"
     with owned(lock, "this run folder's config.yaml is being written", CLAIM_PATIENCE_SECONDS):
         wanted = plain(config)
-        if paths.config.is_file():
-            stored = plain(load_resolved(paths.config))
+        stored = plain(load_resolved(paths.config)) if paths.config.is_file() else None
+        if stored is not None:
             refuse_other_config(stored, wanted, FREE_KEYS + allowed, f"{run_dir}: this run folder")
-            new = wanted if update else _with_values(stored, wanted, allowed)
-            if new != stored:
-                write_text(paths.config, yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
-            return
-        # Without a config.yaml the folder belongs to whoever trained in it.
+        remembered = _allowed_before(run_dir)
         for where, found in _configs_of_phases(paths):
-            refuse_other_config(found, wanted, FREE_KEYS + allowed, where)
-        write_text(paths.config, dump(config))
+            refuse_other_config(found, wanted, FREE_KEYS + allowed + remembered, where)
+        if set(allowed) - set(remembered):
+            keys = sorted({*allowed, *remembered})
+            write_sealed(run_dir / ALLOWED_CHANGES, {"keys": keys})
+        new = wanted if stored is None or update else _with_values(stored, wanted, allowed)
+        if new != stored:
+            text = yaml.safe_dump(new, sort_keys=False, allow_unicode=True)
+            write_text(paths.config, text if stored is not None else dump(config))
+
+
+def _allowed_before(run_dir: Path) -> tuple[str, ...]:
+    """Keys in which this folder's phases may differ, because the user allowed it."""
+    path = run_dir / ALLOWED_CHANGES
+    if not path.is_file():
+        return ()
+    remedy = "Remove it, and give --allow-config-change KEY for each key that may differ."
+    return tuple(map(str, read_sealed(path, remedy).get("keys", ())))
 
 
 def _with_values(stored: Any, wanted: Any, keys: tuple[str, ...], path: str = "") -> Any:
@@ -67,11 +83,12 @@ def _with_values(stored: Any, wanted: Any, keys: tuple[str, ...], path: str = ""
 
 
 def _configs_of_phases(paths: RunPaths) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The config that each phase of a run folder was trained with, from done.json and its newest checkpoint."""
+    """The config that each phase of a run folder was trained with, from done.json and its newest
+    checkpoint."""
     for folder in sorted((paths.root / "phases").glob("*")):
         phase = PhasePaths(folder)
         done = read_done(phase)
-        if done is not None:
+        if done is not None and "config" in done:
             yield f"{phase.done}: this phase", done["config"]
         for checkpoint in sorted(phase.checkpoints.glob("step*"), reverse=True):
             meta = read_meta(checkpoint)
@@ -81,7 +98,8 @@ def _configs_of_phases(paths: RunPaths) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def read_meta(checkpoint: Path) -> dict[str, Any]:
-    """A checkpoint's meta.json; empty when it is missing or damaged, which whoever reads the checkpoint says aloud."""
+    """A checkpoint's meta.json; empty when it is missing or damaged, which whoever reads the
+    checkpoint says aloud."""
     with contextlib.suppress(OSError, ValueError, TypeError):
         meta = dict(json.loads((checkpoint / "meta.json").read_text(encoding="utf-8")))
         if meta.pop("checksum", None) == meta_checksum(meta):

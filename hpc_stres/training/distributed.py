@@ -101,7 +101,8 @@ def describe_numerics(device: torch.device, precision: str) -> str:
 
 
 def refuse_together(refusal: UserError | None, control: Any, what: str) -> None:
-    """Every rank refuses when one does, so that none waits for a rank that has left. `what` is said by the others."""
+    """Every rank refuses when one does, so that none waits for a rank that has left. `what` is said
+    by the others."""
     (refused,) = agree([float(refusal is not None)], control)
     if refusal is not None:
         raise refusal
@@ -110,7 +111,8 @@ def refuse_together(refusal: UserError | None, control: Any, what: str) -> None:
 
 
 def refuse_different_starts(fingerprint: str, control: Any) -> None:
-    """Refuse ranks that begin with different weights or steps, which a file system that lags behind can cause."""
+    """Refuse ranks that begin with different weights or steps, which a file system that lags behind
+    can cause."""
     # Four bytes at a time, which a float64 holds exactly.
     parts = [float(int(fingerprint[start : start + 8], 16)) for start in (0, 8, 16, 24)]
     if agree(parts, control) != agree(parts, control, largest=False):

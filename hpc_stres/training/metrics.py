@@ -1,4 +1,5 @@
-"""What the first rank writes while it trains: metrics.jsonl (the truth), TensorBoard events, progress, heartbeats.
+"""What the first rank writes while it trains: metrics.jsonl (the truth), TensorBoard events,
+progress, heartbeats.
 
 And how long steps take, which goes into them.
 """
@@ -32,7 +33,8 @@ class MetricsLog:
         # Steps after the checkpoint will be done again: their rows go, so that each step stands once.
         rows, faults = sift_metrics(paths)
         if faults:
-            # Rows of an older version have no checksum, others may be damaged: they are kept beside, not among, ours.
+            # Rows of an older version have no checksum, others may be damaged: they are kept
+            # beside, not among, ours.
             shutil.copyfile(paths.metrics, paths.root / "metrics.left_out.jsonl")
             print(f"{faults[0]} ({len(faults)} in all); the old file is metrics.left_out.jsonl", file=sys.stderr)
         kept = [row for row in rows if row["step"] <= start_step]

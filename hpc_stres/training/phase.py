@@ -1,5 +1,7 @@
-"""Training a phase from outside: the process group, who owns the phase, and what is left to do of it."""
+"""Training a phase from outside: the process group, who owns the phase, and what is left to do of
+it."""
 
+import contextlib
 import os
 import sys
 import time
@@ -23,7 +25,8 @@ from hpc_stres.training.trainer import Trainer
 
 # What the slowest of the ranks that did arrive needs to say so after a time-out.
 HEARTBEAT_GRACE_SECONDS = 3.0
-# Under Slurm the next link of a chain may start while the one before it still writes its last checkpoint.
+# Under Slurm the next link of a chain may start while the one before it still writes its last
+# checkpoint.
 LINK_PATIENCE_SECONDS = 60.0
 
 
@@ -68,7 +71,8 @@ def _is_left_to_do(
     config: Config, name: str, run_dir: Path, world: World, allowed: tuple[str, ...], control: Any,
     ownership: ExitStack,
 ) -> bool:  # fmt: skip
-    """Claim the run folder and own the phase, on the first rank for all; False where the phase is finished."""
+    """Claim the run folder and own the phase, on the first rank for all; False where the phase is
+    finished."""
     paths = RunPaths(run_dir).phase(name)
     refusal, done = None, False
     if world.is_first:
@@ -102,15 +106,44 @@ def _train_owned(trainer: Trainer, allowed: tuple[str, ...]) -> bool:
         torch.distributed.barrier(group=trainer.control)
     except RuntimeError as error:
         _name_late_ranks(trainer, error)
-        raise
+        lost = lost_ranks(trainer, error)
+        if lost is None:
+            raise
+        raise lost from error
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or trainer.paths.root}: cannot be read or written: "
+            f"{error.strerror or error}\nPut that right and run the same command again: "
+            "it resumes from the last checkpoint."
+        ) from error
     finally:
-        trainer.heartbeat.beat(trainer.step, "left", force=True)
+        # On a full disk this fails as well, and what failed first is what must be said.
+        with contextlib.suppress(OSError):
+            trainer.heartbeat.beat(trainer.step, "left", force=True)
     trainer.engine.close()
     return finished
 
 
+# What torch and its backends say of a peer that has left or does not answer.
+_PEER_WORDS = ("gloo", "nccl", "connection", "timed out", "timeout", "broken pipe", "peer")
+
+
+def lost_ranks(trainer: Any, error: RuntimeError) -> UserError | None:
+    """An error of the process group as a sentence; None for an error of another kind."""
+    text = str(error)
+    is_of_peers = any(word in text.lower() for word in _PEER_WORDS)
+    if trainer.world.size == 1 or not is_of_peers:
+        return None
+    reason = text.strip().splitlines()[0][:200]
+    return UserError(
+        f"{trainer.name}: rank {trainer.world.rank} lost the other ranks at step {trainer.step}: {reason}\n"
+        "Their own messages say why. The same command resumes from the last checkpoint."
+    )
+
+
 def _name_late_ranks(trainer: Trainer, error: RuntimeError) -> None:
-    """Ranks that wait say so in their heartbeats; those that do not are the ones that are waited for."""
+    """Ranks that wait say so in their heartbeats; those that do not are the ones that are waited
+    for."""
     if trainer.world.size == 1:
         return
     trainer.heartbeat.beat(trainer.step, WAITING, force=True)

@@ -1,7 +1,8 @@
-"""What a phase leaves behind, read in one place: done.json, the weights that it vouches for, metrics. Pure, no torch.
+"""What a phase leaves behind, read in one place: done.json, the weights that it vouches for,
+metrics. Pure, no torch.
 
-done.json carries its own checksum and the weights' one, so that a bit that changed in either is noticed by whoever
-reads them: the launcher, a later phase, evaluation, export.
+done.json carries its own checksum and the weights' one, so that a bit that changed in either is
+noticed by whoever reads them: the launcher, a later phase, evaluation, export.
 """
 
 import json
@@ -13,7 +14,8 @@ from typing import Any
 from hpc_stres.errors import UserError
 from hpc_stres.runpaths import PhasePaths, read_sealed, sealed, sha256, unsealed, write_sealed
 
-_KEYS = {"phase": str, "step": int, "sha256": str, "classes": list, "config": dict}
+_KEYS = {"step": int, "sha256": str, "phase": str, "classes": list, "config": dict}
+_NEEDED = ("step", "sha256")
 
 
 def write_done(paths: PhasePaths, done: dict[str, Any]) -> None:
@@ -22,14 +24,17 @@ def write_done(paths: PhasePaths, done: dict[str, Any]) -> None:
 
 
 def read_done(paths: PhasePaths) -> dict[str, Any] | None:
-    """What a finished phase says of itself: phase, step, sha256 of its weights, classes, config, requests.
+    """What a finished phase says of itself: phase, step, sha256 of its weights, classes, config,
+    requests.
 
     None where the phase is not finished; a UserError where done.json is damaged or of version 0.2.
     """
     if not os.path.lexists(paths.done):
         return None
     done = read_sealed(paths.done, _remedy(paths))
-    wrong = [key for key, kind in _KEYS.items() if not isinstance(done.get(key), kind)]
+    wrong = [
+        key for key, kind in _KEYS.items() if (key in done or key in _NEEDED) and not isinstance(done.get(key), kind)
+    ]
     if wrong:
         raise UserError(f"{paths.done}: {wrong[0]} is missing or of the wrong type\n{_remedy(paths)}")
     return done
@@ -54,7 +59,7 @@ def checked_weights(paths: PhasePaths) -> Path:
         raise UserError(f"{paths.root}: phase {name} is not finished\nTrain it first: --phase {name}")
     if not paths.weights.is_file() or sha256(paths.weights) != done["sha256"]:
         raise UserError(
-            f"{paths.weights}: these are not the weights that phase {done['phase']} finished with\n"
+            f"{paths.weights}: these are not the weights that phase {paths.root.name} finished with\n"
             f"Remove {paths.done} and train the phase again; its checkpoints are kept."
         )
     return paths.weights
@@ -66,7 +71,8 @@ def metrics_line(row: dict[str, Any]) -> str:
 
 
 def read_metrics(paths: PhasePaths) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl. A last line torn by a kill is left out, a damaged one is left out and named on stderr."""
+    """Rows of metrics.jsonl. A last line torn by a kill is left out, a damaged one is left out and
+    named on stderr."""
     rows, faults = sift_metrics(paths)
     for fault in faults:
         print(fault, file=sys.stderr)

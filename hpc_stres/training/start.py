@@ -22,12 +22,14 @@ MEMORY_SHARE = 0.6
 
 
 def build_phase_model(config: Config, name: str, num_classes: int) -> TwoStream:
-    """The network of a phase, initialised from the run's seed: the same on every rank, device and layout."""
+    """The network of a phase, initialised from the run's seed: the same on every rank, device and
+    layout."""
     phase = config.phase(name)
     options: dict[str, Any] = {"dropout": phase.dropout}
     if phase.model in ("st_resnet_star", "stm_resnet"):
         options["temporal_pool"] = phase.temporal_pool
-    # A layer draws from torch's generator when it is made; that leaves no trace, and its numbers are drawn anew.
+    # A layer draws from torch's generator when it is made; that leaves no trace, and its numbers
+    # are drawn anew.
     with torch.random.fork_rng(devices=[]):
         model = build_model(
             phase.model,

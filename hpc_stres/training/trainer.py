@@ -1,4 +1,5 @@
-"""The loop: one rank's part of one phase, from its first weights or its last checkpoint to its product."""
+"""The loop: one rank's part of one phase, from its first weights or its last checkpoint to its
+product."""
 
 import hashlib
 import time
@@ -33,7 +34,8 @@ from hpc_stres.training.metrics import Heartbeat, MetricsLog, Stopwatch, memory_
 from hpc_stres.training.product import write_done
 from hpc_stres.training.signals import StopFlag
 
-# What the feed hands over for one micro-step: clips and their dropout masks, or nothing where a rank has no share.
+# What the feed hands over for one micro-step: clips and their dropout masks, or nothing where a
+# rank has no share.
 Batch = tuple[Clips, Masks] | None
 
 

@@ -59,7 +59,8 @@ def train(data_root, run_dir, phase, world, *overrides, expect=0, timeout=240):
 
 
 def train_together(data_root, world, trainings):
-    """Train several times over the same `world` processes; a training is (phase, run folder, overrides).
+    """Train several times over the same `world` processes; a training is (phase, run folder,
+    overrides).
 
     The last may have a fourth part: what each rank is refused with.
     """

@@ -1,4 +1,5 @@
-"""With dropout the trained weights are those of any other layout, of any engine, and of a run that was interrupted."""
+"""With dropout the trained weights are those of any other layout, of any engine, and of a run that
+was interrupted."""
 
 import pytest
 from torch.nn import functional
@@ -9,7 +10,8 @@ from tests.unit.trained import train
 pytestmark = pytest.mark.distributed
 FLOAT64 = "training.precision=float64"
 MICRO_STEPS = "training.max_micro_batch=4"
-# A single stream as released, and a joint network whose motion stream has a temporal pool before its dropout.
+# A single stream as released, and a joint network whose motion stream has a temporal pool before
+# its dropout.
 CASES = {
     "motion": ["phases.motion.dropout=0.8"],
     "st_resnet": [
@@ -20,7 +22,8 @@ CASES = {
 
 
 def difference(one, two):
-    """Without the biases that a normalisation takes away again: their gradient is nothing but rounding."""
+    """Without the biases that a normalisation takes away again: their gradient is nothing but
+    rounding."""
     without = [{name: value for name, value in state.items() if ".temporal.bias" not in name} for state in (one, two)]
     return largest_difference(*without)
 
@@ -46,7 +49,8 @@ def two_ranks(data_root, tmp_path_factory):
         (phase, folder, [FLOAT64, *CASES[phase], f"training.engine={engine}", "training.max_micro_batch=5"])
         for (phase, engine), folder in folders.items()
     ]
-    # Every rank of an experiment that does not belong here refuses, and none waits for the one that knows why.
+    # Every rank of an experiment that does not belong here refuses, and none waits for the one that
+    # knows why.
     other = [*trainings[0][2], "training.momentum=0.5"]
     refusals = ["training.momentum: 0.9 there, 0.5 now", "another rank refused to train motion in"]
     train_together(data_root, 2, [*trainings, ("motion", trainings[0][1], other, refusals)])

@@ -1,4 +1,5 @@
-"""One rank that trains several times in one process: importing everything once is what costs in such tests."""
+"""One rank that trains several times in one process: importing everything once is what costs in
+such tests."""
 
 import hashlib
 import json

@@ -1,10 +1,13 @@
-"""A run folder belongs to one experiment and a phase to one trainer, for every command; done.json is sealed."""
+"""A run folder belongs to one experiment and a phase to one trainer, for every command; done.json
+is sealed."""
 
+import errno
 import json
 import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +17,7 @@ from hpc_stres.ownership import owned
 from hpc_stres.runpaths import RunPaths, write_json
 from hpc_stres.training.checkpoint_rules import claim_run_folder
 from hpc_stres.training.metrics import MetricsLog
+from hpc_stres.training.phase import lost_ranks
 from hpc_stres.training.product import (
     checked_weights,
     metrics_line,
@@ -82,6 +86,28 @@ def test_without_config_yaml_the_phases_say_whose_a_folder_is(tmp_path):
     claim_run_folder(config("training.momentum=0.5"), tmp_path)
 
 
+def test_a_phase_of_another_run_that_was_put_into_the_folder_is_refused(tmp_path):
+    claim_run_folder(config(), tmp_path)
+    finish(tmp_path, "motion", config("training.momentum=0.5"))
+    with pytest.raises(UserError, match=r"motion/done\.json: this phase is of another experiment: training\.momentum"):
+        claim_run_folder(config(), tmp_path)
+
+
+def test_phases_from_before_an_allowed_change_stay(tmp_path):
+    claim_run_folder(config(), tmp_path)
+    finish(tmp_path, "motion", config())
+    changed = config("training.momentum=0.5")
+    claim_run_folder(changed, tmp_path, ("training.momentum",))
+    claim_run_folder(changed, tmp_path)
+    claim_run_folder(config("training.momentum=0.6"), tmp_path, ("training.momentum",))
+    with pytest.raises(UserError, match=r"training\.momentum: 0\.6 there"):
+        claim_run_folder(changed, tmp_path)
+    path = tmp_path / "allowed_changes.json"
+    path.write_text(path.read_text().replace("momentum", "momentun"))
+    with pytest.raises(UserError, match=r"allowed_changes\.json: damaged: its checksum is wrong"):
+        claim_run_folder(config("training.momentum=0.6"), tmp_path)
+
+
 def test_without_config_yaml_checkpoints_say_whose_a_folder_is(data_root, tmp_path):
     train(data_root, tmp_path, "motion", "training.max_steps=2")
     paths = RunPaths(tmp_path)
@@ -139,12 +165,19 @@ def test_a_phase_that_is_being_trained_is_refused_with_its_owners_name(data_root
 def test_the_next_link_of_a_chain_waits_for_the_one_before_to_end(data_root, tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     lock = RunPaths(tmp_path).phase("motion").lock
-    has_it = threading.Event()
+    has_it, wanted = threading.Event(), threading.Event()
+
+    def ask(*arguments):
+        wanted.set()
+        return owned(*arguments)
+
+    monkeypatch.setattr("hpc_stres.training.phase.owned", ask)
 
     def end_soon():
         with owned(lock, "this phase is being trained"):
             has_it.set()
-            time.sleep(1.0)
+            assert wanted.wait(60)
+            time.sleep(0.5)
 
     thread = threading.Thread(target=end_soon)
     thread.start()
@@ -157,6 +190,31 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(data_root, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written: Not a directory"):
         train(data_root, tmp_path / "file" / "run", "motion", "training.max_steps=1")
+
+
+@pytest.mark.parametrize("where", ["hpc_stres.training.trainer.save_state", "hpc_stres.training.metrics.write_text"])
+def test_a_disk_that_is_full_while_it_trains_is_one_sentence(data_root, tmp_path, monkeypatch, where):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(where, full)
+    with pytest.raises(UserError, match="motion: cannot be read or written: No space left on device") as caught:
+        train(data_root, tmp_path, "motion", "training.max_steps=1")
+    assert "resumes from the last checkpoint" in str(caught.value)
+    monkeypatch.undo()
+    train(data_root, tmp_path, "motion", "training.max_steps=1")
+
+
+def test_losing_the_other_ranks_is_a_sentence_and_a_fault_of_the_code_is_not():
+    trainer = SimpleNamespace(world=SimpleNamespace(size=2, rank=1), name="motion", step=7)
+    gloo = RuntimeError("[/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:59211\nmore")
+    text = str(lost_ranks(trainer, gloo))
+    assert "motion: rank 1 lost the other ranks at step 7: " in text
+    assert "Connection closed by peer" in text
+    assert len(text.splitlines()) == 2
+    assert lost_ranks(trainer, RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+    alone = SimpleNamespace(world=SimpleNamespace(size=1, rank=0), name="motion", step=7)
+    assert lost_ranks(alone, gloo) is None
 
 
 def test_every_flipped_bit_of_done_json_is_noticed_or_harmless(tmp_path):
@@ -179,13 +237,18 @@ def test_every_flipped_bit_of_done_json_is_noticed_or_harmless(tmp_path):
     assert noticed > 2 * len(good)
 
 
-@pytest.mark.parametrize("missing", ["phase", "step", "sha256", "classes", "config"])
-def test_a_done_json_that_lacks_something_is_refused(tmp_path, missing):
+@pytest.mark.parametrize("wrong", ["phase", "step", "sha256", "classes", "config"])
+def test_a_done_json_that_lacks_something_is_refused(tmp_path, wrong):
     paths = RunPaths(tmp_path).phase("motion")
     finish(tmp_path, "motion", config())
-    write_done(paths, {key: value for key, value in read_done(paths).items() if key != missing})
-    with pytest.raises(UserError, match=f"{missing} is missing or of the wrong type"):
+    whole = read_done(paths)
+    write_done(paths, whole | {wrong: 1.5})
+    with pytest.raises(UserError, match=f"{wrong} is missing or of the wrong type"):
         read_done(paths)
+    if wrong in ("step", "sha256"):
+        write_done(paths, {key: value for key, value in whole.items() if key != wrong})
+        with pytest.raises(UserError, match=f"{wrong} is missing or of the wrong type"):
+            read_done(paths)
 
 
 def test_a_done_json_of_an_older_version_is_refused_with_the_way_on(data_root, tmp_path):

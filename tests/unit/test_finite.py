@@ -1,4 +1,5 @@
-"""What is not finite does not leave: not into a checkpoint, not into the product, and not in from a file."""
+"""What is not finite does not leave: not into a checkpoint, not into the product, and not in from a
+file."""
 
 import json
 
@@ -93,7 +94,8 @@ def test_a_product_from_a_last_checkpoint_is_checked_too(data_root, tmp_path, mo
 
 
 def spoil(folder, name, tensor):
-    """Put a NaN into a checkpoint as a version without this check would have written it: its checksums are right."""
+    """Put a NaN into a checkpoint as a version without this check would have written it: its
+    checksums are right."""
     meta = json.loads((folder / "meta.json").read_text())
     state = load_file(folder / name)
     state[tensor].view(-1)[0] = NAN
@@ -219,17 +221,19 @@ def test_every_flipped_bit_of_our_weights_is_noticed_without_done_json(tmp_path)
 
 
 def test_rounding_leaves_no_negative_variance():
-    layer = SubBatchNorm2d(3, average="sigma")
-    with torch.no_grad():
-        layer.running_var.zero_()
-    for _ in range(200):
-        # Sigma of a channel that is always the same, as the forward pass collects it.
-        layer.fold(torch.tensor([[0.0] * 3, [(1e-5) ** 0.5 * (1 - 1e-7)] * 3, [1.0] * 3]))
-    assert (layer.running_var >= 0).all()
+    """A channel that is always the same: sigma is the root of eps, and its square is not quite eps."""
+    for eps in (1e-5, 2e-5, 3e-5, 1e-4, 1e-3, 2e-3):
+        layer = SubBatchNorm2d(2, eps=eps, average="sigma").train()
+        with torch.no_grad():
+            layer.running_var.zero_()
+        for _ in range(3):
+            layer(torch.ones(4, 2, 3, 3))
+        assert (layer.running_var >= 0).all(), eps
 
 
 def test_the_report_of_a_bad_loss_before_the_first_log_is_no_infinity(tmp_path):
-    """A checkpoint that is written before the first line of the log knows no loss; JSON has no infinity for it."""
+    """A checkpoint that is written before the first line of the log knows no loss; JSON has no
+    infinity for it."""
     paths = RunPaths(tmp_path).phase("motion")
     for step, loss in ((1, None), (2, 3.0), (3, None), (4, 5.0), (5, None)):
         checkpoint.save(paths, step, {"a": torch.ones(2)}, {}, {"phase": "motion", "loss": loss})

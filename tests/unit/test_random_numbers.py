@@ -1,4 +1,5 @@
-"""Random numbers come from the counter: dropout masks, first weights; and nothing in training draws from elsewhere."""
+"""Random numbers come from the counter: dropout masks, first weights; and nothing in training draws
+from elsewhere."""
 
 import ast
 import hashlib
@@ -180,7 +181,8 @@ def test_training_draws_from_no_global_generator(data_root, tmp_path, monkeypatc
     assert global_generators() == before
 
 
-# torch's own generator is drawn from when a layer is made outside a run, and by a network that is given no masks.
+# torch's own generator is drawn from when a layer is made outside a run, and by a network that is
+# given no masks.
 EXCEPTIONS = {
     ("models/resnet.py", "torch.randn"), ("models/temporal.py", "torch.randn"),
     ("models/dropout.py", "functional.dropout"),
@@ -193,7 +195,8 @@ NAMES = {
 
 
 def uses(source):
-    """Dotted names in a source that stand for a global generator, and methods that draw from one in place."""
+    """Dotted names in a source that stand for a global generator, and methods that draw from one in
+    place."""
     tree = list(ast.walk(ast.parse(source)))
     modules = {alias.name for node in tree if isinstance(node, ast.Import) for alias in node.names}
     for node in tree:

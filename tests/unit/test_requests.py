@@ -203,7 +203,8 @@ def test_every_valid_start_is_drawn_the_first_and_the_last_too():
     longest = choose_frames(joint, 60, 0.0, 0.9999)
     assert flow_stack(longest[-1], 59, "mirror")[-1] == 58
     released = make("st_resnet", chunk_window="released").phase
-    # The lattice 5, 10 ... 50: its first point is never a start, the last that leaves five points is.
+    # The lattice 5, 10 ... 50: its first point is never a start, the last that leaves five points
+    # is.
     assert every_start(released, 60) == {10, 15, 20, 25, 30}
 
 

@@ -73,3 +73,33 @@ def test_a_gpu_that_is_too_small_is_noticed():
     model = start.build_phase_model(config, "st_resnet", 8).to(device)
     assert start.try_micro_batch(model, config, "st_resnet", device, 1)
     assert not start.try_micro_batch(model, config, "st_resnet", device, 10**8)
+
+
+def test_ranks_that_begin_differently_are_refused(monkeypatch):
+    other = "0123456789abcdef" * 4
+
+    def agree(values, group, largest=True):
+        theirs = [float(int(other[start : start + 8], 16)) for start in (0, 8, 16, 24)]
+        return [(max if largest else min)(pair) for pair in zip(values, theirs, strict=True)]
+
+    monkeypatch.setattr(trainer.distributed, "agree", agree)
+    trainer.distributed.refuse_different_starts(other, None)
+    for place in (0, 9, 31):
+        differing = other[:place] + "e" + other[place + 1 :]
+        with pytest.raises(UserError, match="the ranks do not start from the same weights and step"):
+            trainer.distributed.refuse_different_starts(differing, None)
+
+
+def test_what_a_rank_begins_with_is_its_step_its_requests_and_every_number():
+    model = start.build_phase_model(tiny_config("data"), "motion", 8)
+
+    def fingerprint(step=3, trail="a"):
+        rank = SimpleNamespace(step=step, trail=trail, world=SimpleNamespace(size=2))
+        return trainer.Trainer.fingerprint(rank, model)
+
+    found = [fingerprint(), fingerprint(step=4), fingerprint(trail="b")]
+    with torch.no_grad():
+        model.motion.bn1.running_mean[0] += 1e-6
+    found.append(fingerprint())
+    assert len(set(found)) == 4
+    assert fingerprint() == found[-1]

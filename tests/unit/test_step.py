@@ -1,4 +1,5 @@
-"""One SGD step by hand: rates and decay of every kind of parameter, and what each stream's loss weighs."""
+"""One SGD step by hand: rates and decay of every kind of parameter, and what each stream's loss
+weighs."""
 
 from dataclasses import replace
 

@@ -1,4 +1,5 @@
-"""Training a phase of the tiny config inside the test's own process, which costs a second instead of ten."""
+"""Training a phase of the tiny config inside the test's own process, which costs a second instead
+of ten."""
 
 from safetensors.torch import load_file
 
