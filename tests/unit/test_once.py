@@ -243,6 +243,48 @@ def test_a_job_that_was_accepted_without_a_word_is_not_submitted_again(fake, req
     assert sorted(number for job in journal.jobs.values() for number in job.ids) == sorted(fake.jobs)
 
 
+@pytest.mark.parametrize("name", ["ask", "accept"])
+def test_a_full_disk_loses_no_job(fake, request_of, monkeypatch, name):
+    kept = getattr(Journal, name)
+
+    def fail(self, *arguments):
+        if len(fake.jobs) == 1:
+            raise OSError(28, "No space left on device")
+        return kept(self, *arguments)
+
+    monkeypatch.setattr(Journal, name, fail)
+    with pytest.raises(OSError, match="No space left"):
+        submit(request_of("motion,appearance"))
+    monkeypatch.setattr(Journal, name, kept)
+    submit(request_of("motion,appearance"))
+    assert fake.alive() == ["appearance", *MOTION]
+    assert len(fake.jobs) == 3
+
+
+def test_ctrl_c_tells_what_was_submitted(fake, request_of):
+    def interrupt(number):
+        if number == "101":
+            raise KeyboardInterrupt
+
+    fake.on_sbatch = interrupt
+    with pytest.raises(UserError, match=r"interrupted at evaluate\nSubmitted so far: 100\.") as caught:
+        submit(request_of())
+    assert caught.value.code == 130
+    fake.on_sbatch = lambda number: None
+    submit(request_of())
+    assert fake.alive() == MOTION
+    assert len(fake.jobs) == 2
+
+
+def test_the_same_folder_under_another_name_is_the_same_run(fake, request_of, tmp_path, monkeypatch):
+    submit(request_of())
+    (tmp_path / "mount").symlink_to(tmp_path / "run")
+    # A link stands for a second mount here, whose name no resolving turns into the first one.
+    monkeypatch.setattr("pathlib.Path.resolve", lambda path: path.absolute())
+    submit(request_of(run_dir=tmp_path / "mount"))
+    assert len(fake.jobs) == 2
+
+
 def test_a_refusal_takes_back_what_was_submitted_with_it(fake, request_of):
     def refuse_third(words):
         return Answer(1, "", "sbatch: error: Invalid partition") if len(fake.jobs) == 2 else fake.sbatch(words)
