@@ -65,7 +65,9 @@ class Journal:
         if not path.exists():
             return cls(run_dir, fresh)
         state = read_sealed(path, damage_remedy(run_dir))
-        if state["run"].startswith(folder_tag(run_dir)):
+        if missing := set(fresh) - set(state):
+            raise UserError(f"{path}: it has no {', '.join(sorted(missing))}\n{damage_remedy(run_dir)}")
+        if state["run"].startswith(folder_tag(run_dir)) or _is_same_folder(Path(state["folder"]), run_dir):
             return cls(run_dir, state)
         if _is_copy(Path(state["folder"]), state["run"]):
             return cls(run_dir, fresh)
@@ -162,6 +164,14 @@ def damage_remedy(run_dir: Path) -> str:
         f"End what the queue still has of this run: python launch/submit.py --cancel '{run_dir}'\n"
         "Then move that file away; phases that are done stay done."
     )
+
+
+def _is_same_folder(original: Path, run_dir: Path) -> bool:
+    """Whether two names, of two mounts perhaps, are one folder."""
+    try:
+        return original.samefile(run_dir)
+    except OSError:
+        return False
 
 
 def _is_copy(original: Path, run: str) -> bool:

@@ -115,9 +115,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"submit.py: {error}", file=sys.stderr)
         return error.code
     except OSError as error:
-        if args.debug or error.filename is None:
+        if args.debug:
             raise
-        print(f"submit.py: {error.filename}: {error.strerror}", file=sys.stderr)
+        where = error.filename or args.cancel or args.run_dir or "the run folder"
+        print(f"submit.py: {where}: {error.strerror or error}\nThe same command goes on.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(

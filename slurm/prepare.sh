@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Prepare a config's store over several nodes with MPI:
 #   CONFIG=configs/ucf101.yaml sbatch --nodes 4 --ntasks-per-node 16 slurm/prepare.sh
+# Ranks find each other through `srun --mpi=pmix`; where a cluster has no pmix, SLURM_MPI_TYPE names another of those
+# that `srun --mpi=list` shows: SLURM_MPI_TYPE=pmi2 CONFIG=configs/ucf101.yaml sbatch ...
 # IMAGE=FILE.sif runs inside an apptainer image (BINDS=DIR,DIR: what it reads besides repository and run); further arguments go to `hpc-stres prepare`.
 #SBATCH --job-name=stres-prepare
 #SBATCH --time=24:00:00

@@ -11,10 +11,10 @@ LONG = "[[1000000, 1.0e-3]]"
 
 @pytest.fixture(scope="module")
 def long_run(slurm, data_root, tmp_path_factory):
-    """Three links of one phase that has no end in sight, each of one minute; it runs beside the other tests."""
+    """Six links of one phase that has no end in sight, each of one minute; it runs beside the other tests."""
     with person(slurm, data_root, tmp_path_factory.mktemp("long") / "run") as user:
         user.submit("--split", "1", nodes=1, phase="motion", phases__motion__schedule=LONG, cluster__minutes=1,
-                    cluster__links=3, training__checkpoint_every_steps=100000)  # fmt: skip
+                    cluster__links=6, training__checkpoint_every_steps=100000)  # fmt: skip
         yield user
 
 

@@ -226,6 +226,104 @@ def test_a_chain_that_was_cut_short_gets_its_missing_links_only(fake, request_of
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "answer", [NoAnswer("silent"), Answer(1, "", "Socket timed out on send/recv operation"), Answer(0, "Thanks\n", ""),
+               Answer(0, "7\n8\n", ""), Answer(1, "", "Batch job submission failed: Invalid qos specification")],
+)  # fmt: skip
+def test_a_job_that_was_accepted_without_a_word_is_not_submitted_again(fake, request_of, answer):
+    def accept_but(words):
+        fake.sbatch(words)
+        return answer
+
+    fake.answers["sbatch"] = accept_but
+    submit(request_of("motion,appearance", "cluster.links=2"))
+    assert fake.alive() == ["appearance"] * 2 + ["evaluate"] * 2 + ["motion"] * 2
+    assert len(fake.jobs) == 6
+    journal = Journal.read(request_of().run_dir)
+    assert sorted(number for job in journal.jobs.values() for number in job.ids) == sorted(fake.jobs)
+
+
+@pytest.mark.parametrize("name", ["ask", "accept"])
+def test_a_full_disk_loses_no_job(fake, request_of, monkeypatch, name):
+    kept = getattr(Journal, name)
+
+    def fail(self, *arguments):
+        if len(fake.jobs) == 1:
+            raise OSError(28, "No space left on device")
+        return kept(self, *arguments)
+
+    monkeypatch.setattr(Journal, name, fail)
+    with pytest.raises(OSError, match="No space left"):
+        submit(request_of("motion,appearance"))
+    monkeypatch.setattr(Journal, name, kept)
+    submit(request_of("motion,appearance"))
+    assert fake.alive() == ["appearance", *MOTION]
+    assert len(fake.jobs) == 3
+
+
+def test_ctrl_c_tells_what_was_submitted(fake, request_of):
+    def interrupt(number):
+        if number == "101":
+            raise KeyboardInterrupt
+
+    fake.on_sbatch = interrupt
+    with pytest.raises(UserError, match=r"interrupted at evaluate\nSubmitted so far: 100\.") as caught:
+        submit(request_of())
+    assert caught.value.code == 130
+    fake.on_sbatch = lambda number: None
+    submit(request_of())
+    assert fake.alive() == MOTION
+    assert len(fake.jobs) == 2
+
+
+def test_the_same_folder_under_another_name_is_the_same_run(fake, request_of, tmp_path, monkeypatch):
+    submit(request_of())
+    (tmp_path / "mount").symlink_to(tmp_path / "run")
+    # A link stands for a second mount here, whose name no resolving turns into the first one.
+    monkeypatch.setattr("pathlib.Path.resolve", lambda path: path.absolute())
+    submit(request_of(run_dir=tmp_path / "mount"))
+    assert len(fake.jobs) == 2
+
+
+def test_a_refusal_takes_back_what_was_submitted_with_it(fake, request_of):
+    def refuse_third(words):
+        return Answer(1, "", "sbatch: error: Invalid partition") if len(fake.jobs) == 2 else fake.sbatch(words)
+
+    fake.answers["sbatch"] = refuse_third
+    with pytest.raises(UserError, match=r"refused evaluate: .*Invalid partition\nNothing of this submission was left"):
+        submit(request_of("motion,appearance"))
+    assert fake.alive() == []
+
+
+@pytest.mark.parametrize("change", ["cluster.nodes=2", "training.max_steps=7", "seed=9", "training.engine=deepspeed"])
+def test_settings_that_would_not_take_effect_are_refused(fake, request_of, change):
+    submit(request_of("motion"))
+    for phases in ("motion", "motion,appearance"):
+        with pytest.raises(UserError, match=rf"in the queue with other settings: {change.split('=')[0]}: .* there, "):
+            submit(request_of(phases, change))
+    submit(request_of("motion"))
+    assert fake.alive() == MOTION
+    for job in fake.jobs.values():
+        job["state"] = "FAILED"
+    if change.startswith("cluster"):
+        submit(request_of("motion", change))
+        assert fake.alive() == MOTION
+
+
+def test_three_splits_wait_for_one_job_that_prepares(fake, request_of, tmp_path, monkeypatch):
+    monkeypatch.setattr("launch.chain.store_ready", lambda config: False)
+    root = tmp_path / "three"
+    for split in (1, 2, 3, 1, 2, 3):
+        submit(request_of("motion", f"data.split={split}", run_dir=root / f"split{split}", group=root))
+    assert fake.alive() == ["evaluate"] * 3 + ["motion"] * 3 + ["prepare"]
+    assert [job["after"] for job in fake.jobs.values() if ":motion:" in job["comment"]] == ["afterok:100"] * 3
+    # A split that is submitted by itself later waits for it as well.
+    submit(request_of("appearance", "data.split=2", run_dir=root / "split2"))
+    assert fake.alive().count("prepare") == 1
+    cancel_run(root)
+    assert fake.alive() == []
+
+
 def test_a_job_that_was_given_up_is_ended_and_does_nothing_should_it_come_late(fake, request_of, tmp_path, capsys):
     fake.answers["sbatch"] = Answer(1, "", "Socket timed out on send/recv operation")
     with pytest.raises(NoAnswer, match="the queue does not have it"):
