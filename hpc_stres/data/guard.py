@@ -41,9 +41,11 @@ START_MINUTES = 15.0
 WHOLE_OF_FRAME = 100
 # The clock is read so often; a process that was suspended for longer has not waited.
 SLICE_SECONDS = 1.0
+# Heavy imports come second: a parent may be killed meanwhile.
 CHILD = (
-    "import sys; sys.path[:] = sys.argv[3:]; from hpc_stres.data.guarded import main; "
-    "main(int(sys.argv[1]), int(sys.argv[2]))"
+    "import sys; sys.path[:] = sys.argv[3:]; "
+    "from hpc_stres.data.lifeline import end_with_parent; end_with_parent(int(sys.argv[2])); "
+    "from hpc_stres.data.guarded import main; main(int(sys.argv[1]))"
 )
 
 

@@ -1,9 +1,7 @@
 """The child of `guard`: prepares one video after another, each within its limit of memory."""
 
 import contextlib
-import ctypes
 import json
-import os
 import re
 import resource
 import signal
@@ -19,7 +17,6 @@ from hpc_stres.data.storepath import Settings
 from hpc_stres.data.video import Decoder, UndecodableError, reason_of
 from hpc_stres.errors import UserError
 
-PR_SET_PDEATHSIG = 1
 # What a job's end sends to all of its processes. The parent answers; a child that died of it would look like a video's.
 ANSWERED_BY_PARENT = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGXCPU")
 # Where memory runs out, the kernel should take this process and not its parent.
@@ -27,9 +24,8 @@ OOM_SCORE = "500"
 FRAMES_OF_A_SIGN = 100
 
 
-def main(results_fd: int, parent: int) -> None:
+def main(results_fd: int) -> None:
     """Answer jobs from standard input until it ends."""
-    _end_with(parent)
     for name in ANSWERED_BY_PARENT:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
@@ -39,14 +35,6 @@ def main(results_fd: int, parent: int) -> None:
     for line in sys.stdin.buffer:
         if not _serve(json.loads(line), results):
             return
-
-
-def _end_with(parent: int) -> None:
-    """Let Linux end this process when its parent ends, however that comes about."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
 
 
 def _serve(job: dict[str, Any], results: Connection) -> bool:

@@ -1,10 +1,7 @@
 """From videos to the store: restartable, parallel over processes or MPI ranks, the same bytes whatever their number."""
 
-import ctypes
 import os
 import shutil
-import signal
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
@@ -16,6 +13,7 @@ from typing import Any, cast
 from hpc_stres.bootstrap import find_world
 from hpc_stres.config import Config, DataConfig
 from hpc_stres.data import sources, splits
+from hpc_stres.data.lifeline import end_with_parent
 from hpc_stres.data.shards import StorePaths, pack, write_manifest, write_rejections
 from hpc_stres.data.storepath import Settings, store_folder
 from hpc_stres.data.video import UndecodableError
@@ -26,7 +24,6 @@ from hpc_stres.runpaths import write_json
 SAMPLE_VIDEOS = 3
 # Files and folders of a store besides its shards.
 STORE_FILES = 10
-PR_SET_PDEATHSIG = 1
 
 
 def _work(video: splits.Video, settings: Settings, data: DataConfig, root: Path) -> tuple[str, int]:
@@ -148,14 +145,8 @@ def _executor(workers: int) -> Iterator[Executor | None]:
         with MPICommExecutor(MPI.COMM_WORLD, root=0) as executor:
             yield cast(Executor | None, executor)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent) as executor:
+    with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent, (os.getpid(),)) as executor:
         yield executor
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever: Linux ends it with its parent."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def estimate(todo: list[splits.Video], settings: Settings, data: DataConfig, workers: int, root: Path) -> str:

@@ -67,7 +67,7 @@ def mark(path):
     return True
 
 
-def main(results_fd, parent):
+def main(results_fd):
     """`guarded.main` with these faults."""
     guarded.extract = extract
-    guarded.main(results_fd, parent)
+    guarded.main(results_fd)

@@ -75,7 +75,7 @@ FAULTS = {
     "hang": r"took longer than 0.05 minutes for a frame \(data.video_minutes\)",
     "sleep": r"took longer than 0.05 minutes for a frame \(data.video_minutes\)",
     "eats": r"more memory than data.video_memory_gib allows",
-    "endless": r"grew beyond 0.25 GiB after \d+ frames",
+    "endless": r"grew beyond 0.25 GiB after 4097 frames",
     "strange": r"KeyError: ",
 }
 

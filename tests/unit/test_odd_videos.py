@@ -2,6 +2,7 @@
 
 import os
 import random
+import struct
 from pathlib import Path
 
 import av
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 
 from hpc_stres.data import guard
-from hpc_stres.data.extract import prepare_video
+from hpc_stres.data.extract import failures_reject, prepare_video
 from hpc_stres.data.listing import Video
 from hpc_stres.data.storepath import Settings
 from hpc_stres.data.video import UndecodableError, count_frames, stored_size, write_video
+from hpc_stres.errors import UserError
 
 SETTINGS = Settings(16, 95, "native")
 # More rounds of the fuzz than every day's: HPC_STRES_FUZZ_ROUNDS=5000.
@@ -113,6 +115,10 @@ def test_sizes_are_checked_before_and_while_decoding(tmp_path, monkeypatch):
     path = encode(tmp_path / "v.mp4", smooth(2, 64, 80))
     assert reason(path, max_pixels=5119) == "80 x 64 pixels are more than data.max_pixels=5119"
     assert len(prepare_video(Video("v", path, 0), SETTINGS, max_pixels=5120).rgb) == 2
+    # Raw frames carry no size of their own: the header's is believed, and it lies.
+    raw = encode(tmp_path / "v.avi", smooth(2, 64, 80), "rawvideo")
+    raw.write_bytes(raw.read_bytes().replace(struct.pack("<II", 80, 64), struct.pack("<II", 12_000, 12_000)))
+    assert reason(raw) == "12000 x 12000 pixels are more than data.max_pixels=67108864"
     # A transport stream may change its size on the way.
     changing = tmp_path / "v.ts"
     parts = [
@@ -121,6 +127,19 @@ def test_sizes_are_checked_before_and_while_decoding(tmp_path, monkeypatch):
     changing.write_bytes(b"".join(part.read_bytes() for part in parts))
     assert "128 x 96 pixels are more than" in reason(changing, max_pixels=6000)
     assert len(prepare_video(Video("v", changing, 0), SETTINGS).rgb) == count_frames(changing)
+
+
+def test_any_error_of_a_library_is_a_reason_but_the_machines_are_not():
+    for error in (KeyError("x"), ZeroDivisionError(), RuntimeError("first line\nlast line"), OSError(5, "no disk")):
+        with pytest.raises(UndecodableError, match=type(error).__name__) as caught, failures_reject():
+            raise error
+        assert len(str(caught.value).splitlines()) == 1
+    for error in (MemoryError(), cv2.error("x")):
+        error.code = -4
+        with pytest.raises(UndecodableError, match="more memory than data"), failures_reject():
+            raise error
+    with pytest.raises(UserError, match="no compiler"), failures_reject():
+        raise UserError("no compiler")
 
 
 def cut(path, share, target):
