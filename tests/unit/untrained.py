@@ -3,10 +3,10 @@
 import os
 
 from hpc_stres.bootstrap import find_world
-from hpc_stres.configfile import dump, load_run
+from hpc_stres.configfile import dump, load_run, plain
 from hpc_stres.evaluation.evaluate import evaluate
 from hpc_stres.models.weights import save_state
-from hpc_stres.runpaths import RunPaths, sha256, write_json, write_text
+from hpc_stres.runpaths import RunPaths, sha256, write_sealed, write_text
 from hpc_stres.training import start
 
 
@@ -23,8 +23,8 @@ def finish(config, paths, name, state, classes):
     """Make these the weights that a phase finished with."""
     phase = paths.phase(name)
     save_state(state, phase.weights)
-    step = config.steps(name)
-    write_json(phase.done, {"phase": name, "step": step, "sha256": sha256(phase.weights), "classes": classes})
+    done = {"phase": name, "step": config.steps(name), "sha256": sha256(phase.weights), "classes": classes}
+    write_sealed(phase.done, {**done, "config": plain(config), "requests": ""})
 
 
 def evaluate_here(run_dir, *overrides, phases=None):
