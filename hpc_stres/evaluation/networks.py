@@ -105,16 +105,25 @@ def from_export(folder: Path, device: torch.device) -> Network:
     found = read_sealed(manifest, remedy)
     if "sizes" not in found or not weights.is_file():
         raise UserError(f"{folder}: exported by version 0.2, without {WEIGHTS}\n{remedy}")
+    try:
+        return _built(found, weights, device, str(manifest))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{manifest}: written by another version: {error}\n{remedy}") from None
+
+
+def _built(found: dict[str, Any], weights: Path, device: torch.device, origin: str) -> Network:
+    """The network that export.json describes, with the weights beside it."""
     if sha256(weights) != found["files"][WEIGHTS]:
-        raise UserError(f"{weights}: damaged: its checksum is wrong\n{remedy}")
-    sizes, origin = found["sizes"], str(manifest)
+        raise UserError(f"{weights}: damaged: its checksum is wrong\nExport the phase again.")
+    sizes, name = found["sizes"], found["phase"]
     phase: Phase = build(Phase, _nodes(sizes["phase"], origin), "phase")
     options: ModelConfig = build(ModelConfig, _nodes(sizes["network"], origin), "network")
-    evaluation: EvaluationConfig = build(EvaluationConfig, _nodes(found["evaluation"], origin), "evaluation")
-    config = Config(phases={found["phase"]: phase}, model=options, evaluation=evaluation)
-    model = finished_model(config, found["phase"], weights, len(found["classes"])).to(device).eval()
+    tested = _nodes(found["evaluation"], origin)
+    evaluation: EvaluationConfig = build(EvaluationConfig, tested, "evaluation")
+    config = Config(phases={name: phase}, model=options, evaluation=evaluation)
+    model = finished_model(config, name, weights, len(found["classes"])).to(device).eval()
     return Network(
-        found["phase"], found["classes"], Settings.stored(found["settings"]), options.variant,
+        name, found["classes"], Settings.stored(found["settings"]), options.variant,
         (phase.uses_rgb, phase.uses_flow), evaluation, torch.float32, model, weights,
     )  # fmt: skip
 

@@ -23,7 +23,7 @@ MIXED = "columns of different protocols"
 
 def read_results(path: Path) -> dict[str, Any]:
     """results.json as it was written; a missing or damaged one is a UserError that says how to make it again."""
-    remedy = f"Run `hpc-stres evaluate --run-dir {path.parent}`: it takes seconds where the scores are kept."
+    remedy = f"Run `hpc-stres evaluate --run-dir {path.parent}`: what was scored is not scored again."
     if not path.is_file():
         raise UserError(f"{path.parent}: no results.json here\n{remedy}")
     return read_sealed(path, remedy)

@@ -157,6 +157,10 @@ def test_damage_in_an_exported_folder_is_named(exported, test_video, tmp_path):
     assert len(said) > 100
     assert all(name in text for name, text in said)
     found = json.loads((folder / "export.json").read_text())
+    write_sealed(folder / "export.json", {**found, "settings": {**found["settings"], "new": 1}})
+    result = predict("--model", folder, path)
+    assert result.returncode == 1
+    assert "export.json: written by another version: " in result.stderr
     del found["sizes"]
     write_sealed(folder / "export.json", found)
     result = predict("--model", folder, path)

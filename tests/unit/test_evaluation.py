@@ -219,7 +219,8 @@ def test_scores_of_replaced_weights_are_left_out(run, data_root, store, capsys):
 def test_a_damaged_done_file_and_one_of_an_older_version_are_sentences(run):
     done = run.phase("motion").done
     whole = json.loads(done.read_text())
-    for text in ("{", "[]", json.dumps({**whole, "classes": None}), json.dumps({"step": 3}), "\udcff"):
+    flip = done.read_text().replace(whole["classes"][0], "x" + whole["classes"][0][1:], 1)
+    for text in (flip, "{", "[]", json.dumps({**whole, "classes": None}), json.dumps({"step": 3}), "\udcff"):
         done.write_bytes(text.encode("utf-8", "surrogateescape"))
         with pytest.raises(UserError, match=r"done\.json"):
             evaluate_here(run.root)
