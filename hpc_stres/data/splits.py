@@ -33,6 +33,7 @@ class Listing:
     videos: dict[str, Video] = field(default_factory=dict)
     train: dict[int, list[str]] = field(default_factory=dict)
     test: dict[int, list[str]] = field(default_factory=dict)
+    ignored: dict[str, int] = field(default_factory=dict)
 
     def add(self, video: Video) -> None:
         """Enter a video; the same id must mean the same file."""

@@ -29,7 +29,7 @@ TWO_STREAM = "two_stream"
 def evaluate(config: Config, run_dir: Path, world: World, phases: list[str] | None = None) -> dict[str, Any] | None:
     """Score every finished phase and write scores/ and results.json; the results on the first rank, None elsewhere."""
     paths = RunPaths(run_dir)
-    store = open_store(config)
+    store = open_store(config, check=world.is_first)
     chosen = [p for p in phases or ordered_phases(config.phases) if paths.phase(p).done.is_file()]
     if not chosen:
         raise UserError(f"{run_dir}: no finished phase to evaluate\nTrain one first: hpc-stres train --phase ...")
