@@ -31,6 +31,8 @@ from hpc_stres.progress import Progress
 PATIENCE_SECONDS = 30 * 86400.0
 # A shard of which less is still used is packed again, so that replaced videos do not fill the disk.
 LIVE_SHARE = 0.5
+# So much is read sooner than other processes are started.
+INLINE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,8 @@ class Preparation:
     def _hash_all(self, videos: Iterable[Video]) -> Mapping[str, Source]:
         todo = list(videos)
         found = {}
+        if sum(self._size(video) for video in todo) < INLINE_BYTES:
+            return dict(preparework.hash_video(video, self.data) for video in todo)
         with Progress("compare", len(todo), "videos", not self.quiet and bool(todo)) as progress:
             futures = [self.executor.submit(preparework.hash_video, video, self.data) for video in todo]
             for number, future in enumerate(as_completed(futures), 1):
@@ -314,7 +318,12 @@ class Preparation:
         sizes = {name: read_part(self.store.part(name))[1].payload_bytes for name in names}
         first = 1 + max((int(name.split(".")[0]) for name in old.contents.shards), default=-1)
         chosen = list(enumerate(storewriter.batches(sizes, self.data.shard_mib << 20), first))
-        futures = [self.executor.submit(preparework.pack, self.store.root, ids, number) for number, ids in chosen]
+        if len(chosen) == 1:
+            preparework.pack(self.store.root, chosen[0][1], first)
+            futures = []
+        else:
+            work = [(self.store.root, ids, number) for number, ids in chosen]
+            futures = [self.executor.submit(preparework.pack, *one) for one in work]
         with Progress("pack", len(chosen), "shards", not self.quiet and len(chosen) > 1) as progress:
             for count, future in enumerate(as_completed(futures), 1):
                 future.result()

@@ -24,7 +24,7 @@ from hpc_stres.data.storelisting import check_matches
 from hpc_stres.data.storepath import store_folder
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.ownership import owned
-from hpc_stres.runpaths import atomic_path, read_sealed, sha256, write_sealed
+from hpc_stres.runpaths import atomic_path, read_sealed, sha256, write_bytes, write_sealed
 
 PATIENCE_SECONDS = 6 * 3600.0
 BLOCK_BYTES = 1 << 22
@@ -119,8 +119,9 @@ def _complete(source: Path, target: Path, manifest: dict[str, Any]) -> None:
     _refuse_full_disk(target, sum(wanted[name]["bytes"] for name in stale))
     for name in stale:
         _copy(source / name, target / name, wanted[name])
-    with atomic_path(target / "manifest.json") as temporary:
-        shutil.copyfile(source / "manifest.json", temporary)
+    ours, theirs = StorePaths(target).manifest, StorePaths(source).manifest
+    if not ours.is_file() or ours.read_bytes() != theirs.read_bytes():
+        write_bytes(ours, theirs.read_bytes())
     if read_manifest(StorePaths(target)) != manifest:
         raise UserError(f"{source}: was prepared again while it was copied\nRun the same command again.")
     compared = {name: [*_times(target / name), sums["sha256"]] for name, sums in wanted.items()}
