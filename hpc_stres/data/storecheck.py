@@ -59,6 +59,7 @@ def check_index(
     row_of_listed = np.full(len(listing), -1, np.int32)
     splits: list[Array] = []
     problems: dict[str, str] = {}
+    last = [-1]
 
     def look_at_listing(first: int, block: Array) -> None:
         labels[first : first + len(block)] = block["label"]
@@ -70,9 +71,11 @@ def check_index(
 
     def look_at_videos(first: int, block: Array) -> None:
         listed = block["listed"]
-        if not _all_inside(listed, 0, len(listing)) or (row_of_listed[listed] >= 0).any():
+        after = np.append(last[-1:], listed)
+        if not _all_inside(listed, 0, len(listing)) or not (np.diff(after) > 0).all():
             problems["videos"] = "rows of videos that the listing does not have, or twice the same"
             return
+        last.append(int(listed[-1]))
         row_of_listed[listed] = np.arange(first, first + len(block), dtype=np.int32)
         problem = _row_problem(block, len(tables["offsets"]), manifest["shards"])
         if problem:

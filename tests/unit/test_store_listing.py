@@ -73,11 +73,11 @@ def write_csv(root, rows, name="own"):
         writer.writerows(rows)
 
 
-def rows_of(root, count=16):
-    """Two classes by colour; every fourth video tests."""
+def rows_of(root, count=10):
+    """Classes by the first motion; every fourth video tests."""
     paths = sorted((root / "binding" / "videos").rglob("*.avi"))[:count]
     names = [path.relative_to(root / "binding" / "videos").as_posix() for path in paths]
-    return [[name, name[0].lower(), "test" if n % 4 == 0 else "train"] for n, name in enumerate(names)]
+    return [[name, name[4:8].lower(), "test" if n % 4 == 0 else "train"] for n, name in enumerate(names)]
 
 
 def answers(store):
@@ -157,9 +157,9 @@ def test_another_csv_over_the_same_videos_copies_frames(root, work, tmp_path):
     write_csv(root, rows_of(root))
     store = Store(prepare(own_config(root), quiet=True))
     assert work == []
-    assert len(store.rows) == 16
+    assert len(store.rows) == 10
     assert answers(store) == from_scratch(root, tmp_path)
-    assert len(work) == 16
+    assert len(work) == 10
     assert verify(store) == []
 
 
@@ -180,20 +180,20 @@ def test_edited_labels_classes_and_splits_cost_no_decoding(root, work, tmp_path)
     assert f"changed: 1 relabelled: {rows[1][0][:-4]}" in text
     assert f"changed: 1 moved between splits: {rows[2][0][:-4]}" in text
     assert "changed: classes: 1 new: aaa" in text
-    assert store.classes == ["aaa", "b", "r"]
+    assert store.classes == ["aaa", "dash", "drif", "drop"]
     assert store.rows[store.number[rows[1][0][:-4]]].label == 0
     assert answers(store) == from_scratch(root, tmp_path)
 
 
 def test_added_and_removed_videos(root, work, tmp_path):
-    rows = rows_of(root, 18)
-    write_csv(root, rows[:16])
+    rows = rows_of(root, 12)
+    write_csv(root, rows[:10])
     config = own_config(root)
     prepare(config, quiet=True)
     shutil.rmtree(store_folder(tiny_config(root)))  # nobody has the frames of the new ones
     write_csv(root, rows[3:])
     outcome = preparing.run(config, quiet=True)
-    assert sorted(work) == sorted(row[0][:-4] for row in rows[16:])
+    assert sorted(work) == sorted(row[0][:-4] for row in rows[10:])
     assert any(line.startswith("changed: 2 added") for line in outcome.lines)
     assert any(line.startswith("changed: 3 removed") for line in outcome.lines)
     store = Store(outcome.folder)
@@ -206,7 +206,7 @@ def test_shards_that_are_mostly_unused_are_packed_again(root, work, tmp_path):
     rows = rows_of(root)
     write_csv(root, rows)
     prepare(own_config(root), quiet=True)
-    write_csv(root, rows[-5:])
+    write_csv(root, rows[-3:])
     store = Store(prepare(own_config(root), quiet=True))
     assert work == []
     assert [path.name for path in store.paths.shards.iterdir()] == ["00001.tar"]
@@ -287,9 +287,10 @@ def test_parts_of_a_killed_run_do_not_outlive_their_source(root, work, monkeypat
     def killed(self, names, old):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(preparing.Preparation, "_pack", killed)
-        prepare(config, quiet=True)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config, quiet=True)
     assert len(work) == 6
     replace_video(root / "binding" / "videos" / rows[2][0])
     rows[3][1] = "aaa"
@@ -314,7 +315,7 @@ def test_training_refuses_a_store_of_another_listing_and_says_the_difference(roo
     write_csv(root, rows[:-1])
     assert not store_is_ready(config)
     with pytest.raises(
-        UserError, match=r"changed since it was prepared: 1 removed: .*; 2 relabelled: .*hpc-stres prep"
+        UserError, match=r"changed since it was prepared: 1 removed: .*; 2 relabelled: (.|\n)*hpc-stres prep"
     ):
         open_store(config, check=True)
     open_store(config)  # the commands that look after a store open it all the same
@@ -351,13 +352,13 @@ def test_without_the_originals_what_can_be_known_is_compared(root, capsys):
 
 
 def test_the_comparison_takes_about_a_second_for_ucf101s_size(tmp_path, data_root):
-    """13,320 videos that exist and are listed, against the listing of their store."""
+    """A quarter of its 13,320 videos in a quarter of the time."""
     from hpc_stres.data import fingerprint, sources, storewriter
     from hpc_stres.data.storeformat import StorePaths
     from hpc_stres.data.storelisting import catalogue
 
     rows = []
-    for number in range(13_320):
+    for number in range(3_330):
         path = tmp_path / "v" / f"c{number % 101}" / f"v_{number}.avi"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"%d" % number)
@@ -376,4 +377,4 @@ def test_the_comparison_takes_about_a_second_for_ucf101s_size(tmp_path, data_roo
     fingerprint.write_seen(paths, {name: (stamps[name], found[name].sha256) for name in stamps})
     started = time.process_time()
     check_matches(Store(paths.root), config)
-    assert time.process_time() - started < 2.0
+    assert time.process_time() - started < 0.4
