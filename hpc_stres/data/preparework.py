@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -138,7 +139,8 @@ def executor_of(workers: int) -> Iterator[Executor | None]:
         with MPICommExecutor(MPI.COMM_WORLD, root=0) as executor:
             yield cast(Executor | None, executor)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent) as executor:
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent, initargs=(os.getpid(),))
+    with pool as executor:
         try:
             yield executor
         except BaseException:
@@ -147,7 +149,10 @@ def executor_of(workers: int) -> Iterator[Executor | None]:
             raise
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(parent: int) -> None:
     """A worker whose parent was killed would wait for work for ever: Linux ends it with its parent."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        # The parent may have been killed before this line.
+        if os.getppid() != parent:
+            os._exit(1)

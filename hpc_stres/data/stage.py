@@ -70,13 +70,15 @@ def _expanded(folder: str) -> Path:
 
 def _claim(target: Path) -> None:
     """Make the folder, or refuse one that somebody else could change."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.parent.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.chmod(0o700)  # whatever the umask
     home = target.parent.stat()
     open_to_others = home.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not home.st_mode & stat.S_ISVTX
     if home.st_uid not in (0, os.geteuid()) or open_to_others:
         raise UserError(
             f"data.stage: {target.parent}: other users can replace what is in this folder\n"
-            "Name a folder of your own, as in data.stage=/tmp/$USER."
+            f"Name a folder of your own, as in data.stage=/tmp/$USER, or `chmod go-w {target.parent}`."
         )
     with suppress(FileExistsError):
         target.mkdir(mode=0o700)

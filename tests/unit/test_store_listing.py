@@ -301,6 +301,49 @@ def test_parts_of_a_killed_run_do_not_outlive_their_source(root, work, monkeypat
     assert labels == {row[0][:-4]: row[1] for row in rows}
 
 
+class Killed(BaseException):
+    """Nothing is cleaned up after this."""
+
+
+def test_killed_at_any_rename_the_store_is_the_old_or_the_new_one(root, work, tmp_path, monkeypatch):
+    rows = rows_of(root, 5)
+    write_csv(root, rows[:4])
+    config = own_config(root)
+    old = answers(Store(prepare(config, quiet=True)))
+    before = tmp_path / "before"
+    shutil.copytree(root, before)
+    rows[1][1], rows[2][2] = "aaa", "test"
+    write_csv(root, rows[1:])
+    new = from_scratch(root, tmp_path)
+    shutil.copy(root / "own.csv", before / "own.csv")
+    seen, real = set(), os.replace
+    for point in range(100):
+        shutil.rmtree(root)
+        shutil.copytree(before, root)
+        calls = iter(range(1000))
+
+        def replace(source, target, calls=calls, point=point):
+            if next(calls) == point:
+                raise Killed
+            real(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("os.replace", replace)
+            try:
+                prepare(config, quiet=True)
+                break
+            except Killed:
+                pass
+        store = Store(store_folder(config))
+        assert verify(store) == []
+        found = answers(store)
+        assert found in (old, new)
+        seen.add(found == new)
+        assert answers(Store(prepare(config, quiet=True))) == new
+    assert point > 8
+    assert seen == {False, True}
+
+
 # -- training on another data set --------------------------------------------------------------------------------------
 
 
