@@ -1,5 +1,6 @@
 """What preparing will take of time and disk, and whether the disk has room for it."""
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -19,6 +20,18 @@ STORE_FILES = 14
 def cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def disk_error(error: OSError, where: Path) -> UserError:
+    """An error of the file system as a sentence with the path in it."""
+    path = error.filename or where
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "What is prepared is kept: free some space and run the same command again."
+    elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        remedy = "Set data.root to a folder that you can write."
+    else:
+        remedy = "Set data.root to a folder, on a file system that works, and run the same command again."
+    return UserError(f"{path}: {error.strerror or error}\n{remedy}")
 
 
 def size_text(count: float) -> str:

@@ -4,6 +4,7 @@ Prepared again, only what has changed is done: another label or split writes an 
 prepared and appended in shards of its own. A store under the same root that has the same frames gives them.
 """
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor, as_completed
@@ -20,7 +21,7 @@ from hpc_stres.data.shards import Store
 from hpc_stres.data.splits import Listing, Video
 from hpc_stres.data.storeformat import Source, Stamp, StorePaths, read_part
 from hpc_stres.data.storelisting import Changes, catalogue, catalogue_of, difference
-from hpc_stres.data.storepath import Settings, data_of, home_of, relative_to, store_folder
+from hpc_stres.data.storepath import Settings, data_of, home_of, relative_to, store_folder, store_is_ready
 from hpc_stres.data.storewriter import Contents, Packed
 from hpc_stres.data.summary import summary
 from hpc_stres.errors import UserError
@@ -58,6 +59,8 @@ def run(config: Config, quiet: bool = False) -> Outcome:
     with preparework.executor_of(workers) as executor:
         if executor is None:
             return Outcome(store.root)
+        if store.manifest.is_file() and not os.access(store.root, os.W_OK) and store_is_ready(config):
+            return Outcome(store.root, ["up to date, in a folder that cannot be written"])
         with named_errors(store.root), owning(store, "this store is being prepared"):
             work = Preparation(config, store, executor, workers, quiet)
             return Outcome(store.root, work.complete(contents_of(store)))
@@ -69,7 +72,7 @@ def named_errors(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise preparework.disk_error(error, root) from None
+        raise disk.disk_error(error, root) from None
     except BrokenProcessPool:
         raise UserError(
             f"{root}: a worker was killed, mostly for want of memory\n"

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from hpc_stres.bootstrap import find_world
 from hpc_stres.config import DataConfig
-from hpc_stres.data import fingerprint, sources, splits
+from hpc_stres.data import disk, fingerprint, sources, splits
 from hpc_stres.data.fingerprint import UNKNOWN
 from hpc_stres.data.storeformat import Source, Stamp, StorePaths, read_part
 from hpc_stres.data.storepath import Settings
@@ -28,16 +28,6 @@ PR_SET_PDEATHSIG = 1
 TRIES = 3
 
 
-def disk_error(error: OSError, where: Path) -> UserError:
-    """An error of the file system as a sentence with the path in it."""
-    path = error.filename or where
-    return UserError(
-        f"{path}: {error.strerror or error}\n"
-        "What is prepared is kept: put that right (free some space, or set data.root to another "
-        "place) and run the same command again."
-    )
-
-
 def prepare_video(video: splits.Video, settings: Settings, data: DataConfig, root: Path) -> tuple[str, int]:
     """Prepare one video into its part, or write why not; returns its id and frames (0: rejected)."""
     import cv2
@@ -47,7 +37,7 @@ def prepare_video(video: splits.Video, settings: Settings, data: DataConfig, roo
     try:
         return video.id, _prepare_steadily(video, settings, data, store)
     except OSError as error:
-        raise disk_error(error, store.parts) from None
+        raise disk.disk_error(error, store.parts) from None
 
 
 def _prepare_steadily(video: splits.Video, settings: Settings, data: DataConfig, store: StorePaths) -> int:
@@ -102,7 +92,7 @@ def pack(root: Path, ids: list[str], number: int) -> int:
     try:
         pack_shard(store, ids, number)
     except OSError as error:
-        raise disk_error(error, store.shard(number)) from None
+        raise disk.disk_error(error, store.shard(number)) from None
     return number
 
 
