@@ -214,7 +214,7 @@ def bench_feed(threads: int, repeats: int) -> list[Figure]:
 def _write_bench_store(root: Path) -> Path:
     """A store of one video, and the same pictures as single JPEG files."""
     from hpc_stres.data.flow import encode_flow, tvl1
-    from hpc_stres.data.shards import PreparedVideo, StorePaths, pack, write_manifest
+    from hpc_stres.data.shards import PreparedVideo, write_store
     from hpc_stres.data.video import encode_jpeg, gray
 
     frames = moving_frames(60)
@@ -227,10 +227,7 @@ def _write_bench_store(root: Path) -> Path:
         (files / f"rgb{number:03d}.jpg").write_bytes(data)
     for number, data in enumerate(flow):
         (files / f"flow{number:03d}.jpg").write_bytes(data)
-    paths = StorePaths(root)
-    PreparedVideo("v", 0, HEIGHT, WIDTH, rgb, flow).write_part(paths.part("v"))
-    pack(paths, ["v"], 1 << 30)
-    write_manifest(paths, {}, {"classes": ["a"], "train": {"1": ["v"]}, "test": {"1": []}})
+    write_store(root, [PreparedVideo("v", 0, HEIGHT, WIDTH, rgb, flow)], ["a"], train=["v"])
     return files
 
 

@@ -1,7 +1,9 @@
-"""Decode videos, compute TV-L1 flow and pack both into the clip store of a config.
+"""Decode videos, compute optical flow and pack both into the clip store of a config.
 
-Killed at any moment, the same command goes on where it was. Over several nodes: `mpirun -n 8 hpc-stres prepare ...`
-or `sbatch slurm/prepare.sh`. Videos that do not decode stand in the store's rejected.jsonl with the reason.
+Restartable: a killed run resumes where it was. Run again after the data set has changed, it does what has changed and
+says it: another label or split costs seconds, a new or replaced video is prepared. Over several nodes:
+`mpirun -n 8 hpc-stres prepare ...` or `sbatch slurm/prepare.sh`. Ends with a summary of the store; videos that do not
+decode are in it with the reason.
 """
 
 import argparse
@@ -16,10 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from hpc_stres.bootstrap import find_world
-    from hpc_stres.data.prepare import prepare
+    from hpc_stres.data import prepare
 
     is_first = find_world().is_first
-    folder = prepare(config_of(args), quiet=args.quiet or not is_first)
+    outcome = prepare.run(config_of(args), quiet=args.quiet or not is_first)
     if is_first:
-        print(f"store: {folder}")
+        for line in outcome.lines:
+            print(line)
+        print(f"store: {outcome.folder}")
     return 0

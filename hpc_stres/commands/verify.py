@@ -15,26 +15,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hpc_stres.data import repair, shards
+    from hpc_stres.data import repair
+    from hpc_stres.data.shards import Store
     from hpc_stres.data.storepath import store_folder
 
     config = config_of(args)
-    paths = shards.StorePaths(store_folder(config))
-    damage = [
-        f"{n}: this file of the index is damaged" for n in shards.damaged_index(paths, shards.read_manifest(paths))
-    ]
-    if not damage:
-        damage = shards.verify(shards.Store(paths.root))
+    root = store_folder(config)
+    damage = repair.inspect(root)
     for line in damage:
         print(line)
     if damage and args.repair:
         for line in repair.repair(config, args.quiet):
             print(line)
-        damage = shards.verify(shards.Store(paths.root))
+        damage = repair.inspect(root)
         for line in damage:
             print(f"still: {line}")
     if not damage:
-        print(f"{paths.root}: {len(shards.Store(paths.root).rows)} videos, all whole")
+        print(f"{root}: {len(Store(root).rows)} videos, all whole")
     elif not args.repair:
         print("`hpc-stres verify --repair` with the same config prepares what is damaged again")
     return 1 if damage else 0

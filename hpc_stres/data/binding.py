@@ -8,14 +8,16 @@ uniformly distributed whatever its motion: place tells nothing.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hpc_stres.config import BindingConfig
-from hpc_stres.runpaths import write_text, write_with
+from hpc_stres.data.storepath import BINDING_MADE_OF as MADE_OF
+from hpc_stres.errors import UserError
+from hpc_stres.runpaths import read_json, write_json, write_text, write_with
 
 # Chroma (Cb, Cr) of each colour; luminance comes from the texture alone.
 COLOURS = {"Red": (-15, 55), "Green": (-40, -45), "Blue": (55, -5), "Ochre": (-42, 15)}
@@ -111,6 +113,7 @@ def write_data_set(videos: Path, lists: Path, config: BindingConfig, seed: int) 
     """Write AVI files and UCF101-style lists; files that are there stay. Returns the number of videos."""
     from hpc_stres.data.video import write_video
 
+    _claim(lists, config, seed)
     named = classes()
     per_class = [-(-count // len(named)) for count in (config.train_videos, config.test_videos)]
     clips = sum(per_class)
@@ -124,6 +127,19 @@ def write_data_set(videos: Path, lists: Path, config: BindingConfig, seed: int) 
             write_with(path, lambda target, frames=frames: write_video(target, frames, FRAMES_PER_SECOND))  # type: ignore[misc]
     _write_lists(lists, [name for name, _ in named], clips, per_class[1])
     return clips * len(named)
+
+
+def _claim(lists: Path, config: BindingConfig, seed: int) -> None:
+    """Say beside the lists what the videos are made of; refuse one whose videos are of other sizes or another seed."""
+    made_of = {**asdict(config), "seed": seed}
+    there = read_json(lists / MADE_OF)
+    if there and there != made_of:
+        raise UserError(
+            f"{lists}: the demonstration data set there has other sizes or another seed\n"
+            "Leave data.videos and data.lists away, or name another folder."
+        )
+    if not there:
+        write_json(lists / MADE_OF, made_of)
 
 
 def _file_name(name: str, clip: int) -> str:

@@ -42,7 +42,9 @@ class Clips:
 class FrameSource(Protocol):
     """What clips are read from: a store, or one video in memory."""
 
-    rows: list[VideoRow]
+    @property
+    def rows(self) -> Sequence[VideoRow]:
+        """One row a video."""
 
     @property
     def place(self) -> str:

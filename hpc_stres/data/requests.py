@@ -91,7 +91,8 @@ def requests(config: Sampler | Config, step: int, phase: str | None = None) -> l
 
 
 @lru_cache(maxsize=8)
-def _cached_store(root: str) -> Store:
+def _cached_store(root: str, written_ns: int) -> Store:
+    """A store as it was at a time: prepared again, it is opened again."""
     from pathlib import Path
 
     return Store(Path(root))
@@ -101,7 +102,9 @@ def _open_sampler(config: Config, phase: str | None) -> Sampler:
     from hpc_stres.data.storepath import store_folder
 
     name = phase or next(iter(config.phases))
-    return sampler(config, name, _cached_store(str(store_folder(config))))
+    manifest = store_folder(config) / "manifest.json"
+    written_ns = manifest.stat().st_mtime_ns if manifest.is_file() else 0
+    return sampler(config, name, _cached_store(str(store_folder(config)), written_ns))
 
 
 @lru_cache(maxsize=4)

@@ -53,7 +53,7 @@ class Scoring:
 def evaluate(config: Config, run_dir: Path, world: World, phases: list[str] | None = None) -> dict[str, Any] | None:
     """Score every finished phase, write scores/ and results.json; returns the results on the first rank."""
     paths = RunPaths(run_dir)
-    store = open_store(config)
+    store = open_store(config, check=world.is_first)
     chosen = _finished_phases(config, paths, phases)
     videos = _test_videos(config, store)
     torch.set_num_threads(protocol.EVALUATION_THREADS)

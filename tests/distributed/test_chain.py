@@ -8,7 +8,11 @@ import sys
 import numpy as np
 import pytest
 
+from hpc_stres.data.prepare import Old
+from hpc_stres.data.shards import Store
+from hpc_stres.data.storelisting import catalogue_of
 from hpc_stres.data.storepath import store_folder
+from hpc_stres.data.storewriter import write_index
 from hpc_stres.evaluation.scores import Scores
 from tests.conftest import ROOT, tiny_config
 from tests.distributed.conftest import submit
@@ -65,11 +69,12 @@ def evaluate(run_dir, world, *more):
 def without_one_video(store_root, target):
     """A copy of the store in which one test video was rejected: seven are left, which neither 2 nor 3 divides."""
     shutil.copytree(store_root, target)
-    manifest = json.loads((target / "manifest.json").read_text())
-    gone = manifest["test"]["1"][0]
-    rows = [line for line in (target / "videos.jsonl").read_text().splitlines() if json.loads(line)["id"] != gone]
-    (target / "videos.jsonl").write_text("\n".join(rows) + "\n")
-    (target / "rejected.jsonl").write_text(json.dumps({"id": gone, "reason": "InvalidDataError after 0 frames"}) + "\n")
+    store = Store(target)
+    gone, old = store.ids(1, "test")[0], Old.of(store)
+    del old.contents.videos[gone]
+    source = store.source_of(store.listed(gone))
+    row = {"id": gone, "path": "gone.avi", "reason": "InvalidDataError after 0 frames", "source": source}
+    write_index(store.paths, catalogue_of(store), [old.contents], [row], store.manifest["settings"])
     return gone
 
 

@@ -1,5 +1,6 @@
 """Preparing over killed processes and over MPI ranks ends in the same bytes."""
 
+import json
 import os
 import random
 import shutil
@@ -11,6 +12,7 @@ import time
 import psutil
 import pytest
 
+from hpc_stres.data.shards import Store, verify
 from hpc_stres.data.storepath import store_folder
 from tests.conftest import ROOT, TINY, digests, tiny_config
 from tests.distributed.launching import clean_environment
@@ -77,3 +79,56 @@ def test_workers_do_not_outlive_a_killed_command(tmp_path):
     # multiprocessing's resource tracker ends by itself when its pipe closes; the workers by the kernel's signal.
     assert not alive, [worker.pid for worker in alive]
     assert gone
+
+
+# -- one owner ---------------------------------------------------------------------------------------------------------
+
+FEW = ("data.binding.train_videos=8", "data.binding.test_videos=8", "data.binding.frames=6", "data.workers=1")
+
+
+def few(root):
+    """The command, and the config, of a data set of sixteen short videos."""
+    words = [word for one in FEW for word in ("--set", one)]
+    return [*command(root), *words], tiny_config(root, *FEW)
+
+
+def start(root):
+    return subprocess.Popen(
+        few(root)[0], cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def few_digests(tmp_path_factory):
+    """What one undisturbed process makes."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    assert start(root).wait(120) == 0
+    return digests(store_folder(few(root)[1]))
+
+
+def test_several_at_once_and_one_killed_make_one_whole_store(few_digests, tmp_path):
+    processes = [start(tmp_path) for _ in range(4)]
+    lock = store_folder(few(tmp_path)[1]) / "owner.lock"
+    deadline = time.monotonic() + 60
+    while not (lock.is_file() and lock.read_text().strip()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    owner = json.loads(lock.read_text())["process"]
+    time.sleep(random.Random(2).uniform(0.0, 1.0))
+    os.killpg(owner, signal.SIGKILL)
+    results = {process.pid: (*process.communicate(timeout=240), process.returncode) for process in processes}
+    assert results.pop(owner)[2] == -signal.SIGKILL
+    assert [code for _, _, code in results.values()] == [0, 0, 0], results
+    assert any("this store is being prepared by process" in error for _, error, _ in results.values())
+    folder = store_folder(few(tmp_path)[1])
+    assert digests(folder) == few_digests
+    assert verify(Store(folder)) == []
+
+
+def test_leftovers_of_killed_processes_are_removed(few_digests, tmp_path):
+    folder = store_folder(few(tmp_path)[1])
+    for name in ("parts/.x.tar.12.34.tmp", "shards/.00003.tar.1.2.tmp", "index/.names.7.tmp", ".manifest.json.1.2.tmp"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("left by a kill")
+    (folder / "shards" / "00007.tar").write_text("a shard that no manifest knows")
+    assert start(tmp_path).wait(120) == 0
+    assert digests(folder) == few_digests

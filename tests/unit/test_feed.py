@@ -10,7 +10,7 @@ from PIL import Image
 from hpc_stres.data.augment import FLOW_STD, TORCHVISION_MEAN, TORCHVISION_STD, resize_planes
 from hpc_stres.data.feed import Ahead, ClipReader
 from hpc_stres.data.requests import Box, Request, requests, sampler
-from hpc_stres.data.shards import PreparedVideo, Store, StorePaths, pack, write_manifest
+from hpc_stres.data.shards import PreparedVideo, Store, write_store
 from hpc_stres.data.video import encode_jpeg
 from hpc_stres.errors import UserError
 from tests.conftest import tiny_config
@@ -97,10 +97,7 @@ def marked(tmp_path):
         rgb.append(encode_jpeg(np.repeat(picture[..., None], 3, axis=2), 95))
         if number < 23:
             flow += [encode_jpeg(picture, 95), encode_jpeg(255 - picture, 95)]
-    paths = StorePaths(tmp_path)
-    PreparedVideo("v", 0, 48, 64, rgb, flow).write_part(paths.part("v"))
-    pack(paths, ["v"], 1 << 20)
-    write_manifest(paths, {}, {"classes": ["a"], "train": {"1": ["v"]}, "test": {"1": []}})
+    write_store(tmp_path, [PreparedVideo("v", 0, 48, 64, rgb, flow)], ["a"], train=["v"])
     return Store(tmp_path)
 
 

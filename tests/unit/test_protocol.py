@@ -8,7 +8,7 @@ from torch.nn import functional
 from hpc_stres.config import EvaluationConfig
 from hpc_stres.data.feed import ClipReader
 from hpc_stres.data.requests import flow_stack
-from hpc_stres.data.shards import PreparedVideo, Store, StorePaths, pack, write_manifest
+from hpc_stres.data.shards import PreparedVideo, Store, write_store
 from hpc_stres.data.video import encode_jpeg
 from hpc_stres.evaluation import protocol
 from hpc_stres.models import build_model
@@ -19,20 +19,18 @@ PAPER = EvaluationConfig(chunks=25)
 @pytest.fixture(scope="module")
 def lengths(tmp_path_factory):
     """A store with videos of 1, 3, 9 and 5,000 frames of 48x64."""
-    paths = StorePaths(tmp_path_factory.mktemp("lengths"))
+    root = tmp_path_factory.mktemp("lengths")
     random = np.random.default_rng(0)
     frames = [encode_jpeg(random.integers(0, 255, (48, 64, 3), np.uint8), 90) for _ in range(10)]
     planes = [encode_jpeg(random.integers(100, 150, (48, 64), np.uint8), 90) for _ in range(10)]
-    ids = []
+    videos = []
     for count in (1, 3, 9, 5000):
         rgb = [frames[n % 10] for n in range(count)]
         flow = [planes[n % 10] for n in range(2 * max(1, count - 1))]
         name = f"v{count:04d}"
-        PreparedVideo(name, 0, 48, 64, rgb, flow).write_part(paths.part(name))
-        ids.append(name)
-    pack(paths, ids, 1 << 30)
-    write_manifest(paths, {}, {"classes": ["a", "b"], "train": {"1": []}, "test": {"1": ids}})
-    return Store(paths.root)
+        videos.append(PreparedVideo(name, 0, 48, 64, rgb, flow))
+    write_store(root, videos, ["a", "b"], test=[video.id for video in videos])
+    return Store(root)
 
 
 @pytest.mark.parametrize("name", ["v0001", "v0003", "v0009", "v5000"])

@@ -2,17 +2,18 @@
 
 import random
 import shutil
+from dataclasses import replace
 
 import pytest
 
-from hpc_stres.data import repair, shards
-from hpc_stres.data.shards import Store, StorePaths, verify
-from hpc_stres.data.stage import open_store, staged
-from hpc_stres.data.storepath import store_folder
+from hpc_stres.data import repair
+from hpc_stres.data.shards import Store, verify
+from hpc_stres.data.stage import COMPARED, open_store, staged
+from hpc_stres.data.storepath import Settings, store_folder
 from hpc_stres.errors import ConfigError, UserError
 from tests.conftest import TINY, digests, run_python, tiny_config
 
-SMALL_SHARDS = "data.shard_mib=1"
+SETTINGS = Settings.of(tiny_config("data").data)
 
 
 @pytest.fixture
@@ -48,23 +49,26 @@ def test_a_missing_and_a_cut_shard_are_mended(copy):
     config, root, first_day = copy
     path = sorted((root / "shards").iterdir())[0]
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert "bytes long, not" in "\n".join(verify(Store(root)))
+    with pytest.raises(UserError, match="bytes long, not"):
+        Store(root)
+    assert "bytes long, not" in "\n".join(verify(Store(root, check_shards=False)))
     repair.repair(config, quiet=True)
     assert digests(root) == first_day
     path.unlink()
-    assert verify(Store(root)) == [f"{path.name}: the shard is missing"]
+    assert verify(Store(root, check_shards=False)) == [f"{path.name}: the shard is missing"]
     repair.repair(config, quiet=True)
     assert digests(root) == first_day
 
 
-@pytest.mark.parametrize("name", ["videos.jsonl", "offsets.npy"])
-def test_a_damaged_index_is_read_anew_out_of_the_shards(copy, name):
+@pytest.mark.parametrize("role", ["videos", "offsets", "listing", "splits", "names", "manifest"])
+def test_a_damaged_index_is_read_anew_out_of_the_shards(copy, role):
     config, root, first_day = copy
-    flip(root / name, 40)
+    name = "manifest.json" if role == "manifest" else f"index/{Store(root).manifest['index'][role]['name']}"
+    flip(root / name, (root / name).stat().st_size - 20)
     words = ["-m", "hpc_stres", "verify", "--config", TINY, "--set", f"data.root={config.data.root}"]
     result = run_python(*words)
     assert result.returncode == 1
-    assert f"{name}: this file of the index is damaged" in result.stdout
+    assert f"{name}: damaged: its checksum is wrong" in result.stdout
     result = run_python(*words, "--repair")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "all whole" in result.stdout
@@ -127,7 +131,7 @@ def test_a_staged_store_is_a_whole_copy_made_once(copy, tmp_path, monkeypatch):
     there = tiny_config(config.data.root, "data.stage=$NODE_DISK/x")
     store = open_store(there)
     assert store.paths.root == tmp_path / "node" / "x" / root.name
-    kept = {name: digest for name, digest in digests(store.paths.root).items() if name != ".stage.lock"}
+    kept = {name: digest for name, digest in digests(store.paths.root).items() if name != COMPARED}
     assert kept == first_day
     written = store.paths.manifest.stat().st_mtime_ns
     assert open_store(there).paths.manifest.stat().st_mtime_ns == written
@@ -148,8 +152,7 @@ def test_a_variable_that_is_not_set_is_no_folder(copy):
 
 
 def test_a_scanned_shard_gives_the_rows_of_the_index(store):
-    offsets: list[int] = []
-    rows = shards.scan_shard(store.paths.shard(0), offsets)
-    assert rows == [row for row in store.rows if row.shard == 0]
-    assert offsets == store.offsets[: len(offsets)].tolist()
-    assert StorePaths(store.paths.root).manifest.is_file()
+    videos, offsets = repair.scan_shard(store.paths.shard(0), SETTINGS)
+    expected = [replace(row, label=-1) for row in store.rows if row.shard == 0]
+    assert [packed.row for packed in videos.values()] == expected
+    assert offsets.tolist() == store.offsets[: len(offsets)].tolist()

@@ -107,7 +107,10 @@ class Lists:
 
     def __init__(self, classes, train, test):
         self.classes, self.lists = classes, {"train": train, "test": test}
-        self.labels = dict.fromkeys([*train, *test], 0)
+        self.names, self.labels = [*train, *test], [0] * (len(train) + len(test))
+
+    def id_of(self, row):
+        return self.names[row]
 
     def ids(self, split, kind):
         return self.lists[kind]
@@ -117,7 +120,7 @@ def test_a_data_set_is_official_only_with_its_own_lists(monkeypatch):
     lists = Lists(["a", "b"], ["v1", "v2"], ["v3"])
     digests = (
         official._digest(official.canonical_lists(lists.classes, ["v1", "v2"], ["v3"])),
-        official._digest(official.canonical_labels(lists.classes, ["v1", "v2", "v3"], lists.labels)),
+        official._digest(official.canonical_labels(lists.classes, ["v1", "v2", "v3"], dict.fromkeys(lists.names, 0))),
     )
     assert official_data_set("ucf101", lists, 1) is None
     monkeypatch.setitem(official.DIGESTS, "ucf101", {1: digests})
@@ -125,7 +128,7 @@ def test_a_data_set_is_official_only_with_its_own_lists(monkeypatch):
     assert official_data_set("folder", lists, 1) is None
     assert official_data_set("ucf101", lists, 2) is None
     assert official_data_set("ucf101", Lists(["a", "b"], ["v1", "v3"], ["v2"]), 1) is None
-    lists.labels["v2"] = 1
+    lists.labels[1] = 1
     assert official_data_set("ucf101", lists, 1) is None
 
 
