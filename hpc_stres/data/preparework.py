@@ -1,10 +1,7 @@
 """What the workers of `prepare` do, and who they are: processes of this machine, or the ranks of MPI."""
 
-import ctypes
 import json
 import os
-import signal
-import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +13,7 @@ from hpc_stres.bootstrap import find_world
 from hpc_stres.config import DataConfig
 from hpc_stres.data import disk, fingerprint, sources, splits
 from hpc_stres.data.fingerprint import UNKNOWN
+from hpc_stres.data.lifeline import end_with_parent
 from hpc_stres.data.storeformat import Source, Stamp, StorePaths, read_part
 from hpc_stres.data.storepath import Settings
 from hpc_stres.data.storewriter import pack_shard
@@ -23,7 +21,6 @@ from hpc_stres.data.video import UndecodableError
 from hpc_stres.errors import UserError
 from hpc_stres.runpaths import read_sealed, write_sealed
 
-PR_SET_PDEATHSIG = 1
 # A source that changes again and again while it is prepared is rejected.
 TRIES = 3
 
@@ -129,7 +126,7 @@ def executor_of(workers: int) -> Iterator[Executor | None]:
         with MPICommExecutor(MPI.COMM_WORLD, root=0) as executor:
             yield cast(Executor | None, executor)
         return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent, initargs=(os.getpid(),))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=end_with_parent, initargs=(os.getpid(),))
     with pool as executor:
         try:
             yield executor
@@ -137,12 +134,3 @@ def executor_of(workers: int) -> Iterator[Executor | None]:
             # What is not begun is not worth waiting for.
             executor.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def _end_with_parent(parent: int) -> None:
-    """A worker whose parent was killed would wait for work for ever: Linux ends it with its parent."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        # The parent may have been killed before this line.
-        if os.getppid() != parent:
-            os._exit(1)

@@ -23,6 +23,7 @@ def summary(store: "Store", listing: Listing) -> list[str]:
     lines += _rejections(store)
     notes = [f"{row['id']}: {row['note']}" for row in store.remarks if "note" in row]
     lines += _some(notes, "videos with a note", store)
+    lines += [f"note: {note}" for note in listing.notes]
     if listing.ignored:
         counts = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in sorted(listing.ignored.items()))
         lines.append(f"files ignored: {counts}")
