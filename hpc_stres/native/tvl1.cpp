@@ -21,10 +21,6 @@
 #include <thread>
 #include <vector>
 
-#ifdef __SSE__
-#include <xmmintrin.h>
-#endif
-
 namespace {
 
 using namespace tvl1;
@@ -35,17 +31,6 @@ constexpr int kDepth = 12;
 
 typedef float Lanes __attribute__((vector_size(sizeof(float) * kLanes)));
 typedef float Texel __attribute__((vector_size(16)));
-
-// Flow that dies out towards zero would reach numbers that processors add up a hundred times
-// slower. They count as zero here: in this thread, and until this object ends; the caller's
-// arithmetic is left as it was.
-struct TinyIsZero {
-#ifdef __SSE__
-  const unsigned before = _mm_getcsr();
-  TinyIsZero() { _mm_setcsr(before | 0x8040); }
-  ~TinyIsZero() { _mm_setcsr(before); }
-#endif
-};
 
 struct Plane {
   int rows = 0, cols = 0;
@@ -306,7 +291,6 @@ extern "C" int tvl1_batch(const uint8_t* frames, int count, int rows, int cols, 
   const size_t area = static_cast<size_t>(rows) * cols;
   std::atomic<int> next{0}, failed{0};
   auto work = [&] {
-    const TinyIsZero guard;
     try {
       for (int pair = next++; pair < count && !failed; pair = next++)
         solve(frames + pair * area, frames + (pair + 1) * area, rows, cols, out + 2 * area * pair);
