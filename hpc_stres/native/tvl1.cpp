@@ -8,8 +8,9 @@
 //   does not depend on that.
 // - Brightness and gradient of the second frame lie side by side with a margin around, so that a
 //   warp reads its 16 places without a question (`Texture`).
-// - The 5x5 median is taken on several pixels at once. One thread does a whole pair: the bytes
-//   depend neither on the number of threads nor on what else is in the batch.
+// - The 5x5 median is taken on several pixels at once.
+// One thread does a whole pair: the bytes depend neither on the number of threads nor on what else
+// is in the batch.
 
 #include "tvl1_pixel.h"
 
