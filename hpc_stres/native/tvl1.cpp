@@ -8,8 +8,9 @@
 //   does not depend on that.
 // - Brightness and gradient of the second frame lie side by side with a margin around, so that a
 //   warp reads its 16 places without a question (`Texture`).
-// - The 5x5 median is taken on several pixels at once. One thread does a whole pair: the bytes
-//   depend neither on the number of threads nor on what else is in the batch.
+// - The 5x5 median is taken on several pixels at once.
+// One thread does a whole pair: the bytes depend neither on the number of threads nor on what else
+// is in the batch.
 
 #include "tvl1_pixel.h"
 
@@ -21,10 +22,6 @@
 #include <thread>
 #include <vector>
 
-#ifdef __SSE__
-#include <xmmintrin.h>
-#endif
-
 namespace {
 
 using namespace tvl1;
@@ -35,17 +32,6 @@ constexpr int kDepth = 12;
 
 typedef float Lanes __attribute__((vector_size(sizeof(float) * kLanes)));
 typedef float Texel __attribute__((vector_size(16)));
-
-// Flow that dies out towards zero would reach numbers that processors add up a hundred times
-// slower. They count as zero here: in this thread, and until this object ends; the caller's
-// arithmetic is left as it was.
-struct TinyIsZero {
-#ifdef __SSE__
-  const unsigned before = _mm_getcsr();
-  TinyIsZero() { _mm_setcsr(before | 0x8040); }
-  ~TinyIsZero() { _mm_setcsr(before); }
-#endif
-};
 
 struct Plane {
   int rows = 0, cols = 0;
@@ -306,7 +292,6 @@ extern "C" int tvl1_batch(const uint8_t* frames, int count, int rows, int cols, 
   const size_t area = static_cast<size_t>(rows) * cols;
   std::atomic<int> next{0}, failed{0};
   auto work = [&] {
-    const TinyIsZero guard;
     try {
       for (int pair = next++; pair < count && !failed; pair = next++)
         solve(frames + pair * area, frames + (pair + 1) * area, rows, cols, out + 2 * area * pair);

@@ -178,25 +178,6 @@ def built(tmp_path, *flags, source="tvl1.cpp"):
     return library
 
 
-def test_the_callers_tiny_numbers_stay_numbers(tmp_path):
-    """The solver counts numbers next to zero as zero, in its own threads and while it runs."""
-    library = built(tmp_path, "-O1")
-    code = f"""
-import ctypes, numpy as np
-def pointer(array):
-    return ctypes.c_void_p(array.ctypes.data)
-tiny = np.full(64, 1e-39, np.float32)
-assert (tiny * np.float32(0.5)).all(), "flushed before"
-library = ctypes.CDLL({str(library)!r})
-frames, flow = np.zeros((3, 40, 40), np.uint8), np.empty((2, 2, 40, 40), np.float32)
-for threads in (1, 2):
-    library.tvl1_batch(pointer(frames), 2, 40, 40, 1, threads, pointer(flow))
-assert (tiny * np.float32(0.5)).all(), "flushed after"
-"""
-    run = run_python("-c", code)
-    assert run.returncode == 0, run.stderr
-
-
 @pytest.mark.parametrize("source", ["tvl1.cpp", "tvl1.cu"])
 def test_the_sanitizers_see_nothing_at_any_size(tmp_path, source):
     flags = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
