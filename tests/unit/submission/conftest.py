@@ -15,7 +15,8 @@ FAILED = Answer(1, "", "Unable to contact slurm controller (connect failure)")
 
 
 class MadeUpSlurm:
-    """Jobs in memory, answered for as the real commands do; `answers` replaces a command's answer."""
+    """Jobs in memory, answered for as the real commands do; `answers` replaces a command's
+    answer."""
 
     def __init__(self):
         self.jobs, self.accounts, self.answers, self.calls = {}, {}, {}, []

@@ -1,4 +1,5 @@
-"""Asking Slurm: answers that are whole or none, commands that hang, what is passed on, and what status says."""
+"""Asking Slurm: answers that are whole or none, commands that hang, what is passed on, and what
+status says."""
 
 import os
 import subprocess
