@@ -27,7 +27,8 @@ LOCAL_PATIENCE_SECONDS = 60.0
 
 
 def cancel_run(run_dir: Path) -> None:
-    """End everything of a run, also of the splits in a folder that `--split all` was given; says what it ended."""
+    """End everything of a run, also of the splits in a folder that `--split all` was given; says
+    what it ended."""
     folders = [folder for folder in (run_dir, *split_folders(run_dir)) if _is_run(folder)]
     if not folders:
         raise ConfigError(f"{run_dir}: this is no run folder: it has neither config.yaml nor jobs.json")
@@ -89,7 +90,8 @@ def _mine(run_dir: Path, rows: Sequence[Row], journal: Journal | None, seconds: 
 
 
 def _journal(run_dir: Path) -> tuple[Journal | None, UserError | None]:
-    """The folder's journal; where it is damaged, its jobs are found in the queue by the folder's mark alone."""
+    """The folder's journal; where it is damaged, its jobs are found in the queue by the folder's
+    mark alone."""
     try:
         return Journal.read(run_dir), None
     except UserError as error:
@@ -106,7 +108,8 @@ def _seconds(run_dir: Path) -> float:
 
 
 def _end_local_run(run_dir: Path) -> int:
-    """Interrupt a submit that runs this folder's phases as processes of this machine; its phases are kept."""
+    """Interrupt a submit that runs this folder's phases as processes of this machine; its phases
+    are kept."""
     path = RunPaths(run_dir).lock
     owner = read_json(path)
     if not owner or _is_free(path) or not _runs_locally(run_dir):

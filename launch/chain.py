@@ -35,7 +35,8 @@ class Request:
     phases: str
     """all, or names with commas between."""
     group: Path | None = None
-    """Folder above of runs that are submitted together: they share a store, and one job that prepares it."""
+    """Folder above of runs that are submitted together: they share a store, and one job that
+    prepares it."""
     forget: str = ""
     """Ids of jobs that the user vouches have ended."""
 
@@ -60,7 +61,8 @@ class Request:
         wanted = [name for name in every if name in wanted or name in partial]
         whole = [name for name in queued if name not in partial]
         found = job_list.make_jobs(self.config, self.run_dir, wanted, store_ready(self.config), whole)
-        # An evaluation that is in the queue waits for what is in the queue: only new phases ask for another one.
+        # An evaluation that is in the queue waits for what is in the queue: only new phases ask for
+        # another one.
         if partial and EVALUATE in whole and {job.name for job in found} <= {*partial, EVALUATE}:
             found = [job for job in found if job.name != EVALUATE]
         for job in found:
@@ -79,7 +81,8 @@ def share_a_store(configs: Sequence[Config]) -> bool:
 
 
 def refuse_changes(config: Config, run_dir: Path, found: Mapping[str, Sequence[str]]) -> None:
-    """Jobs in the queue keep the settings that they were submitted with: other ones would not take effect."""
+    """Jobs in the queue keep the settings that they were submitted with: other ones would not take
+    effect."""
     path = RunPaths(run_dir).config
     if not path.is_file() or not found:
         return

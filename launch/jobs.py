@@ -1,4 +1,5 @@
-"""The jobs of a run as data: what each runs, on how many ranks, and what it waits for. Pure; nothing heavy imported."""
+"""The jobs of a run as data: what each runs, on how many ranks, and what it waits for. Pure;
+nothing heavy imported."""
 
 import json
 import math
@@ -20,7 +21,8 @@ from hpc_stres.runpaths import RunPaths, read_json
 from hpc_stres.training.product import phase_is_done
 from launch.scheduler import Token
 
-# What __main__ writes when a command fails: `hpc-stres COMMAND: MESSAGE`; libraries write `[Gloo] Rank 0 ...`.
+# What __main__ writes when a command fails: `hpc-stres COMMAND: MESSAGE`; libraries write `[Gloo]
+# Rank 0 ...`.
 MESSAGE = re.compile(r"hpc-stres [a-z-]+: (?P<message>(?:(?!\[[A-Z]\w+\] ).)*\S)(?=\s*(?:\[[A-Z]\w+\] |$))")
 PREPARE, EVALUATE = "prepare", "evaluate"
 # Asked for beyond the planned time of a job: start-up, slow file systems, the last checkpoint.
@@ -54,7 +56,8 @@ class Job:
 def make_jobs(
     config: Config, run_dir: Path, phases: list[str], store_ready: bool, queued: Collection[str] = ()
 ) -> list[Job]:
-    """Jobs of some phases that are neither done nor queued, with `prepare` before and `evaluate` after them."""
+    """Jobs of some phases that are neither done nor queued, with `prepare` before and `evaluate`
+    after them."""
     paths, cluster = RunPaths(run_dir), config.cluster
     _refuse_missing_parents(config, paths, phases, queued)
     jobs: list[Job] = []
@@ -127,7 +130,8 @@ def planned_hours(paths: RunPaths, name: str) -> float | None:
 
 
 def wall_time(cluster: ClusterConfig, hours: float | None) -> tuple[int, int]:
-    """Minutes of a job and how many links it takes: from the plan where there is one, else from the profile."""
+    """Minutes of a job and how many links it takes: from the plan where there is one, else from the
+    profile."""
     if hours is None:
         return cluster.minutes, cluster.links
     wanted = math.ceil(60 * hours * PLAN_MARGIN)
@@ -153,7 +157,8 @@ def evaluation_is_done(config: Config, paths: RunPaths) -> bool:
 
 
 def layout_line(config: Config, job: Job) -> str:
-    """How a training job's global batch will be cut; refuses at submit time what no layout can cut."""
+    """How a training job's global batch will be cut; refuses at submit time what no layout can
+    cut."""
     if job.name not in config.phases:
         return ""
     phase = config.phase(job.name)
@@ -179,7 +184,8 @@ def last_message(log: Path) -> str:
 
 
 def continue_marker(run_dir: Path, name: str, job: str, restart: str) -> Path:
-    """File that says that one run of a job stopped early and has more to do; job scripts spell its name as well."""
+    """File that says that one run of a job stopped early and has more to do; job scripts spell its
+    name as well."""
     return RunPaths(run_dir).logs / name / f"{job}.continue.{restart}"
 
 
@@ -193,7 +199,8 @@ class JobCall:
         self.token = token
 
     def checkpoint(self) -> None:
-        """submitit's word for `may be requeued`; the state is on disk, and who continues is decided in __call__."""
+        """submitit's word for `may be requeued`; the state is on disk, and who continues is decided
+        in __call__."""
 
     def __call__(self) -> str:
         os.environ.update(self.environment)
@@ -219,7 +226,8 @@ class JobCall:
             if code != 0:
                 sys.stdout.flush()
                 sys.stderr.flush()
-                # submitit would turn an exception into a traceback; the message stands on stderr already.
+                # submitit would turn an exception into a traceback; the message stands on stderr
+                # already.
                 os._exit(code)
         return "done"
 
@@ -232,13 +240,15 @@ class JobCall:
         return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
 
     def _is_abandoned(self) -> bool:
-        """Whether a submit looked for this job, did not find it, and has put another in its place."""
+        """Whether a submit looked for this job, did not find it, and has put another in its
+        place."""
         if self.token is None:
             return False
         return self.token.comment in read_json(RunPaths(self.run_dir).jobs).get("abandoned", [])
 
     def _nothing_left(self) -> bool:
-        """Whether an earlier link has finished the phase: then this one ends before anything heavy is imported."""
+        """Whether an earlier link has finished the phase: then this one ends before anything heavy
+        is imported."""
         paths = RunPaths(self.run_dir)
         if not paths.config.is_file() or self.job.name == PREPARE:
             return False
@@ -248,7 +258,8 @@ class JobCall:
         return is_done(config, paths, self.job.name)
 
     def _take_signals(self) -> None:
-        """Training stops at a step; what works video by video may stop anywhere and goes on where it was."""
+        """Training stops at a step; what works video by video may stop anywhere and goes on where
+        it was."""
         from hpc_stres.training.signals import EXIT_CONTINUE, catch_early
 
         if any(command[0] == "train" for command in self.job.commands):
@@ -264,7 +275,8 @@ class JobCall:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def _ask_for_more(self) -> None:
-        """Leave word for the job script, which requeues the job or leaves the rest to the next link."""
+        """Leave word for the job script, which requeues the job or leaves the rest to the next
+        link."""
         job, restart = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_RESTART_COUNT", "0")
         continue_marker(self.run_dir, self.job.name, job, restart).touch()
 

@@ -1,7 +1,8 @@
 """The journal of a run's submissions, jobs.json: what sbatch was asked for, and what came of it.
 
-The intention is written before sbatch is called, the id as soon as it is known. So at most one job of a run has an
-unknown fate at any time, whatever ended the submission, and its token is known: the next submit looks for that first.
+The intention is written before sbatch is called, the id as soon as it is known. So at most one job
+of a run has an unknown fate at any time, whatever ended the submission, and its token is known: the
+next submit looks for that first.
 """
 
 import hashlib
@@ -34,7 +35,8 @@ class Submitted:
 
 
 def folder_tag(run_dir: Path) -> str:
-    """First half of a run's id: which folder it is, so that its jobs are found without its journal."""
+    """First half of a run's id: which folder it is, so that its jobs are found without its
+    journal."""
     return hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:8]
 
 
@@ -56,7 +58,8 @@ class Journal:
 
     @classmethod
     def read(cls, run_dir: Path) -> "Journal":
-        """The folder's journal, or an empty one; a copy of another run's folder starts with an empty one."""
+        """The folder's journal, or an empty one; a copy of another run's folder starts with an
+        empty one."""
         path = RunPaths(run_dir).jobs
         fresh = {
             "run": f"{folder_tag(run_dir)}-{secrets.token_hex(3)}", "folder": str(run_dir.resolve()), "cluster": "",
@@ -122,7 +125,8 @@ class Journal:
         }  # fmt: skip
 
     def ask(self, phase: str, link: int, cluster: str) -> Token:
-        """Write down that sbatch is about to be called for a link of a phase; returns the job's token."""
+        """Write down that sbatch is about to be called for a link of a phase; returns the job's
+        token."""
         self._state.pop("moved_from", None)
         self._state["attempts"] += 1
         attempt = self._state["attempts"]
@@ -139,7 +143,8 @@ class Journal:
         self.write()
 
     def abandon(self) -> None:
-        """Write down that the job that was asked for is not there; should it come all the same, it does nothing."""
+        """Write down that the job that was asked for is not there; should it come all the same, it
+        does nothing."""
         token = self.asked
         assert token is not None
         self._state["abandoned"].append(token.comment)

@@ -1,4 +1,4 @@
-"""The same jobs as processes of this machine: submitit's local executor, the same dependencies, one progress view."""
+"""The same jobs as processes of this machine: submitit's local executor, one progress view."""
 
 import os
 import socket

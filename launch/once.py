@@ -15,7 +15,8 @@ from launch.survey import Survey, settle
 
 # Pauses before sbatch is called again for a controller that said it was busy.
 RETRY_SECONDS = (2, 5, 15)
-# A controller that did not understand or take the request says one of these; anything else is a refusal.
+# A controller that did not understand or take the request says one of these; anything else is a
+# refusal.
 BUSY = ("timed out", "Unable to contact", "temporarily", "try again", "Connection", "Zero Bytes", "communication")
 LOOKS = 3
 CANCEL_PATIENCE_SECONDS = 60.0
@@ -67,7 +68,8 @@ class Submission:
                     raise Interrupted(f"interrupted at {job.name}\n{self.state()}") from None
 
     def _send(self, journal: Journal, job: Job, link: int, dependency: str) -> str:
-        """One job; a controller that is busy is asked again, but only after a look whether it took the job."""
+        """One job; a controller that is busy is asked again, but only after a look whether it took
+        the job."""
         for pause in (*RETRY_SECONDS, None):
             token = journal.ask(job.name, link, self.cluster)
             script = slurm.write_job(self.config, journal.run_dir, job, dependency, token)
@@ -97,7 +99,8 @@ class Submission:
         raise AssertionError("the last pause is None")
 
     def _look_for(self, journal: Journal, token: Token, reason: str, is_refusal: bool) -> str:
-        """Whether the queue has a job that sbatch gave no id for; one that was refused is looked for once."""
+        """Whether the queue has a job that sbatch gave no id for; one that was refused is looked
+        for once."""
         for attempt in range(1, LOOKS + 1):
             try:
                 rows = scheduler.look(self._seconds)

@@ -1,7 +1,8 @@
 """Asking Slurm, so that a scheduler which does not answer is never taken for an empty queue.
 
-Each question here has an answer that makes sense, or it raises NoAnswer. What an answer leaves out is not taken for
-gone either: a job that squeue does not list is asked for again by its id, of the accounting and of the controller.
+Each question here has an answer that makes sense, or it raises NoAnswer. What an answer leaves out
+is not taken for gone either: a job that squeue does not list is asked for again by its id, of the
+accounting and of the controller.
 """
 
 import os
@@ -16,7 +17,8 @@ from pathlib import Path
 
 from hpc_stres.errors import UserError
 
-# Each row of squeue's answer is framed, so that half a row, half a list or a line of anything else is noticed.
+# Each row of squeue's answer is framed, so that half a row, half a list or a line of anything else
+# is noticed.
 ROW_STARTS, ROW_ENDS = "hpc_stres_row|", "|row_ends"
 FORMAT = f"{ROW_STARTS}%i|%T|%r|%u|%j|%k{ROW_ENDS}"
 # A state that is not listed here, also one that a later Slurm invents, counts as alive.
@@ -28,7 +30,8 @@ ENDING_STATE = "COMPLETING"
 RUN_ID = r"[0-9a-f]{8}-[0-9a-f]{6}"
 COMMENT = re.compile(rf"hpc_stres:(?P<run>{RUN_ID}):(?P<phase>[^:|]+):(?P<link>\d+):(?P<attempt>\d+)")
 NAME = re.compile(rf"stres-(?P<phase>[^|]+)-(?P<run>{RUN_ID})-(?P<attempt>\d+)-(?P<link>\d+)")
-# Settings of a user's own that would hide jobs from an answer, or make sbatch do something else than submit one job.
+# Settings of a user's own that would hide jobs from an answer, or make sbatch do something else
+# than submit one job.
 HIDING = ("SQUEUE_", "SACCT_", "SCONTROL_", "SBATCH_WAIT", "SBATCH_ARRAY_INX", "SBATCH_TEST_ONLY")
 
 
@@ -38,7 +41,8 @@ class NoAnswer(UserError):
 
 @dataclass(frozen=True)
 class Token:
-    """Which job of which run a job of the queue is; it is written into the job's name and into its comment."""
+    """Which job of which run a job of the queue is; it is written into the job's name and into its
+    comment."""
 
     run: str
     phase: str
@@ -136,7 +140,8 @@ def _end(process: "subprocess.Popen[str]") -> None:
 
 
 def look(seconds: float, numbers: Sequence[str] = ()) -> list[Row]:
-    """Jobs of the queue, those that ended a short while ago included: all, or those with these ids."""
+    """Jobs of the queue, those that ended a short while ago included: all, or those with these
+    ids."""
     words = ["squeue", "-h", "-t", "all", "-o", FORMAT, *(["-j", ",".join(numbers)] if numbers else [])]
     answer = call(words, seconds)
     if answer.code != 0:
@@ -160,7 +165,8 @@ def parse_queue(text: str) -> list[Row]:
 
 
 def accounted(numbers: Sequence[str], seconds: float) -> dict[str, tuple[str, str]]:
-    """State and exit status of jobs as the accounting has them; what it does not say, or cannot, is left out."""
+    """State and exit status of jobs as the accounting has them; what it does not say, or cannot, is
+    left out."""
     if not numbers or not shutil.which("sacct"):
         return {}
     try:
@@ -173,7 +179,8 @@ def accounted(numbers: Sequence[str], seconds: float) -> dict[str, tuple[str, st
 
 
 def state_of(number: str, seconds: float) -> str | None:
-    """A job's state as the controller tells it: empty when it says that there is no such job, None when it is mute."""
+    """A job's state as the controller tells it: empty when it says that there is no such job, None
+    when it is mute."""
     if shutil.which("scontrol"):
         answer = call(["scontrol", "-o", "show", "job", number], seconds)
         if match := re.search(r"\bJobState=(\w+)", answer.out):
@@ -192,7 +199,8 @@ def _denies(answer: Answer) -> bool:
 
 
 def number_of(token: Token, seconds: float) -> str:
-    """Id of the job with this name that the controller has, asked in another way than through squeue; empty: none."""
+    """Id of the job with this name that the controller has, asked in another way than through
+    squeue; empty: none."""
     if not shutil.which("scontrol"):
         return ""
     answer = call(["scontrol", "-o", "show", "job"], seconds)
@@ -205,7 +213,8 @@ def number_of(token: Token, seconds: float) -> str:
 
 
 def cluster_name(seconds: float) -> str:
-    """Name of the cluster whose controller answers; empty where it cannot be asked. Raises when it is mute."""
+    """Name of the cluster whose controller answers; empty where it cannot be asked. Raises when it
+    is mute."""
     if not shutil.which("scontrol"):
         return ""
     answer = call(["scontrol", "show", "config"], seconds)
@@ -217,7 +226,8 @@ def cluster_name(seconds: float) -> str:
 
 
 def sbatch(script: Path, token: Token, seconds: float, keep_open: Sequence[int] = ()) -> Answer:
-    """Hand a script to sbatch. What stands on the command line wins over the user's own SBATCH_ variables."""
+    """Hand a script to sbatch. What stands on the command line wins over the user's own SBATCH_
+    variables."""
     words = ["sbatch", "--parsable", f"--job-name={token.name}", f"--comment={token.comment}", str(script)]
     return call(words, seconds, keep_open)
 
@@ -229,7 +239,8 @@ def number_in(answer: Answer) -> str:
 
 
 def cancel(numbers: Iterable[str], seconds: float) -> None:
-    """Cancel jobs, waiting ones first and the last submitted first, so that none starts because another ended."""
+    """Cancel jobs, waiting ones first and the last submitted first, so that none starts because
+    another ended."""
     wanted = sorted(set(numbers), key=int, reverse=True)
     if not wanted:
         return
@@ -240,7 +251,8 @@ def cancel(numbers: Iterable[str], seconds: float) -> None:
 
 
 def wait_until_gone(numbers: Iterable[str], seconds: float, patience_seconds: float) -> list[Row]:
-    """Wait until none of these jobs waits or runs; returns those that still do when the patience is over."""
+    """Wait until none of these jobs waits or runs; returns those that still do when the patience is
+    over."""
     wanted, deadline = set(numbers), time.monotonic() + patience_seconds
     while True:
         rows = {row.number: row for row in look(seconds) if row.number in wanted}

@@ -1,4 +1,5 @@
-"""Jobs on Slurm through submitit: the sbatch text as a pure function, and the files that a job starts from."""
+"""Jobs on Slurm through submitit: the sbatch text as a pure function, and the files that a job
+starts from."""
 
 import os
 import shlex
@@ -53,12 +54,14 @@ def parameters(cluster: ClusterConfig, run_dir: Path, job: Job, dependency: str,
     memory_gib = cluster.prepare_memory_gib if preparing else None
     if memory_gib := memory_gib or cluster.memory_gib_per_node:
         chosen["mem"] = f"{memory_gib}GB"
-    # A job that was preempted or lost a node may always start again: it goes on from its checkpoint.
+    # A job that was preempted or lost a node may always start again: it goes on from its
+    # checkpoint.
     extra: dict[str, Any] = {"requeue": True}
     if dependency:
         extra |= {"dependency": dependency, "kill-on-invalid-dep": "yes"}
     chosen["additional_parameters"] = extra | _own_options(cluster)
-    # Since Slurm 22.05 srun does not take the cores of a task over from sbatch; said twice, it works on all versions.
+    # Since Slurm 22.05 srun does not take the cores of a task over from sbatch; said twice, it
+    # works on all versions.
     chosen["srun_args"] = ["--kill-on-bad-exit=1"]
     if chosen["cpus_per_task"]:
         chosen["srun_args"].append(f"--cpus-per-task={chosen['cpus_per_task']}")
@@ -67,7 +70,8 @@ def parameters(cluster: ClusterConfig, run_dir: Path, job: Job, dependency: str,
 
 
 def _own_options(cluster: ClusterConfig) -> dict[str, Any]:
-    """The profile's own sbatch options, by the names that submitit writes, so that they replace what it chose."""
+    """The profile's own sbatch options, by the names that submitit writes, so that they replace
+    what it chose."""
     return {key.replace("-", "_"): value for key, value in cluster.sbatch.items()}
 
 
@@ -94,7 +98,8 @@ def _setup(cluster: ClusterConfig) -> list[str]:
 
 
 def _teardown(cluster: ClusterConfig, run_dir: Path, job: Job) -> list[str]:
-    """After the ranks: one that stopped early left a marker; the job is queued again, or the next link takes over."""
+    """After the ranks: one that stopped early left a marker; the job is queued again, or the next
+    link takes over."""
     marker = continue_marker(run_dir, job.name, "$SLURM_JOB_ID", "${SLURM_RESTART_COUNT:-0}")
     lines = ["status=$?", f'marker={shlex.quote(str(marker.parent))}/"{marker.name}"']
     lines += ['if [ -e "$marker" ]; then', '  rm -f "$marker"']

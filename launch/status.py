@@ -34,7 +34,8 @@ States = Mapping[str, tuple[str, str]]
 
 
 class Scheduler:
-    """What Slurm says of a run's jobs: one squeue a minute at most, and one sacct for what squeue has forgotten."""
+    """What Slurm says of a run's jobs: one squeue a minute at most, and one sacct for what squeue
+    has forgotten."""
 
     def __init__(self, numbers: list[str], answer_seconds: float) -> None:
         self.numbers, self.answer_seconds = numbers, answer_seconds
@@ -77,7 +78,8 @@ class Scheduler:
 
 
 def job_state(numbers: Sequence[str], states: States) -> str:
-    """One word or two for the links of a job: the one that runs, else the first that waits, else how the last ended."""
+    """One word or two for the links of a job: the one that runs, else the first that waits, else
+    how the last ended."""
     known = [states[number] for number in numbers if number in states]
     for wanted in ("RUNNING", ENDING_STATE, "CONFIGURING", "SUSPENDED"):
         if any(state == wanted for state, _ in known):
@@ -127,7 +129,8 @@ def prepare_home(run_dir: Path) -> Path:
 
 
 def jobs_of(run_dir: Path) -> dict[str, Submitted]:
-    """Jobs of a run, and the one that prepares its store. A copy of another run's folder has none."""
+    """Jobs of a run, and the one that prepares its store. A copy of another run's folder has
+    none."""
     home = prepare_home(run_dir)
     above = {} if home == run_dir.resolve() else Journal.read(home).jobs
     return {name: job for name, job in above.items() if name == PREPARE} | Journal.read(run_dir).jobs

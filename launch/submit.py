@@ -5,9 +5,10 @@
   python launch/submit.py --config configs/ucf101.yaml --nodes 4 --gpus-per-node 4 --phase all
   python launch/submit.py --cancel runs/ucf101
 
-Phases that are done or in the queue are not submitted again; the same command goes on after a failure, a time-out or
-a kill, and looks first for what the scheduler has. --dry-run prints the jobs, the cut of each global batch and the
-sbatch scripts, and submits nothing. --cancel ends all jobs of a run.
+Phases that are done or in the queue are not submitted again; the same command goes on after a
+failure, a time-out or a kill, and looks first for what the scheduler has. --dry-run prints the
+jobs, the cut of each global batch and the sbatch scripts, and submits nothing. --cancel ends all
+jobs of a run.
 
 Exit status: 0 submitted (or nothing to do), 1 failed (a scheduler that does not answer, a failed job), 2 wrong command
 line or config, 130 interrupted.

@@ -1,7 +1,8 @@
 """What the queue has of a run, known for certain: a submit decides on nothing less.
 
-For each job that the journal knows and that matters, somebody who can know must say what became of it: squeue lists
-it, the accounting has its end, or the controller denies that there is such a job. Where nobody says, the submit ends.
+For each job that the journal knows and that matters, somebody who can know must say what became of
+it: squeue lists it, the accounting has its end, or the controller denies that there is such a job.
+Where nobody says, the submit ends.
 """
 
 import os
@@ -17,9 +18,11 @@ from launch import scheduler
 from launch.journal import Journal, Submitted, folder_tag, this_user
 from launch.scheduler import ENDED_STATES, NoAnswer, Row, Token
 
-# A request that reached a busy controller may become a job late: it is looked for again for so long.
+# A request that reached a busy controller may become a job late: it is looked for again for so
+# long.
 SETTLE_SECONDS, SETTLE_POLL_SECONDS = 5.0, 1.0
-# Slurm's credentials live for five minutes: what was asked for longer ago than this cannot be accepted any more.
+# Slurm's credentials live for five minutes: what was asked for longer ago than this cannot be
+# accepted any more.
 TOO_OLD_SECONDS = 900.0
 
 
@@ -72,7 +75,8 @@ def fates_of(job: Submitted, rows: dict[str, Row], seconds: float) -> dict[str, 
     for number in missing:
         state = ended[number][0] if number in ended else ""
         if state not in ENDED_STATES:
-            # The accounting is mute, or takes it for alive while squeue does not list it: the controller decides.
+            # The accounting is mute, or takes it for alive while squeue does not list it: the
+            # controller decides.
             said = scheduler.state_of(number, seconds)
             if said is None or (said == "" and job.user != this_user()):
                 raise _unknown(number, state, job)
@@ -102,7 +106,8 @@ def _refuse_other_cluster(journal: Journal, cluster: str, matters: Callable[[str
 
 
 def settle(journal: Journal, rows: list[Row], seconds: float, notes: list[str]) -> list[Row]:
-    """Find out what came of the one job whose fate is unknown; returns the newest answer of the queue."""
+    """Find out what came of the one job whose fate is unknown; returns the newest answer of the
+    queue."""
     token = journal.asked
     assert token is not None
     patience = 0.0 if journal.asked_seconds_ago > TOO_OLD_SECONDS else SETTLE_SECONDS
@@ -129,7 +134,8 @@ def number_in(rows: list[Row], token: Token) -> str:
 
 
 def _treat_strays(journal: Journal, rows: list[Row], seconds: float, notes: list[str]) -> None:
-    """Jobs of this folder that its journal does not know: one that came late is ended, any other is refused."""
+    """Jobs of this folder that its journal does not know: one that came late is ended, any other is
+    refused."""
     strays = [row for row in rows_of_folder(journal.run_dir, rows, journal.run) if not journal.knows(row.number)]
     late = [row for row in strays if row.token is not None and journal.is_abandoned(row.token)]
     if late:
@@ -146,14 +152,16 @@ def _treat_strays(journal: Journal, rows: list[Row], seconds: float, notes: list
 
 
 def rows_of_folder(run_dir: Path, rows: list[Row], run: str = "") -> list[Row]:
-    """Jobs of the queue that were submitted for this folder (or for this run's id) and have not ended."""
+    """Jobs of the queue that were submitted for this folder (or for this run's id) and have not
+    ended."""
     tag = folder_tag(run_dir)
     mine = [r for r in rows if r.token is not None and (r.token.run == run or r.token.run.startswith(f"{tag}-"))]
     return [row for row in mine if row.is_alive or row.never_starts]
 
 
 def read_journal(run_dir: Path, seconds: float) -> Journal:
-    """The folder's journal; a folder that was moved starts a new one when no job of the old place is left."""
+    """The folder's journal; a folder that was moved starts a new one when no job of the old place
+    is left."""
     journal = Journal.read(run_dir)
     if not journal.moved_from:
         return journal
@@ -171,7 +179,8 @@ def read_journal(run_dir: Path, seconds: float) -> Journal:
 @contextmanager
 def inherited_lock(path: Path, patience_seconds: float) -> Iterator[int]:
     """A lock that each sbatch inherits: it stays held until the last of them has ended, also when the submit was
-    killed. So nobody looks at the queue while an orphan may still submit. Yields the descriptor to pass on."""
+    killed. So nobody looks at the queue while an orphan may still submit. Yields the descriptor to
+    pass on."""
     import fcntl
 
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)

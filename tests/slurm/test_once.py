@@ -1,7 +1,8 @@
 """Submitting against a scheduler that is stopped, silent, dead or lies, and a submit that is killed at any point.
 
-The commands are wrappers in front of the real ones, the Slurm behind them is real, and its jobs are held. After each
-fault the same submit is run again, and the controller must have one job for each phase and link.
+The commands are wrappers in front of the real ones, the Slurm behind them is real, and its jobs are
+held. After each fault the same submit is run again, and the controller must have one job for each
+phase and link.
 """
 
 import json
@@ -31,7 +32,8 @@ class Submitter(User):
         self.count = folder / "calls"
 
     def wrap(self, name, script):
-        """Put a wrapper before a command: bash in which $real is the real one and $call counts from 1."""
+        """Put a wrapper before a command: bash in which $real is the real one and $call counts from
+        1."""
         real = self.slurm.run("bash", "-c", f"command -v {name}").stdout.strip()
         self.count.unlink(missing_ok=True)
         counting = f'call=$(($(cat "{self.count}" 2>/dev/null || echo 0) + 1)); echo $call > "{self.count}"'
@@ -100,7 +102,8 @@ def test_a_squeue_that_leaves_jobs_out_is_not_believed(who, lie):
     code, output = who.try_submit()
     assert (code, "nothing more to submit" in output) == (0, True), output
     assert who.queued() == CHAIN
-    # With the controller's other word missing, and the accounting too, nobody knows: that is refused.
+    # With the controller's other word missing, and the accounting too, nobody knows: that is
+    # refused.
     for name in ("scontrol", "sacct"):
         who.wrap(name, "[ $2 = config ] || [ $2 = show -a $4 = config ] || exit 1")
     code, output = who.try_submit()
@@ -142,8 +145,9 @@ def test_a_busy_controller_is_asked_again_and_one_that_refuses_is_not(who):
     assert not who.queued()
 
 
-# Where submit.py (the parent of sbatch) is killed: after the real call, before it, and before it while sbatch lives on.
-# It is run again and killed again until nothing is left to submit: the number of jobs, and of the call to be killed at.
+# Where submit.py (the parent of sbatch) is killed: after the real call, before it, and before it
+# while sbatch lives on. It is run again and killed again until nothing is left to submit: the
+# number of jobs, and of the call to be killed at.
 KILLS = {
     "after": ('"$real" "$@"; kill -9 $PPID; exit 0', 6, 1),
     "before": ("kill -9 $PPID; exit 1", 2, 2),
@@ -192,7 +196,8 @@ def test_a_controller_that_is_stopped_while_it_takes_a_job_takes_it_once(who):
 
 
 def test_a_job_that_is_completing_is_neither_alive_nor_done(who):
-    """After scancel its processes may take a while: new jobs are submitted, and wait for their end."""
+    """After scancel its processes may take a while: new jobs are submitted, and wait for their
+    end."""
     stubborn = {
         "cluster__sbatch__hold": "false",
         "cluster__setup": "[\"trap '' TERM; sleep 100\"]",

@@ -1,4 +1,5 @@
-"""A submit that runs on this machine: interrupted by Ctrl-C, or ended by `--cancel` from elsewhere."""
+"""A submit that runs on this machine: interrupted by Ctrl-C, or ended by `--cancel` from
+elsewhere."""
 
 import os
 import signal
@@ -14,7 +15,8 @@ from tests.conftest import ROOT, TINY, run_python
 
 @pytest.fixture
 def running(tmp_path, data_root):
-    """A local submit of a phase without end, in a session of its own as behind a terminal, whose job has started."""
+    """A local submit of a phase without end, in a session of its own as behind a terminal, whose
+    job has started."""
     run_dir = tmp_path / "a run"
     words = [sys.executable, "launch/submit.py", "--config", TINY, "--cluster", "local", "--phase", "motion"]
     words += ["--run-dir", run_dir, "--set", f"data.root={data_root}"]

@@ -1,149 +1,23 @@
-"""Exactly-once submission against a made-up Slurm with many faults; tests/slurm has the same against a real one."""
+"""Each job is submitted exactly once, whatever the scheduler says, hides or does not say."""
 
 import itertools
 import json
 import os
-import subprocess
-import sys
-import time
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
-from hpc_stres.configfile import dump, load_config
 from hpc_stres.errors import ConfigError, UserError
-from hpc_stres.runpaths import RunPaths, write_json, write_text
-from launch import scheduler, slurm, survey
+from hpc_stres.runpaths import RunPaths
+from launch import survey
 from launch.cancel import cancel_run
-from launch.chain import Request, submit
-from launch.jobs import Job, JobCall, last_message
+from launch.chain import submit
+from launch.jobs import Job, JobCall
 from launch.journal import Journal, folder_tag
-from launch.scheduler import Answer, NoAnswer, Row, Token, parse_queue
-from tests.conftest import ROOT, TINY, run_python
-
-DENIED = Answer(1, "", "slurm_load_jobs error: Invalid job id specified")
-FAILED = Answer(1, "", "Unable to contact slurm controller (connect failure)")
-
-
-class MadeUpSlurm:
-    """Jobs in memory, answered for as the real commands do; `answers` replaces a command's answer."""
-
-    def __init__(self):
-        self.jobs, self.accounts, self.answers, self.calls = {}, {}, {}, []
-        self.hidden, self.on_sbatch, self.cluster = set(), lambda number: None, "here"
-
-    def call(self, words, seconds, keep_open=()):
-        self.calls.append(words)
-        answer = self.answers.get(words[0])
-        if callable(answer):
-            answer = answer(words)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer or getattr(self, words[0])(words)
-
-    def squeue(self, words):
-        asked = words[words.index("-j") + 1].split(",") if "-j" in words else list(self.jobs)
-        shown = [number for number in asked if number in self.jobs and number not in self.hidden]
-        return Answer(0, "".join(self.row(number) for number in shown), "")
-
-    def row(self, number):
-        job = self.jobs[number]
-        return f"hpc_stres_row|{number}|{job['state']}|{job['reason']}|me|{job['name']}|{job['comment']}|row_ends\n"
-
-    def sacct(self, words):
-        asked = words[-1].split(",")
-        return Answer(0, "".join(f"{n}|{s}|0:0\n" for n, s in self.accounts.items() if n in asked), "")
-
-    def scontrol(self, words):
-        if "config" in words:
-            return Answer(0, f"ClusterName             = {self.cluster}\n", "")
-        if len(words) > 4:
-            known = self.jobs.get(words[4])
-            return Answer(0, f"JobId={words[4]} JobState={known['state']} x\n", "") if known else DENIED
-        return Answer(0, "".join(f"JobId={n} JobName={j['name']} UserId\n" for n, j in self.jobs.items()), "")
-
-    def sbatch(self, words):
-        number = str(100 + len(self.jobs))
-        options = dict(word[2:].split("=", 1) for word in words[2:4])
-        script = Path(words[4]).read_text(encoding="utf-8")
-        after = [line.split("=", 1)[1] for line in script.splitlines() if line.startswith("#SBATCH --dependency")]
-        self.jobs[number] = {
-            "state": "PENDING", "reason": "Priority", "name": options["job-name"], "comment": options["comment"],
-            "after": "".join(after),
-        }  # fmt: skip
-        self.on_sbatch(number)
-        return Answer(0, f"{number}\n", "")
-
-    def scancel(self, words):
-        for number in words[1:]:
-            if number in self.jobs and (words[1] != "--state=PENDING" or self.jobs[number]["state"] == "PENDING"):
-                self.jobs[number]["state"] = "CANCELLED"
-        return Answer(0, "", "")
-
-    def alive(self):
-        """Tokens of jobs that wait or run."""
-        over = scheduler.ENDED_STATES
-        return sorted(job["comment"].split(":")[2] for job in self.jobs.values() if job["state"] not in over)
-
-
-@pytest.fixture
-def fake(monkeypatch):
-    made_up = MadeUpSlurm()
-    monkeypatch.setattr(scheduler, "call", made_up.call)
-    monkeypatch.setattr("shutil.which", lambda name: f"/made/up/{name}")
-    monkeypatch.setattr(survey, "SETTLE_SECONDS", 0.02)
-    monkeypatch.setattr(survey, "SETTLE_POLL_SECONDS", 0.01)
-    monkeypatch.setattr("launch.once.RETRY_SECONDS", (0, 0))
-    return made_up
-
-
-@pytest.fixture
-def request_of(tmp_path, monkeypatch):
-    """Makes requests for the tiny config, whose store counts as prepared."""
-    monkeypatch.setattr("launch.chain.store_ready", lambda config: True)
-
-    def make(phases="motion", *overrides, run_dir=tmp_path / "run", **more):
-        config = load_config(TINY, [f"data.root={tmp_path}", *overrides], "slurm")
-        return Request(config, run_dir, phases, **more)
-
-    return make
-
+from launch.scheduler import Answer, NoAnswer, Token
+from tests.unit.submission.conftest import DENIED, FAILED
 
 MOTION = ["evaluate", "motion"]
-
-
-def test_a_token_is_read_from_the_comment_and_else_from_the_name():
-    token = Token("0123abcd-4567ef", "st_resnet", 2, 17)
-    assert Token.find(f"other|{token.comment}") == token
-    assert Token.find(f"{token.name}|(null)") == token
-    assert Token.find("stres-motion|hpc_stres is nice") is None
-
-
-def test_an_answer_of_squeue_is_whole_or_none():
-    token = Token("0123abcd-4567ef", "motion", 0, 1)
-    mine = f"hpc_stres_row|7|PENDING|Priority|me|{token.name}|{token.comment}|row_ends\n"
-    odd = "hpc_stres_row|8_[1-4]|RUNNING|None|her|a|b|two\nlines|x|row_ends\n"
-    assert parse_queue("") == []
-    assert parse_queue(f"CLUSTER: one\n{mine}{odd}") == [
-        Row("7", "PENDING", "Priority", "me", token), Row("8_[1-4]", "RUNNING", "None", "her", None)
-    ]  # fmt: skip
-    for length in range(1, len(mine)):
-        with pytest.raises(NoAnswer, match="makes no sense"):
-            parse_queue(odd + mine[:length])
-    for text in ("welcome\n", f"{mine}welcome\n", f"error\n{mine}", "hpc_stres_row|7|PENDING|row_ends\n"):
-        with pytest.raises(NoAnswer, match="makes no sense"):
-            parse_queue(text)
-
-
-@pytest.mark.parametrize(
-    ("state", "expected"),
-    [("PENDING", "alive"), ("RUNNING", "alive"), ("SIGNALING", "alive"), ("INVENTED_LATER", "alive"),
-     ("COMPLETING", "ending"), ("FAILED", ""), ("COMPLETED", ""), ("NODE_FAIL", ""), ("TIMEOUT", "")],
-)  # fmt: skip
-def test_a_state_that_is_not_known_to_be_an_end_is_alive(state, expected):
-    row = Row("1", state, "None", "me", None)
-    assert (row.is_alive, row.is_ending) == (expected == "alive", expected == "ending")
 
 
 SACCT = {"says FAILED": "FAILED", "says RUNNING": "RUNNING", "knows nothing": "", "fails": FAILED,
@@ -425,79 +299,6 @@ def test_missing_parents_are_refused_by_name(fake, request_of):
     assert fake.alive() == ["appearance", "evaluate", "evaluate", "motion", "st_resnet"]
 
 
-def test_settings_of_the_users_own_do_not_hide_jobs(monkeypatch):
-    monkeypatch.setenv("SQUEUE_STATES", "RUNNING")
-    monkeypatch.setenv("SQUEUE_USERS", "nobody")
-    monkeypatch.setenv("SBATCH_WAIT", "1")
-    monkeypatch.setenv("SBATCH_ACCOUNT", "mine")
-    out = scheduler.call(["env"], 10).out
-    assert "SQUEUE_" not in out
-    assert "SBATCH_WAIT" not in out
-    assert "SBATCH_ACCOUNT=mine" in out
-
-
-def test_a_command_that_takes_too_long_is_ended_with_all_that_it_started(tmp_path):
-    script = f"sleep 60 & echo $! > '{tmp_path}/pid'; wait"
-    with pytest.raises(NoAnswer, match="bash took more than"):
-        scheduler.call(["bash", "-c", script], 0.5)
-    pid = (tmp_path / "pid").read_text().strip()
-    deadline = time.monotonic() + 5
-    while is_running(pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not is_running(pid)
-
-
-def is_running(pid):
-    try:
-        return open(f"/proc/{pid}/stat").read().split()[2] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def test_an_orphaned_sbatch_keeps_the_next_submit_waiting(tmp_path):
-    path = tmp_path / "sbatch.lock"
-    with survey.inherited_lock(path, 0.0) as descriptor:
-        orphan = subprocess.Popen(["sleep", "60"], pass_fds=(descriptor,))
-    try:
-        with pytest.raises(UserError, match="an sbatch of an earlier submit"), survey.inherited_lock(path, 0.3):
-            pass
-    finally:
-        orphan.kill()
-        orphan.wait()
-    with survey.inherited_lock(path, 0.0):
-        pass
-
-
-def test_a_profile_passes_its_own_options_on(tmp_path):
-    overrides = ["cluster.sbatch={mail-type: END, requeue: false, kill_me: 3}", "cluster.srun_args=[--mpi=pmi2]"]
-    job = Job("motion", (), (), 1, 1, 0, 10)
-
-    def text(*more):
-        config = load_config(TINY, more, "slurm")
-        return slurm.sbatch_text(config, tmp_path, job, "", Token("0123abcd-4567ef", "motion", 0, 1))
-
-    assert "--wckey" not in text()
-    assert "#SBATCH --requeue" in text()
-    own = text(*overrides)
-    assert "#SBATCH --mail-type=END\n" in own
-    assert "#SBATCH --kill-me=3\n" in own
-    assert "--requeue" not in own
-    assert "--mpi=pmi2 " in own
-    assert "#SBATCH --wckey=lab\n" in text("cluster.sbatch.wckey=lab")
-    for key in ("comment", "job_name", "dependency", "array"):
-        with pytest.raises(ConfigError, match=r"submit\.py sets that itself"):
-            text(f"cluster.sbatch.{key}=x")
-
-
-def test_only_messages_of_ours_are_quoted(tmp_path):
-    log = tmp_path / "log"
-    log.write_text("hpc-stres train: [Gloo] Rank 0 is connected to 1 peer ranks\nhpc-stres is a package\n")
-    assert last_message(log) == ""
-    log.write_text("hpc-stres train: the loss is not finite[Gloo] Rank 1 is connected\n[Gloo] Rank 0 is connected\n")
-    assert last_message(log) == "hpc-stres train: the loss is not finite"
-    assert last_message(tmp_path / "none") == ""
-
-
 def test_cancel_does_not_believe_an_empty_answer(fake, request_of, capsys):
     submit(request_of())
     fake.hidden = set(fake.jobs)
@@ -508,57 +309,3 @@ def test_cancel_does_not_believe_an_empty_answer(fake, request_of, capsys):
     fake.scontrol = lambda words: FAILED
     with pytest.raises(NoAnswer, match="nobody says that it is gone"):
         cancel_run(request_of().run_dir)
-
-
-def dead_commands(folder, script):
-    for name in ("sbatch", "squeue", "sacct", "scontrol", "scancel", "sinfo", "srun"):
-        path = folder / name
-        path.write_text(f"#!/bin/bash\n{script}\n")
-        path.chmod(0o755)
-    return {"PATH": f"{folder}:{os.environ['PATH']}"}
-
-
-@pytest.mark.parametrize("script", ["echo Unable to contact slurm controller >&2; exit 1", "sleep 30", "echo hello"])
-def test_a_controller_that_is_down_is_exit_1_and_one_sentence(tmp_path, script):
-    environment = dead_commands(tmp_path, script)
-    words = ["--config", TINY, "--cluster", "slurm", "--run-dir", tmp_path / "run", "--phase", "motion"]
-    words += ["--set", f"data.root={tmp_path}", "--set", "cluster.scheduler_seconds=1"]
-    result = run_python("launch/submit.py", *words, env=environment, timeout=60)
-    assert result.returncode == 1, result.stderr
-    assert "nothing was submitted" in result.stderr
-    assert 1 <= len(result.stderr.splitlines()) <= 3
-    write_json(RunPaths(tmp_path / "run").jobs, {})
-    config = load_config(TINY, ["cluster.scheduler_seconds=1"], "slurm")
-    write_text(RunPaths(tmp_path / "run").config, dump(config))
-    result = run_python("launch/submit.py", "--cancel", tmp_path / "run", env=environment, timeout=150)
-    assert result.returncode == 1, result.stderr
-    assert "Traceback" not in result.stderr
-
-
-def test_watching_a_copied_run_ends_by_itself(fake, request_of, tmp_path):
-    submit(request_of())
-    run_dir = request_of().run_dir
-    subprocess.run(["cp", "-r", run_dir, tmp_path / "copy"], check=True)
-    os.environ["PATH"], path = f"{os.path.dirname(sys.executable)}:/bin", os.environ["PATH"]
-    try:
-        result = run_python("launch/status.py", tmp_path / "copy", "--watch", timeout=60)
-    finally:
-        os.environ["PATH"] = path
-    assert result.returncode == 1
-    assert "no job of this run waits or runs" in result.stderr
-
-
-def test_a_damaged_plan_is_a_sentence(request_of, tmp_path):
-    request = request_of()
-    for text in ("{", "[]", '{"hours": []}', '{"hours": {"motion": "soon"}}'):
-        RunPaths(request.run_dir).plan.parent.mkdir(exist_ok=True)
-        RunPaths(request.run_dir).plan.write_text(text)
-        with pytest.raises(UserError, match=r"plan\.json: damaged"):
-            request.jobs({})
-
-
-def test_the_commands_work_from_another_folder(tmp_path):
-    words = [ROOT / "launch" / "submit.py", "--config", TINY, "--cluster", "slurm", "--dry-run"]
-    result = run_python(*words, "--run-dir", "a run", "--set", f"data.root={tmp_path}", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert f"{tmp_path}/a run/logs/motion" in result.stdout
