@@ -141,6 +141,7 @@ def test_a_second_folder_gets_its_own_store(root, work):
     assert one.classes == classes
     assert two.classes == [f"second{name}" for name in classes[:2]]
     assert work == []  # the demonstration store had all of these frames
+    assert [answers(Store(store_folder(config)))[0] for config in configs] == [one.classes, two.classes]
 
 
 def test_the_demonstration_data_set_of_another_seed_has_other_videos(root):
