@@ -172,7 +172,7 @@ def test_taps_are_windows_without_the_columns_that_nobody_uses():
 @pytest.mark.parametrize(("side", "source"), ON_A_PIXEL)
 def test_an_output_that_falls_on_a_pixel_is_right(side, source, antialias, flip):
     rng = np.random.default_rng(side)
-    size = (source - 5, source) if flip else (source, source + 7)
+    size = (source, source - 5 if flip else source + 7)
     for count, packed in ((3, True), (20, False), (1, False)):
         assert worst_error(rng, *size, side, antialias, count, packed, flip) <= GREY_LEVELS
 
