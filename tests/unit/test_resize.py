@@ -172,9 +172,9 @@ def test_taps_are_windows_without_the_columns_that_nobody_uses():
 @pytest.mark.parametrize(("side", "source"), ON_A_PIXEL)
 def test_an_output_that_falls_on_a_pixel_is_right(side, source, antialias, flip):
     rng = np.random.default_rng(side)
+    size = (source, source - 5 if flip else source + 7)
     for count, packed in ((3, True), (20, False), (1, False)):
-        assert worst_error(rng, source, source + 7, side, antialias, count, packed, flip) <= GREY_LEVELS
-        assert worst_error(rng, source - 5, source, side, antialias, count, packed, flip) <= GREY_LEVELS
+        assert worst_error(rng, *size, side, antialias, count, packed, flip) <= GREY_LEVELS
 
 
 def tap_counts():
@@ -187,17 +187,15 @@ def tap_counts():
 
 
 def test_every_number_of_taps_goes_right_down_every_path_of_the_kernel():
-    """20 gray pictures, three colours, other stacks and other packed pictures; each number of taps on both axes."""
+    """20 gray pictures, three colours, other stacks, other packed pictures; on both axes in turn."""
     rng = np.random.default_rng(1)
     sizes = tap_counts()
     assert len(sizes) > 50
-    paths = ((20, False), (3, True), (1, False), (3, False), (20, True), (5, True))
-    for (source, side, antialias), (count, packed) in product(sizes, paths):
-        other = int(rng.integers(1, 40))
-        flip = bool(rng.integers(2))
-        name = f"{side} from {source} and {other}, {count} planes"
-        assert worst_error(rng, source, other, side, antialias, count, packed, flip) <= GREY_LEVELS, name
-        assert worst_error(rng, other, source, side, antialias, count, packed, flip) <= GREY_LEVELS, name
+    paths = ((20, False), (3, True), (1, False), (3, False), (20, True), (5, True), (2, False))
+    for number, ((source, side, antialias), path) in enumerate(product(sizes, paths)):
+        size = (source, 1 + number % 40) if number % 2 else (1 + number % 40, source)
+        error = worst_error(rng, *size, side, antialias, *path, bool(number % 3))
+        assert error <= GREY_LEVELS, f"{side} from {size}, {path=}"
 
 
 def test_any_number_of_planes_goes_right():
@@ -211,7 +209,7 @@ def test_any_number_of_planes_goes_right():
 @pytest.mark.parametrize("part", range(4))
 def test_sizes_drawn_at_random_go_right(part):
     rng = np.random.default_rng([3, part])
-    for _ in range(30):
+    for _ in range(15):
         height, width = rng.integers(8, 401, 2)
         side, antialias, flip = (
             int(rng.integers(32, 321)),
