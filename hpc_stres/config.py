@@ -149,6 +149,8 @@ class TrainingConfig:
     """Videos that one rank takes through the network at once; auto: what fits in memory."""
     momentum: float = 0.9
     """SGD momentum."""
+    dropout: float | None = None
+    """Dropout of every phase whose network has any (single streams, STM); none: the recipe's."""
     weight_decay: float = 5e-4
     """Weight decay, on weights only."""
     checkpoint_every_steps: int = 500
@@ -183,6 +185,8 @@ class TrainingConfig:
         micro = self.max_micro_batch
         check_field(micro == "auto" or micro >= 1, "max_micro_batch", "expected auto, or 1 or more")
         check_field(0.0 <= self.momentum < 1.0, "momentum", "expected a number from 0 to below 1")
+        drop = self.dropout
+        check_field(drop is None or 0.0 <= drop < 1.0, "dropout", "expected a number from 0 to below 1")
         check_field(self.weight_decay >= 0.0, "weight_decay", "expected 0 or more")
         check_field(self.checkpoint_every_steps >= 0, "checkpoint_every_steps", "expected 0 or more")
         check_field(self.checkpoint_every_minutes >= 0, "checkpoint_every_minutes", "expected 0 or more")
@@ -333,7 +337,10 @@ class Config:
         group = self.training.norm_group or min(phase.norm_group, batch)
         if group > batch:
             raise ConfigError(f"training.norm_group: {group} is larger than the global batch of {batch}")
-        return replace(phase, global_batch=batch, norm_group=group)
+        dropout = phase.dropout
+        if self.training.dropout is not None and "dropout" in phase.acting():
+            dropout = self.training.dropout
+        return replace(phase, global_batch=batch, norm_group=group, dropout=dropout)
 
     def steps(self, name: str) -> int:
         """SGD steps of a phase."""

@@ -9,12 +9,12 @@ from typing import Any
 
 from hpc_stres.config import Config
 from hpc_stres.configfile import load_resolved, plain
-from hpc_stres.data.storepath import store_folder
+from hpc_stres.data.storepath import store_folder, store_is_ready
 from hpc_stres.errors import UserError
 from hpc_stres.ownership import owned
 from hpc_stres.provenance import write_provenance
 from hpc_stres.recipe import select_phases
-from hpc_stres.runpaths import RunPaths, read_json
+from hpc_stres.runpaths import RunPaths
 from hpc_stres.training.checkpoint_rules import claim_run_folder
 from launch import jobs as job_list
 from launch.jobs import EVALUATE, PREPARE, Job
@@ -71,8 +71,8 @@ class Request:
 
 
 def store_ready(config: Config) -> bool:
-    """Whether the config's store is there, so that no job has to prepare it."""
-    return (store_folder(config) / "manifest.json").is_file()
+    """Whether the config's store is there and holds today's data set, so that no job has to prepare it."""
+    return store_is_ready(config)
 
 
 def share_a_store(configs: Sequence[Config]) -> bool:
@@ -278,11 +278,10 @@ def sbatch_lock(run_dir: Path) -> Path:
 
 
 def _show_results(run_dir: Path) -> None:
-    from hpc_stres.evaluation.table import results_table
+    from hpc_stres.evaluation.table import read_results, results_table
 
     paths = RunPaths(run_dir)
-    results = read_json(paths.results)
-    if results:
-        print("\n" + results_table(results))
+    if paths.results.is_file():
+        print("\n" + results_table(read_results(paths.results)))
     if paths.report.is_file():
         print(f"report: {paths.report}")

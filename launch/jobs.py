@@ -1,7 +1,6 @@
 """The jobs of a run as data: what each runs, on how many ranks, and what it waits for. Pure;
 nothing heavy imported."""
 
-import json
 import math
 import os
 import re
@@ -15,9 +14,11 @@ from types import FrameType
 from hpc_stres.config import ClusterConfig, Config
 from hpc_stres.configfile import load_resolved
 from hpc_stres.errors import ConfigError, UserError
+from hpc_stres.evaluation.table import read_results
 from hpc_stres.layout import plan
+from hpc_stres.planning import read_hours
 from hpc_stres.recipe import ordered_phases
-from hpc_stres.runpaths import RunPaths, read_json
+from hpc_stres.runpaths import RunPaths
 from hpc_stres.training.product import phase_is_done
 from launch.scheduler import Token
 
@@ -117,16 +118,7 @@ def _training_job(config: Config, run_dir: Path, name: str, after: tuple[str, ..
 
 def planned_hours(paths: RunPaths, name: str) -> float | None:
     """Hours that `hpc-stres plan --run-dir` predicted for a job, where it did."""
-    if not paths.plan.is_file():
-        return None
-    try:
-        hours = json.loads(paths.plan.read_text(encoding="utf-8"))["hours"].get(name)
-        return None if hours is None else float(hours)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(
-            f"{paths.plan}: damaged: no wall times can be read from it\n"
-            "Remove it, or write it again with `hpc-stres plan --run-dir`."
-        ) from None
+    return read_hours(paths.plan).get(name) if paths.plan.is_file() else None
 
 
 def wall_time(cluster: ClusterConfig, hours: float | None) -> tuple[int, int]:
@@ -149,8 +141,11 @@ def evaluation_is_done(config: Config, paths: RunPaths) -> bool:
     """Whether results.json speaks of every phase that is finished, as it is now."""
     if not paths.results.is_file():
         return False
-    # A table that cannot be read is none: it is made again from the scores.
-    table = read_json(paths.results).get("splits", {}).get(str(config.data.split), {})
+    try:
+        results = read_results(paths.results)
+    except UserError:
+        return False  # a damaged table is none: it is made again from the scores
+    table = results.get("splits", {}).get(str(config.data.split), {})
     finished = [name for name in config.phases if paths.phase(name).done.is_file()]
     written = paths.results.stat().st_mtime
     return all(name in table and paths.phase(name).done.stat().st_mtime <= written for name in finished)

@@ -70,3 +70,14 @@ def test_learning_rate_is_a_pure_function_of_the_step():
     assert total_steps(schedule, 2) == 2
     with pytest.raises(ValueError, match="-1"):
         learning_rate(schedule, -1)
+
+
+def test_a_dropout_for_every_phase_acts_where_a_network_has_any():
+    from hpc_stres.configfile import load_config
+    from tests.conftest import TINY
+
+    config = load_config(TINY, ["training.dropout=0.8"])
+    assert {name: config.phase(name).dropout for name in config.phases} == {
+        "motion": 0.8, "appearance": 0.8, "st_resnet": 0.0, "st_resnet_star": 0.0,
+    }  # fmt: skip
+    assert load_config(TINY, ["phases.motion.dropout=0.5"]).phase("motion").dropout == 0.5
