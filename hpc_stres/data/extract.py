@@ -1,4 +1,4 @@
-"""A video file to JPEG frames and flow planes, streamed, so that memory does not grow with the video's length."""
+"""A video file to JPEG frames and flow planes, streamed: memory does not grow with its length."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -31,9 +31,11 @@ Emit = Callable[[Literal["rgb", "flow"], bytes], None]
 def prepare_video(
     video: Video, settings: Settings, wanted: Collection[int] | None = None, max_pixels: int = MAX_PIXELS
 ) -> PreparedVideo:
-    """Decode, resize, flow, encode, in this process and without limits on memory and time (`guard` sets those).
+    """Decode, resize, flow, encode, in this process and without limits on memory and time (`guard`
+    sets those).
 
-    `wanted`: the flow pairs that will be read; the others are stored as planes at rest, without work.
+    `wanted`: the flow pairs that will be read; the others are stored as planes at rest, without
+    work.
     """
     made: dict[str, list[bytes]] = {"rgb": [], "flow": []}
 
@@ -57,7 +59,9 @@ def warm_up(settings: Settings) -> None:
 
 @contextmanager
 def failures_reject() -> Iterator[None]:
-    """Whatever goes wrong with one video is the reason of its rejection; what is wrong with the machine is not."""
+    """Whatever goes wrong with one video is the reason of its rejection; what is wrong with the
+    machine is not.
+    """
     try:
         yield
     except (UndecodableError, UserError):
@@ -70,7 +74,9 @@ def failures_reject() -> Iterator[None]:
 def extract(
     path: Path, settings: Settings, emit: Emit, wanted: Collection[int] | None = None, max_pixels: int = MAX_PIXELS
 ) -> tuple[int, int, str | None]:
-    """Give a video file's frames and flow to `emit` as they are made; returns stored height, width and the note."""
+    """Give a video file's frames and flow to `emit` as they are made; returns stored height, width
+    and the note.
+    """
     waiting: list[Any] = []
     size: tuple[int, int] | None = None
     pairs = 0

@@ -1,6 +1,7 @@
-"""Data sets that are folders: CLASS/VIDEO, or train/CLASS/VIDEO and test/CLASS/VIDEO, of files or of extracted frames.
+"""Data sets that are folders: CLASS/VIDEO, or train/CLASS/VIDEO and test/CLASS/VIDEO.
 
-Names that begin with a dot, and the folders that archivers and editors leave behind, are neither classes nor videos.
+Names that begin with a dot, and the folders that archivers and editors leave behind, are neither
+classes nor videos.
 """
 
 import os
@@ -34,7 +35,9 @@ Walk = Callable[[Path], Iterator[Path]]
 
 
 def read_folder(videos: Path, test_fraction: float) -> Listing:
-    """One folder a class, split by a hash of the recordings' names; or one folder a split, then one a class."""
+    """One folder a class, split by a hash of the recordings' names; or one folder a split, then one
+    a class.
+    """
     ignored: Counter[str] = Counter()
 
     def files(folder: Path) -> Iterator[Path]:
@@ -66,7 +69,9 @@ def read_frame_folders(frames: Path, test_fraction: float) -> Listing:
 
 
 def _read(root: Path, test_fraction: float, walk: Walk, probe: Walk) -> Listing:
-    """`walk` gives the videos of a class's folder; `probe` the same without counting what it leaves out."""
+    """`walk` gives the videos of a class's folder; `probe` the same without counting what it leaves
+    out.
+    """
     found = list(_folders(root))
     if not found:
         raise UserError(f"{root}: no class folders here\nPut each class's videos into a folder of its own.")
@@ -87,7 +92,9 @@ def _read(root: Path, test_fraction: float, walk: Walk, probe: Walk) -> Listing:
 
 
 def _split_folders(found: list[Path], probe: Walk) -> dict[str, Path]:
-    """Folders by what they are for, where train and test (or val) folders of class folders are all that there is."""
+    """Folders by what they are for, where train and test (or val) folders of class folders are all
+    that there is.
+    """
     kinds = {path: SPLIT_FOLDERS.get(path.name.lower()) for path in found}
     names = [kind for kind in kinds.values() if kind]
     if len(names) != len(found) or len(set(names)) != len(names) or not {"train"} < set(names):
@@ -121,7 +128,9 @@ def _read_splits(root: Path, by_split: dict[str, Path], walk: Walk) -> Listing:
 
 
 def _add(listing: Listing, path: Path, root: Path, home: Path, label: int) -> str:
-    """Enter a video under its path without the suffix; its recording has the same name under train and test."""
+    """Enter a video under its path without the suffix; its recording has the same name under train
+    and test.
+    """
     require_utf8(path)
     bare = path if path.is_dir() else path.with_suffix("")
     identity = bare.relative_to(root).as_posix()

@@ -1,17 +1,20 @@
-"""Preparing a video in a child process with limits on memory and time, so that one video costs at most itself.
+"""Preparing a video in a child process with limits, so that one video costs at most itself.
 
-FFmpeg and OpenCV are large programs in C that meet every broken file there is. One that crashes, hangs or eats memory
-takes a child with it; its death is the reason of that video's rejection, and the next video gets a new child. A child
-is used for many videos, and it ends with its parent.
+FFmpeg and OpenCV are large programs in C that meet every broken file there is. One that crashes,
+hangs or eats memory takes a child with it; its death is the reason of that video's rejection, and
+the next video gets a new child. A child is used for many videos, and it ends with its parent.
 
-    parent -> child   one line of JSON a video (`guarded.Job`) on standard input
-    child -> parent   messages of one letter and bytes: s(tarted), r(gb), f(low), d(one), e(rror), u(ser error)
+    parent -> child   one line of JSON a video on standard input
+    child -> parent   messages of a letter and bytes: s(tarted), r(gb), f(low), d(one), e(rror),
+                      u(ser error)
 
-The child is started with exec, never by a fork alone: a fork would copy the state of MPI and of threads. Nothing that
-it sends is unpickled, so that a decoder that a video took over cannot take over its parent.
+The child is started with exec, never by a fork alone: a fork would copy the state of MPI and of
+threads. Nothing that it sends is unpickled, so that a decoder that a video took over cannot take
+over its parent.
 
-A death counts against a video only if it happens in a fresh child: what an earlier video left in an old one does not. A
-SIGKILL comes from outside (a job that ends, a machine without memory): it is tried once more in any case.
+A death counts against a video only if it happens in a fresh child: what an earlier video left in an
+old one does not. A SIGKILL comes from outside (a job that ends, a machine without memory): it is
+tried once more in any case.
 """
 
 import atexit
@@ -68,7 +71,9 @@ class Limits:
 
 
 class _Death(Exception):
-    """A child that ended while it worked; `started`: whether it had come so far as to open the video."""
+    """A child that ended while it worked; `started`: whether it had come so far as to open the
+    video.
+    """
 
     def __init__(self, reason: str, started: bool, by_kill: bool = False) -> None:
         super().__init__(reason)
@@ -112,7 +117,9 @@ def count_frames(path: Path, limits: Limits | None = None) -> int:
 
 
 def _in_child(job: dict[str, Any], limits: Limits) -> dict[str, list[bytes]]:
-    """Run a job in an idle child or a new one; a second time in a new one where the first death proves nothing."""
+    """Run a job in an idle child or a new one; a second time in a new one where the first death
+    proves nothing.
+    """
     for attempt in (1, 2):
         child = _idle_child() if attempt == 1 else None
         is_fresh = child is None
@@ -274,7 +281,9 @@ def _raise(letter: str, content: dict[str, Any]) -> None:
 
 
 class _Clock:
-    """Time without a message and time in all, counted in slices: a process that is suspended does not wait."""
+    """Time without a message and time in all, counted in slices: a process that is suspended does
+    not wait.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits

@@ -17,7 +17,8 @@ from hpc_stres.data.storepath import Settings
 from hpc_stres.data.video import Decoder, UndecodableError, reason_of
 from hpc_stres.errors import UserError
 
-# What a job's end sends to all of its processes. The parent answers; a child that died of it would look like a video's.
+# What a job's end sends to all of its processes. The parent answers; a child that died of it would
+# look like a video's.
 ANSWERED_BY_PARENT = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGXCPU")
 # Where memory runs out, the kernel should take this process and not its parent.
 OOM_SCORE = "500"
@@ -100,7 +101,9 @@ def _send_error(results: Connection, letter: bytes, error: Exception) -> None:
 
 @contextlib.contextmanager
 def _memory_limit(more_bytes: int) -> Iterator[None]:
-    """Let this process have so much memory more than it has now; its own, not the libraries that it maps."""
+    """Let this process have so much memory more than it has now; its own, not the libraries that it
+    maps.
+    """
     status = Path("/proc/self/status")
     if not status.is_file():
         yield

@@ -1,4 +1,4 @@
-"""A process that ends when its parent ends, however that comes about. Pure, so that it can be called before imports."""
+"""A process that ends when its parent ends. Pure, so that it can be called before imports."""
 
 import ctypes
 import os

@@ -1,4 +1,4 @@
-"""What a data set is made of: its classes, its videos, and each split's training and test ids. Pure."""
+"""What a data set is made of: classes, videos, and each split's training and test ids. Pure."""
 
 import hashlib
 import re
@@ -11,7 +11,8 @@ from pathlib import Path
 from hpc_stres.data import official
 from hpc_stres.errors import UserError
 
-# The one list of video suffixes; a file of another suffix in a folder data set is counted, not read.
+# The one list of video suffixes; a file of another suffix in a folder data set is counted, not
+# read.
 VIDEO_SUFFIXES = frozenset(
     (
         *(".3g2", ".3gp", ".asf", ".avi", ".dv", ".f4v", ".flv", ".gif", ".m2ts", ".m2v", ".m4v", ".mj2", ".mkv"),
@@ -21,13 +22,16 @@ VIDEO_SUFFIXES = frozenset(
 )
 # UCF101's names of clips that were cut from one recording: v_Archery_g07_c03.
 UCF_CLIP = re.compile(r"(.+_g\d+)_c\d+$", re.DOTALL)
-# HMDB51's: ORIGIN_CLASS_f_nm_np1_fr_goo_37. The five codes are its own, so that no other name looks like one by chance.
+# HMDB51's: ORIGIN_CLASS_f_nm_np1_fr_goo_37. The five codes are its own, so that no other name looks
+# like one by chance.
 HMDB_CLIP = re.compile(r"(.+)_[fhlu]_(?:cm|nm)_np\d+_(?:ba|fr|le|ri)_(?:bad|goo|med)_\d+$", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Video:
-    """One video of a data set; `group` names the recording that it was cut from, where that is known."""
+    """One video of a data set; `group` names the recording that it was cut from, where that is
+    known.
+    """
 
     id: str
     path: Path
@@ -37,7 +41,9 @@ class Video:
 
 @dataclass
 class Listing:
-    """A data set's classes and videos, and each split's training and test ids, as the lists give them."""
+    """A data set's classes and videos, and each split's training and test ids, as the lists give
+    them.
+    """
 
     classes: list[str]
     videos: dict[str, Video] = field(default_factory=dict)
@@ -69,7 +75,9 @@ class Listing:
 
 
 def printable(name: object) -> str:
-    """A file name as it can be printed anywhere: bytes that are not UTF-8 and control characters escaped."""
+    """A file name as it can be printed anywhere: bytes that are not UTF-8 and control characters
+    escaped.
+    """
     text = str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
@@ -90,7 +98,9 @@ def sorted_classes(names: set[str]) -> list[str]:
 
 
 def recording_of(name: str, label: str) -> str | None:
-    """The recording that a clip was cut from, as UCF101's and HMDB51's names tell it; none: they do not."""
+    """The recording that a clip was cut from, as UCF101's and HMDB51's names tell it; none: they do
+    not.
+    """
     match = UCF_CLIP.match(name)
     if match:
         return match.group(1)
@@ -101,9 +111,9 @@ def recording_of(name: str, label: str) -> str | None:
 def split_by_hash(listing: Listing, ids: list[str], test_fraction: float) -> None:
     """Give the videos of one class to split 1's train and test, whole recordings at a time.
 
-    Recordings are ranked by a hash of their name and the first round(test_fraction * n) of n test: at least one, and
-    never all. So the split depends on no order of files and not on other classes, and a recording that is added moves
-    at most one other.
+    Recordings are ranked by a hash of their name and the first round(test_fraction * n) of n test:
+    at least one, and never all. So the split depends on no order of files and not on other classes,
+    and a recording that is added moves at most one other.
     """
     recordings: dict[str, list[str]] = {}
     for name in ids:
@@ -122,7 +132,9 @@ def _hash(name: str) -> bytes:
 
 
 def refuse_empty_classes(listing: Listing, place: object, remedy: Mapping[str, str]) -> None:
-    """Refuse classes without a training or without a test video, by name; `remedy` by what is missing."""
+    """Refuse classes without a training or without a test video, by name; `remedy` by what is
+    missing.
+    """
     for kind, ids in (("training", listing.train), ("test", listing.test)):
         for split, names in ids.items():
             have = {listing.videos[name].label for name in names}

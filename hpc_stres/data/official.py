@@ -1,7 +1,8 @@
-"""Whether a split is really an official one of UCF101 or HMDB51, so that published figures may stand beside it. Pure.
+"""Whether a split is really an official one of UCF101 or HMDB51. Pure.
 
-A kind in the config says how lists are read, not what is in them: any videos may be listed as UCF101 lists its own.
-So the contents are compared, by digests of the lists that the data sets' authors publish.
+A kind in the config says how lists are read, not what is in them: any videos may be listed as
+UCF101 lists its own. So the contents are compared, by digests of the lists that the data sets'
+authors publish.
 """
 
 import hashlib
@@ -9,8 +10,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 
-# By data set and split: SHA-256 of `canonical_lists`, then of `canonical_labels`, of the published lists
-# (UCF101TrainTestSplits-RecognitionTask.zip and test_train_splits.rar).
+# By data set and split: SHA-256 of `canonical_lists`, then of `canonical_labels`, of the published
+# lists (UCF101TrainTestSplits-RecognitionTask.zip and test_train_splits.rar).
 DIGESTS: dict[str, dict[int, tuple[str, str]]] = {
     "ucf101": {
         1: (
@@ -50,9 +51,11 @@ def official_name(
     split: int,
     labels: Mapping[str, int] | None = None,
 ) -> str | None:
-    """`ucf101` or `hmdb51` where this is split number `split` of it, video for video; None for any other data.
+    """`ucf101` or `hmdb51` where this is split number `split` of it, video for video; None for any
+    other data.
 
-    Ids may have folders in front. With `labels` (a class number by id) each video must have its official class too.
+    Ids may have folders in front. With `labels` (a class number by id) each video must have its
+    official class too.
     """
     train, test = list(train), list(test)
     lists = _digest(canonical_lists(classes, train, test))
@@ -66,7 +69,9 @@ def official_name(
 
 
 def canonical_lists(classes: Sequence[str], train: Iterable[str], test: Iterable[str]) -> object:
-    """Class names, training videos and test videos, each sorted, so that the order of lines does not matter."""
+    """Class names, training videos and test videos, each sorted, so that the order of lines does
+    not matter.
+    """
     return [sorted(classes), sorted(map(_name, train)), sorted(map(_name, test))]
 
 

@@ -1,4 +1,4 @@
-"""What a JPEG or PNG file says of itself: its size is checked before memory is asked for its pixels."""
+"""What a JPEG or PNG file says of its size, read before memory is asked for its pixels."""
 
 import struct
 from dataclasses import dataclass
@@ -9,7 +9,8 @@ from hpc_stres.data.video import UndecodableError
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC, JPEG_END = b"\xff\xd8", b"\xff\xd9"
-# Start-of-frame markers: C0 to CF but for tables of Huffman codes, arithmetic conditioning and an extension.
+# Start-of-frame markers: C0 to CF but for tables of Huffman codes, arithmetic conditioning and an
+# extension.
 START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 START_OF_SCAN, EXIF = 0xDA, 0xE1
 # Markers that stand alone, without a length.
@@ -35,7 +36,9 @@ class PictureHeader:
 
 
 def read_header(data: bytes, path: Path) -> PictureHeader:
-    """The header of a file's bytes; UndecodableError for other formats, broken headers and files that break off."""
+    """The header of a file's bytes; UndecodableError for other formats, broken headers and files
+    that break off.
+    """
     try:
         if data.startswith(JPEG_MAGIC):
             header = _jpeg(data)

@@ -1,11 +1,12 @@
-"""Where a video comes from: a video file, or folders of JPEG frames and flow that another tool extracted.
+"""Where a video comes from: a video file, or folders of frames and flow of another tool.
 
 Layouts of folders, found by what is in them (VIDEO is the video's id, alone or under its class):
     FRAMES/VIDEO/frame000001.jpg      or img_00001.jpg, image_00001.jpg: RGB, numbered from any start; .png as well
     FLOW/VIDEO/x_0001.jpg, y_0001.jpg or flow_x_00001.jpg, flow_y_00001.jpg; may be the same folder as the frames
     FLOW/u/VIDEO/frame000001.jpg      and FLOW/v/VIDEO/...
-Imported flow holds round(255 (v + 20) / 40), as ours does; a JPEG that has the right size is kept byte for byte.
-Every file's header is read before its pixels, and all pictures of a video must be of one size.
+Imported flow holds round(255 (v + 20) / 40), as ours does; a JPEG that has the right size is kept
+byte for byte. Every file's header is read before its pixels, and all pictures of a video must be of
+one size.
 """
 
 import itertools
@@ -71,7 +72,9 @@ def exists(video: Video) -> bool:
 
 
 def size(video: Video) -> int:
-    """What the time of preparing a video goes with: bytes of a file, entries of a folder; 0 where neither is known."""
+    """What the time of preparing a video goes with: bytes of a file, entries of a folder; 0 where
+    neither is known.
+    """
     try:
         return sum(1 for _ in video.path.iterdir()) if video.path.is_dir() else video.path.stat().st_size
     except OSError:
@@ -79,9 +82,11 @@ def size(video: Video) -> int:
 
 
 def prepare_one(video: Video, settings: Settings, data: DataConfig) -> PreparedVideo:
-    """A video from wherever it comes, decoded in a child process with limits; UndecodableError says why not.
+    """A video from wherever it comes, decoded in a child process with limits; UndecodableError says
+    why not.
 
-    Whatever one video does to its decoder costs that video only. A UserError is what no video is to blame for.
+    Whatever one video does to its decoder costs that video only. A UserError is what no video is to
+    blame for.
     """
     return guard.prepare(video, settings, guard.Limits.of(data), data.frames is not None, data.flow_frames)
 
@@ -103,7 +108,9 @@ def import_video(
 def import_frames(
     folder: Path, settings: Settings, emit: Emit, flow_root: str | None, max_pixels: int = MAX_PIXELS
 ) -> tuple[int, int]:
-    """Give the pictures of one video's folder, and its flow, to `emit`; returns stored height and width."""
+    """Give the pictures of one video's folder, and its flow, to `emit`; returns stored height and
+    width.
+    """
     files = numbered(folder, ("frame", "img_", "image_", "img", "image"))
     given: tuple[int, ...] | None = None
     for path in files:
@@ -123,7 +130,9 @@ def import_frames(
 
 
 def numbered(folder: Path, prefixes: Sequence[str]) -> list[Path]:
-    """Files of one prefix in the order of their numbers; a gap, a double or a missing folder is an error."""
+    """Files of one prefix in the order of their numbers; a gap, a double or a missing folder is an
+    error.
+    """
     if not folder.is_dir():
         raise UndecodableError(f"no folder {folder}")
     for prefix in prefixes:
@@ -147,7 +156,9 @@ def numbered(folder: Path, prefixes: Sequence[str]) -> list[Path]:
 def _import_flow(
     folder: Path, root: Path, frames: int, wanted: tuple[int, int], settings: Settings, max_pixels: int
 ) -> Iterator[bytes]:
-    """u and v of each pair in turn. Tools that write a pair for the last frame as well repeat one: it goes."""
+    """u and v of each pair in turn. Tools that write a pair for the last frame as well repeat one:
+    it goes.
+    """
     both = [_flow_files(root, folder, axis) for axis in (0, 1)]
     if len(both[0]) != len(both[1]):
         raise UndecodableError(f"{len(both[0])} files of x or u flow, but {len(both[1])} of y or v")
@@ -171,7 +182,9 @@ def _flow_files(root: Path, folder: Path, axis: int) -> list[Path]:
 
 
 def _same_place(root: Path, folder: Path) -> Path:
-    """The folder of one video under another root: below its split and class, below its class, or by its name alone."""
+    """The folder of one video under another root: below its split and class, below its class, or by
+    its name alone.
+    """
     places = [root.joinpath(*folder.parts[-depth:]) for depth in (3, 2, 1)]
     return next((place for place in places if place.is_dir()), places[-1])
 
@@ -214,7 +227,8 @@ def _require_size(found: _Read, given: tuple[int, ...]) -> None:
 
 
 def _stored_rgb(found: _Read, wanted: tuple[int, int], settings: Settings) -> bytes:
-    # Only what every decoder reads alike is kept: no picture that its EXIF block turns, no inks in place of colours.
+    # Only what every decoder reads alike is kept: no picture that its EXIF block turns, no inks in
+    # place of colours.
     if found.pixels.shape[:2] == wanted and found.header.is_plain_jpeg and found.header.channels in (1, 3):
         return found.data
     return encode_jpeg(resize(found.pixels, *wanted), settings.jpeg_quality)

@@ -1,4 +1,4 @@
-"""Data sets from their official lists: which videos there are, of which class, for training or for testing."""
+"""Data sets from their official lists: which videos there are, of which class, for what."""
 
 import os
 import posixpath
@@ -59,7 +59,9 @@ def read_listing(data: DataConfig) -> Listing:
 
 
 def read_ucf101(videos: Path, lists: Path) -> Listing:
-    """UCF101's classInd.txt, trainlist0k.txt and testlist0k.txt; the class is the folder part of a name."""
+    """UCF101's classInd.txt, trainlist0k.txt and testlist0k.txt; the class is the folder part of a
+    name.
+    """
     numbers = _ucf101_classes(lists / "classInd.txt")
     listing = Listing(list(numbers))
     homes = {name: Video("", videos, label) for label, name in enumerate(numbers)}
@@ -146,9 +148,11 @@ def _hmdb51_line(line: str, place: str, split: int, home: Video, listing: Listin
 
 
 def read_csv(videos: Path, table: Path) -> Listing:
-    """A table with the columns path, label and split (train or test), and group where recordings are known.
+    """A table with the columns path, label and split (train or test), and group where recordings
+    are known.
 
-    Columns split1, split2 and split3 in place of split give up to three splits; an empty cell leaves a video out.
+    Columns split1, split2 and split3 in place of split give up to three splits; an empty cell
+    leaves a video out.
     """
     rows = read_table(table, CSV_COLUMNS)
     if not rows:
@@ -188,12 +192,15 @@ def _csv_video(row: dict[str, str], place: str, videos: Path, labels: dict[str, 
     _stem(path.name, place)
     identity = path.with_suffix("").as_posix().lstrip("/")
     group = row.get("group") or None
-    # The file is opened under the path as it is written: a link may lead elsewhere than `..` suggests.
+    # The file is opened under the path as it is written: a link may lead elsewhere than `..`
+    # suggests.
     return Video(identity, videos / row["path"], labels[row["label"]], group)
 
 
 def problems(listing: Listing) -> list[str]:
-    """What is wrong with a listing, a line each: missing files, doubles, recordings and files that train and test."""
+    """What is wrong with a listing, a line each: missing files, doubles, recordings and files that
+    train and test.
+    """
     found: list[str] = []
     files: dict[tuple[int, int], list[str]] = {}
     for video in listing.videos.values():
@@ -223,7 +230,9 @@ def _file_identity(path: Path) -> tuple[int, int] | None:
 
 
 def _same_files(listing: Listing, split: int, doubles: list[list[str]]) -> list[str]:
-    """Files that a split has under two ids: by links, or by letters that the file system does not tell apart."""
+    """Files that a split has under two ids: by links, or by letters that the file system does not
+    tell apart.
+    """
     used = {*listing.train[split], *listing.test[split]}
     found = []
     for names in doubles:
@@ -234,7 +243,9 @@ def _same_files(listing: Listing, split: int, doubles: list[list[str]]) -> list[
 
 
 def _groups(listing: Listing, ids: list[str]) -> set[str]:
-    """The recordings of videos, as a column or the folder's names give them, else by UCF101's names of clips."""
+    """The recordings of videos, as a column or the folder's names give them, else by UCF101's names
+    of clips.
+    """
     return set(_known_groups(listing, ids))
 
 

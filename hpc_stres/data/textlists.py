@@ -1,4 +1,4 @@
-"""Lists and tables that people write: read as text whatever editor wrote them, and each mistake named with its line."""
+"""Lists and tables that people write: read as text, and each mistake named with its line."""
 
 import csv
 import io
@@ -17,7 +17,9 @@ DELIMITERS = ",;\t"
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8, or in UTF-16 with its mark; anything else is refused, because guessing can change names."""
+    """A text file in UTF-8, or in UTF-16 with its mark; anything else is refused, because guessing
+    can change names.
+    """
     try:
         if path.stat().st_size > MOST_BYTES:
             raise UserError(f"{path}: {path.stat().st_size >> 20} MiB is too long for a list\nCheck data.lists.")
@@ -45,7 +47,8 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
 
 
 def read_table(path: Path, needed: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
-    """The rows of a CSV under its header (separated by comma, semicolon or tab), with their line numbers.
+    """The rows of a CSV under its header (separated by comma, semicolon or tab), with their line
+    numbers.
 
     Names of columns are read in small letters; every row must have exactly the header's cells.
     """

@@ -1,4 +1,4 @@
-"""Reading and writing video files with PyAV; the frames that decode are the truth, whatever the header says."""
+"""Reading and writing video files with PyAV; the frames that decode are the truth."""
 
 import os
 import stat
@@ -16,7 +16,8 @@ Frame = NDArray[np.uint8]
 MAX_PIXELS = 8192 * 8192
 # libjpeg writes no longer side.
 MAX_JPEG_SIDE = 65_500
-# Formats that FFmpeg reads and that are no video: one picture, a text drawn as pictures, a list of other files.
+# Formats that FFmpeg reads and that are no video: one picture, a text drawn as pictures, a list of
+# other files.
 PICTURE_FORMATS = frozenset({"image2", "ico", "tty", "bin", "xbin", "adf", "idf"})
 PLAYLIST_FORMATS = frozenset({"concat", "dash", "hls", "imf", "rtp", "rtsp", "sdp"})
 # A header may promise so many frames, or so much of them, more than decode before that is noted.
@@ -26,7 +27,9 @@ EDGE_PIXELS = 1 << 22
 
 
 class UndecodableError(Exception):
-    """Why a video is rejected: nothing in it decodes, it breaks off with an error, or it is beyond a limit."""
+    """Why a video is rejected: nothing in it decodes, it breaks off with an error, or it is beyond
+    a limit.
+    """
 
 
 def reason_of(error: Exception) -> str:
@@ -39,7 +42,9 @@ def reason_of(error: Exception) -> str:
 
 
 def decode(path: Path, max_pixels: int = MAX_PIXELS) -> Iterator[Frame]:
-    """RGB frames of a video in display order, turned upright; raises UndecodableError where decoding fails."""
+    """RGB frames of a video in display order, turned upright; raises UndecodableError where
+    decoding fails.
+    """
     return iter(Decoder(path, max_pixels))
 
 
@@ -49,7 +54,9 @@ def count_frames(path: Path, max_pixels: int = MAX_PIXELS) -> int:
 
 
 class Decoder:
-    """The frames of one video file. After the last one, `note` says what the header promised beyond them."""
+    """The frames of one video file. After the last one, `note` says what the header promised beyond
+    them.
+    """
 
     def __init__(self, path: Path, max_pixels: int = MAX_PIXELS) -> None:
         self.path, self.max_pixels = path, max_pixels
@@ -71,7 +78,8 @@ class Decoder:
         count = 0
         try:
             require_regular_file(self.path)
-            # An absolute path is never taken for a protocol (concat:...), nor does a playlist lead to the network.
+            # An absolute path is never taken for a protocol (concat:...), nor does a playlist lead
+            # to the network.
             place, options = str(self.path.absolute()), {"protocol_whitelist": "file"}
             with av.open(place, metadata_errors="replace", container_options=options) as container:
                 stream = self._stream(container)
@@ -101,7 +109,8 @@ class Decoder:
             raise UndecodableError("no video stream")
         stream = streams[0]
         refuse_size(stream.codec_context.width, stream.codec_context.height, self.max_pixels)
-        # The decoder's own limit, for sizes that change on the way; its buffers have edges around a frame.
+        # The decoder's own limit, for sizes that change on the way; its buffers have edges around a
+        # frame.
         stream.codec_context.options = {"max_pixels": str(min(4 * self.max_pixels + EDGE_PIXELS, 2**31 - 1))}
         stream.thread_type = "NONE"
         return stream
@@ -164,7 +173,9 @@ def target_size(height: int, width: int, short_side: int) -> tuple[int, int]:
 
 
 def stored_size(height: int, width: int, short_side: int, max_pixels: int) -> tuple[int, int]:
-    """`target_size`, or UndecodableError where a picture is so narrow that its other side grows beyond a JPEG."""
+    """`target_size`, or UndecodableError where a picture is so narrow that its other side grows
+    beyond a JPEG.
+    """
     if height < 1 or width < 1:
         raise UndecodableError(f"{width} x {height} pixels are no picture")
     rows, columns = target_size(height, width, short_side)
