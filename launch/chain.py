@@ -60,14 +60,14 @@ class Request:
         every = select_phases(self.config.phases, "all")
         wanted = [name for name in every if name in wanted or name in partial]
         whole = [name for name in queued if name not in partial]
-        found = job_list.make_jobs(self.config, self.run_dir, wanted, store_ready(self.config), whole)
+        jobs = job_list.make_jobs(self.config, self.run_dir, wanted, store_ready(self.config), whole)
         # An evaluation that is in the queue waits for what is in the queue: only new phases ask for
         # another one.
-        if partial and EVALUATE in whole and {job.name for job in found} <= {*partial, EVALUATE}:
-            found = [job for job in found if job.name != EVALUATE]
-        for job in found:
+        if partial and EVALUATE in whole and {job.name for job in jobs} <= {*partial, EVALUATE}:
+            jobs = [job for job in jobs if job.name != EVALUATE]
+        for job in jobs:
             job_list.layout_line(self.config, job)
-        return found
+        return jobs
 
 
 def store_ready(config: Config) -> bool:
@@ -80,16 +80,16 @@ def share_a_store(configs: Sequence[Config]) -> bool:
     return len({store_folder(config) for config in configs}) == 1
 
 
-def refuse_changes(config: Config, run_dir: Path, found: Mapping[str, Sequence[str]]) -> None:
+def refuse_changes(config: Config, run_dir: Path, alive: Mapping[str, Sequence[str]]) -> None:
     """Jobs in the queue keep the settings that they were submitted with: other ones would not take
     effect."""
     path = RunPaths(run_dir).config
-    if not path.is_file() or not found:
+    if not path.is_file() or not alive:
         return
     changes = differences(plain(load_resolved(path)), plain(config), "")
     if changes:
         more = f"; and {len(changes) - SHOWN_DIFFERENCES} more" if len(changes) > SHOWN_DIFFERENCES else ""
-        numbers = ", ".join(number for ids in found.values() for number in ids)
+        numbers = ", ".join(number for ids in alive.values() for number in ids)
         raise UserError(
             f"{run_dir}: jobs {numbers} are in the queue with other settings: "
             f"{'; '.join(changes[:SHOWN_DIFFERENCES])}{more}\n"
@@ -197,36 +197,36 @@ def _submit_slurm(request: Request) -> tuple[list[Job], Mapping[str, list[str]]]
             journals = {folder: read_journal(folder, seconds) for folder in request.journal_folders}
             for journal in journals.values():
                 forget(journal, request.forget)
-            found = _survey(request, journals, cluster)
-            refuse_changes(request.config, request.run_dir, found.alive)
-            scheduler.cancel(found.hopeless, seconds)
+            queue = _survey(request, journals, cluster)
+            refuse_changes(request.config, request.run_dir, queue.alive)
+            scheduler.cancel(queue.hopeless, seconds)
         except scheduler.NoAnswer as error:
             first, *rest = str(error).splitlines()
             raise scheduler.NoAnswer("\n".join([f"{first}; nothing was submitted", *rest])) from None
-        for note in found.notes:
+        for note in queue.notes:
             print(f"  {note}")
-        return _submit_missing(request, journals, found, cluster, lock), found.alive
+        return _submit_missing(request, journals, queue, cluster, lock), queue.alive
 
 
 def _submit_missing(
-    request: Request, journals: Mapping[Path, Journal], found: Survey, cluster: str, lock: int
+    request: Request, journals: Mapping[Path, Journal], queue: Survey, cluster: str, lock: int
 ) -> list[Job]:
     """Submit what is neither done nor in the queue; returns those jobs."""
     from launch.once import Submission
     from launch.survey import partial
 
     config, run_dir = request.config, request.run_dir
-    lacking = [name for journal in journals.values() for name in partial(found, journal)]
-    jobs = request.jobs(found.alive, lacking)
-    show(request, jobs, found.alive)
+    lacking = [name for journal in journals.values() for name in partial(queue, journal)]
+    jobs = request.jobs(queue.alive, lacking)
+    show(request, jobs, queue.alive)
     if not jobs:
         return []
-    if not found.alive or not RunPaths(run_dir).config.is_file():
+    if not queue.alive or not RunPaths(run_dir).config.is_file():
         claim_run_folder(config, run_dir, update=True)
     write_provenance(run_dir, config)
-    ids = {name: list(numbers) for name, numbers in found.alive.items()}
+    ids = {name: list(numbers) for name, numbers in queue.alive.items()}
     journal_of = {job.name: journals[request.prepare_home if job.name == PREPARE else run_dir] for job in jobs}
-    Submission(config, run_dir, cluster, lock).send_all(jobs, journal_of, found, ids)
+    Submission(config, run_dir, cluster, lock).send_all(jobs, journal_of, queue, ids)
     for job in jobs:
         print(f"  {job.name:<16} job {', '.join(ids[job.name])}")
     return jobs
@@ -246,15 +246,15 @@ def _survey(request: Request, journals: Mapping[Path, Journal], cluster: str) ->
             return not (is_done and job_list.evaluation_is_done(request.config, paths))
         return name in phases and not job_list.is_done(request.config, paths, name)
 
-    found, seconds = Survey(), request.config.cluster.scheduler_seconds
+    queue, seconds = Survey(), request.config.cluster.scheduler_seconds
     for journal in journals.values():
         part = survey(journal, cluster, seconds, matters)
-        found.alive |= part.alive
-        found.ending |= part.ending
-        found.open |= part.open
-        found.hopeless += part.hopeless
-        found.notes += part.notes
-    return found
+        queue.alive |= part.alive
+        queue.ending |= part.ending
+        queue.open |= part.open
+        queue.hopeless += part.hopeless
+        queue.notes += part.notes
+    return queue
 
 
 def forget(journal: Journal, numbers: str) -> None:

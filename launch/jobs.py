@@ -18,7 +18,7 @@ from hpc_stres.evaluation.table import read_results
 from hpc_stres.layout import plan
 from hpc_stres.planning import read_hours
 from hpc_stres.recipe import ordered_phases
-from hpc_stres.runpaths import RunPaths
+from hpc_stres.runpaths import RunPaths, read_json
 from hpc_stres.training.product import phase_is_done
 from launch.scheduler import Token
 

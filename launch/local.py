@@ -47,7 +47,7 @@ class LocalRun:
         except KeyboardInterrupt:
             self._stop_all()
             raise Interrupted(
-                f"interrupted; what is done is kept: {self.paths.root}\nThe same command goes on from there."
+                f"interrupted; what is done is kept: {self.paths.root}\nThe same command resumes there."
             ) from None
         screen.close()
         if self.failed:

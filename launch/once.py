@@ -42,16 +42,16 @@ class Submission:
         return self.config.cluster.scheduler_seconds
 
     def send_all(
-        self, jobs: Sequence[Job], journal_of: Mapping[str, Journal], found: Survey, ids: dict[str, list[str]]
+        self, jobs: Sequence[Job], journal_of: Mapping[str, Journal], queue: Survey, ids: dict[str, list[str]]
     ) -> None:
         """Submit the jobs in order; `ids` holds what is in the queue already, and gets what is submitted. When one
         is refused, nothing of this submission stays in the queue."""
         for job in jobs:
             journal, known = journal_of[job.name], ids.get(job.name, [])
-            continues = job.name in found.alive and len(known) < journal.jobs[job.name].links
+            continues = job.name in queue.alive and len(known) < journal.jobs[job.name].links
             before = journal.jobs[job.name].all_ids if job.name in journal.jobs else ()
             # A chain that is taken up again in its middle waits for its own links alone.
-            earlier = [number for number in before if number in found.open and not (continues and number in known)]
+            earlier = [number for number in before if number in queue.open and not (continues and number in known)]
             ids[job.name] = list(known) if continues else []
             links = journal.jobs[job.name].links if continues else job.links
             if not continues:
@@ -136,6 +136,6 @@ class Submission:
         return "Nothing of this submission was left in the queue."
 
     def state(self) -> str:
-        """What is in the queue of this submission, and how it goes on."""
+        """What is in the queue of this submission, and what the same command does."""
         numbers = ", ".join(number for _, number in self.made) or "none"
         return f"Submitted so far: {numbers}. The same command looks for the rest and submits only what is missing."

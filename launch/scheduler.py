@@ -85,7 +85,7 @@ class Row:
 
     @property
     def is_ending(self) -> bool:
-        """Whether it has ended but for its processes: neither a success nor a job that goes on."""
+        """Whether it has ended but for its processes: neither a success nor a job that continues."""
         return self.state == ENDING_STATE
 
     @property
@@ -155,7 +155,7 @@ def parse_queue(text: str) -> list[Row]:
     """Rows of squeue's answer; anything else in it, or half a row, is no answer."""
     lines = [line for line in text.splitlines(keepends=True) if not line.startswith("CLUSTER: ")]
     first, *records = "".join(lines).split(ROW_STARTS)
-    # A comment may hold a newline, but nothing stands before the first row or behind a row's end.
+    # A comment may hold a newline, but nothing comes before the first row or after a row's end.
     odd = [first] if first.strip() else [r for r in records if not r.endswith(f"{ROW_ENDS}\n")]
     rows = [record.split("|", maxsplit=4) for record in records]
     odd += [record for record, row in zip(records, rows, strict=True) if len(row) < 5 or not row[0][:1].isdigit()]
@@ -226,7 +226,7 @@ def cluster_name(seconds: float) -> str:
 
 
 def sbatch(script: Path, token: Token, seconds: float, keep_open: Sequence[int] = ()) -> Answer:
-    """Hand a script to sbatch. What stands on the command line wins over the user's own SBATCH_
+    """Hand a script to sbatch. What is on the command line wins over the user's own SBATCH_
     variables."""
     words = ["sbatch", "--parsable", f"--job-name={token.name}", f"--comment={token.comment}", str(script)]
     return call(words, seconds, keep_open)

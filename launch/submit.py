@@ -5,7 +5,7 @@
   python launch/submit.py --config configs/ucf101.yaml --nodes 4 --gpus-per-node 4 --phase all
   python launch/submit.py --cancel runs/ucf101
 
-Phases that are done or in the queue are not submitted again; the same command goes on after a
+Phases that are done or in the queue are not submitted again; the same command resumes after a
 failure, a time-out or a kill, and looks first for what the scheduler has. --dry-run prints the
 jobs, the cut of each global batch and the sbatch scripts, and submits nothing. --cancel ends all
 jobs of a run.
@@ -119,12 +119,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.debug:
             raise
         where = error.filename or args.cancel or args.run_dir or "the run folder"
-        print(f"submit.py: {where}: {error.strerror or error}\nThe same command goes on.", file=sys.stderr)
+        print(f"submit.py: {where}: {error.strerror or error}\nThe same command resumes.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(
             "submit.py: interrupted; what was submitted stays in the queue\n"
-            "The same command goes on; --cancel RUN ends what is there.", file=sys.stderr,
+            "The same command resumes; --cancel RUN ends what is there.", file=sys.stderr,
         )  # fmt: skip
         return INTERRUPTED
     return 0

@@ -39,32 +39,32 @@ class Survey:
     hopeless: list[str] = field(default_factory=list)
     """Jobs that wait for something that has failed."""
     notes: list[str] = field(default_factory=list)
-    """What was found out on the way, to be shown."""
+    """What was learnt on the way, to be shown."""
 
 
 def survey(journal: Journal, cluster: str, seconds: float, matters: Callable[[str], bool]) -> Survey:
     """Look at the queue; `matters` says whether the fate of a phase's jobs decides anything."""
     _refuse_other_cluster(journal, cluster, matters)
     rows = scheduler.look(seconds)
-    found = Survey()
+    queue = Survey()
     if journal.asked is not None:
-        rows = settle(journal, rows, seconds, found.notes)
-    _treat_strays(journal, rows, seconds, found.notes)
+        rows = settle(journal, rows, seconds, queue.notes)
+    _treat_strays(journal, rows, seconds, queue.notes)
     by_number = {row.number: row for row in rows}
     for phase, job in journal.jobs.items():
         if matters(phase):
-            _sort(found, phase, job, fates_of(job, by_number, seconds))
-    return found
+            _sort(queue, phase, job, fates_of(job, by_number, seconds))
+    return queue
 
 
-def _sort(found: Survey, phase: str, job: Submitted, fates: dict[str, Row]) -> None:
+def _sort(queue: Survey, phase: str, job: Submitted, fates: dict[str, Row]) -> None:
     if any(fates[number].is_alive for number in job.all_ids):
-        found.alive[phase] = list(job.ids)
+        queue.alive[phase] = list(job.ids)
     ending = [number for number in job.all_ids if fates[number].is_ending]
     if ending:
-        found.ending[phase] = ending
-    found.open |= {number for number in job.all_ids if fates[number].is_alive or fates[number].is_ending}
-    found.hopeless += [number for number in job.all_ids if fates[number].never_starts]
+        queue.ending[phase] = ending
+    queue.open |= {number for number in job.all_ids if fates[number].is_alive or fates[number].is_ending}
+    queue.hopeless += [number for number in job.all_ids if fates[number].never_starts]
 
 
 def fates_of(job: Submitted, rows: dict[str, Row], seconds: float) -> dict[str, Row]:
@@ -194,7 +194,7 @@ def inherited_lock(path: Path, patience_seconds: float) -> Iterator[int]:
                 if time.monotonic() >= deadline:
                     raise UserError(
                         f"{path.parent}: an sbatch of an earlier submit has not ended yet; nothing was submitted\n"
-                        "Wait for it; the same command goes on then."
+                        "Wait for it; the same command resumes then."
                     ) from None
                 time.sleep(POLL_SECONDS)
             except OSError:
@@ -204,6 +204,6 @@ def inherited_lock(path: Path, patience_seconds: float) -> Iterator[int]:
         os.close(descriptor)
 
 
-def partial(found: Survey, journal: Journal) -> Collection[str]:
+def partial(queue: Survey, journal: Journal) -> Collection[str]:
     """Phases in the queue whose last links a submit that was cut short has not submitted."""
-    return [name for name, job in journal.jobs.items() if name in found.alive and len(job.ids) < job.links]
+    return [name for name, job in journal.jobs.items() if name in queue.alive and len(job.ids) < job.links]

@@ -155,11 +155,15 @@ class Store:
         start = int(row["start"])
         return self._text(start, start + int(row["id_bytes"]))
 
-    def path_of(self, listed: int) -> str:
-        """The source of a row of the listing, relative to the folder of videos where it is inside."""
-        row = self.listing[listed]
-        start = int(row["start"]) + int(row["id_bytes"])
-        return self._text(start, start + int(row["path_bytes"]))
+    def read_listing(self) -> tuple[list[str], list[str], list[Source]]:
+        """Ids, paths (relative to the folder of videos where they are inside) and contents, all at once."""
+        texts, ids, paths, sources = self.names[:].tobytes(), [], [], []
+        for start, size, id_bytes, path_bytes, _, digest in self.listing[:].tolist():
+            middle = start + id_bytes
+            ids.append(texts[start:middle].decode())
+            paths.append(texts[middle : middle + path_bytes].decode())
+            sources.append(Source(size, digest.hex()))
+        return ids, paths, sources
 
     def source_of(self, listed: int) -> Source:
         """The content that a listed video had when it was prepared."""

@@ -38,7 +38,7 @@ def catalogue(data: DataConfig, listing: Listing, contents: Mapping[str, Source]
 
 def catalogue_of(store: "Store") -> Catalogue:
     """The listing of a store."""
-    ids = [store.id_of(listed) for listed in range(len(store.listing))]
+    ids, paths, contents = store.read_listing()
     read = {
         kind: {int(split): [ids[row] for row in store.split_rows[a : a + n]] for split, (a, n) in found.items()}
         for kind, found in (("train", store.manifest["train"]), ("test", store.manifest["test"]))
@@ -46,9 +46,9 @@ def catalogue_of(store: "Store") -> Catalogue:
     return Catalogue(
         kind=store.manifest["kind"],
         classes=store.classes,
-        labels={name: int(store.labels[row]) for row, name in enumerate(ids)},
-        paths={name: store.path_of(row) for row, name in enumerate(ids)},
-        sources={name: store.source_of(row) for row, name in enumerate(ids)},
+        labels=dict(zip(ids, store.labels.tolist(), strict=True)),
+        paths=dict(zip(ids, paths, strict=True)),
+        sources=dict(zip(ids, contents, strict=True)),
         train=read["train"],
         test=read["test"],
     )

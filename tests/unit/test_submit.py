@@ -9,7 +9,7 @@ import pytest
 
 from hpc_stres.configfile import load_config
 from hpc_stres.errors import UserError
-from hpc_stres.runpaths import RunPaths, write_json
+from hpc_stres.runpaths import RunPaths, write_json, write_sealed
 from launch import jobs as job_list
 from launch.scheduler import Token
 from launch.slurm import dependency_of, sbatch_text
@@ -52,7 +52,7 @@ def test_a_phase_that_is_done_is_not_submitted_again(config, tmp_path):
     for name in ("st_resnet", "st_resnet_star"):
         finish_without_weights(config, paths, name)
     assert set(tree(config, tmp_path, ready=True)) == {"evaluate"}
-    write_json(paths.results, {"splits": {"1": {name: {} for name in config.phases}}})
+    write_sealed(paths.results, {"splits": {"1": {name: {} for name in config.phases}}})
     assert tree(config, tmp_path, ready=True) == {}
 
 
