@@ -144,7 +144,7 @@ class Preparation:
         rejected = {
             name: row
             for name, row in old.rejected.items()
-            if name in listing.videos and self._is_known(name, Source(*row["source"]))
+            if name in listing.videos and self._is_known(name, Source(*row["source"])) and self._has_these_limits(row)
         }
         rest = {n: v for n, v in listing.videos.items() if n not in kept and n not in rejected}
         made = self._prepare_all(rest, len(listing.videos))
@@ -216,6 +216,10 @@ class Preparation:
         """Whether a source is known, and still the one that was rejected."""
         return source != UNKNOWN and self.sources.get(name) == source
 
+    def _has_these_limits(self, row: Mapping[str, Any]) -> bool:
+        """Whether a video was rejected under today's limits of size, memory and time."""
+        return row.get("limits") == preparework.limits_of(self.data)
+
     # -- what is done ----------------------------------------------------------------------------------------------
 
     def _prepare_all(self, rest: Mapping[str, Video], total: int) -> list[str]:
@@ -249,7 +253,7 @@ class Preparation:
             return True
         self.store.part(video.id).unlink(missing_ok=True)
         row = preparework.found_rejection(self.store, video.id)
-        if row is not None and row["id"] == video.id and row["stamp"]:
+        if row is not None and row["id"] == video.id and row["stamp"] and self._has_these_limits(row):
             is_same = self._is_as_it_was(video, Stamp(*row["stamp"]), Source(*row["source"]))
             if is_same:
                 return True

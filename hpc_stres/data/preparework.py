@@ -59,7 +59,7 @@ def _prepare_steadily(video: splits.Video, settings: Settings, data: DataConfig,
             store.rejection(video.id).unlink(missing_ok=True)
             return len(prepared.rgb)
         source = UNKNOWN
-    _reject(store, video, reason, source, stamp)
+    _reject(store, video, reason, source, stamp, data)
     return 0
 
 
@@ -70,8 +70,16 @@ def _is_still(stamp: Stamp, video: splits.Video, data: DataConfig) -> bool:
         return False
 
 
-def _reject(store: StorePaths, video: splits.Video, reason: str, source: Source, stamp: Stamp | None) -> None:
+def limits_of(data: DataConfig) -> list[float]:
+    """What a video is rejected for exceeding: with other limits a rejected video is tried again."""
+    return [data.max_pixels, data.video_memory_gib, data.video_minutes]
+
+
+def _reject(
+    store: StorePaths, video: splits.Video, reason: str, source: Source, stamp: Stamp | None, data: DataConfig
+) -> None:
     row = {"id": video.id, "path": str(video.path), "reason": reason, "source": list(source)}
+    row |= {"limits": limits_of(data)}
     write_sealed(store.rejection(video.id), {**row, "stamp": list(stamp or ())})
 
 
