@@ -289,7 +289,8 @@ class Preparation:
             if row is None or self.store.part(name).is_file():
                 continue
             path = relative_to(video.path, home_of(self.data))
-            found[name] = {"id": name, "path": path, "reason": row["reason"], "source": row["source"]}
+            kept = {key: row[key] for key in ("reason", "source", "limits")}
+            found[name] = {"id": name, "path": path, **kept}
             self.sources[name] = Source(*row["source"])
         return found
 

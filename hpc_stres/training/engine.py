@@ -212,6 +212,9 @@ def import_deepspeed() -> Any:
         cpp_extension.TORCH_LIB_PATH = shlex.quote(str(cpp_extension.TORCH_LIB_PATH))
     import deepspeed
 
+    # On a CPU it would compile a shared-memory kernel at its first start: 40 s and 1.5 GB a rank, and no start at all
+    # without g++. Gloo, which is there anyway, does the same.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     return deepspeed
 

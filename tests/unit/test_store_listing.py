@@ -272,6 +272,9 @@ def test_a_repaired_video_is_tried_again_and_a_broken_one_is_not(root, work):
     assert work == [name]
     prepare(config, quiet=True)
     assert work == [name]
+    # Under other limits what was rejected may pass.
+    prepare(own_config(root, "data.max_rejected=0.5", "data.video_minutes=11"), quiet=True)
+    assert work == [name, name]
     path.write_bytes(whole)
     store = Store(prepare(config, quiet=True))
     assert store.rejected == {}
