@@ -1,3 +1,7 @@
-"""Train and evaluate spatiotemporal residual networks for video action recognition on Slurm clusters."""
+"""hpc_stres: spatiotemporal residual networks for video action recognition, trained and tested on Slurm clusters."""
+
+from pathlib import Path
 
 __version__ = "0.2.0"
+# The folder that holds this package: a checkout, or an environment's site-packages.
+SOURCES = Path(__file__).resolve().parent.parent

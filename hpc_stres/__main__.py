@@ -11,6 +11,9 @@ from hpc_stres.errors import UserError
 
 # Command: module of hpc_stres.commands, one line of help.
 COMMANDS = {
+    "demo": ("demo", "run the whole chain on data that it makes itself, in a few minutes"),
+    "submit": ("submit", "submit the phases of a run as dependent jobs, or cancel a run"),
+    "status": ("status", "show how far the phases of a run are"),
     "prepare": ("prepare", "decode videos, compute optical flow and pack both into the clip store"),
     "verify": ("verify", "re-read the clip store and name every damaged member"),
     "plan": ("plan", "predict hours and node-hours of each phase, and what limits them"),
@@ -34,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hpc-stres",
         description="Train and evaluate spatiotemporal residual networks for video action recognition.",
-        epilog="A whole chain of phases is started by `python launch/submit.py`; see README.md.",
+        epilog="`hpc-stres demo` shows everything at work; `hpc-stres submit` starts a chain of phases.",
     )
     parser.add_argument("--version", action="version", version=f"hpc_stres {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

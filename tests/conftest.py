@@ -20,7 +20,7 @@ os.environ.setdefault("HPC_STRES_THREADS", "1")
 
 def tiny_config(data_root, *overrides):
     """The tiny config with its data under `data_root`."""
-    from hpc_stres.configfile import load_config
+    from hpc_stres.config.loading import load_config
 
     return load_config(TINY, [f"data.root={data_root}", *overrides])
 
@@ -47,7 +47,7 @@ def digests(folder):
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory):
     """A data folder with the tiny store prepared in it."""
-    from hpc_stres.data.prepare import prepare
+    from hpc_stres.prepare.run import prepare
 
     root = tmp_path_factory.mktemp("data with space")
     prepare(tiny_config(root), quiet=True)
@@ -56,8 +56,8 @@ def data_root(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def store(data_root):
-    from hpc_stres.data.shards import Store
-    from hpc_stres.data.storepath import store_folder
+    from hpc_stres.store.location import store_folder
+    from hpc_stres.store.reader import Store
 
     return Store(store_folder(tiny_config(data_root)))
 

@@ -2,14 +2,12 @@
 
 import argparse
 
-from hpc_stres.config import Config
+from hpc_stres.config.schema import Config
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """--config and --set, as every command that needs a config has them."""
-    parser.add_argument(
-        "--config", metavar="F", default="configs/binding.yaml", help="config file (default: %(default)s)"
-    )
+    parser.add_argument("--config", metavar="F", help="config file (default: the demonstration's)")
     parser.add_argument(
         "--set", metavar="A.B=C", action="append", default=[], dest="overrides", help="override one value; repeatable"
     )
@@ -17,6 +15,13 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 def config_of(args: argparse.Namespace) -> Config:
     """The config that the command line names."""
-    from hpc_stres.configfile import load_config
+    from hpc_stres.config.loading import load_config
 
-    return load_config(args.config, args.overrides)
+    return load_config(config_path(args), args.overrides)
+
+
+def config_path(args: argparse.Namespace) -> str:
+    """The file that --config names, or the demonstration's, which an installed package carries with it."""
+    from hpc_stres.config.loading import CONFIGS
+
+    return args.config or str(CONFIGS / "binding.yaml")

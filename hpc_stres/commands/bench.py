@@ -25,9 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from hpc_stres.bench import machine, measure
-    from hpc_stres.runpaths import write_json
-    from hpc_stres.texttable import text_table
+    from hpc_stres.run.paths import write_json
+    from hpc_stres.run.tables import text_table
+    from hpc_stres.tools.bench.parts import machine, measure
 
     parts = PARTS if args.part == "all" else (args.part,)
     figures = [figure for part in parts for figure in measure(part, args.threads, args.repeats)]

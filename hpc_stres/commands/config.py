@@ -4,10 +4,10 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from hpc_stres.commands import add_config_arguments
+from hpc_stres.commands import add_config_arguments, config_path
 
 if TYPE_CHECKING:
-    from hpc_stres.config import Config
+    from hpc_stres.config.schema import Config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,9 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hpc_stres.configfile import load_with_origins
+    from hpc_stres.config.loading import load_with_origins
 
-    config, origins = load_with_origins(args.config, args.overrides, args.cluster)
+    config, origins = load_with_origins(config_path(args), args.overrides, args.cluster)
     for key, value, text in _leaves(config, ""):
         note = _cut(config, key)
         if not _acts(config, key):

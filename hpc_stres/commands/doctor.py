@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from hpc_stres.doctor import Finding, examine
+from hpc_stres.tools.doctor import Finding, examine
 
 MARKS = {"ok": "ok     ", "warning": "warning", "missing": "missing"}
 

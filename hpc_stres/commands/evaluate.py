@@ -11,7 +11,7 @@ evaluation is resumed where it was; a second one of the same run waits for the f
 import argparse
 from pathlib import Path
 
-from hpc_stres.runpaths import split_folders
+from hpc_stres.run.paths import split_folders
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,9 +37,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_splits(args: argparse.Namespace, run_dir: Path, splits: list[Path]) -> int:
     """Each split's own run folder, and their mean above them."""
-    from hpc_stres.bootstrap import find_world
     from hpc_stres.evaluation.results import combine_splits
     from hpc_stres.evaluation.table import results_table
+    from hpc_stres.parallel.world import find_world
 
     world = find_world()
     for folder in splits:
@@ -50,10 +50,10 @@ def _run_splits(args: argparse.Namespace, run_dir: Path, splits: list[Path]) -> 
 
 
 def _run_one(args: argparse.Namespace, run_dir: Path) -> int:
-    from hpc_stres.bootstrap import find_world
+    from hpc_stres.config.recipe import select_phases
     from hpc_stres.errors import ConfigError
     from hpc_stres.evaluation.finished import load_trained
-    from hpc_stres.recipe import select_phases
+    from hpc_stres.parallel.world import find_world
 
     overrides = list(args.overrides)
     overrides += [f"evaluation.protocol={args.protocol}"] if args.protocol else []

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hpc_stres.configfile import load_run
+    from hpc_stres.config.loading import load_run
     from hpc_stres.evaluation.export import export
 
     run_dir, folder = Path(args.run_dir), Path(args.out)

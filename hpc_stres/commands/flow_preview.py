@@ -23,10 +23,10 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from hpc_stres.data.flow import tvl1
-    from hpc_stres.data.video import UndecodableError, decode, gray, resize, target_size
     from hpc_stres.errors import UserError
     from hpc_stres.evaluation.pictures import colour_flow
-    from hpc_stres.runpaths import write_bytes
+    from hpc_stres.prepare.video import UndecodableError, decode, gray, resize, target_size
+    from hpc_stres.run.paths import write_bytes
 
     path = Path(args.video)
     if not path.is_file():

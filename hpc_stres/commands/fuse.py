@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     from hpc_stres.evaluation import fusion
     from hpc_stres.evaluation.scores import summary
     from hpc_stres.evaluation.table import score_rows
-    from hpc_stres.texttable import text_table
+    from hpc_stres.run.tables import text_table
 
     try:
         weights = [float(word) for word in args.weights.split(",")] if args.weights else [1.0] * len(args.files)

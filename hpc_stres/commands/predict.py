@@ -34,9 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hpc_stres.data.video import UndecodableError
     from hpc_stres.errors import UserError
     from hpc_stres.evaluation import annotate, networks, predict
+    from hpc_stres.prepare.video import UndecodableError
 
     network = networks.load(Path(args.run_dir or args.model), args.phase, args.overrides, predict.device())
     failed = 0

@@ -18,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hpc_stres import preflight
-    from hpc_stres.bootstrap import find_world
+    from hpc_stres.parallel.world import find_world
+    from hpc_stres.tools import preflight
 
     world = find_world()
     lines = preflight.run(config_of(args).cluster, world, Path(args.run_dir) if args.run_dir else None)

@@ -17,11 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hpc_stres.bootstrap import find_world
-    from hpc_stres.data import prepare
+    from hpc_stres.parallel.world import find_world
+    from hpc_stres.prepare import run
 
     is_first = find_world().is_first
-    outcome = prepare.run(config_of(args), quiet=args.quiet or not is_first)
+    outcome = run.run(config_of(args), quiet=args.quiet or not is_first)
     if is_first:
         for line in outcome.lines:
             print(line)

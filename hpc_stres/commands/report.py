@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from hpc_stres.runpaths import split_folders
+from hpc_stres.run.paths import split_folders
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hpc_stres.configfile import load_run
+    from hpc_stres.config.loading import load_run
     from hpc_stres.evaluation.report import write_report
 
     run_dir = Path(args.run_dir)

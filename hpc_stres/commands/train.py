@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hpc_stres.bootstrap import find_world
+    from hpc_stres.parallel.world import find_world
 
     if args.max_micro_batch is not None:
         args.overrides.append(f"training.max_micro_batch={args.max_micro_batch}")
@@ -40,8 +40,8 @@ def run(args: argparse.Namespace) -> int:
     config = config_of(args)
     config.phase(args.phase)
     world = find_world()
+    from hpc_stres.run.signals import EXIT_CONTINUE
     from hpc_stres.training.phase import train
-    from hpc_stres.training.signals import EXIT_CONTINUE
 
     finished = train(config, args.phase, Path(args.run_dir), world, tuple(args.allow_config_change))
     return 0 if finished else EXIT_CONTINUE

@@ -15,9 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hpc_stres.data import repair
-    from hpc_stres.data.shards import Store
-    from hpc_stres.data.storepath import store_folder
+    from hpc_stres.prepare import repair
+    from hpc_stres.store.location import store_folder
+    from hpc_stres.store.reader import Store
 
     config = config_of(args)
     root = store_folder(config)

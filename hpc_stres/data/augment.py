@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_stres.config import FLOW_STACK
+from hpc_stres.config.schema import FLOW_STACK
 
 if TYPE_CHECKING:
     from torch import Tensor

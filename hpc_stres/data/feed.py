@@ -16,8 +16,8 @@ from hpc_stres import native
 from hpc_stres.data import augment
 from hpc_stres.data.buffers import Buffers
 from hpc_stres.data.requests import Box, Request
-from hpc_stres.data.shards import VideoRow
 from hpc_stres.errors import UserError
+from hpc_stres.store.reader import VideoRow
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_stres import counter
-from hpc_stres.config import FLOW_STACK, Config
-from hpc_stres.data.shards import Store, VideoRow
+from hpc_stres.config.recipe import Phase
+from hpc_stres.config.schema import FLOW_STACK, Config
 from hpc_stres.errors import UserError
-from hpc_stres.recipe import Phase
+from hpc_stres.store.reader import Store, VideoRow
 
 HALF_STACK = FLOW_STACK // 2
 CORNER_SCALES = (1.0, 7 / 8, 3 / 4, 21 / 32)
@@ -99,7 +99,7 @@ def _cached_store(root: str, written_ns: int) -> Store:
 
 
 def _open_sampler(config: Config, phase: str | None) -> Sampler:
-    from hpc_stres.data.storepath import store_folder
+    from hpc_stres.store.location import store_folder
 
     name = phase or next(iter(config.phases))
     manifest = store_folder(config) / "manifest.json"

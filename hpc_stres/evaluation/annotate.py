@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_stres.data.flow import decode_flow
-from hpc_stres.data.video import write_video
 from hpc_stres.evaluation.pictures import colour_flow
 from hpc_stres.evaluation.predict import Prediction
-from hpc_stres.runpaths import atomic_path
+from hpc_stres.prepare.video import write_video
+from hpc_stres.run.paths import atomic_path
 
 STRIP_FRAMES, FRAMES_PER_SECOND = 8, 25
 LINES, LINE_PIXELS = 3, 16

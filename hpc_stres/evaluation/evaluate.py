@@ -18,21 +18,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpc_stres.bootstrap import World
-from hpc_stres.config import Config
-from hpc_stres.configfile import plain
+from hpc_stres.config.loading import plain
+from hpc_stres.config.recipe import ordered_phases
+from hpc_stres.config.schema import Config
 from hpc_stres.data.feed import ClipReader
-from hpc_stres.data.shards import Store, VideoRow
-from hpc_stres.data.stage import open_store
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import networks, parts, protocol, scores
 from hpc_stres.evaluation.finished import read_finished
 from hpc_stres.evaluation.results import summarise
-from hpc_stres.ownership import owned
-from hpc_stres.progress import Progress
-from hpc_stres.recipe import ordered_phases
-from hpc_stres.runpaths import RunPaths
-from hpc_stres.training import distributed, start
+from hpc_stres.models.building import DTYPES
+from hpc_stres.parallel import process_groups
+from hpc_stres.parallel.world import World
+from hpc_stres.run.ownership import owned
+from hpc_stres.run.paths import RunPaths
+from hpc_stres.run.product import finished_weights
+from hpc_stres.run.progress import Progress
+from hpc_stres.store.reader import Store, VideoRow
+from hpc_stres.store.staging import open_store
 
 # How long a second evaluation of the same run waits for the first one.
 PATIENCE_SECONDS = 300.0
@@ -57,10 +59,10 @@ def evaluate(config: Config, run_dir: Path, world: World, phases: list[str] | No
     chosen = _finished_phases(config, paths, phases)
     videos = _test_videos(config, store)
     torch.set_num_threads(protocol.EVALUATION_THREADS)
-    device = distributed.choose_device(world)
+    device = process_groups.choose_device(world)
     torch.set_num_threads(protocol.EVALUATION_THREADS)
-    distributed.start(world, device)
-    control = distributed.make_control_group()
+    process_groups.start(world, device)
+    control = process_groups.make_control_group()
     with _owned_by_first(paths, world, control):
         for name in chosen:
             with _failing_together(control):
@@ -74,7 +76,7 @@ def evaluate(config: Config, run_dir: Path, world: World, phases: list[str] | No
                     _gather(config, scoring, paths, store, videos, patience)
         with _failing_together(control):
             results = summarise(config, run_dir, store) if world.is_first else None
-    distributed.stop()
+    process_groups.stop()
     return results
 
 
@@ -102,7 +104,7 @@ def _failing_together(control: Any) -> Iterator[None]:
         where = f"{error.filename}: " if error.filename else ""
         kept = "What was scored is kept in scores/parts: evaluate again."
         failed = UserError(f"{where}{error.strerror or error}\n{kept}")
-    (any_failed,) = distributed.agree([float(failed is not None)], control)
+    (any_failed,) = process_groups.agree([float(failed is not None)], control)
     if any_failed:
         raise failed or UserError("another rank of this evaluation stopped; its message says why")
 
@@ -146,7 +148,7 @@ def _test_videos(config: Config, store: Store) -> list[str]:
 def _scoring(config: Config, name: str, paths: RunPaths, store: Store, videos: list[str]) -> Scoring:
     """What the scores of a phase depend on; refuses a store of other classes than the phase was trained on."""
     finished = read_finished(paths, name)
-    weights = start.finished_weights(paths, name)
+    weights = finished_weights(paths, name)
     if finished.classes != store.classes:
         differing = sorted(set(finished.classes) ^ set(store.classes))[:3] or ["their order"]
         raise UserError(
@@ -200,7 +202,7 @@ def _score_phase(
         for number, video in enumerate(todo, 1):
             index = store.number[video]
             clips = protocol.test_requests(store.rows[index], index, config.evaluation)
-            given = protocol.score_video(model, reader, clips, start.DTYPES[config.training.precision])
+            given = protocol.score_video(model, reader, clips, DTYPES[config.training.precision])
             streams = {stream: value for stream, value in given._asdict().items() if value is not None}
             refuse_not_finite(streams, video, f"phase {name}", scoring.weights)
             writer.write(video, scoring.keys[video], streams)

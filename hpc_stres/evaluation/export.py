@@ -20,17 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpc_stres.config import Config
-from hpc_stres.data.shards import Store
-from hpc_stres.data.storepath import Settings, store_folder
+from hpc_stres.config.schema import Config
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import networks
 from hpc_stres.evaluation.finished import read_finished
 from hpc_stres.models import TwoStream
 from hpc_stres.models.two_stream import POOL_SIDE
 from hpc_stres.models.weights import STREAMS, read_state, save_state, to_torchvision
-from hpc_stres.runpaths import RunPaths, atomic_path, sha256, write_bytes, write_sealed
-from hpc_stres.training import start
+from hpc_stres.run.paths import RunPaths, atomic_path, sha256, write_bytes, write_sealed
+from hpc_stres.run.product import finished_weights
+from hpc_stres.store.location import Settings, store_folder
+from hpc_stres.store.reader import Store
 
 PLANES = {"rgb": 3, "flow": 20}
 # Compared on another time and size than the program was traced with; of the largest logit.
@@ -55,7 +55,7 @@ def export(config: Config, run_dir: Path, phase: str | None, folder: Path) -> di
     """Write all files; returns export.json's content. Refuses when a file does not compute what the network does."""
     name = phase or networks.best_phase(config, run_dir)
     kind, paths = config.phase(name), RunPaths(run_dir)
-    weights = start.finished_weights(paths, name)
+    weights = finished_weights(paths, name)
     classes = read_finished(paths, name).classes
     model = networks.finished_model(config, name, weights, len(classes)).float().eval()
     state = read_state(weights)

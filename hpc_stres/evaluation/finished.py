@@ -6,11 +6,11 @@ The one place where evaluation reads done.json.
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_stres.config import Config
-from hpc_stres.configfile import load_run
+from hpc_stres.config.loading import load_run
+from hpc_stres.config.schema import Config
 from hpc_stres.errors import ConfigError, UserError
-from hpc_stres.runpaths import RunPaths
-from hpc_stres.training.product import read_done
+from hpc_stres.run.paths import RunPaths
+from hpc_stres.run.product import read_done
 
 
 @dataclass(frozen=True)

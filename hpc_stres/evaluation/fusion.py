@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_stres.data.listing import VIDEO_SUFFIXES
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.evaluation.scores import Scores, digest, read_npz
+from hpc_stres.listings.listing import VIDEO_SUFFIXES
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpc_stres.config import Config
+from hpc_stres.config.schema import Config
 from hpc_stres.data.feed import ClipReader
-from hpc_stres.data.shards import Store
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import networks, predict, protocol
-from hpc_stres.runpaths import RunPaths, read_sealed, sha256, write_sealed
+from hpc_stres.run.paths import RunPaths, read_sealed, sha256, write_sealed
+from hpc_stres.store.reader import Store
 
 VIDEOS = 8
 

@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpc_stres.config import Config, EvaluationConfig, ModelConfig
-from hpc_stres.configfile import build
-from hpc_stres.configtree import Node
-from hpc_stres.data.storepath import Settings
+from hpc_stres.config.loading import build
+from hpc_stres.config.recipe import Phase, ordered_phases
+from hpc_stres.config.schema import Config, EvaluationConfig, ModelConfig
+from hpc_stres.config.tree import Node
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.evaluation.finished import load_trained, read_finished
 from hpc_stres.models import Logits, TwoStream
+from hpc_stres.models.building import DTYPES, build_phase_model
 from hpc_stres.models.weights import load_into, read_state
-from hpc_stres.recipe import Phase, ordered_phases
-from hpc_stres.runpaths import RunPaths, read_sealed, sha256
-from hpc_stres.training import start
+from hpc_stres.run.paths import RunPaths, read_sealed, sha256
+from hpc_stres.run.product import finished_weights
+from hpc_stres.store.location import Settings
 
 MANIFEST, PROGRAM, WEIGHTS = "export.json", "model.pt2", "weights.safetensors"
 
@@ -55,7 +56,7 @@ def best_phase(config: Config, run_dir: Path) -> str:
 
 def finished_model(config: Config, name: str, weights: Path, classes: int) -> TwoStream:
     """The network of a phase with all of its trained weights; refuses weights of other sizes or classes."""
-    model = start.build_phase_model(config, name, classes)
+    model = build_phase_model(config, name, classes)
     load_all(model, weights)
     return model
 
@@ -78,12 +79,12 @@ def from_run(run_dir: Path, phase: str | None, overrides: list[str], device: tor
     name = phase or best_phase(config, run_dir)
     config.phase(name)
     classes = read_finished(RunPaths(run_dir), name).classes
-    weights = start.finished_weights(RunPaths(run_dir), name)
+    weights = finished_weights(RunPaths(run_dir), name)
     model = finished_model(config, name, weights, len(classes)).to(device).eval()
     kind = config.phases[name]
     return Network(
         name, classes, Settings.of(config.data), config.model.variant, (kind.uses_rgb, kind.uses_flow),
-        config.evaluation, start.DTYPES[config.training.precision], model, weights,
+        config.evaluation, DTYPES[config.training.precision], model, weights,
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation.scores import STREAMS
-from hpc_stres.runpaths import SEAL, RunPaths, sealed, unsealed
+from hpc_stres.run.paths import SEAL, RunPaths, sealed, unsealed
 
 Streams = dict[str, NDArray[np.float64]]
 REMEDY = "Remove scores/parts of this run and evaluate again."

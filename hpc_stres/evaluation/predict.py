@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hpc_stres.data import guard
 from hpc_stres.data.feed import ClipReader
-from hpc_stres.data.shards import PreparedVideo, VideoRow
-from hpc_stres.data.splits import Video
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import protocol
 from hpc_stres.evaluation.networks import Network
+from hpc_stres.listings.splits import Video
+from hpc_stres.prepare import guard
+from hpc_stres.store.reader import PreparedVideo, VideoRow
 
 TOP = 5
 # Time steps under the temporal max pool of ST-ResNet* and STM-ResNet.

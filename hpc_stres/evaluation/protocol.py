@@ -20,11 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpc_stres.config import EvaluationConfig
+from hpc_stres.config.schema import EvaluationConfig
 from hpc_stres.data.feed import ClipReader, Clips
 from hpc_stres.data.requests import Box, Request, flow_stack, spread_frames
-from hpc_stres.data.shards import VideoRow
 from hpc_stres.models import Logits
+from hpc_stres.store.reader import VideoRow
 
 QUICK_CHUNKS = 5
 # One thread gives the same sums whatever the number of ranks on a machine; ranks, not threads, share the cores.

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hpc_stres.data.official import official_name
+from hpc_stres.listings.official import official_name
 
 if TYPE_CHECKING:
-    from hpc_stres.data.shards import Store
+    from hpc_stres.store.reader import Store
 
 # NIPS 2016, Table 3: ResNet-50, mean of the three splits; STM-ResNet: CVPR 2017.
 PUBLISHED = {

@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_stres.config import Config
-from hpc_stres.configfile import dump
+from hpc_stres.config.loading import dump
+from hpc_stres.config.recipe import ordered_phases
+from hpc_stres.config.schema import Config
 from hpc_stres.data.flow import decode_flow
-from hpc_stres.data.shards import Store
-from hpc_stres.data.storepath import store_folder
-from hpc_stres.data.video import encode_jpeg
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import pictures
 from hpc_stres.evaluation.junctions import VIDEOS, strengths
@@ -23,9 +21,11 @@ from hpc_stres.evaluation.results import columns
 from hpc_stres.evaluation.scores import STREAMS, Scores, right
 from hpc_stres.evaluation.table import TITLES, protocol_lines, read_results, table_cells
 from hpc_stres.models.weights import read_state
-from hpc_stres.provenance import without_secrets
-from hpc_stres.recipe import ordered_phases
-from hpc_stres.runpaths import SEAL, RunPaths, read_json_lines, unsealed, write_text
+from hpc_stres.prepare.video import encode_jpeg
+from hpc_stres.run.paths import SEAL, RunPaths, read_json_lines, unsealed, write_text
+from hpc_stres.run.provenance import without_secrets
+from hpc_stres.store.location import store_folder
+from hpc_stres.store.reader import Store
 
 EXAMPLES, STRIP = 4, 6
 STYLE = """

@@ -4,17 +4,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hpc_stres.config import Config
-from hpc_stres.data.shards import Store
-from hpc_stres.data.storepath import flow_name
+from hpc_stres.config.recipe import ordered_phases
+from hpc_stres.config.schema import Config
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import protocol, scores
 from hpc_stres.evaluation.finished import read_finished
 from hpc_stres.evaluation.published import official_data_set
 from hpc_stres.evaluation.scores import Scores
 from hpc_stres.evaluation.table import MIXED, read_results
-from hpc_stres.recipe import ordered_phases
-from hpc_stres.runpaths import RunPaths, sha256, write_sealed
+from hpc_stres.run.paths import RunPaths, sha256, write_sealed
+from hpc_stres.store.location import flow_name
+from hpc_stres.store.reader import Store
 
 TWO_STREAM = "two_stream"
 # The order of the table's columns; other models come after these.

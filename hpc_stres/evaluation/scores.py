@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_stres.errors import UserError
-from hpc_stres.runpaths import atomic_path
+from hpc_stres.run.paths import atomic_path
 
 Array = NDArray[np.float64]
 STREAMS = ("appearance", "motion")

@@ -6,8 +6,8 @@ from typing import Any
 
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation.published import published_for
-from hpc_stres.runpaths import read_sealed
-from hpc_stres.texttable import text_table
+from hpc_stres.run.paths import read_sealed
+from hpc_stres.run.tables import text_table
 
 TITLES = {
     "appearance": "Appearance",

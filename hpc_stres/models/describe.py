@@ -116,7 +116,7 @@ def _unit_text(stage: nn.ModuleList) -> str:
 
 def table(model: TwoStream, side: int, chunks: int) -> str:
     """The table as text."""
-    from hpc_stres.texttable import text_table
+    from hpc_stres.run.tables import text_table
 
     parts = []
     for stream, rows in describe(model, side, chunks).items():

@@ -13,7 +13,7 @@ from hpc_stres.errors import UserError
 from hpc_stres.models.state import refuse_bad_state, some
 from hpc_stres.models.temporal import inflate
 from hpc_stres.models.two_stream import FLOW_PLANES, RGB_PLANES, TwoStream
-from hpc_stres.runpaths import write_bytes
+from hpc_stres.run.paths import write_bytes
 
 STREAMS = ("appearance", "motion")
 # The key of the checksum among a .safetensors file's metadata.

@@ -19,8 +19,8 @@ from torch import Tensor
 from hpc_stres.errors import UserError
 from hpc_stres.models.state import not_finite, some
 from hpc_stres.models.weights import save_state
-from hpc_stres.runpaths import PhasePaths, sha256, write_json, write_text
-from hpc_stres.training.checkpoint_rules import meta_checksum, read_meta
+from hpc_stres.run.experiment import meta_checksum, read_meta
+from hpc_stres.run.paths import PhasePaths, sha256, write_json, write_text
 
 KEPT = 2
 FILES = ("weights.safetensors", "momentum.safetensors")

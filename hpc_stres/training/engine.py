@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hpc_stres.config import TrainingConfig
+from hpc_stres.config.schema import TrainingConfig
 from hpc_stres.models.norm import SubBatchNorm2d
 from hpc_stres.models.temporal import TemporalConv
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hpc_stres.config.recipe import Phase
 from hpc_stres.models import Logits
-from hpc_stres.recipe import Phase
 
 
 @dataclass

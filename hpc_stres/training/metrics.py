@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from hpc_stres.runpaths import PhasePaths, write_text
-from hpc_stres.training.product import metrics_line, sift_metrics
+from hpc_stres.run.paths import PhasePaths, write_text
+from hpc_stres.run.product import metrics_line, sift_metrics
 
 HEARTBEAT_INTERVAL_SECONDS = 5.0
 WAITING = "waiting for other ranks"

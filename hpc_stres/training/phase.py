@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from hpc_stres.bootstrap import World, kept_environment
-from hpc_stres.config import Config
+from hpc_stres.config.schema import Config
 from hpc_stres.errors import UserError
-from hpc_stres.ownership import owned
-from hpc_stres.provenance import write_provenance
-from hpc_stres.runpaths import RunPaths
-from hpc_stres.training import distributed
-from hpc_stres.training.checkpoint_rules import claim_run_folder
+from hpc_stres.parallel import process_groups
+from hpc_stres.parallel.world import World, kept_environment
+from hpc_stres.run.experiment import claim_run_folder
+from hpc_stres.run.ownership import owned
+from hpc_stres.run.paths import RunPaths
+from hpc_stres.run.product import phase_is_done
+from hpc_stres.run.provenance import write_provenance
 from hpc_stres.training.metrics import WAITING, late_ranks
-from hpc_stres.training.product import phase_is_done
 from hpc_stres.training.trainer import Trainer
 
 # What the slowest of the ranks that did arrive needs to say so after a time-out.
@@ -32,21 +32,21 @@ LINK_PATIENCE_SECONDS = 60.0
 
 def train(config: Config, name: str, run_dir: Path, world: World, allowed: tuple[str, ...] = ()) -> bool:
     """Train one phase to its end, or until asked to stop (False)."""
-    device = distributed.choose_device(world)
+    device = process_groups.choose_device(world)
     torch.backends.cuda.matmul.allow_tf32 = config.training.tf32
     torch.backends.cudnn.allow_tf32 = config.training.tf32
     torch.backends.cudnn.benchmark = not config.training.deterministic
     torch.use_deterministic_algorithms(config.training.deterministic)
     with kept_environment():
-        distributed.start(world, device, config.training.start_timeout_minutes)
+        process_groups.start(world, device, config.training.start_timeout_minutes)
         try:
             finished = _train_in_group(config, name, run_dir, world, device, allowed)
         except BaseException:
             # A rank that failed leaves at once; leaving the group may wait for the others.
             if world.size == 1:
-                distributed.stop()
+                process_groups.stop()
             raise
-        distributed.stop()
+        process_groups.stop()
     return finished
 
 
@@ -58,7 +58,7 @@ def _train_in_group(
     device: torch.device,
     allowed: tuple[str, ...],
 ) -> bool:
-    control = distributed.make_control_group()
+    control = process_groups.make_control_group()
     with ExitStack() as ownership:
         if not _is_left_to_do(config, name, run_dir, world, allowed, control, ownership):
             if world.is_first:
@@ -92,8 +92,8 @@ def _is_left_to_do(
                 f"{error.filename or run_dir}: cannot be written: {error.strerror or error}\n"
                 "Give a --run-dir that this user may write to, on a file system with free space."
             )
-    distributed.refuse_together(refusal, control, f"to train {name} in {run_dir}")
-    return distributed.agree([float(done)], control) == [0.0]
+    process_groups.refuse_together(refusal, control, f"to train {name} in {run_dir}")
+    return process_groups.agree([float(done)], control) == [0.0]
 
 
 def _train_owned(trainer: Trainer, allowed: tuple[str, ...]) -> bool:

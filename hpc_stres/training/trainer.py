@@ -10,29 +10,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpc_stres.bootstrap import World
-from hpc_stres.config import Config
-from hpc_stres.configfile import plain
+from hpc_stres.config.loading import plain
+from hpc_stres.config.schedule import learning_rate
+from hpc_stres.config.schema import Config
 from hpc_stres.data.feed import Ahead, ClipReader, Clips
 from hpc_stres.data.requests import digest, requests, sampler
-from hpc_stres.data.stage import open_store
 from hpc_stres.errors import UserError
 from hpc_stres.layout import Layout, Share, plan
 from hpc_stres.models import assign_groups, defer_statistics, fold_statistics
+from hpc_stres.models.building import DTYPES, build_phase_model
 from hpc_stres.models.dropout import Masks, draw_masks
 from hpc_stres.models.norm import NormGroups, statistics_dtype
 from hpc_stres.models.state import not_finite, some
 from hpc_stres.models.weights import save_state
-from hpc_stres.progress import Progress
-from hpc_stres.runpaths import RunPaths, sha256, write_json
-from hpc_stres.schedule import learning_rate
-from hpc_stres.training import checkpoint, distributed, start
-from hpc_stres.training.checkpoint_rules import FREE_KEYS, refuse_other_config
+from hpc_stres.parallel import process_groups
+from hpc_stres.parallel.world import World
+from hpc_stres.run.experiment import FREE_KEYS, refuse_other_config
+from hpc_stres.run.paths import RunPaths, sha256, write_json
+from hpc_stres.run.product import write_done
+from hpc_stres.run.progress import Progress
+from hpc_stres.run.signals import StopFlag
+from hpc_stres.store.staging import open_store
+from hpc_stres.training import checkpoint, memory
 from hpc_stres.training.engine import Engine, make_engine
+from hpc_stres.training.first_weights import load_first_weights
 from hpc_stres.training.loss import StreamSums, phase_loss
 from hpc_stres.training.metrics import Heartbeat, MetricsLog, Stopwatch, memory_gib
-from hpc_stres.training.product import write_done
-from hpc_stres.training.signals import StopFlag
 
 # What the feed hands over for one micro-step: clips and their dropout masks, or nothing where a
 # rank has no share.
@@ -48,7 +51,7 @@ class Trainer:
         self.config, self.name, self.world, self.device = config, name, world, device
         self.phase, self.steps = config.phase(name), config.steps(name)
         self.run, self.paths = RunPaths(run_dir), RunPaths(run_dir).phase(name)
-        self.dtype = start.DTYPES[config.training.precision]
+        self.dtype = DTYPES[config.training.precision]
         self.store = open_store(config, check=world.is_first)
         self.sampler = sampler(config, name, self.store)
         self.stop = StopFlag()
@@ -65,18 +68,18 @@ class Trainer:
     def set_up(self, allowed: tuple[str, ...]) -> None:
         """Network, first weights or checkpoint, layout, engine."""
         self.heartbeat.beat(0, "set-up", force=True)
-        model = start.build_phase_model(self.config, self.name, len(self.store.classes)).to(self.device)
+        model = build_phase_model(self.config, self.name, len(self.store.classes)).to(self.device)
         found = checkpoint.newest(self.paths, warn=self.world.is_first)
         if found is None:
-            self.say(start.load_first_weights(model, self.config, self.name, self.run))
+            self.say(load_first_weights(model, self.config, self.name, self.run))
         else:
             self.resume(model, found, allowed)
-        distributed.refuse_different_starts(self.fingerprint(model), self.control)
+        process_groups.refuse_different_starts(self.fingerprint(model), self.control)
         self.layout = self.make_layout(model, found)
         self.say(self.layout.explain())
-        self.say(distributed.describe_numerics(self.device, self.config.training.precision))
+        self.say(process_groups.describe_numerics(self.device, self.config.training.precision))
         defer_statistics(model)
-        self.team = distributed.make_teams(self.layout, self.world)
+        self.team = process_groups.make_teams(self.layout, self.world)
         self.model = model
         self.engine: Engine = make_engine(model, self.config.training, self.device, self.layout.micro_steps)
         if found is not None:
@@ -122,14 +125,14 @@ class Trainer:
     def find_micro_batch(self, model: torch.nn.Module) -> int:
         """What fits in memory on every rank: estimated, then tried, and halved once after running out of memory."""
         batch, group, size = self.phase.global_batch, self.phase.norm_group, self.world.size
-        least = start.smallest_share(batch, group, size)
-        fits = start.fitting_micro_batch(model, self.config, self.name, self.device, self.world.local_size)
+        least = memory.smallest_share(batch, group, size)
+        fits = memory.fitting_micro_batch(model, self.config, self.name, self.device, self.world.local_size)
         for attempt in (1, 2):
-            (agreed,) = distributed.agree([float(fits)], self.control, largest=False)
+            (agreed,) = process_groups.agree([float(fits)], self.control, largest=False)
             fits = max(min(int(agreed), batch), least)
             share = plan(batch, group, size, fits).largest_micro_batch
-            went_well = start.try_micro_batch(model, self.config, self.name, self.device, share)
-            (failed,) = distributed.agree([float(not went_well)], self.control)
+            went_well = memory.try_micro_batch(model, self.config, self.name, self.device, share)
+            (failed,) = process_groups.agree([float(not went_well)], self.control)
             if not failed:
                 return fits
             if attempt == 1:
@@ -177,7 +180,7 @@ class Trainer:
                 self.heartbeat.beat(self.step, "step")
                 self.stop.step_took(clock.step())
                 if self.step == first_step:
-                    distributed.shorten_timeouts([self.team, self.control], training.step_timeout_minutes)
+                    process_groups.shorten_timeouts([self.team, self.control], training.step_timeout_minutes)
                 if self.step % training.log_every_steps == 0 or self.step == self.steps:
                     self.report(log, progress, clock)
                 stop, due = self.agree_on_stop(self.save_due(saved_at))
@@ -242,7 +245,7 @@ class Trainer:
 
     def agree_on_stop(self, due: bool) -> tuple[bool, bool]:
         """All ranks stop and save after the same step."""
-        wishes = distributed.agree([float(self.stop.wanted()), float(due)], self.control)
+        wishes = process_groups.agree([float(self.stop.wanted()), float(due)], self.control)
         return wishes[0] > 0, wishes[1] > 0
 
     def report(self, log: MetricsLog | None, progress: Progress, clock: "Stopwatch") -> None:
@@ -270,7 +273,7 @@ class Trainer:
 
     def refuse_bad_loss(self) -> None:
         """Stop on every rank when any rank met a loss that is not a number."""
-        (worst,) = distributed.agree([float(self.bad_step.item())], self.control)
+        (worst,) = process_groups.agree([float(self.bad_step.item())], self.control)
         if worst < 0:
             return
         step, mine = int(worst), int(self.bad_step.item())
@@ -291,7 +294,7 @@ class Trainer:
             f"{self.name}: NaN or infinite values in {some(bad)} after step {self.step}; they were not saved\n"
             "The last checkpoint is untouched. Lower the learning rate, or use float32."
         )
-        distributed.refuse_together(refusal if bad else None, self.control, f"the weights of step {self.step}")
+        process_groups.refuse_together(refusal if bad else None, self.control, f"the weights of step {self.step}")
 
     def save(self, wait: bool) -> None:
         """A checkpoint; every rank takes part, the first one writes it while training goes on, unless told to wait."""
@@ -313,7 +316,7 @@ class Trainer:
                 failed = str(error)
         self.stop.save_s = max(self.stop.save_s, time.monotonic() - started)
         # The others wait here, so that no rank runs on after a failed save.
-        (any_failed,) = distributed.agree([float(bool(failed))], self.control)
+        (any_failed,) = process_groups.agree([float(bool(failed))], self.control)
         if any_failed:
             raise UserError(failed or "the first rank could not write the checkpoint")
 

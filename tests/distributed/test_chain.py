@@ -8,12 +8,12 @@ import sys
 import numpy as np
 import pytest
 
-from hpc_stres.data.prepare import Old
-from hpc_stres.data.shards import Store
-from hpc_stres.data.storelisting import catalogue_of
-from hpc_stres.data.storepath import store_folder
-from hpc_stres.data.storewriter import write_index
 from hpc_stres.evaluation.scores import Scores
+from hpc_stres.prepare.run import Old
+from hpc_stres.store.listing import catalogue_of
+from hpc_stres.store.location import store_folder
+from hpc_stres.store.reader import Store
+from hpc_stres.store.writer import write_index
 from tests.conftest import ROOT, tiny_config
 from tests.distributed.conftest import submit
 from tests.distributed.launching import clean_environment

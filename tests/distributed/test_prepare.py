@@ -12,8 +12,8 @@ import time
 import psutil
 import pytest
 
-from hpc_stres.data.shards import Store, verify
-from hpc_stres.data.storepath import store_folder
+from hpc_stres.store.location import store_folder
+from hpc_stres.store.reader import Store, verify
 from tests.conftest import ROOT, TINY, digests, tiny_config
 from tests.distributed.launching import clean_environment
 

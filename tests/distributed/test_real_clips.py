@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
-from hpc_stres.data.shards import Store, verify
-from hpc_stres.data.storepath import store_folder
-from hpc_stres.data.video import UndecodableError, count_frames
+from hpc_stres.prepare.video import UndecodableError, count_frames
+from hpc_stres.store.location import store_folder
+from hpc_stres.store.reader import Store, verify
 from tests.conftest import TINY, run_python, tiny_config
 
 pytestmark = pytest.mark.distributed

@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hpc_stres.data.video import UndecodableError, count_frames
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import networks
 from hpc_stres.evaluation.scores import Scores
 from hpc_stres.models.weights import read_state
-from hpc_stres.runpaths import write_sealed
+from hpc_stres.prepare.video import UndecodableError, count_frames
+from hpc_stres.run.paths import write_sealed
 from tests.conftest import run_python
 
 pytestmark = pytest.mark.distributed

@@ -22,8 +22,8 @@ def global_generators():
 
 
 def main():
-    from hpc_stres.bootstrap import find_world
     from hpc_stres.errors import UserError
+    from hpc_stres.parallel.world import find_world
     from hpc_stres.training.phase import train
     from tests.conftest import tiny_config
 

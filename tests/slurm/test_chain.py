@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from hpc_stres.data.storepath import store_folder
+from hpc_stres.store.location import store_folder
 from tests.conftest import ROOT, TINY, digests, run_python, tiny_config
 from tests.slurm.conftest import person
 

@@ -6,8 +6,8 @@ import signal
 import time
 from pathlib import Path
 
-from hpc_stres.data import guarded
-from hpc_stres.data.extract import extract as real_extract
+from hpc_stres.prepare import guarded
+from hpc_stres.prepare.extract import extract as real_extract
 
 served = 0
 

@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from hpc_stres.bootstrap import FIRST_PORT, PORT_COUNT, expand_nodes, find_world, kept_environment
 from hpc_stres.errors import ConfigError
+from hpc_stres.parallel.world import FIRST_PORT, PORT_COUNT, expand_nodes, find_world, kept_environment
 
 TORCHRUN = {
     "RANK": "5",
@@ -98,15 +98,15 @@ def test_a_lone_process_takes_any_free_port_and_several_ranks_the_agreed_one():
 
 
 def test_a_given_port_is_not_changed_when_the_group_starts(monkeypatch):
-    from hpc_stres.training import distributed
+    from hpc_stres.parallel import process_groups
 
     seen = {}
-    monkeypatch.setattr(distributed.dist, "init_process_group", lambda *a, **k: seen.update(os.environ))
+    monkeypatch.setattr(process_groups.dist, "init_process_group", lambda *a, **k: seen.update(os.environ))
     with kept_environment():
-        distributed.start(find_world(ONE_TORCHRUN), distributed.torch.device("cpu"))
+        process_groups.start(find_world(ONE_TORCHRUN), process_groups.torch.device("cpu"))
     assert (seen["MASTER_ADDR"], seen["MASTER_PORT"]) == ("n1", "29501")
     with kept_environment():
-        distributed.start(find_world({"MASTER_PORT": "29501"}), distributed.torch.device("cpu"))
+        process_groups.start(find_world({"MASTER_PORT": "29501"}), process_groups.torch.device("cpu"))
     assert seen["MASTER_PORT"] != "29501"
 
 

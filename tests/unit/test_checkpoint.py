@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpc_stres.configfile import load_config, plain
+from hpc_stres.config.loading import load_config, plain
 from hpc_stres.errors import UserError
-from hpc_stres.runpaths import PhasePaths, atomic_path, read_json_lines, write_json
+from hpc_stres.run.experiment import FREE_KEYS, refuse_other_config
+from hpc_stres.run.paths import PhasePaths, atomic_path, read_json_lines, write_json
+from hpc_stres.run.signals import StopFlag
 from hpc_stres.training import checkpoint
-from hpc_stres.training.checkpoint_rules import FREE_KEYS, refuse_other_config
-from hpc_stres.training.signals import StopFlag
 from tests.conftest import ROOT, TINY
 
 

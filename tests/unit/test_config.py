@@ -8,12 +8,12 @@ import typing
 import pytest
 import yaml
 
-from hpc_stres import configfile, limits
 from hpc_stres.commands.config import field_documents
-from hpc_stres.config import Config
+from hpc_stres.config import limits, loading
+from hpc_stres.config.recipe import Phase
+from hpc_stres.config.schedule import Plateau
+from hpc_stres.config.schema import Config
 from hpc_stres.errors import ConfigError, FieldError
-from hpc_stres.recipe import Phase
-from hpc_stres.schedule import Plateau
 from tests.conftest import ROOT, TINY, run_python
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -21,10 +21,10 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_config_loads_and_survives_a_round_trip(path, tmp_path):
-    config = configfile.load_config(path)
+    config = loading.load_config(path)
     resolved = tmp_path / "config.yaml"
-    resolved.write_text(configfile.dump(config))
-    assert configfile.load_resolved(resolved) == config
+    resolved.write_text(loading.dump(config))
+    assert loading.load_resolved(resolved) == config
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_every_shipped_config_loads_and_survives_a_round_trip(path, tmp_path):
 )
 def test_a_wrong_value_is_refused_by_key_with_what_was_expected(override, key, expected):
     with pytest.raises(ConfigError) as caught:
-        configfile.load_config(TINY, [override])
+        loading.load_config(TINY, [override])
     message = str(caught.value)
     assert key in message
     assert expected in message
@@ -59,7 +59,7 @@ def test_a_wrong_key_in_a_file_is_named_with_file_and_line(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("seed: 1\ndata:\n  kind: binding\n  short_sde: 64\n")
     with pytest.raises(ConfigError, match=r"mine\.yaml:4: data\.short_sde: unknown key; .* short_side"):
-        configfile.load_config(path)
+        loading.load_config(path)
 
 
 @pytest.mark.parametrize("text", ["seed: [1", "- 1", "seed: 1\nseed: 2\n", "recipe: nips2017\n", "profile: none\n"])
@@ -67,31 +67,31 @@ def test_broken_files_are_refused_by_name(tmp_path, text):
     path = tmp_path / "broken.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"broken\.yaml"):
-        configfile.load_config(path)
+        loading.load_config(path)
 
 
 def test_a_base_file_is_included_once_and_no_deeper(tmp_path):
     (tmp_path / "base.yaml").write_text("seed: 5\ndata: {kind: binding}\n")
     (tmp_path / "top.yaml").write_text("include: base.yaml\nseed: 6\n")
-    config, origins = configfile.load_with_origins(tmp_path / "top.yaml", ["data.split=2"])
+    config, origins = loading.load_with_origins(tmp_path / "top.yaml", ["data.split=2"])
     assert (config.seed, config.data.kind, config.data.split) == (6, "binding", 2)
     assert origins["seed"].endswith("top.yaml:2")
     assert origins["data.kind"].endswith("base.yaml:2")
     assert origins["data.split"] == "--set data.split"
     (tmp_path / "third.yaml").write_text("include: top.yaml\n")
     with pytest.raises(ConfigError, match="may not include another"):
-        configfile.load_config(tmp_path / "third.yaml")
+        loading.load_config(tmp_path / "third.yaml")
 
 
 def test_training_overrides_reach_every_phase():
-    config = configfile.load_config(TINY, ["training.global_batch=6", "training.norm_group=3", "training.max_steps=2"])
+    config = loading.load_config(TINY, ["training.global_batch=6", "training.norm_group=3", "training.max_steps=2"])
     for name in config.phases:
         assert (config.phase(name).global_batch, config.phase(name).norm_group, config.steps(name)) == (6, 3, 2)
 
 
 def test_a_group_larger_than_an_overridden_batch_is_refused():
     with pytest.raises(ConfigError, match="4 is larger than the global batch of 2"):
-        configfile.load_config(TINY, ["training.global_batch=2", "training.norm_group=4"])
+        loading.load_config(TINY, ["training.global_batch=2", "training.norm_group=4"])
 
 
 def test_every_field_is_frozen_keyword_only_and_documented():
@@ -112,7 +112,7 @@ def test_every_field_is_frozen_keyword_only_and_documented():
 )  # fmt: skip
 def test_no_number_may_be_infinite_or_not_a_number(key, value):
     with pytest.raises(ConfigError, match=f"{key}: expected a finite number"):
-        configfile.load_config(TINY, [f"{key}={value}"])
+        loading.load_config(TINY, [f"{key}={value}"])
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_no_number_may_be_infinite_or_not_a_number(key, value):
 )
 def test_numbers_texts_and_keys_out_of_range_are_refused_in_a_sentence(override, words):
     with pytest.raises(ConfigError) as caught:
-        configfile.load_config(TINY, [override])
+        loading.load_config(TINY, [override])
     message = str(caught.value)
     assert words in message
     assert "--set" in message
@@ -162,7 +162,7 @@ def test_numbers_texts_and_keys_out_of_range_are_refused_in_a_sentence(override,
 
 
 def test_shell_lines_and_variables_may_be_long_or_empty():
-    config = configfile.load_config(TINY, ['cluster.setup=["a\\n\\tb"]', "cluster.environment={A: '', B: 3}"])
+    config = loading.load_config(TINY, ['cluster.setup=["a\\n\\tb"]', "cluster.environment={A: '', B: 3}"])
     assert config.cluster.environment == {"A": "", "B": 3}
 
 
@@ -173,15 +173,15 @@ def test_names_of_phases_are_plain_words(name, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump({"phases": {name: {"model": "motion"}}}))
     with pytest.raises(ConfigError, match=r"mine\.yaml:\d+: phases: expected .*name"):
-        configfile.load_config(path)
+        loading.load_config(path)
 
 
 def test_an_overlay_for_a_phase_that_the_recipe_lacks_is_refused_unless_it_is_a_whole_phase():
     with pytest.raises(ConfigError, match=r"phases\.st_resnt: the recipe has no such phase.*did you mean st_resnet"):
-        configfile.load_config(TINY, ["phases.st_resnt.chunks=5"])
+        loading.load_config(TINY, ["phases.st_resnt.chunks=5"])
     with pytest.raises(ConfigError, match=r"phases\.other.*a phase of your own needs a `model`"):
-        configfile.load_config(TINY, ["phases.other.global_batch=5"])
-    own = configfile.load_config(TINY, ["phases.motion_again={model: motion, starts_from: [motion]}"])
+        loading.load_config(TINY, ["phases.other.global_batch=5"])
+    own = loading.load_config(TINY, ["phases.motion_again={model: motion, starts_from: [motion]}"])
     assert own.phases["motion_again"].starts_from == ("motion",)
 
 
@@ -226,7 +226,7 @@ def test_options_that_do_not_act_on_a_model_are_refused_and_all_others_taken(mod
 def test_what_starts_from_phases_takes_no_other_weights():
     for key, value in (("weights", "x.pth"), ("conv1_inflation", "mean")):
         with pytest.raises(ConfigError, match=f"{key}: no effect"):
-            configfile.load_config(TINY, [f"phases.st_resnet={{starts_from: [motion], {key}: {value}}}"])
+            loading.load_config(TINY, [f"phases.st_resnet={{starts_from: [motion], {key}: {value}}}"])
 
 
 def printed(*overrides):
@@ -277,7 +277,7 @@ def test_hostile_files_are_refused_in_moments_with_file_and_line(tmp_path, data,
     path.write_bytes(data)
     started = time.process_time()
     with pytest.raises(ConfigError, match=words):
-        configfile.load_config(path)
+        loading.load_config(path)
     assert time.process_time() - started < 3
 
 
@@ -314,7 +314,7 @@ def test_five_hundred_mutated_configs_load_or_are_refused_in_a_sentence(tmp_path
     for _ in range(500):
         path.write_text(mutated(text, draw), encoding="utf-8")
         try:
-            config = configfile.load_config(path)
+            config = loading.load_config(path)
         except ConfigError as error:
             refused += 1
             message = str(error)
@@ -322,8 +322,8 @@ def test_five_hundred_mutated_configs_load_or_are_refused_in_a_sentence(tmp_path
             assert len(message) < 1000, message
         else:
             resolved = tmp_path / "resolved.yaml"
-            resolved.write_text(configfile.dump(config))
-            assert configfile.load_resolved(resolved) == config
+            resolved.write_text(loading.dump(config))
+            assert loading.load_resolved(resolved) == config
     assert 100 < refused < 500
 
 

@@ -20,7 +20,7 @@ from hpc_stres.evaluation.results import columns
 from hpc_stres.evaluation.scores import Scores
 from hpc_stres.evaluation.table import read_results
 from hpc_stres.models.weights import read_state
-from hpc_stres.runpaths import RunPaths, write_sealed
+from hpc_stres.run.paths import RunPaths, write_sealed
 from tests.conftest import ROOT, run_python, tiny_config
 from tests.unit.untrained import evaluate_here, finish, make_run
 

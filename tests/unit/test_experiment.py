@@ -11,21 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from hpc_stres.configfile import load_resolved, plain
+from hpc_stres.config.loading import load_resolved, plain
 from hpc_stres.errors import UserError
-from hpc_stres.ownership import owned
-from hpc_stres.runpaths import RunPaths, write_json
-from hpc_stres.training.checkpoint_rules import claim_run_folder
+from hpc_stres.run.experiment import claim_run_folder
+from hpc_stres.run.ownership import owned
+from hpc_stres.run.paths import RunPaths, write_json
+from hpc_stres.run.product import checked_weights, metrics_line, phase_is_done, read_done, read_metrics, write_done
 from hpc_stres.training.metrics import MetricsLog
 from hpc_stres.training.phase import lost_ranks
-from hpc_stres.training.product import (
-    checked_weights,
-    metrics_line,
-    phase_is_done,
-    read_done,
-    read_metrics,
-    write_done,
-)
 from tests.conftest import ROOT, tiny_config
 from tests.unit.trained import train
 
@@ -309,8 +302,5 @@ def test_a_damaged_row_of_metrics_is_left_out_and_named(tmp_path, capsys):
 
 
 def test_readers_of_products_need_no_torch():
-    code = (
-        "import sys\nimport hpc_stres.training.product, hpc_stres.training.checkpoint_rules\n"
-        "assert 'torch' not in sys.modules"
-    )
+    code = "import sys\nimport hpc_stres.run.product, hpc_stres.run.experiment\nassert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

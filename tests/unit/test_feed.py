@@ -10,9 +10,9 @@ from PIL import Image
 from hpc_stres.data.augment import FLOW_STD, TORCHVISION_MEAN, TORCHVISION_STD, resize_planes
 from hpc_stres.data.feed import Ahead, ClipReader
 from hpc_stres.data.requests import Box, Request, requests, sampler
-from hpc_stres.data.shards import PreparedVideo, Store, write_store
-from hpc_stres.data.video import encode_jpeg
 from hpc_stres.errors import UserError
+from hpc_stres.prepare.video import encode_jpeg
+from hpc_stres.store.reader import PreparedVideo, Store, write_store
 from tests.conftest import tiny_config
 
 SIDE = 32

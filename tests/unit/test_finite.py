@@ -11,7 +11,7 @@ from hpc_stres.errors import UserError
 from hpc_stres.models import SubBatchNorm2d, build_model
 from hpc_stres.models.state import not_finite
 from hpc_stres.models.weights import load_into, read_state, save_state
-from hpc_stres.runpaths import RunPaths
+from hpc_stres.run.paths import RunPaths
 from hpc_stres.training import checkpoint
 from hpc_stres.training.trainer import Trainer
 from tests.unit.trained import train

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from hpc_stres.data.flow import decode_flow, encode_flow, tvl1
-from hpc_stres.data.video import decode, gray, resize, target_size
 from hpc_stres.errors import UserError
+from hpc_stres.prepare.video import decode, gray, resize, target_size
 
 BACKENDS = ("native", "opencv")
 PYRAMIDS = ("paper", "opencv4")

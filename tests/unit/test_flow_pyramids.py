@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import yaml
 
-from hpc_stres.config import DataConfig
-from hpc_stres.configfile import dump, load_config, load_resolved, load_run
+from hpc_stres.config.loading import dump, load_config, load_resolved, load_run
+from hpc_stres.config.schema import DataConfig
 from hpc_stres.data.flow import encode_flow, tvl1
-from hpc_stres.data.storepath import Settings, flow_name, store_folder
 from hpc_stres.errors import FieldError, UserError
+from hpc_stres.store.location import Settings, flow_name, store_folder
 from tests.conftest import run_python, tiny_config
 from tests.unit.test_flow import emulated, inner
 from tests.unit.tvl1_oracle import tvl1_oracle
@@ -252,7 +252,7 @@ def test_stores_that_do_not_say_hold_opencv4(tmp_path):
 
 def test_results_say_which_flow_was_tested(tmp_path, data_root, store):
     from hpc_stres.evaluation.evaluate import summarise
-    from hpc_stres.runpaths import read_json
+    from hpc_stres.run.paths import read_json
 
     config = tiny_config(data_root)
     for settings, name in (
@@ -293,9 +293,9 @@ def test_a_run_of_an_older_version_keeps_its_flow(tmp_path):
 
 
 def test_prepared_flow_is_that_of_the_settings(tmp_path, data_root):
-    from hpc_stres.data.extract import prepare_video
-    from hpc_stres.data.splits import Video
-    from hpc_stres.data.video import decode, encode_jpeg, gray, resize
+    from hpc_stres.listings.splits import Video
+    from hpc_stres.prepare.extract import prepare_video
+    from hpc_stres.prepare.video import decode, encode_jpeg, gray, resize
 
     path = sorted(data_root.rglob("*.avi"))[0]
     frames = np.stack([gray(resize(frame, 48, 48)) for frame in decode(path)])[:5]

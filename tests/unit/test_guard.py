@@ -13,15 +13,15 @@ import cv2
 import numpy as np
 import pytest
 
-from hpc_stres.config import DataConfig
-from hpc_stres.data import guard, sources
-from hpc_stres.data.extract import prepare_video
-from hpc_stres.data.listing import Video
-from hpc_stres.data.prepare import prepare
-from hpc_stres.data.shards import Store
-from hpc_stres.data.storepath import Settings
-from hpc_stres.data.video import UndecodableError, write_video
+from hpc_stres.config.schema import DataConfig
 from hpc_stres.errors import FieldError, UserError
+from hpc_stres.listings.listing import Video
+from hpc_stres.prepare import guard, imports
+from hpc_stres.prepare.extract import prepare_video
+from hpc_stres.prepare.run import prepare
+from hpc_stres.prepare.video import UndecodableError, write_video
+from hpc_stres.store.location import Settings
+from hpc_stres.store.reader import Store
 from tests.conftest import ROOT, tiny_config
 
 SETTINGS = Settings(48, 95, "native")
@@ -45,7 +45,7 @@ def good(tmp_path_factory):
 def faulty():
     """Children with the faults of faulty_decoder.py; one that still lives serves the next test."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(guard, "CHILD", guard.CHILD.replace("hpc_stres.data.guarded", "tests.unit.faulty_decoder"))
+        patch.setattr(guard, "CHILD", guard.CHILD.replace("hpc_stres.prepare.guarded", "tests.unit.faulty_decoder"))
         patch.setattr(guard, "_idle", FAULTY)
         yield
 
@@ -126,7 +126,7 @@ def test_a_child_ends_with_its_parent_even_while_it_hangs(faulty, good, tmp_path
     video = named(good, tmp_path, "sleep")
     code = (
         "import sys; from pathlib import Path; from hpc_stres.data import guard\n"
-        "from hpc_stres.data.listing import Video; from hpc_stres.data.storepath import Settings\n"
+        "from hpc_stres.listings.listing import Video; from hpc_stres.store.location import Settings\n"
         f"guard.CHILD = {guard.CHILD!r}\n"
         f"guard.prepare(Video('v', Path({str(video.path)!r}), 0), Settings(48, 95, 'native'))\n"
     )
@@ -195,10 +195,10 @@ def test_a_large_frame_within_the_pixels_may_be_beyond_the_memory(tmp_path):
     write_video(path, [np.zeros((4000, 4000, 3), np.uint8)] * 2, 25)
     data = DataConfig(video_memory_gib=0.03)
     with pytest.raises(UndecodableError, match=r"more memory than data.video_memory_gib allows"):
-        sources.prepare_one(Video("v", path, 0), SETTINGS, data)
-    assert len(sources.prepare_one(Video("v", path, 0), SETTINGS, DataConfig()).rgb) == 2
+        imports.prepare_one(Video("v", path, 0), SETTINGS, data)
+    assert len(imports.prepare_one(Video("v", path, 0), SETTINGS, DataConfig()).rgb) == 2
     with pytest.raises(UndecodableError, match=r"4000 x 4000 pixels are more than data.max_pixels=15999999"):
-        sources.prepare_one(Video("v", path, 0), SETTINGS, DataConfig(max_pixels=15_999_999))
+        imports.prepare_one(Video("v", path, 0), SETTINGS, DataConfig(max_pixels=15_999_999))
 
 
 def test_a_suspended_process_has_not_waited():

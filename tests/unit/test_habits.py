@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 
 FILES = sorted(
     path
-    for folder in ("hpc_stres", "launch", "tests", "slurm", "env")
+    for folder in ("hpc_stres", "launch", "tests", "slurm", "env", "docs")
     for path in (ROOT / folder).rglob("*")
     if path.suffix in (".py", ".sh", ".cpp") and "__pycache__" not in path.parts
 )
@@ -67,37 +67,12 @@ def test_every_help_works_with_numpy_and_yaml_alone(bare_python):
 
 def test_pure_parts_do_not_import_torch():
     modules = [
-        "config",
-        "configfile",
-        "recipe",
-        "layout",
-        "schedule",
-        "bootstrap",
-        "runpaths",
-        "data.requests",
-        "data.splits",
-        "data.shards",
-    ]
+        "config.schema", "config.loading", "config.recipe", "config.schedule", "layout", "counter", "parallel.world",
+        "run.paths", "run.product", "run.experiment", "listings.splits", "listings.sources", "store.location",
+        "store.reader", "store.listing", "data.requests", "launch.jobs", "launch.slurm", "launch.chain",
+    ]  # fmt: skip
     code = (
         f"import sys, importlib\nfor name in {modules!r}: importlib.import_module('hpc_stres.' + name)\n"
         "assert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
-
-
-LAYERS = ("launch", "evaluation", "training", "models", "data")
-
-
-def test_imports_run_one_way():
-    """launch and evaluation see training; training sees models and data; these two do not know each other."""
-    forbidden = {
-        "data": ("hpc_stres.models", "hpc_stres.training", "hpc_stres.evaluation", "launch"),
-        "models": ("hpc_stres.data", "hpc_stres.training", "hpc_stres.evaluation", "launch"),
-        "training": ("hpc_stres.evaluation", "launch"),
-        "evaluation": ("launch",),
-    }
-    for room, names in forbidden.items():
-        for path in (ROOT / "hpc_stres" / room).glob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                imported = node.module if isinstance(node, ast.ImportFrom) else None
-                assert not (imported or "").startswith(names), f"{path}: {imported}"

@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 import pytest
 
-from hpc_stres.data import guard
-from hpc_stres.data.extract import failures_reject, prepare_video
-from hpc_stres.data.listing import Video
-from hpc_stres.data.storepath import Settings
-from hpc_stres.data.video import UndecodableError, count_frames, stored_size, write_video
 from hpc_stres.errors import UserError
+from hpc_stres.listings.listing import Video
+from hpc_stres.prepare import guard
+from hpc_stres.prepare.extract import failures_reject, prepare_video
+from hpc_stres.prepare.video import UndecodableError, count_frames, stored_size, write_video
+from hpc_stres.store.location import Settings
 
 SETTINGS = Settings(16, 95, "native")
 # More rounds of the fuzz than every day's: HPC_STRES_FUZZ_ROUNDS=5000.

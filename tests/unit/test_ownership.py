@@ -11,9 +11,9 @@ import time
 
 import pytest
 
-from hpc_stres import ownership
 from hpc_stres.errors import UserError
-from hpc_stres.ownership import owned
+from hpc_stres.run import ownership
+from hpc_stres.run.ownership import owned
 
 HOLDER = """
 import sys, time

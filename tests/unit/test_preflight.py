@@ -7,13 +7,13 @@ import os
 
 import pytest
 
-from hpc_stres import preflight
-from hpc_stres.bootstrap import find_world
 from hpc_stres.errors import UserError
-from hpc_stres.ownership import owned
-from hpc_stres.preflight import RankReport, code_digest, findings, transport
-from hpc_stres.runpaths import RunPaths
-from hpc_stres.training.distributed import cpu_threads
+from hpc_stres.parallel.process_groups import cpu_threads
+from hpc_stres.parallel.world import find_world
+from hpc_stres.run.ownership import owned
+from hpc_stres.run.paths import RunPaths
+from hpc_stres.tools import preflight
+from hpc_stres.tools.preflight import RankReport, code_digest, findings, transport
 from tests.conftest import TINY, run_python, tiny_config
 
 

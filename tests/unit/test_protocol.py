@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from hpc_stres.config import EvaluationConfig
+from hpc_stres.config.schema import EvaluationConfig
 from hpc_stres.data.feed import ClipReader
 from hpc_stres.data.requests import flow_stack
-from hpc_stres.data.shards import PreparedVideo, Store, write_store
-from hpc_stres.data.video import encode_jpeg
 from hpc_stres.evaluation import protocol
 from hpc_stres.models import build_model
+from hpc_stres.prepare.video import encode_jpeg
+from hpc_stres.store.reader import PreparedVideo, Store, write_store
 
 PAPER = EvaluationConfig(chunks=25)
 

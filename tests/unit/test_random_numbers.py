@@ -12,9 +12,10 @@ import torch
 
 from hpc_stres import counter
 from hpc_stres.models import build_model
+from hpc_stres.models.building import build_phase_model
 from hpc_stres.models.dropout import DropoutShape, draw_masks
 from hpc_stres.models.initialise import initialise
-from hpc_stres.training import start
+from hpc_stres.training import memory
 from hpc_stres.training.trainer import Trainer
 from tests.conftest import ROOT, tiny_config
 from tests.distributed.train_worker import global_generators
@@ -137,12 +138,12 @@ def test_first_weights_have_hes_and_the_classifiers_spread():
 def test_a_phases_network_leaves_the_global_generator_alone():
     config = tiny_config("x", "phases.motion.dropout=0.8")
     before = global_generators()
-    one = start.build_phase_model(config, "motion", 5)
+    one = build_phase_model(config, "motion", 5)
     first = {name: value.clone() for name, value in one.state_dict().items()}
-    start.dry_pass(one, config, "motion", CPU, 2)
+    memory.dry_pass(one, config, "motion", CPU, 2)
     assert global_generators() == before
     torch.rand(7)
-    other = start.build_phase_model(config, "motion", 5).state_dict()
+    other = build_phase_model(config, "motion", 5).state_dict()
     assert all(torch.equal(value, other[name]) for name, value in first.items())
 
 

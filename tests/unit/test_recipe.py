@@ -2,10 +2,10 @@
 
 import pytest
 
-from hpc_stres.configfile import load_config
+from hpc_stres.config.loading import load_config
+from hpc_stres.config.recipe import Phase, ordered_phases, select_phases
+from hpc_stres.config.schedule import Plateau, learning_rate, total_steps
 from hpc_stres.errors import ConfigError
-from hpc_stres.recipe import Phase, ordered_phases, select_phases
-from hpc_stres.schedule import Plateau, learning_rate, total_steps
 from tests.conftest import TINY
 
 
@@ -73,7 +73,7 @@ def test_learning_rate_is_a_pure_function_of_the_step():
 
 
 def test_a_dropout_for_every_phase_acts_where_a_network_has_any():
-    from hpc_stres.configfile import load_config
+    from hpc_stres.config.loading import load_config
     from tests.conftest import TINY
 
     config = load_config(TINY, ["training.dropout=0.8"])

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from hpc_stres.data import repair
-from hpc_stres.data.shards import Store, verify
-from hpc_stres.data.stage import COMPARED, open_store, staged
-from hpc_stres.data.storepath import Settings, store_folder
 from hpc_stres.errors import ConfigError, UserError
+from hpc_stres.prepare import repair
+from hpc_stres.store.location import Settings, store_folder
+from hpc_stres.store.reader import Store, verify
+from hpc_stres.store.staging import COMPARED, open_store, staged
 from tests.conftest import TINY, digests, run_python, tiny_config
 
 SETTINGS = Settings.of(tiny_config("data").data)
@@ -85,8 +85,8 @@ def test_only_what_is_damaged_is_prepared_again(copy, monkeypatch):
     place = int(store.offsets[row.rgb_first]) + 100
     flip(store.paths.shard(row.shard), place)
     made = []
-    one = repair.sources.prepare_one
-    monkeypatch.setattr(repair.sources, "prepare_one", lambda video, *more: made.append(video.id) or one(video, *more))
+    one = repair.imports.prepare_one
+    monkeypatch.setattr(repair.imports, "prepare_one", lambda video, *more: made.append(video.id) or one(video, *more))
     repair.repair(config, quiet=True)
     assert made == [row.id]
     assert digests(root) == first_day
@@ -99,13 +99,13 @@ def test_other_bytes_than_at_first_bring_a_new_index(copy, monkeypatch):
     row = before.rows[0]
     intact = {r.id: before.member(n, "rgb").tobytes() for n, r in enumerate(before.rows) if r.id != row.id}
     flip(before.paths.shard(row.shard), int(before.offsets[row.rgb_first]) + 100)
-    one = repair.sources.prepare_one
+    one = repair.imports.prepare_one
 
     def other_codec(video, settings, data):
         made = one(video, settings, data)
         return type(made)(made.id, made.label, made.height, made.width, [made.rgb[0], *made.rgb], made.flow)
 
-    monkeypatch.setattr(repair.sources, "prepare_one", other_codec)
+    monkeypatch.setattr(repair.imports, "prepare_one", other_codec)
     assert any("and the index with it" in line for line in repair.repair(config, quiet=True))
     after = Store(root)
     assert verify(after) == []

@@ -10,13 +10,13 @@ from html.parser import HTMLParser
 
 import pytest
 
-from hpc_stres import provenance
-from hpc_stres.configfile import load_config, load_run
-from hpc_stres.data.shards import Store
+from hpc_stres.config.loading import load_config, load_run
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import junctions
 from hpc_stres.evaluation.report import write_report
-from hpc_stres.runpaths import RunPaths, sealed, write_text
+from hpc_stres.run import provenance
+from hpc_stres.run.paths import RunPaths, sealed, write_text
+from hpc_stres.store.reader import Store
 from tests.conftest import TINY, tiny_config
 from tests.unit.untrained import evaluate_here, make_run
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from hpc_stres.configfile import load_config
+from hpc_stres.config.loading import load_config
+from hpc_stres.config.recipe import Phase
 from hpc_stres.data.requests import (
     HALF_STACK,
     Sampler,
@@ -16,8 +17,7 @@ from hpc_stres.data.requests import (
     sampler,
     spread_frames,
 )
-from hpc_stres.data.shards import VideoRow
-from hpc_stres.recipe import Phase
+from hpc_stres.store.reader import VideoRow
 from tests.conftest import ROOT, tiny_config
 
 STEPS = range(40)

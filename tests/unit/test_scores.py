@@ -6,12 +6,12 @@ import pickle
 import numpy as np
 import pytest
 
-from hpc_stres.data import official
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import fusion
 from hpc_stres.evaluation.published import PUBLISHED_PROTOCOL, official_data_set
 from hpc_stres.evaluation.scores import Scores, from_videos, interval95, mcnemar, mean_of, right, summary
 from hpc_stres.evaluation.table import results_table
+from hpc_stres.listings import official
 
 CLASSES = ["a", "b", "c", "d", "e", "f"]
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hpc_stres.errors import UserError
-from hpc_stres.runpaths import read_sealed, sealed, unsealed, write_sealed
+from hpc_stres.run.paths import read_sealed, sealed, unsealed, write_sealed
 
 VALUE = {"step": 10, "classes": ["a", "ü"], "loss": 0.1 + 0.2, "nested": {2: 1, 10: [1.5, None, True]}}
 

@@ -7,14 +7,15 @@ import cv2
 import numpy as np
 import pytest
 
-from hpc_stres.config import DataConfig
-from hpc_stres.data import sources
+from hpc_stres.config.schema import DataConfig
 from hpc_stres.data.flow import decode_flow, encode_flow
-from hpc_stres.data.prepare import prepare
-from hpc_stres.data.shards import Store
-from hpc_stres.data.splits import Video, problems
-from hpc_stres.data.storepath import Settings
-from hpc_stres.data.video import UndecodableError, encode_jpeg
+from hpc_stres.listings import sources
+from hpc_stres.listings.splits import Video, problems
+from hpc_stres.prepare import imports
+from hpc_stres.prepare.run import prepare
+from hpc_stres.prepare.video import UndecodableError, encode_jpeg
+from hpc_stres.store.location import Settings
+from hpc_stres.store.reader import Store
 from tests.conftest import tiny_config
 
 FRAMES, SIZE = 6, (48, 64)
@@ -57,7 +58,7 @@ def extract(root, layout, pairs=FRAMES - 1, size=SIZE, name="v_a"):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_files_of_the_right_size_are_kept_byte_for_byte(tmp_path, layout):
     frames, planes = extract(tmp_path, layout)
-    found = sources.import_video(Video("v_a", frames / "v_a", 3), SETTINGS, str(planes))
+    found = imports.import_video(Video("v_a", frames / "v_a", 3), SETTINGS, str(planes))
     assert found.rgb == [rgb(n) for n in range(FRAMES)]
     assert found.flow == [flow(n, axis) for n in range(FRAMES - 1) for axis in (0, 1)]
     assert (found.height, found.width, found.label) == (*SIZE, 3)
@@ -65,13 +66,13 @@ def test_files_of_the_right_size_are_kept_byte_for_byte(tmp_path, layout):
 
 def test_a_repeated_last_pair_goes(tmp_path):
     frames, planes = extract(tmp_path, "tsn", pairs=FRAMES)
-    found = sources.import_video(Video("v_a", frames / "v_a", 0), SETTINGS, str(planes))
+    found = imports.import_video(Video("v_a", frames / "v_a", 0), SETTINGS, str(planes))
     assert len(found.flow) == 2 * (FRAMES - 1)
 
 
 def test_flow_of_another_size_grows_with_the_picture(tmp_path):
     frames, planes = extract(tmp_path, "tsn", size=(96, 128))
-    found = sources.import_video(Video("v_a", frames / "v_a", 0), SETTINGS, str(planes))
+    found = imports.import_video(Video("v_a", frames / "v_a", 0), SETTINGS, str(planes))
     assert (found.height, found.width) == SIZE
     for pair in range(FRAMES - 1):
         for axis in (0, 1):
@@ -82,7 +83,7 @@ def test_flow_of_another_size_grows_with_the_picture(tmp_path):
 
 def test_without_extracted_flow_it_is_computed(tmp_path):
     frames, _ = extract(tmp_path, "tsn")
-    found = sources.import_video(Video("v_a", frames / "v_a", 0), Settings(48, 95, "native"), None)
+    found = imports.import_video(Video("v_a", frames / "v_a", 0), Settings(48, 95, "native"), None)
     assert len(found.flow) == 2 * (FRAMES - 1)
 
 
@@ -98,15 +99,15 @@ def test_gaps_are_reasons_for_rejection(tmp_path, gone, words):
     frames, planes = extract(tmp_path, "tsn")
     (tmp_path / gone).unlink()
     with pytest.raises(UndecodableError, match=words):
-        sources.import_video(Video("v_a", frames / "v_a", 0), SETTINGS, str(planes))
+        imports.import_video(Video("v_a", frames / "v_a", 0), SETTINGS, str(planes))
 
 
 def test_too_few_pairs_and_missing_folders_are_reasons(tmp_path):
     frames, planes = extract(tmp_path, "tsn", pairs=3)
     with pytest.raises(UndecodableError, match="6 frames want 5 flow pairs, but there are 3"):
-        sources.import_video(Video("v_a", frames / "v_a", 0), SETTINGS, str(planes))
+        imports.import_video(Video("v_a", frames / "v_a", 0), SETTINGS, str(planes))
     with pytest.raises(UndecodableError, match="no folder"):
-        sources.import_video(Video("v_b", frames / "v_b", 0), SETTINGS, str(planes))
+        imports.import_video(Video("v_b", frames / "v_b", 0), SETTINGS, str(planes))
 
 
 def test_a_whole_data_set_of_folders_is_prepared(tmp_path):
@@ -130,11 +131,11 @@ def test_a_whole_data_set_of_folders_is_prepared(tmp_path):
 def test_frames_that_another_tool_extracted_are_imported(clips):
     """Ten frames, and flow of every second pair only: the frames go in, the flow is refused with its reason."""
     video = Video("tvl1_reference", clips / "tvl1_reference", 0)
-    found = sources.import_video(video, Settings(240, 95, "native"), None)
+    found = imports.import_video(video, Settings(240, 95, "native"), None)
     assert (len(found.rgb), len(found.flow), found.height, found.width) == (10, 18, 240, 320)
     assert found.rgb[0] == (video.path / "img_00001.jpg").read_bytes()
     with pytest.raises(UndecodableError, match="10 frames want 9 flow pairs, but there are 5"):
-        sources.import_video(video, Settings(240, 95, "imported"), str(clips))
+        imports.import_video(video, Settings(240, 95, "imported"), str(clips))
 
 
 def test_our_flow_is_that_of_the_reference_where_it_shows_the_same_pair(clips, record_property):
@@ -171,7 +172,7 @@ def test_sizes_are_read_before_pixels(tmp_path, monkeypatch, size, place):
     decode = cv2.imdecode
     monkeypatch.setattr(cv2, "imdecode", lambda data, kind: decoded.append(len(data)) or decode(data, kind))
     with pytest.raises(UndecodableError, match=f"{path.name}: .*{size[1]} x {size[0]} pixels"):
-        sources.import_video(Video("v_a", frames / "v_a", 0), SETTINGS, str(planes))
+        imports.import_video(Video("v_a", frames / "v_a", 0), SETTINGS, str(planes))
     assert path.stat().st_size not in decoded
 
 
@@ -191,7 +192,7 @@ def test_png_files_become_jpeg_and_a_png_named_jpg_too(tmp_path):
     (frames / "v_a" / "img_00002.jpg").write_bytes(png(rgb(1)))
     (frames / "v_a" / "img_00004.jpg").rename(frames / "v_a" / "img_00004.png")
     (frames / "v_a" / "img_00004.png").write_bytes(png(rgb(3)))
-    found = sources.import_video(Video("v_a", frames / "v_a", 0), Settings(48, 95, "native"), None)
+    found = imports.import_video(Video("v_a", frames / "v_a", 0), Settings(48, 95, "native"), None)
     assert len(found.rgb) == FRAMES
     assert all(data.startswith(b"\xff\xd8") and data.endswith(b"\xff\xd9") for data in found.rgb)
     assert found.rgb[0] == rgb(0)
@@ -201,7 +202,7 @@ def test_png_files_become_jpeg_and_a_png_named_jpg_too(tmp_path):
 def test_a_picture_that_its_header_turns_is_stored_upright(tmp_path):
     folder = tmp_path / "v_a"
     write(folder, "img_", 5, [turned(rgb(n, (64, 48))) for n in range(3)])
-    found = sources.import_video(Video("v_a", folder, 0), Settings(48, 95, "native"), None)
+    found = imports.import_video(Video("v_a", folder, 0), Settings(48, 95, "native"), None)
     assert (found.height, found.width) == (48, 64)
     for data in found.rgb:
         assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_IGNORE_ORIENTATION).shape[:2] == (48, 64)
@@ -225,25 +226,25 @@ def test_one_odd_picture_rejects_its_video_with_its_path(tmp_path, odd):
     path = frames / "v_a" / "img_00003.jpg"
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(UndecodableError, match=f"{path}: .*{words}|{path}: {words}"):
-        sources.import_video(Video("v_a", frames / "v_a", 0), SETTINGS, str(planes))
+        imports.import_video(Video("v_a", frames / "v_a", 0), SETTINGS, str(planes))
 
 
 def test_two_files_with_one_number_and_folders_among_files_are_reasons(tmp_path):
     frames, planes = extract(tmp_path, "tsn")
     (frames / "v_a" / "img_3.jpg").write_bytes(rgb(2))
     with pytest.raises(UndecodableError, match=r"img_00003.jpg and img_3.jpg have one number"):
-        sources.import_video(Video("v_a", frames / "v_a", 0), SETTINGS, str(planes))
+        imports.import_video(Video("v_a", frames / "v_a", 0), SETTINGS, str(planes))
     (frames / "v_a" / "img_3.jpg").unlink()
     (frames / "v_a" / "img_00007.jpg").mkdir()
     with pytest.raises(UndecodableError, match=r"img_00007.jpg: not a regular file"):
-        sources.import_video(Video("v_a", frames / "v_a", 0), Settings(48, 95, "native"), None)
+        imports.import_video(Video("v_a", frames / "v_a", 0), Settings(48, 95, "native"), None)
 
 
 def test_flow_of_sixteen_bits_is_refused(tmp_path):
     frames, planes = extract(tmp_path, "tsn")
     (planes / "v_a" / "x_0002.jpg").write_bytes(cv2.imencode(".png", np.zeros(SIZE, np.uint16))[1].tobytes())
     with pytest.raises(UndecodableError, match=r"x_0002.jpg: 16 bits; flow is read from 8 bits"):
-        sources.import_video(Video("v_a", frames / "v_a", 0), SETTINGS, str(planes))
+        imports.import_video(Video("v_a", frames / "v_a", 0), SETTINGS, str(planes))
 
 
 def test_broken_pictures_give_a_picture_or_a_reason(tmp_path):
@@ -259,7 +260,7 @@ def test_broken_pictures_give_a_picture_or_a_reason(tmp_path):
         path.write_bytes(bytes(data[: random_.choice((len(data), random_.randrange(len(data))))]))
         found = words = None
         try:
-            found = sources.import_video(Video("v_a", frames / "v_a", 0), Settings(16, 95, "imported"), str(planes))
+            found = imports.import_video(Video("v_a", frames / "v_a", 0), Settings(16, 95, "imported"), str(planes))
         except UndecodableError as error:
             words = str(error)
         accepted += found is not None

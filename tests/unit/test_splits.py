@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from hpc_stres.config import BindingConfig, DataConfig
-from hpc_stres.data import splits
-from hpc_stres.data.binding import write_data_set
-from hpc_stres.data.listing import Video
-from hpc_stres.data.official import official_name
+from hpc_stres.config.schema import BindingConfig, DataConfig
 from hpc_stres.errors import UserError
+from hpc_stres.listings import splits
+from hpc_stres.listings.listing import Video
+from hpc_stres.listings.official import official_name
+from hpc_stres.prepare.binding import write_data_set
 from tests.conftest import ROOT
 
 OFFICIAL = ROOT.parent / "shared" / "splits"

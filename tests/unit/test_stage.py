@@ -10,10 +10,10 @@ import time
 
 import pytest
 
-from hpc_stres.data import stage
-from hpc_stres.data.shards import PreparedVideo, Store, verify, write_store
-from hpc_stres.data.stage import staged
 from hpc_stres.errors import UserError
+from hpc_stres.store import staging
+from hpc_stres.store.reader import PreparedVideo, Store, verify, write_store
+from hpc_stres.store.staging import staged
 from tests.conftest import ROOT, digests
 
 COPY = """
@@ -40,7 +40,7 @@ def source(tmp_path):
 
 def whole(source, target):
     """Whether the copy is the store, file by file."""
-    copied = {name: digest for name, digest in digests(target).items() if name not in (stage.COMPARED, "owner.lock")}
+    copied = {name: digest for name, digest in digests(target).items() if name not in (staging.COMPARED, "owner.lock")}
     return copied == digests(source)
 
 
@@ -73,7 +73,7 @@ def test_a_whole_copy_is_not_copied_or_read_again(source, tmp_path, monkeypatch)
     times = {
         path: path.stat().st_mtime_ns for path in target.rglob("*") if path.is_file() and path.name != "owner.lock"
     }
-    monkeypatch.setattr(stage, "sha256", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr(staging, "sha256", lambda path: pytest.fail("read again"))
     staged(source, str(tmp_path / "node"))
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
@@ -91,7 +91,7 @@ def test_links_are_removed_and_never_followed(source, tmp_path):
             file.unlink()
         path.rmdir()
         path.symlink_to(victim)
-    for name in ("manifest.json", "owner.lock", stage.COMPARED, "stranger"):
+    for name in ("manifest.json", "owner.lock", staging.COMPARED, "stranger"):
         (target / name).unlink(missing_ok=True)
         (target / name).symlink_to(victim / "keep.txt")
     assert whole(source, staged(source, str(tmp_path / "node")))
@@ -151,12 +151,12 @@ def test_a_full_disk_refuses_and_leaves_nothing(source, tmp_path, monkeypatch):
 
         return Full()
 
-    monkeypatch.setattr(stage.os, "fdopen", full)
+    monkeypatch.setattr(staging.os, "fdopen", full)
     with pytest.raises(UserError, match=rf"{tmp_path}/node/store: No space left on device\nLeave data.stage away"):
         staged(source, str(tmp_path / "node"))
     assert not (tmp_path / "node" / "store").exists()
     monkeypatch.undo()
-    monkeypatch.setattr(stage.shutil, "disk_usage", lambda path: type("U", (), {"free": 10})())
+    monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: type("U", (), {"free": 10})())
     with pytest.raises(UserError, match=r"has 10 bytes free, the store takes .* KiB more"):
         staged(source, str(tmp_path / "node"))
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hpc_stres.errors import UserError
-from hpc_stres.training import start, trainer
+from hpc_stres.models.building import build_phase_model
+from hpc_stres.training import memory, trainer
 from tests.conftest import tiny_config
 
 
@@ -15,8 +16,8 @@ def rank(monkeypatch):
     """What `find_micro_batch` reads of a trainer, on a world of one that agrees with itself."""
     config = tiny_config("data")
     said = []
-    monkeypatch.setattr(trainer.distributed, "agree", lambda values, group, largest=True: values)
-    monkeypatch.setattr(start, "fitting_micro_batch", lambda *arguments: 9)
+    monkeypatch.setattr(trainer.process_groups, "agree", lambda values, group, largest=True: values)
+    monkeypatch.setattr(memory, "fitting_micro_batch", lambda *arguments: 9)
     fields = {
         "config": config,
         "name": "st_resnet",
@@ -34,7 +35,7 @@ def find(rank, monkeypatch, largest_that_fits):
         tried.append(videos)
         return videos <= largest_that_fits
 
-    monkeypatch.setattr(start, "try_micro_batch", attempt)
+    monkeypatch.setattr(memory, "try_micro_batch", attempt)
     return trainer.Trainer.find_micro_batch(rank, None), tried
 
 
@@ -53,26 +54,26 @@ def test_twice_out_of_memory_is_an_error_with_the_mend(rank, monkeypatch):
 
 
 def test_the_estimate_grows_with_the_clip_and_leaves_the_network_as_it_was(monkeypatch):
-    monkeypatch.setattr(start, "free_memory", lambda device, local_size: 2.0**30)
+    monkeypatch.setattr(memory, "free_memory", lambda device, local_size: 2.0**30)
     config = tiny_config("data")
     fits = {}
     for name in ("motion", "st_resnet"):
-        model = start.build_phase_model(config, name, 8)
+        model = build_phase_model(config, name, 8)
         before = {key: value.clone() for key, value in model.state_dict().items()}
-        fits[name] = start.fitting_micro_batch(model, config, name, torch.device("cpu"), 1)
+        fits[name] = memory.fitting_micro_batch(model, config, name, torch.device("cpu"), 1)
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert fits["motion"] > 5 * fits["st_resnet"] > 5
-    assert start.smallest_share(10, 4, 2) == 2
-    assert start.smallest_share(10, 4, 1) == 4
+    assert memory.smallest_share(10, 4, 2) == 2
+    assert memory.smallest_share(10, 4, 1) == 4
 
 
 @pytest.mark.gpu
 def test_a_gpu_that_is_too_small_is_noticed():
     config = tiny_config("data")
     device = torch.device("cuda")
-    model = start.build_phase_model(config, "st_resnet", 8).to(device)
-    assert start.try_micro_batch(model, config, "st_resnet", device, 1)
-    assert not start.try_micro_batch(model, config, "st_resnet", device, 10**8)
+    model = build_phase_model(config, "st_resnet", 8).to(device)
+    assert memory.try_micro_batch(model, config, "st_resnet", device, 1)
+    assert not memory.try_micro_batch(model, config, "st_resnet", device, 10**8)
 
 
 def test_ranks_that_begin_differently_are_refused(monkeypatch):
@@ -82,16 +83,16 @@ def test_ranks_that_begin_differently_are_refused(monkeypatch):
         theirs = [float(int(other[start : start + 8], 16)) for start in (0, 8, 16, 24)]
         return [(max if largest else min)(pair) for pair in zip(values, theirs, strict=True)]
 
-    monkeypatch.setattr(trainer.distributed, "agree", agree)
-    trainer.distributed.refuse_different_starts(other, None)
+    monkeypatch.setattr(trainer.process_groups, "agree", agree)
+    trainer.process_groups.refuse_different_starts(other, None)
     for place in (0, 9, 31):
         differing = other[:place] + "e" + other[place + 1 :]
         with pytest.raises(UserError, match="the ranks do not start from the same weights and step"):
-            trainer.distributed.refuse_different_starts(differing, None)
+            trainer.process_groups.refuse_different_starts(differing, None)
 
 
 def test_what_a_rank_begins_with_is_its_step_its_requests_and_every_number():
-    model = start.build_phase_model(tiny_config("data"), "motion", 8)
+    model = build_phase_model(tiny_config("data"), "motion", 8)
 
     def fingerprint(step=3, trail="a"):
         rank = SimpleNamespace(step=step, trail=trail, world=SimpleNamespace(size=2))

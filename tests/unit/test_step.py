@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from hpc_stres.models import Logits, build_model
-from hpc_stres.training import distributed
+from hpc_stres.parallel import process_groups
 from hpc_stres.training.engine import make_engine
 from hpc_stres.training.loss import phase_loss
 from tests.conftest import tiny_config
@@ -31,12 +31,12 @@ def kind_of(name):
 @pytest.fixture
 def alone():
     """A process group of one."""
-    from hpc_stres.bootstrap import find_world, kept_environment
+    from hpc_stres.parallel.world import find_world, kept_environment
 
     with kept_environment():
-        distributed.start(find_world({}), torch.device("cpu"))
+        process_groups.start(find_world({}), torch.device("cpu"))
         yield
-        distributed.stop()
+        process_groups.stop()
 
 
 def test_two_steps_by_hand_move_every_parameter_at_its_rate_and_with_its_decay(alone):

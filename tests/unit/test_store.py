@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hpc_stres.data import shards, storeformat, storewriter
-from hpc_stres.data.extract import prepare_video
 from hpc_stres.data.flow import decode_flow, tvl1
-from hpc_stres.data.prepare import prepare
-from hpc_stres.data.shards import Store, verify
-from hpc_stres.data.splits import Video
-from hpc_stres.data.storepath import Settings, store_folder
-from hpc_stres.data.video import UndecodableError, decode, gray, target_size, write_video
 from hpc_stres.errors import UserError
+from hpc_stres.listings.splits import Video
+from hpc_stres.prepare.extract import prepare_video
+from hpc_stres.prepare.run import prepare
+from hpc_stres.prepare.video import UndecodableError, decode, gray, target_size, write_video
+from hpc_stres.store import format, reader, writer
+from hpc_stres.store.location import Settings, store_folder
+from hpc_stres.store.reader import Store, verify
 from tests.conftest import TINY, digests, run_python, tiny_config
 
 REAL_FRAMES = {
@@ -111,7 +111,7 @@ def test_a_whole_store_verifies(copy):
 
 
 def test_a_flipped_byte_anywhere_is_found_and_named(copy):
-    path = shards.StorePaths(copy).shard(0)
+    path = reader.StorePaths(copy).shard(0)
     whole = path.read_bytes()
     with tarfile.open(path) as tar:
         members = {m.name: (m.offset_data, m.offset_data + m.size) for m in tar.getmembers()}
@@ -130,7 +130,7 @@ def test_the_verify_command_says_which_member_and_fails(copy, data_root, tmp_pat
     target = store_folder(tiny_config(tmp_path))
     shutil.copytree(copy, target)
     assert run_python("-m", "hpc_stres", "verify", "--config", TINY, "--set", f"data.root={tmp_path}").returncode == 0
-    with shards.StorePaths(target).shard(0).open("r+b") as stream:
+    with reader.StorePaths(target).shard(0).open("r+b") as stream:
         stream.seek(int(Store(target).offsets[3]))
         stream.write(b"\0" * 8)
     result = run_python("-m", "hpc_stres", "verify", "--config", TINY, "--set", f"data.root={tmp_path}")
@@ -184,15 +184,15 @@ def test_missing_videos_are_reported_before_work_begins(data_root, tmp_path):
 
 def write_large_index(root, videos, frames):
     """The index of a store of so many videos; the shards themselves are sparse files."""
-    paths = shards.StorePaths(root)
+    paths = reader.StorePaths(root)
     paths.index.mkdir()
     paths.shards.mkdir()
     name = np.char.add("v_", np.char.zfill(np.arange(videos).astype(str), 7)).astype("S9")
     step, size = 3 * frames, 9
-    listing = np.zeros(videos, storeformat.LISTING)
+    listing = np.zeros(videos, format.LISTING)
     listing["start"], listing["id_bytes"] = np.arange(videos) * size, size
     listing["label"] = np.arange(videos) % 101
-    rows = np.zeros(videos, storeformat.VIDEOS)
+    rows = np.zeros(videos, format.VIDEOS)
     number = np.arange(videos)
     rows["listed"], rows["frames"], rows["flow_pairs"] = number, frames, frames - 1
     rows["height"], rows["width"], rows["shard"] = 256, 340, number // (1 + videos // 100)
@@ -201,14 +201,14 @@ def write_large_index(root, videos, frames):
         "listing": listing, "names": name.view(np.uint8), "splits": number.astype(np.int32), "videos": rows,
         "offsets": np.arange(videos * step, dtype=np.int64),
     }  # fmt: skip
-    index = {role: storewriter._save(paths, role, column) for role, column in columns.items()}
-    index["remarks"] = storewriter.write_remarks(paths, [])
+    index = {role: writer._save(paths, role, column) for role, column in columns.items()}
+    index["remarks"] = writer.write_remarks(paths, [])
     sums = {}
     for shard in range(100):
         with paths.shard(shard).open("wb") as stream:
             stream.truncate(10**10)
         sums[paths.shard(shard).name] = {"bytes": 10**10, "sha256": ""}
-    storewriter.write_manifest(
+    writer.write_manifest(
         paths,
         {
             "format": 2, "kind": "csv", "settings": {}, "classes": [str(n) for n in range(101)],
@@ -223,7 +223,7 @@ def test_a_large_store_opens_fast_and_small(tmp_path, videos, frames, mib):
     write_large_index(tmp_path, videos, frames)
     # VmHWM is this program's own peak; getrusage would count what the process had before it became this program.
     code = (
-        "import re, sys, time; from pathlib import Path; from hpc_stres.data.shards import Store\n"
+        "import re, sys, time; from pathlib import Path; from hpc_stres.store.reader import Store\n"
         "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) / 1024\n"
         "before = peak(); start = time.perf_counter()\n"
         "store = Store(Path(sys.argv[1])); row = store.rows[-1]\n"

@@ -7,10 +7,10 @@ import shutil
 import numpy as np
 import pytest
 
-from hpc_stres.data import storeformat
-from hpc_stres.data.shards import PreparedVideo, Store, verify, write_store
 from hpc_stres.errors import UserError
-from hpc_stres.runpaths import sha256, write_json, write_sealed
+from hpc_stres.run.paths import sha256, write_json, write_sealed
+from hpc_stres.store import format
+from hpc_stres.store.reader import PreparedVideo, Store, verify, write_store
 
 FLIPS = 120
 
@@ -177,9 +177,9 @@ def test_numbers_find_every_id_and_no_other(small):
 
 
 def test_rejected_videos_are_listed_and_have_no_row(small, tmp_path):
-    from hpc_stres.data.prepare import Old
-    from hpc_stres.data.storelisting import catalogue_of
-    from hpc_stres.data.storewriter import write_index
+    from hpc_stres.prepare.run import Old
+    from hpc_stres.store.listing import catalogue_of
+    from hpc_stres.store.writer import write_index
 
     shutil.copytree(small, tmp_path / "t")
     store = Store(tmp_path / "t")
@@ -195,4 +195,4 @@ def test_rejected_videos_are_listed_and_have_no_row(small, tmp_path):
     assert {row["id"]: row["note"] for row in found.remarks if "note" in row} == {"c/v2": "4 of 8 frames"}
     for n, own in enumerate(found.rows):
         assert found.member(n, "flow").tobytes() == store.member(store.number[own.id], "flow").tobytes()
-    assert found.manifest["format"] == storeformat.FORMAT
+    assert found.manifest["format"] == format.FORMAT

@@ -5,11 +5,12 @@ import subprocess
 
 import pytest
 
-from hpc_stres.data import disk
-from hpc_stres.data.prepare import prepare
-from hpc_stres.data.shards import Store, verify
-from hpc_stres.data.storepath import store_folder
 from hpc_stres.errors import UserError
+from hpc_stres.prepare import disk
+from hpc_stres.prepare.run import prepare
+from hpc_stres.run.tables import size_text
+from hpc_stres.store.location import store_folder
+from hpc_stres.store.reader import Store, verify
 from tests.conftest import digests, tiny_config
 from tests.unit.test_store_listing import work  # noqa: F401  (a fixture)
 
@@ -73,4 +74,4 @@ def test_a_root_that_is_a_file_is_a_sentence(tmp_path, work):  # noqa: F811
      (3 << 20, "3.0 MiB"), (5 << 40, "5.0 TiB")],
 )  # fmt: skip
 def test_sizes_are_never_rounded_to_nothing(count, text):
-    assert disk.size_text(count) == text
+    assert size_text(count) == text

@@ -7,15 +7,16 @@ import time
 
 import pytest
 
-from hpc_stres.data import prepare as preparing
-from hpc_stres.data import preparework
-from hpc_stres.data.prepare import prepare
-from hpc_stres.data.shards import Store, verify
-from hpc_stres.data.stage import open_store
-from hpc_stres.data.storelisting import check_matches
-from hpc_stres.data.storepath import store_folder, store_is_ready
-from hpc_stres.data.video import decode, write_video
 from hpc_stres.errors import UserError
+from hpc_stres.listings import sources
+from hpc_stres.prepare import run as preparing
+from hpc_stres.prepare import worker_tasks
+from hpc_stres.prepare.run import prepare
+from hpc_stres.prepare.video import decode, write_video
+from hpc_stres.store.listing import check_matches
+from hpc_stres.store.location import store_folder, store_is_ready
+from hpc_stres.store.reader import Store, verify
+from hpc_stres.store.staging import open_store
 from tests.conftest import tiny_config
 
 
@@ -30,7 +31,7 @@ def root(data_root, store, tmp_path):
 def work(monkeypatch):
     """Ids of the videos that were decoded, in this process."""
     made = []
-    one = preparework.sources.prepare_one
+    one = worker_tasks.sources.prepare_one
 
     def counted(video, *more):
         made.append(video.id)
@@ -55,7 +56,7 @@ def work(monkeypatch):
         def __exit__(self, *more):
             return None
 
-    monkeypatch.setattr(preparework.sources, "prepare_one", counted)
+    monkeypatch.setattr(worker_tasks.sources, "prepare_one", counted)
     monkeypatch.setattr(preparing.preparework, "executor_of", lambda workers: Inline())
     monkeypatch.setattr(preparing.disk, "estimate", lambda *more: "")
     return made
@@ -400,9 +401,9 @@ def test_without_the_originals_what_can_be_known_is_compared(root, capsys):
 
 def test_the_comparison_takes_about_a_second_for_ucf101s_size(tmp_path, data_root):
     """A quarter of its 13,320 videos in a quarter of the time."""
-    from hpc_stres.data import fingerprint, sources, storewriter
-    from hpc_stres.data.storeformat import StorePaths
-    from hpc_stres.data.storelisting import catalogue
+    from hpc_stres.store import fingerprint, writer
+    from hpc_stres.store.format import StorePaths
+    from hpc_stres.store.listing import catalogue
 
     rows = []
     for number in range(3_330):
@@ -419,7 +420,7 @@ def test_the_comparison_takes_about_a_second_for_ucf101s_size(tmp_path, data_roo
     found = {name: fingerprint.content_of(video, config.data) for name, video in listing.videos.items()}
     paths = StorePaths(store_folder(config))
     rejected = [{"id": name, "path": "", "reason": "", "source": list(source)} for name, source in found.items()]
-    storewriter.write_index(paths, catalogue(config.data, listing, found), [], rejected, {})
+    writer.write_index(paths, catalogue(config.data, listing, found), [], rejected, {})
     stamps = {name: fingerprint.stamp_of(video, config.data) for name, video in listing.videos.items()}
     fingerprint.write_seen(paths, {name: (stamps[name], found[name].sha256) for name in stamps})
     started = time.process_time()

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from hpc_stres.configfile import load_config
+from hpc_stres.config.loading import load_config
 from hpc_stres.errors import UserError
-from hpc_stres.runpaths import RunPaths, write_json, write_sealed
-from launch import jobs as job_list
-from launch.scheduler import Token
-from launch.slurm import dependency_of, sbatch_text
+from hpc_stres.launch import jobs as job_list
+from hpc_stres.launch.scheduler import Token
+from hpc_stres.launch.slurm import dependency_of, sbatch_text
+from hpc_stres.run.paths import RunPaths, write_json, write_sealed
 from tests.conftest import ROOT, TINY, run_python
 from tests.unit.untrained import finish_without_weights
 
@@ -78,7 +78,7 @@ def golden(name, text):
 def elsewhere(monkeypatch):
     """Paths that are the same on every machine."""
     monkeypatch.setattr("sys.executable", "/opt/my python/bin/python")
-    monkeypatch.setattr("launch.slurm.ROOT", Path("/opt/hpc stres"))
+    monkeypatch.setattr("hpc_stres.launch.slurm.ROOT", Path("/opt/hpc stres"))
     monkeypatch.setattr("pathlib.Path.cwd", lambda: Path("/home/me"))
     return Path("/scratch/with space/run")
 
@@ -152,8 +152,8 @@ def test_what_cannot_work_is_refused_at_submit_time(tmp_path, arguments, words):
 
 
 def test_a_run_folder_of_another_experiment_is_refused(tmp_path):
-    from hpc_stres.configfile import dump
-    from hpc_stres.runpaths import write_text
+    from hpc_stres.config.loading import dump
+    from hpc_stres.run.paths import write_text
 
     write_text(tmp_path / "config.yaml", dump(load_config(TINY, ["seed=99"])))
     result = run_python("launch/submit.py", "--config", TINY, "--cluster", "local", "--run-dir", tmp_path)
@@ -162,7 +162,7 @@ def test_a_run_folder_of_another_experiment_is_refused(tmp_path):
 
 
 def test_two_submits_do_not_work_in_one_folder(tmp_path):
-    from launch.chain import locked
+    from hpc_stres.launch.chain import locked
 
     again = pytest.raises(UserError, match="this run is being submitted by process")
     with locked(tmp_path, 0.0), again, locked(tmp_path, 0.0):
@@ -172,8 +172,8 @@ def test_two_submits_do_not_work_in_one_folder(tmp_path):
 
 
 def test_status_shows_every_phase(config, tmp_path):
-    from hpc_stres.configfile import dump
-    from hpc_stres.runpaths import write_text
+    from hpc_stres.config.loading import dump
+    from hpc_stres.run.paths import write_text
 
     paths = RunPaths(tmp_path)
     write_text(paths.config, dump(config))

@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 
-from hpc_stres.data import splits
 from hpc_stres.errors import UserError
+from hpc_stres.listings import splits
 
 HEADER = "path,label,split\n"
 PAIR = "b.mp4,run,test\nc.mp4,run,train\n"

@@ -3,7 +3,7 @@ of ten."""
 
 from safetensors.torch import load_file
 
-from hpc_stres.bootstrap import find_world
+from hpc_stres.parallel.world import find_world
 from tests.conftest import tiny_config
 
 

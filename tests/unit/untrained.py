@@ -2,13 +2,13 @@
 
 import os
 
-from hpc_stres.bootstrap import find_world
-from hpc_stres.configfile import dump, load_run, plain
+from hpc_stres.config.loading import dump, load_run, plain
 from hpc_stres.evaluation.evaluate import evaluate
+from hpc_stres.models.building import build_phase_model
 from hpc_stres.models.weights import save_state
-from hpc_stres.runpaths import RunPaths, sha256, write_text
-from hpc_stres.training import start
-from hpc_stres.training.product import write_done
+from hpc_stres.parallel.world import find_world
+from hpc_stres.run.paths import RunPaths, sha256, write_text
+from hpc_stres.run.product import write_done
 
 
 def make_run(config, run_dir, classes, phases):
@@ -16,7 +16,7 @@ def make_run(config, run_dir, classes, phases):
     paths = RunPaths(run_dir)
     write_text(paths.config, dump(config))
     for name in phases:
-        finish(config, paths, name, start.build_phase_model(config, name, len(classes)).state_dict(), classes)
+        finish(config, paths, name, build_phase_model(config, name, len(classes)).state_dict(), classes)
     return paths
 
 

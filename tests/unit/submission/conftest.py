@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from hpc_stres.configfile import load_config
-from launch import scheduler, survey
-from launch.chain import Request
-from launch.scheduler import Answer
+from hpc_stres.config.loading import load_config
+from hpc_stres.launch import scheduler, survey
+from hpc_stres.launch.chain import Request
+from hpc_stres.launch.scheduler import Answer
 from tests.conftest import TINY
 
 DENIED = Answer(1, "", "slurm_load_jobs error: Invalid job id specified")
@@ -83,14 +83,14 @@ def fake(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: f"/made/up/{name}")
     monkeypatch.setattr(survey, "SETTLE_SECONDS", 0.02)
     monkeypatch.setattr(survey, "SETTLE_POLL_SECONDS", 0.01)
-    monkeypatch.setattr("launch.once.RETRY_SECONDS", (0, 0))
+    monkeypatch.setattr("hpc_stres.launch.once.RETRY_SECONDS", (0, 0))
     return made_up
 
 
 @pytest.fixture
 def request_of(tmp_path, monkeypatch):
     """Makes requests for the tiny config, whose store counts as prepared."""
-    monkeypatch.setattr("launch.chain.store_ready", lambda config: True)
+    monkeypatch.setattr("hpc_stres.launch.chain.store_ready", lambda config: True)
 
     def make(phases="motion", *overrides, run_dir=tmp_path / "run", **more):
         config = load_config(TINY, [f"data.root={tmp_path}", *overrides], "slurm")

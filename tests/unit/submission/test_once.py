@@ -8,13 +8,13 @@ from contextlib import suppress
 import pytest
 
 from hpc_stres.errors import ConfigError, UserError
-from hpc_stres.runpaths import RunPaths
-from launch import survey
-from launch.cancel import cancel_run
-from launch.chain import submit
-from launch.jobs import Job, JobCall
-from launch.journal import Journal, folder_tag
-from launch.scheduler import Answer, NoAnswer, Token
+from hpc_stres.launch import survey
+from hpc_stres.launch.cancel import cancel_run
+from hpc_stres.launch.chain import submit
+from hpc_stres.launch.jobs import Job, JobCall
+from hpc_stres.launch.journal import Journal, folder_tag
+from hpc_stres.launch.scheduler import Answer, NoAnswer, Token
+from hpc_stres.run.paths import RunPaths
 from tests.unit.submission.conftest import DENIED, FAILED
 
 MOTION = ["evaluate", "motion"]
@@ -185,7 +185,7 @@ def test_settings_that_would_not_take_effect_are_refused(fake, request_of, chang
 
 
 def test_three_splits_wait_for_one_job_that_prepares(fake, request_of, tmp_path, monkeypatch):
-    monkeypatch.setattr("launch.chain.store_ready", lambda config: False)
+    monkeypatch.setattr("hpc_stres.launch.chain.store_ready", lambda config: False)
     root = tmp_path / "three"
     for split in (1, 2, 3, 1, 2, 3):
         submit(request_of("motion", f"data.split={split}", run_dir=root / f"split{split}", group=root))

@@ -8,13 +8,13 @@ import time
 
 import pytest
 
-from hpc_stres.configfile import dump, load_config
+from hpc_stres.config.loading import dump, load_config
 from hpc_stres.errors import ConfigError, UserError
-from hpc_stres.runpaths import RunPaths, write_json, write_text
-from launch import scheduler, slurm, survey
-from launch.chain import submit
-from launch.jobs import Job, last_message
-from launch.scheduler import NoAnswer, Row, Token, parse_queue
+from hpc_stres.launch import scheduler, slurm, survey
+from hpc_stres.launch.chain import submit
+from hpc_stres.launch.jobs import Job, last_message
+from hpc_stres.launch.scheduler import NoAnswer, Row, Token, parse_queue
+from hpc_stres.run.paths import RunPaths, write_json, write_text
 from tests.conftest import ROOT, TINY, run_python
 
 

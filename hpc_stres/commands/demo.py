@@ -1,0 +1,29 @@
+"""Run the whole chain on data that it makes itself: videos, flow, four networks, table and report, in a few minutes.
+
+  hpc-stres demo                          in ./data and ./runs/binding
+  hpc-stres demo --set data.root=/scratch/me --run-dir /scratch/me/run
+
+Killed or stopped, the same command resumes. The class of a video is which colour makes which motion: only a network
+that registers what with where it moves can know it.
+"""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run-dir", metavar="D", help="run folder (default: runs/binding)")
+    parser.add_argument(
+        "--set", metavar="A.B=C", action="append", default=[], dest="overrides", help="override one value; repeatable"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from hpc_stres.launch.submit import add_arguments as submit_arguments
+    from hpc_stres.launch.submit import run as submit
+
+    parser = argparse.ArgumentParser()
+    submit_arguments(parser)
+    words = ["--cluster", "local", *(["--run-dir", args.run_dir] if args.run_dir else [])]
+    chosen = parser.parse_args([*words, *(word for text in args.overrides for word in ("--set", text))])
+    chosen.debug = args.debug
+    return submit(chosen)

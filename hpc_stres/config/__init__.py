@@ -1,0 +1,1 @@
+"""What can be configured, how it is read, and which experiment may resume from which."""

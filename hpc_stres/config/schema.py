@@ -1,0 +1,347 @@
+"""What can be configured: frozen dataclasses, a docstring under each field, checks in `__post_init__`.
+
+`hpc_stres.config.loading` loads YAML into these; `hpc-stres config` prints them with the origin of every value.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from hpc_stres.config.recipe import Phase
+from hpc_stres.config.schedule import total_steps
+from hpc_stres.errors import ConfigError, check_field
+
+DataKind = Literal["binding", "ucf101", "hmdb51", "folder", "csv"]
+FLOW_STACK = 10
+# What the launcher tells jobs apart and chains them by.
+OWN_SBATCH_OPTIONS = frozenset((
+    "job-name", "comment", "dependency", "kill-on-invalid-dep", "output", "error", "open-mode", "signal", "array",
+    "wait", "test-only", "parsable", "nodes", "ntasks", "ntasks-per-node",
+))  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class BindingConfig:
+    """The demonstration data set: two discs, and the class is which colour makes which motion."""
+
+    train_videos: int = 256
+    """Training videos, spread evenly over the 8 classes."""
+    test_videos: int = 96
+    """Test videos, spread evenly over the 8 classes."""
+    frames: int = 32
+    """Frames of one video."""
+    side: int = 64
+    """Width and height in pixels."""
+
+    def __post_init__(self) -> None:
+        check_field(self.train_videos >= 8, "train_videos", "expected 8 or more")
+        check_field(self.test_videos >= 8, "test_videos", "expected 8 or more")
+        check_field(self.frames >= 2, "frames", "expected 2 or more")
+        check_field(self.side >= 48 and self.side % 2 == 0, "side", "expected an even number of 48 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where videos come from and how they are stored."""
+
+    kind: DataKind = "ucf101"
+    """Data set: binding (made by this package), ucf101, hmdb51, folder (one folder a class) or csv."""
+    root: str = "data"
+    """Folder that holds data sets, stores and caches."""
+    videos: str | None = None
+    """Folder of the original videos; none: ROOT/KIND/videos."""
+    lists: str | None = None
+    """Folder of the official split files, or the CSV file; none: ROOT/KIND/splits."""
+    frames: str | None = None
+    """Import instead of decoding: folder of each video's RGB frames as JPEG files (layouts: prepare/imports.py)."""
+    flow_frames: str | None = None
+    """With `frames`: folder of extracted flow as JPEG files, x_/y_ or u/ and v/; none: flow is computed here."""
+    split: int = 1
+    """Split number, 1 to 3 (a folder or CSV has split 1 only)."""
+    test_fraction: float = 0.25
+    """For a folder data set: share of each class's recordings, chosen by a hash of the name, kept for testing."""
+    short_side: int = 256
+    """Stored frames are resized so that their shorter side has this many pixels."""
+    crop: int = 224
+    """Side of the square that a training crop is resized to."""
+    jpeg_quality: int = 95
+    """JPEG quality of stored frames and flow."""
+    flow_backend: Literal["native", "cuda", "dali", "opencv"] = "native"
+    """Flow: our TV-L1 on the CPU or on a GPU, a GPU's optical-flow engine, or OpenCV's TV-L1, the reference."""
+    flow_pyramid: Literal["paper", "opencv4"] = "paper"
+    """TV-L1's scales: the authors' OpenCV 2.4 (halves, no median) or OpenCV 4 (0.8, median)."""
+    shard_mib: int = 256
+    """Size of one shard of the store in MiB."""
+    workers: int = 0
+    """Processes of `prepare` on one machine; 0: the cores this process may use."""
+    stage: str | None = None
+    """Node-local folder that a job copies the store to before it reads it; may name variables: $SLURM_TMPDIR."""
+    max_rejected: float = 0.005
+    """Share of videos that may fail to decode before `prepare` fails."""
+    max_pixels: int = 8192 * 8192
+    """Pixels of a frame above which a video is rejected before it is decoded."""
+    video_memory_gib: float = 4.0
+    """Memory in GiB that preparing one video may take, once for its decoder and once for what is made of it."""
+    video_minutes: float = 10.0
+    """Minutes without a new frame after which a video is rejected; all of it may take a hundred times as long."""
+    binding: BindingConfig = field(default_factory=BindingConfig)
+    """Sizes of the demonstration data set."""
+
+    def __post_init__(self) -> None:
+        check_field(1 <= self.split <= 3, "split", "expected 1, 2 or 3")
+        check_field(self.flow_frames is None or self.frames is not None, "flow_frames", "expected `frames` beside it")
+        pyramid_counts = self.flow_backend != "dali" and self.flow_frames is None
+        check_field(
+            pyramid_counts or self.flow_pyramid == "paper",
+            "flow_pyramid",
+            "expected none: imported flow and dali's have no pyramid of ours",
+        )
+        check_field(0.0 < self.test_fraction < 1.0, "test_fraction", "expected a number between 0 and 1")
+        check_field(self.short_side >= 16, "short_side", "expected 16 or more pixels")
+        check_field(16 <= self.crop <= self.short_side, "crop", f"expected 16 to short_side ({self.short_side})")
+        check_field(1 <= self.jpeg_quality <= 100, "jpeg_quality", "expected 1 to 100")
+        check_field(self.shard_mib >= 1, "shard_mib", "expected 1 or more")
+        check_field(self.workers >= 0, "workers", "expected 0 or more")
+        check_field(0.0 <= self.max_rejected <= 1.0, "max_rejected", "expected a share from 0 to 1")
+        check_field(1 <= self.max_pixels <= 2**31, "max_pixels", "expected 1 to 2147483648 pixels")
+        check_field(0.01 <= self.video_memory_gib <= 4096, "video_memory_gib", "expected 0.01 to 4096 GiB")
+        check_field(0.0 < self.video_minutes <= 10_000, "video_minutes", "expected a number above 0, up to 10000")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Size and family of the trunk."""
+
+    depth: Literal[50, 101, 152] = 50
+    """ResNet depth of both streams."""
+    stages: tuple[int, ...] | None = None
+    """Units in each stage in place of those of `depth`, for small runs."""
+    width: int = 64
+    """Channels after conv1; 64 is the published network."""
+    variant: Literal["msra", "torchvision"] = "torchvision"
+    """Where strides and pool padding stand; must be the one that the weights were trained with."""
+    weights: str | None = None
+    """ImageNet weights (torchvision's or timm's names; .pth or .safetensors) for phases that start from no other."""
+
+    def __post_init__(self) -> None:
+        check_field(self.width >= 4, "width", "expected 4 or more")
+        if self.stages is not None:
+            check_field(1 <= len(self.stages) <= 4, "stages", "expected 1 to 4 stages")
+            check_field(min(self.stages) >= 2, "stages", "expected 2 or more units in each stage")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How phases are trained; a value that is set here overrides every phase of the recipe."""
+
+    engine: Literal["deepspeed", "ddp"] = "deepspeed"
+    """Who reduces gradients: DeepSpeed or torch DDP."""
+    zero_stage: Literal[0, 1] = 0
+    """DeepSpeed's ZeRO stage."""
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    """float32, bfloat16 autocast over float32 weights, or float64 for proofs."""
+    global_batch: int | None = None
+    """Videos in one SGD step; none: the recipe's."""
+    norm_group: int | None = None
+    """Videos that share normalisation moments; none: the recipe's."""
+    max_steps: int | None = None
+    """Cut every phase to this many steps; none: the recipe's schedule."""
+    max_micro_batch: int | Literal["auto"] = "auto"
+    """Videos that one rank takes through the network at once; auto: what fits in memory."""
+    momentum: float = 0.9
+    """SGD momentum."""
+    dropout: float | None = None
+    """Dropout of every phase whose network has any (single streams, STM); none: the recipe's."""
+    weight_decay: float = 5e-4
+    """Weight decay, on weights only."""
+    checkpoint_every_steps: int = 500
+    """Steps between checkpoints; 0: by the clock only."""
+    checkpoint_every_minutes: float = 15.0
+    """Minutes between checkpoints; 0: by steps only."""
+    log_every_steps: int = 10
+    """Steps between lines of metrics.jsonl."""
+    channels_last: bool = True
+    """Keep activations in channels-last order."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    activation_checkpointing: bool = False
+    """Compute each residual unit's activations again in the backward pass instead of keeping them."""
+    deterministic: bool = False
+    """Ask torch for deterministic algorithms only."""
+    tf32: bool = False
+    """Allow TF32 products on GPUs that have them."""
+    start_timeout_minutes: float = 10.0
+    """Minutes that a rank waits for the others until the first step is done: compilation, cold file systems."""
+    step_timeout_minutes: float = 3.0
+    """Minutes that a rank waits for the others from then on; the error names those that did not arrive."""
+    prefetch: int = 2
+    """Micro-batches that the feed prepares ahead."""
+    deepspeed: dict[str, object] = field(default_factory=dict)
+    """Extra keys passed through to DeepSpeed's config."""
+
+    def __post_init__(self) -> None:
+        for key in ("global_batch", "norm_group", "max_steps"):
+            value = getattr(self, key)
+            check_field(value is None or value >= 1, key, "expected a whole number of 1 or more")
+        micro = self.max_micro_batch
+        check_field(micro == "auto" or micro >= 1, "max_micro_batch", "expected auto, or 1 or more")
+        check_field(0.0 <= self.momentum < 1.0, "momentum", "expected a number from 0 to below 1")
+        drop = self.dropout
+        check_field(drop is None or 0.0 <= drop < 1.0, "dropout", "expected a number from 0 to below 1")
+        check_field(self.weight_decay >= 0.0, "weight_decay", "expected 0 or more")
+        check_field(self.checkpoint_every_steps >= 0, "checkpoint_every_steps", "expected 0 or more")
+        check_field(self.checkpoint_every_minutes >= 0, "checkpoint_every_minutes", "expected 0 or more")
+        check_field(self.log_every_steps >= 1, "log_every_steps", "expected 1 or more")
+        check_field(self.prefetch >= 1, "prefetch", "expected 1 or more")
+        if self.engine != "deepspeed":
+            check_field(self.zero_stage == 0, "zero_stage", f"no effect with the engine {self.engine}")
+            check_field(not self.deepspeed, "deepspeed", f"no effect with the engine {self.engine}")
+        for key in ("start_timeout_minutes", "step_timeout_minutes"):
+            check_field(getattr(self, key) > 0, key, "expected a number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How phases are tested."""
+
+    protocol: Literal["paper", "quick"] = "paper"
+    """paper: evenly spaced chunks and their flips, full frame; quick: one centre clip."""
+    chunks: int = 25
+    """Chunks of the paper's protocol."""
+    flips: bool = True
+    """Test each clip mirrored as well."""
+    allow_missing: bool = False
+    """Report `k of n` when test videos are missing from the store, instead of refusing."""
+
+    def __post_init__(self) -> None:
+        check_field(self.chunks >= 5, "chunks", "expected 5 or more (ST-ResNet* pools over 5)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """How jobs are asked for; one profile per cluster under configs/clusters."""
+
+    scheduler: Literal["slurm", "local"] = "local"
+    """slurm: sbatch through submitit; local: the same jobs as processes of this machine."""
+    nodes: int = 1
+    """Nodes of a training job."""
+    gpus_per_node: int = 0
+    """GPUs of a node, one rank each; 0: CPU ranks."""
+    ranks_per_node: int | None = None
+    """Ranks of a node where there is no GPU; none: 1."""
+    cpus_per_rank: int | None = None
+    """Cores of each rank; none: the scheduler's default, and on one machine the cores shared evenly."""
+    memory_gib_per_node: int | None = None
+    """Memory of a node in GiB."""
+    prepare_memory_gib: int | None = None
+    """Memory of the job that prepares the store in GiB; none: `memory_gib_per_node`."""
+    minutes: int = 1440
+    """Wall time of one job in minutes."""
+    links: int = 1
+    """Jobs chained with afterany inside one phase, for phases longer than the wall time."""
+    partition: str | None = None
+    """Slurm partition."""
+    cpu_partition: str | None = None
+    """Slurm partition of the job that prepares the store; none: that of the other jobs."""
+    prepare_cpus: int | None = None
+    """Cores of the job that prepares the store; none: as many as the ranks of one node together."""
+    account: str | None = None
+    """Slurm account."""
+    qos: str | None = None
+    """Slurm quality of service."""
+    constraint: str | None = None
+    """Slurm node constraint."""
+    gpu_type: str | None = None
+    """Type of GPU asked for, as in --gpus-per-node=TYPE:4; `hpc-stres plan` knows some types by name."""
+    exclusive: bool = False
+    """Ask for whole nodes."""
+    continuation: Literal["chain", "requeue"] = "chain"
+    """After a wall time that was too short: chain (`links` jobs queued at once), or requeue (the same job again)."""
+    sbatch: dict[str, str | int | bool] = field(default_factory=dict)
+    """Further sbatch options by their long names: {reservation: course, mail-type: END}; false leaves one out."""
+    srun_args: tuple[str, ...] = ()
+    """Further arguments of the srun in each job: ["--mpi=pmi2"]."""
+    scheduler_seconds: float = 60.0
+    """How long an answer of the scheduler may take before the command gives up."""
+    modules: tuple[str, ...] = ()
+    """Modules that a job loads first."""
+    environment: dict[str, str | int] = field(default_factory=dict)
+    """Variables of a job: NCCL's, MASTER_ADDR, proxies. Nothing of NCCL's is set unless it stands here."""
+    setup: tuple[str, ...] = ()
+    """Shell lines that run before a job's command, after modules and environment."""
+    image: str | None = None
+    """Apptainer image in which jobs run; none: the environment that submits."""
+    binds: tuple[str, ...] = ()
+    """Folders visible inside the image besides the repository, the run folder and the data, as SOURCE[:TARGET]."""
+    preflight: bool = True
+    """Check ranks, GPUs, versions and the network before the first phase of a submission trains (Slurm only)."""
+    min_all_reduce_gb_per_s: float = 0.0
+    """Slowest all-reduce of 64 MB that the preflight accepts, in GB a second."""
+
+    def __post_init__(self) -> None:
+        check_field(self.nodes >= 1, "nodes", "expected 1 or more")
+        check_field(self.gpus_per_node >= 0, "gpus_per_node", "expected 0 or more")
+        check_field(self.minutes >= 1, "minutes", "expected 1 or more")
+        check_field(self.links >= 1, "links", "expected 1 or more")
+        check_field(self.scheduler_seconds > 0, "scheduler_seconds", "expected a number above 0")
+        taken = sorted(OWN_SBATCH_OPTIONS & {key.replace("_", "-") for key in self.sbatch})
+        check_field(not taken, "sbatch", f"expected no {', '.join(taken)}: submit.py sets that itself")
+        check_field(self.min_all_reduce_gb_per_s >= 0, "min_all_reduce_gb_per_s", "expected 0 or more")
+        for key in ("ranks_per_node", "cpus_per_rank", "memory_gib_per_node", "prepare_cpus", "prepare_memory_gib"):
+            value = getattr(self, key)
+            check_field(value is None or value >= 1, key, "expected 1 or more")
+
+    @property
+    def ranks_of_a_node(self) -> int:
+        """One a GPU, or CPU ranks."""
+        return self.gpus_per_node or self.ranks_per_node or 1
+
+    @property
+    def ranks(self) -> int:
+        """Ranks of a training job."""
+        return self.nodes * self.ranks_of_a_node
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything a run is made of."""
+
+    recipe: str = "nips2016"
+    """Recipe under configs/recipes: nips2016 (the paper), released (the authors' code)."""
+    profile: str | None = None
+    """Cluster profile under configs/clusters."""
+    seed: int = 1
+    """Seed of every random number of the run."""
+    phases: dict[str, Phase] = field(default_factory=dict)
+    """The recipe's phases; what stands here is laid over them key by key."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Videos and their store."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Trunk of the networks."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """Optimisation, precision, checkpoints."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Test protocol."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Scheduler and resources."""
+
+    def __post_init__(self) -> None:
+        check_field(0 <= self.seed < 2**63, "seed", "expected a whole number from 0 to 2^63 - 1")
+
+    def phase(self, name: str) -> Phase:
+        """A phase with the overrides of `training` laid over it."""
+        if name not in self.phases:
+            raise ConfigError(f"no phase '{name}'; the recipe {self.recipe} has {', '.join(self.phases)}")
+        phase = self.phases[name]
+        batch = self.training.global_batch or phase.global_batch
+        # A smaller batch from outside must not leave a group larger than the batch.
+        group = self.training.norm_group or min(phase.norm_group, batch)
+        if group > batch:
+            raise ConfigError(f"training.norm_group: {group} is larger than the global batch of {batch}")
+        dropout = phase.dropout
+        if self.training.dropout is not None and "dropout" in phase.acting():
+            dropout = self.training.dropout
+        return replace(phase, global_batch=batch, norm_group=group, dropout=dropout)
+
+    def steps(self, name: str) -> int:
+        """SGD steps of a phase."""
+        return total_steps(self.phases[name].schedule, self.training.max_steps)

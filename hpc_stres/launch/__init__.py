@@ -1,0 +1,1 @@
+"""Phases as dependent jobs: on Slurm, on this machine, their status."""

@@ -1,0 +1,284 @@
+"""The jobs of a run as data: what each runs, on how many ranks, and what it waits for. Pure;
+nothing heavy imported."""
+
+import math
+import os
+import re
+import signal
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from hpc_stres.config.loading import load_resolved
+from hpc_stres.config.recipe import ordered_phases
+from hpc_stres.config.schema import ClusterConfig, Config
+from hpc_stres.errors import ConfigError, UserError
+from hpc_stres.evaluation.table import read_results
+from hpc_stres.launch.scheduler import Token
+from hpc_stres.layout import plan
+from hpc_stres.run.paths import RunPaths, read_json
+from hpc_stres.run.product import phase_is_done
+from hpc_stres.tools.planner import read_hours
+
+# What __main__ writes when a command fails: `hpc-stres COMMAND: MESSAGE`; libraries write `[Gloo]
+# Rank 0 ...`.
+MESSAGE = re.compile(r"hpc-stres [a-z-]+: (?P<message>(?:(?!\[[A-Z]\w+\] ).)*\S)(?=\s*(?:\[[A-Z]\w+\] |$))")
+PREPARE, EVALUATE = "prepare", "evaluate"
+# Asked for beyond the planned time of a job: start-up, slow file systems, the last checkpoint.
+PLAN_MARGIN, START_MINUTES = 1.25, 10
+
+
+class Interrupted(UserError):
+    """Ctrl-C."""
+
+    code = 130
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job: command lines of hpc-stres, run one after another on every rank."""
+
+    name: str
+    commands: tuple[tuple[str, ...], ...]
+    after: tuple[str, ...]
+    nodes: int
+    ranks_per_node: int
+    gpus_per_node: int
+    minutes: int
+    links: int = 1
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+
+def make_jobs(
+    config: Config, run_dir: Path, phases: list[str], store_ready: bool, queued: Collection[str] = ()
+) -> list[Job]:
+    """Jobs of some phases that are neither done nor queued, with `prepare` before and `evaluate`
+    after them."""
+    paths, cluster = RunPaths(run_dir), config.cluster
+    _refuse_missing_parents(config, paths, phases, queued)
+    jobs: list[Job] = []
+    if not store_ready and PREPARE not in queued:
+        prepare = ("prepare", "--config", str(paths.config))
+        jobs.append(Job(PREPARE, (prepare,), (), 1, 1, 0, cluster.minutes, cluster.links))
+    needed = [name for name in phases if not is_done(config, paths, name)]
+    todo = [name for name in needed if name not in queued]
+    first = () if store_ready else (PREPARE,)
+    for name in todo:
+        parents = tuple(p for p in config.phases[name].starts_from if p in needed or p in queued)
+        jobs.append(_training_job(config, run_dir, name, parents or first))
+    if todo or (EVALUATE not in queued and not evaluation_is_done(config, paths)):
+        last = tuple(name for name in needed if not any(name in config.phases[other].starts_from for other in needed))
+        commands = (("evaluate", "--run-dir", str(run_dir)), ("report", "--run-dir", str(run_dir)))
+        minutes, links = wall_time(cluster, planned_hours(paths, EVALUATE))
+        per_node, gpus = cluster.ranks_of_a_node, cluster.gpus_per_node
+        jobs.append(Job(EVALUATE, commands, last or first, cluster.nodes, per_node, gpus, minutes, links))
+    return jobs
+
+
+def _refuse_missing_parents(config: Config, paths: RunPaths, phases: list[str], queued: Collection[str]) -> None:
+    """A phase starts from the weights of others: each is done, or queued, or submitted with it."""
+    for name in phases:
+        if name in queued or is_done(config, paths, name):
+            continue
+        wanted = config.phases[name].starts_from
+        absent = [p for p in wanted if p not in phases and p not in queued and not is_done(config, paths, p)]
+        if absent:
+            every = [p for p in ordered_phases(config.phases) if p in _ancestors(config, phases)]
+            missing = [p for p in every if p in phases or not is_done(config, paths, p)]
+            is_or_are = "is" if len(absent) == 1 else "are"
+            raise ConfigError(
+                f"--phase {name}: it starts from {' and '.join(absent)}, which {is_or_are} neither done nor in the "
+                f"queue: {paths.root}\nSubmit them together: --phase {','.join(missing)} (or --phase all)"
+            )
+
+
+def _ancestors(config: Config, phases: Collection[str]) -> set[str]:
+    found = set(phases)
+    for name in reversed(ordered_phases(config.phases)):
+        if name in found:
+            found |= set(config.phases[name].starts_from)
+    return found
+
+
+def _training_job(config: Config, run_dir: Path, name: str, after: tuple[str, ...]) -> Job:
+    paths, cluster = RunPaths(run_dir), config.cluster
+    commands: list[tuple[str, ...]] = []
+    if cluster.scheduler == "slurm" and cluster.preflight and not config.phases[name].starts_from:
+        commands.append(("preflight", "--config", str(paths.config), "--run-dir", str(run_dir)))
+    commands.append(("train", "--config", str(paths.config), "--phase", name, "--run-dir", str(run_dir)))
+    minutes, links = wall_time(cluster, planned_hours(paths, name))
+    per_node, gpus = cluster.ranks_of_a_node, cluster.gpus_per_node
+    return Job(name, tuple(commands), after, cluster.nodes, per_node, gpus, minutes, links)
+
+
+def planned_hours(paths: RunPaths, name: str) -> float | None:
+    """Hours that `hpc-stres plan --run-dir` predicted for a job, where it did."""
+    return read_hours(paths.plan).get(name) if paths.plan.is_file() else None
+
+
+def wall_time(cluster: ClusterConfig, hours: float | None) -> tuple[int, int]:
+    """Minutes of a job and how many links it takes: from the plan where there is one, else from the
+    profile."""
+    if hours is None:
+        return cluster.minutes, cluster.links
+    wanted = math.ceil(60 * hours * PLAN_MARGIN)
+    if wanted + START_MINUTES <= cluster.minutes:
+        return wanted + START_MINUTES, cluster.links
+    return cluster.minutes, max(cluster.links, math.ceil(wanted / max(1, cluster.minutes - START_MINUTES)))
+
+
+def is_done(config: Config, paths: RunPaths, name: str) -> bool:
+    """Whether a phase's product is there and as long as the config asks."""
+    return phase_is_done(paths.phase(name), config.steps(name))
+
+
+def evaluation_is_done(config: Config, paths: RunPaths) -> bool:
+    """Whether results.json speaks of every phase that is finished, as it is now."""
+    if not paths.results.is_file():
+        return False
+    try:
+        results = read_results(paths.results)
+    except UserError:
+        return False  # a damaged table is none: it is made again from the scores
+    table = results.get("splits", {}).get(str(config.data.split), {})
+    finished = [name for name in config.phases if paths.phase(name).done.is_file()]
+    written = paths.results.stat().st_mtime
+    return all(name in table and paths.phase(name).done.stat().st_mtime <= written for name in finished)
+
+
+def layout_line(config: Config, job: Job) -> str:
+    """How a training job's global batch will be cut; refuses at submit time what no layout can
+    cut."""
+    if job.name not in config.phases:
+        return ""
+    phase = config.phase(job.name)
+    limit = config.training.max_micro_batch
+    layout = plan(phase.global_batch, phase.norm_group, job.ranks, None if limit == "auto" else limit)
+    return layout.explain() + (" (micro-batch: what fits in memory)" if limit == "auto" else "")
+
+
+def last_message(log: Path) -> str:
+    """The last error that a command of ours wrote into a log; greetings of libraries that tore into it are left
+    out. Empty: none."""
+    try:
+        text = log.read_text("utf-8", "replace")
+    except OSError:
+        return ""
+    found = ""
+    for line in text.splitlines():
+        match = MESSAGE.match(line)
+        if match:
+            # Another rank, or a library, may have written into the same line.
+            found = line[: match.end("message")].rstrip()
+    return found
+
+
+def continue_marker(run_dir: Path, name: str, job: str, restart: str) -> Path:
+    """File that says that one run of a job stopped early and has more to do; job scripts spell its
+    name as well."""
+    return RunPaths(run_dir).logs / name / f"{job}.continue.{restart}"
+
+
+class JobCall:
+    """What a job's ranks call, on every launcher: the same commands that a person would type."""
+
+    def __init__(
+        self, job: Job, environment: dict[str, str], progress: Path, run_dir: Path, token: Token | None = None
+    ) -> None:
+        self.job, self.environment, self.progress, self.run_dir = job, environment, progress, run_dir
+        self.token = token
+
+    def checkpoint(self) -> None:
+        """submitit's word for `may be requeued`; the state is on disk, and who continues is decided
+        in __call__."""
+
+    def __call__(self) -> str:
+        os.environ.update(self.environment)
+        os.environ["HPC_STRES_PROGRESS"] = str(self.progress)
+        self._name_rank()
+        if self._is_abandoned():
+            print(f"{self.job.name}: a later submit has replaced this job; it does nothing", flush=True)
+            return "replaced"
+        if self._nothing_left():
+            print(f"{self.job.name}: done already; nothing left for this job", flush=True)
+            return "done"
+        from hpc_stres.__main__ import main
+        from hpc_stres.run.signals import EXIT_CONTINUE
+
+        self._take_signals()
+        for command in self.job.commands:
+            if command[0] == "report" and not self._is_first:
+                continue
+            code = main(command)
+            if code == EXIT_CONTINUE and self._on_slurm:
+                self._ask_for_more()
+                return "continue"
+            if code != 0:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                # submitit would turn an exception into a traceback; the message stands on stderr
+                # already.
+                os._exit(code)
+        return "done"
+
+    @property
+    def _on_slurm(self) -> bool:
+        return os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
+
+    @property
+    def _is_first(self) -> bool:
+        return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
+
+    def _is_abandoned(self) -> bool:
+        """Whether a submit looked for this job, did not find it, and has put another in its
+        place."""
+        if self.token is None:
+            return False
+        return self.token.comment in read_json(RunPaths(self.run_dir).jobs).get("abandoned", [])
+
+    def _nothing_left(self) -> bool:
+        """Whether an earlier link has finished the phase: then this one ends before anything heavy
+        is imported."""
+        paths = RunPaths(self.run_dir)
+        if not paths.config.is_file() or self.job.name == PREPARE:
+            return False
+        config = load_resolved(paths.config)
+        if self.job.name == EVALUATE:
+            return evaluation_is_done(config, paths)
+        return is_done(config, paths, self.job.name)
+
+    def _take_signals(self) -> None:
+        """Training stops at a step; what works video by video may stop anywhere and goes on where
+        it was."""
+        from hpc_stres.run.signals import EXIT_CONTINUE, catch_early
+
+        if any(command[0] == "train" for command in self.job.commands):
+            catch_early()
+            return
+
+        def leave(number: int, frame: FrameType | None) -> None:
+            if self._on_slurm:
+                self._ask_for_more()
+            os._exit(EXIT_CONTINUE)
+
+        signal.signal(signal.SIGUSR2, leave)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def _ask_for_more(self) -> None:
+        """Leave word for the job script, which requeues the job or leaves the rest to the next
+        link."""
+        job, restart = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_RESTART_COUNT", "0")
+        continue_marker(self.run_dir, self.job.name, job, restart).touch()
+
+    def _name_rank(self) -> None:
+        """submitit's local executor numbers its tasks under names of its own."""
+        env = os.environ
+        if "SUBMITIT_LOCAL_NTASKS" not in env or env.get("SUBMITIT_EXECUTOR") != "local":
+            return
+        rank, size = env["SUBMITIT_LOCAL_GLOBALID"], env["SUBMITIT_LOCAL_NTASKS"]
+        env.update(RANK=rank, WORLD_SIZE=size, LOCAL_RANK=rank, LOCAL_WORLD_SIZE=size, MASTER_ADDR="127.0.0.1")

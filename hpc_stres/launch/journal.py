@@ -1,0 +1,188 @@
+"""The journal of a run's submissions, jobs.json: what sbatch was asked for, and what came of it.
+
+The intention is written before sbatch is called, the id as soon as it is known. So at most one job
+of a run has an unknown fate at any time, whatever ended the submission, and its token is known: the
+next submit looks for that first.
+"""
+
+import hashlib
+import os
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpc_stres.errors import UserError
+from hpc_stres.launch.scheduler import Token
+from hpc_stres.run.paths import RunPaths, read_sealed, write_sealed
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """One phase's jobs as they were submitted last."""
+
+    ids: tuple[str, ...]
+    links: int
+    after: tuple[str, ...]
+    user: str
+    earlier: tuple[str, ...]
+
+    @property
+    def all_ids(self) -> tuple[str, ...]:
+        """Its ids, and those of an earlier submission of the phase that had not ended then."""
+        return (*self.earlier, *self.ids)
+
+
+def folder_tag(run_dir: Path) -> str:
+    """First half of a run's id: which folder it is, so that its jobs are found without its
+    journal."""
+    return hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:8]
+
+
+def this_user() -> str:
+    """Name of the user who submits."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+class Journal:
+    """What is written in one folder's jobs.json."""
+
+    def __init__(self, run_dir: Path, state: dict[str, Any]) -> None:
+        self.run_dir, self.path, self._state = run_dir, RunPaths(run_dir).jobs, state
+
+    @classmethod
+    def read(cls, run_dir: Path) -> "Journal":
+        """The folder's journal, or an empty one; a copy of another run's folder starts with an
+        empty one."""
+        path = RunPaths(run_dir).jobs
+        fresh = {
+            "run": f"{folder_tag(run_dir)}-{secrets.token_hex(3)}", "folder": str(run_dir.resolve()), "cluster": "",
+            "attempts": 0, "asked": None, "abandoned": [], "jobs": {},
+        }  # fmt: skip
+        if not path.exists():
+            return cls(run_dir, fresh)
+        state = read_sealed(path, damage_remedy(run_dir))
+        if missing := set(fresh) - set(state):
+            raise UserError(f"{path}: it has no {', '.join(sorted(missing))}\n{damage_remedy(run_dir)}")
+        if state["run"].startswith(folder_tag(run_dir)) or _is_same_folder(Path(state["folder"]), run_dir):
+            return cls(run_dir, state)
+        if _is_copy(Path(state["folder"]), state["run"]):
+            return cls(run_dir, fresh)
+        return cls(run_dir, {**state, "moved_from": state["folder"]})
+
+    @property
+    def run(self) -> str:
+        """The run's id."""
+        return str(self._state["run"])
+
+    @property
+    def moved_from(self) -> str:
+        """Where the folder was when its jobs were submitted, if it has been moved since."""
+        return str(self._state.get("moved_from", ""))
+
+    @property
+    def cluster(self) -> str:
+        """Cluster that the jobs were submitted to; empty where it is not known."""
+        return str(self._state["cluster"])
+
+    @property
+    def asked(self) -> Token | None:
+        """The job that sbatch was asked for, where it is not known what came of that."""
+        asked = self._state["asked"]
+        return None if asked is None else Token(self.run, asked["phase"], asked["link"], asked["attempt"])
+
+    @property
+    def asked_seconds_ago(self) -> float:
+        """Age of that request."""
+        return max(0.0, time.time() - float(self._state["asked"]["time"]))
+
+    @property
+    def jobs(self) -> dict[str, Submitted]:
+        """Jobs by phase, as they were submitted last."""
+        return {
+            name: Submitted(tuple(j["ids"]), j["links"], tuple(j["after"]), j["user"], tuple(j["earlier"]))
+            for name, j in self._state["jobs"].items()
+        }
+
+    def is_abandoned(self, token: Token) -> bool:
+        """Whether the run has given a job up: it was not there when it was looked for."""
+        return token.comment in self._state["abandoned"]
+
+    def knows(self, number: str) -> bool:
+        """Whether a job is in the journal."""
+        return any(number in job.all_ids for job in self.jobs.values())
+
+    def begin(self, phase: str, links: int, after: tuple[str, ...], earlier: tuple[str, ...]) -> None:
+        """A phase is about to be submitted anew; `earlier` jobs of it have not ended yet."""
+        self._state["jobs"][phase] = {
+            "ids": [], "links": links, "after": list(after), "user": this_user(), "earlier": list(earlier)
+        }  # fmt: skip
+
+    def ask(self, phase: str, link: int, cluster: str) -> Token:
+        """Write down that sbatch is about to be called for a link of a phase; returns the job's
+        token."""
+        self._state.pop("moved_from", None)
+        self._state["attempts"] += 1
+        attempt = self._state["attempts"]
+        self._state["asked"] = {"phase": phase, "link": link, "attempt": attempt, "time": time.time()}
+        self._state["cluster"] = cluster
+        self.write()
+        return Token(self.run, phase, link, attempt)
+
+    def accept(self, number: str) -> None:
+        """Write down the id of the job that was asked for."""
+        asked = self._state["asked"]
+        self._state["jobs"][asked["phase"]]["ids"].append(number)
+        self._state["asked"] = None
+        self.write()
+
+    def abandon(self) -> None:
+        """Write down that the job that was asked for is not there; should it come all the same, it
+        does nothing."""
+        token = self.asked
+        assert token is not None
+        self._state["abandoned"].append(token.comment)
+        self._state["asked"] = None
+        self.write()
+
+    def drop(self, numbers: set[str]) -> None:
+        """Leave jobs out that have ended, or that somebody vouches for."""
+        for job in self._state["jobs"].values():
+            job["ids"] = [number for number in job["ids"] if number not in numbers]
+            job["earlier"] = [number for number in job["earlier"] if number not in numbers]
+        self.write()
+
+    def write(self) -> None:
+        """Write it, sealed and at once."""
+        write_sealed(self.path, self._state)
+
+
+def damage_remedy(run_dir: Path) -> str:
+    """What to do about a journal that cannot be read."""
+    return (
+        f"End what the queue still has of this run: python launch/submit.py --cancel '{run_dir}'\n"
+        "Then move that file away; phases that are done stay done."
+    )
+
+
+def _is_same_folder(original: Path, run_dir: Path) -> bool:
+    """Whether two names, of two mounts perhaps, are one folder."""
+    try:
+        return original.samefile(run_dir)
+    except OSError:
+        return False
+
+
+def _is_copy(original: Path, run: str) -> bool:
+    """Whether the folder that a journal was made in is still there, with that journal."""
+    path = RunPaths(original).jobs
+    try:
+        return bool(read_sealed(path, "")["run"] == run)
+    except UserError:
+        return False

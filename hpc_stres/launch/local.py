@@ -1,0 +1,201 @@
+"""The same jobs as processes of this machine: submitit's local executor, one progress view."""
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hpc_stres.config.schema import Config
+from hpc_stres.errors import UserError
+from hpc_stres.launch.jobs import EVALUATE, Interrupted, Job, JobCall, last_message
+from hpc_stres.run.paths import RunPaths, read_json
+from hpc_stres.run.progress import duration
+from hpc_stres.run.signals import EXIT_CONTINUE
+
+POLL_SECONDS = 0.2
+MAX_LINKS = 1000
+# How long jobs that were interrupted may take to end.
+STOP_SECONDS = 45.0
+
+
+class LocalRun:
+    """Runs jobs as their predecessors finish; a job whose predecessor failed never starts."""
+
+    def __init__(self, config: Config, run_dir: Path, jobs: list[Job]) -> None:
+        self.config, self.paths, self.jobs = config, RunPaths(run_dir), jobs
+        self.running: dict[str, Any] = {}
+        self.links: dict[str, int] = {}
+        self.done: set[str] = set()
+        self.failed: dict[str, str] = {}
+        self.started = time.monotonic()
+
+    def run(self) -> None:
+        """All jobs, to the end or to the first failure."""
+        screen = Screen()
+        try:
+            while len(self.done) < len(self.jobs):
+                self._start_ready()
+                self._collect(screen)
+                screen.show([self._line(name) for name in self.running])
+                if self.failed and not self.running:
+                    break
+                time.sleep(POLL_SECONDS)
+        except KeyboardInterrupt:
+            self._stop_all()
+            raise Interrupted(
+                f"interrupted; what is done is kept: {self.paths.root}\nThe same command resumes there."
+            ) from None
+        screen.close()
+        if self.failed:
+            name, log = next(iter(self.failed.items()))
+            waiting = [job.name for job in self.jobs if job.name not in self.done and job.name not in self.failed]
+            text = f"job {name} failed; its log: {log}\n{_last_lines(Path(log))}"
+            raise UserError(
+                text + (f"\nnot started, because they wait for it: {', '.join(waiting)}" if waiting else "")
+            )
+
+    def _start_ready(self) -> None:
+        ready = [
+            job
+            for job in self.jobs
+            if job.name not in self.running and job.name not in self.done and job.name not in self.failed
+            and not self.failed
+            and all(name in self.done for name in job.after)
+        ]  # fmt: skip
+        together = len(ready) + len(self.running)
+        for job in ready:
+            self.running[job.name] = self._submit(job, together)
+
+    def _submit(self, job: Job, together: int) -> Any:
+        import submitit
+
+        folder = self.paths.logs / job.name
+        executor = submitit.LocalExecutor(folder)
+        executor.update_parameters(
+            tasks_per_node=self._ranks(job),
+            timeout_min=job.minutes,
+            stderr_to_stdout=True,
+            name=job.name,
+            signal_delay_s=30,
+        )
+        cores = len(os.sched_getaffinity(0))
+        threads = self.config.cluster.cpus_per_rank or max(1, cores // (together * self._ranks(job)))
+        environment = {"MASTER_PORT": str(_free_port()), "HPC_STRES_THREADS": str(threads)}
+        progress = self.progress_file(job.name)
+        progress.unlink(missing_ok=True)
+        with _stderr_to(folder / "controller.log"):
+            return executor.submit(JobCall(job, environment, progress, self.paths.root))
+
+    def _ranks(self, job: Job) -> int:
+        """Evaluation is single-threaded by rank, so it takes a rank a core."""
+        if job.name == EVALUATE and not job.gpus_per_node:
+            return max(job.ranks, len(os.sched_getaffinity(0)))
+        return job.ranks
+
+    def progress_file(self, name: str) -> Path:
+        """Where a job says how far it is."""
+        return self.paths.logs / f"{name}.progress.json"
+
+    def _collect(self, screen: "Screen") -> None:
+        for name, job in list(self.running.items()):
+            if not job.done():
+                continue
+            del self.running[name]
+            code = _exit_code(job)
+            if code == 0:
+                self.done.add(name)
+                screen.say(f"  {name:<16} done after {duration(time.monotonic() - self.started)}  {self._note(name)}")
+            elif code == EXIT_CONTINUE and self.links.get(name, 1) < MAX_LINKS:
+                self.links[name] = self.links.get(name, 1) + 1
+            else:
+                self.failed[name] = str(job.paths.stdout)
+
+    def _note(self, name: str) -> str:
+        return str(read_json(self.progress_file(name)).get("note", ""))
+
+    def _line(self, name: str) -> str:
+        return str(read_json(self.progress_file(name)).get("line") or f"{name:<16} starting")
+
+    def _stop_all(self) -> None:
+        """End what runs, and wait for its end: whoever submits again must not meet it."""
+        for job in self.running.values():
+            job.cancel()
+        deadline = time.monotonic() + STOP_SECONDS
+        while time.monotonic() < deadline and not all(job.done() for job in self.running.values()):
+            time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def _stderr_to(path: Path) -> Iterator[None]:
+    """Processes that are started in this block write their errors into a file: submitit's controllers end with a
+    traceback when they are interrupted, which would hide the one sentence that matters."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = os.dup(2)
+    try:
+        with path.open("ab") as stream:
+            os.dup2(stream.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _exit_code(job: Any) -> int:
+    """The worst exit status of a job's ranks: 0 only when each left its result."""
+    results = [job.paths.folder / f"{job.job_id}_{task}_result.pkl" for task in range(job.num_tasks)]
+    if all(path.is_file() for path in results) and job.exception() is None:
+        return 0
+    # The controller passes the highest exit status of its tasks on.
+    code = job._process.poll() if getattr(job, "_process", None) is not None else None
+    return int(code) if code else 1
+
+
+def _last_lines(path: Path) -> str:
+    return last_message(path) or "it ended without a message"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Screen:
+    """A few lines that are drawn over again on a terminal, and plain lines now and then elsewhere."""
+
+    PLAIN_INTERVAL_SECONDS = 10.0
+
+    def __init__(self) -> None:
+        self.terminal = sys.stdout.isatty()
+        self.drawn = 0
+        self.last_plain = 0.0
+
+    def show(self, lines: list[str]) -> None:
+        """Draw the lines of the running jobs."""
+        if self.terminal:
+            self._erase()
+            width = os.get_terminal_size().columns
+            sys.stdout.write("".join(f"  {line[: width - 3]}\n" for line in lines))
+            sys.stdout.flush()
+            self.drawn = len(lines)
+        elif time.monotonic() - self.last_plain > self.PLAIN_INTERVAL_SECONDS and lines:
+            self.last_plain = time.monotonic()
+            print("\n".join(f"  {line}" for line in lines), flush=True)
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        self._erase()
+        print(line, flush=True)
+
+    def _erase(self) -> None:
+        if self.terminal and self.drawn:
+            sys.stdout.write(f"\x1b[{self.drawn}F\x1b[J")
+        self.drawn = 0
+
+    def close(self) -> None:
+        """Leave the screen as it is."""
+        self._erase()

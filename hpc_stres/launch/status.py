@@ -1,0 +1,251 @@
+"""Show how far the phases of a run are: state, step, speed, time left, and the last error with the place of its log.
+
+python launch/status.py runs/binding --watch
+"""
+
+import argparse
+import contextlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hpc_stres.config.loading import load_run
+from hpc_stres.config.recipe import ordered_phases
+from hpc_stres.errors import ConfigError, UserError
+from hpc_stres.launch import scheduler
+from hpc_stres.launch.chain import Request, store_ready
+from hpc_stres.launch.jobs import EVALUATE, PREPARE, evaluation_is_done, is_done, last_message
+from hpc_stres.launch.journal import Journal, Submitted
+from hpc_stres.launch.scheduler import ENDED_STATES, ENDING_STATE, NoAnswer
+from hpc_stres.run.paths import RunPaths, read_json, split_folders
+from hpc_stres.run.tables import text_table
+
+# A scheduler is asked at most once a minute, however often the screen is drawn.
+SCHEDULER_SECONDS, SCREEN_SECONDS, STALE_SECONDS = 60.0, 2.0, 120.0
+States = Mapping[str, tuple[str, str]]
+
+
+class Scheduler:
+    """What Slurm says of a run's jobs: one squeue a minute at most, and one sacct for what squeue
+    has forgotten."""
+
+    def __init__(self, numbers: list[str], answer_seconds: float) -> None:
+        self.numbers, self.answer_seconds = numbers, answer_seconds
+        self.known: dict[str, tuple[str, str]] = {}
+        self.silence = ""
+        """Why the newest states are not known; empty when they are."""
+        self._asked_at = float("-inf")
+
+    def states(self) -> States:
+        """State and reason by id, asked anew when the last answer is a minute old."""
+        if self.numbers and time.monotonic() - self._asked_at >= SCHEDULER_SECONDS:
+            self._ask()
+            self._asked_at = time.monotonic()
+        return self.known
+
+    def _ask(self) -> None:
+        open_ones = [n for n in self.numbers if self.known.get(n, ("",))[0] not in ENDED_STATES]
+        if not open_ones:
+            return
+        if not shutil.which("squeue"):
+            self.silence = "there is no squeue on this machine: what the queue has is not known here"
+            return
+        try:
+            rows = scheduler.look(self.answer_seconds, open_ones)
+        except NoAnswer as error:
+            self.silence = str(error).splitlines()[0]
+            return
+        self.silence = ""
+        self.known |= {row.number: (row.state, row.reason) for row in rows}
+        seen = {row.number for row in rows}
+        lost = [number for number in open_ones if number not in seen]
+        ended = scheduler.accounted(lost, self.answer_seconds)
+        self.known |= {number: ended.get(number, ("GONE", "ended")) for number in lost}
+
+    @property
+    def has_alive(self) -> bool:
+        """Whether a job waits or runs, as far as the scheduler says."""
+        over = (*ENDED_STATES, "GONE")
+        return any(s not in over and "NeverSatisfied" not in reason for s, reason in self.known.values())
+
+
+def job_state(numbers: Sequence[str], states: States) -> str:
+    """One word or two for the links of a job: the one that runs, else the first that waits, else
+    how the last ended."""
+    known = [states[number] for number in numbers if number in states]
+    for wanted in ("RUNNING", ENDING_STATE, "CONFIGURING", "SUSPENDED"):
+        if any(state == wanted for state, _ in known):
+            return wanted.lower()
+    for state, reason in known:
+        if state not in (*ENDED_STATES, "GONE"):
+            never = "NeverSatisfied" in reason
+            return "will never start (what it waits for failed)" if never else f"{state.lower()} ({reason})"
+    return f"{known[-1][0].lower()} ({known[-1][1]})" if known else ""
+
+
+def rows(run_dir: Path, states: States) -> list[list[str]]:
+    """One row a phase, and evaluation last."""
+    config, home = load_run(run_dir), prepare_home(run_dir)
+    jobs = jobs_of(run_dir)
+    found: list[list[str]] = []
+    failed: set[str] = set()
+    for name in [PREPARE, *ordered_phases(config.phases), EVALUATE]:
+        job = jobs.get(name, NOT_SUBMITTED)
+        paths = RunPaths(home if name == PREPARE else run_dir)
+        progress = read_json(paths.logs / f"{name}.progress.json")
+        if name == PREPARE:
+            if not (progress or job.ids):
+                continue
+            done = store_ready(config)
+        else:
+            done = evaluation_is_done(config, paths) if name == EVALUATE else is_done(config, paths, name)
+        state = "done" if done else job_state(job.ids, states)
+        if not state:
+            state = "running" if is_fresh(progress) else "stopped" if progress else "waiting"
+        if not done and state.split()[0] in ENDED:
+            failed.add(name)
+            blamed = [other for other in job.after if other in failed]
+            state = f"cancelled: {', '.join(blamed)} failed" if blamed and state.startswith("cancelled") else state
+        line = " ".join(progress.get("line", "").split()[1:])
+        error = "" if done else last_error(paths, name)
+        found.append([name, ",".join(job.ids) or "-", state, line, expected_end(progress, done), error])
+    return found
+
+
+NOT_SUBMITTED = Submitted((), 0, (), "", ())
+
+
+def prepare_home(run_dir: Path) -> Path:
+    """Folder whose journal holds the job that prepares the run's store."""
+    return Request(load_run(run_dir), run_dir.resolve(), "all").prepare_home
+
+
+def jobs_of(run_dir: Path) -> dict[str, Submitted]:
+    """Jobs of a run, and the one that prepares its store. A copy of another run's folder has
+    none."""
+    home = prepare_home(run_dir)
+    above = {} if home == run_dir.resolve() else Journal.read(home).jobs
+    return {name: job for name, job in above.items() if name == PREPARE} | Journal.read(run_dir).jobs
+
+
+def is_fresh(progress: Mapping[str, Any]) -> bool:
+    """Whether a job has said lately how far it is."""
+    return bool(time.time() - progress.get("time", 0) < STALE_SECONDS)
+
+
+ENDED = ("failed", "cancelled", "timeout", "node_fail", "out_of_memory", "preempted", "boot_fail", "will")
+
+
+def expected_end(progress: Mapping[str, Any], done: bool) -> str:
+    """Clock time at which a running job will be through, from its speed so far."""
+    if done or "first" not in progress or time.time() - progress["time"] > STALE_SECONDS:
+        return ""
+    gone = progress["done"] - progress["first"]
+    if gone <= 0:
+        return ""
+    left = (progress["total"] - progress["done"]) * progress["seconds"] / gone
+    return time.strftime("%a %H:%M", time.localtime(progress["time"] + left))
+
+
+def last_error(paths: RunPaths, name: str) -> str:
+    """The last message of a job's newest log, with its place."""
+    logs = sorted((paths.logs / name).glob("*_log.out"), key=lambda path: path.stat().st_mtime)
+    for path in reversed(logs[-4:]):
+        if message := last_message(path):
+            return f"{message} [{path}]"
+    return ""
+
+
+HEADINGS = ["phase", "job", "state", "progress", "ends about", "last error"]
+
+
+def show(run_dir: Path, states: States) -> str:
+    """The table."""
+    return text_table(HEADINGS, rows(run_dir, states))
+
+
+def watch(run_dirs: Sequence[Path]) -> None:
+    """Draw the tables again and again until all is done, or nothing is left that could do it."""
+    asked = scheduler_of(run_dirs)
+    while True:
+        states = asked.states()
+        text = "\n\n".join(titled(run_dir, states, len(run_dirs) > 1) for run_dir in run_dirs)
+        print(("\x1b[H\x1b[2J" if sys.stdout.isatty() else "") + text, flush=True)
+        if asked.silence:
+            print(f"  {asked.silence}", flush=True)
+        if all(row[2] == "done" for run_dir in run_dirs for row in rows(run_dir, states)[-1:]):
+            return
+        if not may_go_on(run_dirs, asked):
+            raise UserError(
+                "no job of this run waits or runs\nFix what the last column names, if anything, and submit again."
+            )
+        time.sleep(SCREEN_SECONDS if sys.stdout.isatty() else PLAIN_SECONDS)
+
+
+# Between two tables where there is no terminal.
+PLAIN_SECONDS = 10.0
+
+
+def may_go_on(run_dirs: Sequence[Path], asked: Scheduler) -> bool:
+    """Whether something is left that could finish these runs: a job in the queue, or a process of this machine. Where
+    the scheduler does not answer, only a fresh word of a job says so."""
+    if asked.numbers and not asked.silence:
+        return asked.has_alive
+    progress = [read_json(path) for run_dir in run_dirs for path in RunPaths(run_dir).logs.glob("*.progress.json")]
+    is_silent = bool(asked.silence) and shutil.which("squeue") is not None
+    return is_silent or any(is_fresh(row) for row in progress)
+
+
+def scheduler_of(run_dirs: Sequence[Path]) -> Scheduler:
+    """Who is asked about the jobs of these runs."""
+    numbers = dict.fromkeys(n for run_dir in run_dirs for job in jobs_of(run_dir).values() for n in job.ids)
+    return Scheduler(list(numbers), load_run(run_dirs[0]).cluster.scheduler_seconds)
+
+
+def titled(run_dir: Path, states: States, with_title: bool) -> str:
+    """The table, under the name of its folder where there are several."""
+    return (f"{run_dir}\n" if with_title else "") + show(run_dir, states)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line, of `hpc-stres status` and of launch/status.py."""
+    parser.add_argument("run", metavar="RUN", help="run folder, or the folder of three splits")
+    parser.add_argument("--watch", action="store_true", help="refresh until the run is done or nothing of it runs")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show or watch a run; the exit status."""
+    run_dir = Path(args.run)
+    if not run_dir.is_dir():
+        raise ConfigError(f"{run_dir}: there is no such folder")
+    run_dirs = split_folders(run_dir) or [run_dir]
+    if args.watch:
+        with contextlib.suppress(KeyboardInterrupt):
+            watch(run_dirs)
+        return 0
+    asked = scheduler_of(run_dirs)
+    print("\n\n".join(titled(folder, asked.states(), len(run_dirs) > 1) for folder in run_dirs))
+    if asked.silence:
+        raise UserError(asked.silence)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """What launch/status.py calls; errors are a few lines on stderr and an exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    try:
+        return run(parser.parse_args(argv))
+    except UserError as error:
+        print(f"status.py: {error}", file=sys.stderr)
+        return error.code
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): that is its right, and no error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 0

@@ -1,0 +1,130 @@
+"""Submit the phases of a run as dependent jobs, on Slurm or on this machine.
+
+  python launch/submit.py --config configs/binding.yaml --phase all --cluster local
+  python launch/submit.py --config configs/ucf101.yaml --nodes 4 --gpus-per-node 4 --phase all
+  python launch/submit.py --cancel runs/ucf101
+
+Phases that are done or in the queue are not submitted again; the same command resumes after a
+failure, a time-out or a kill, and looks first for what the scheduler has. --dry-run prints the
+jobs, the cut of each global batch and the sbatch scripts, and submits nothing. --cancel ends all
+jobs of a run.
+
+Exit status: 0 submitted (or nothing to do), 1 failed (a scheduler that does not answer, a failed job), 2 wrong command
+line or config, 130 interrupted.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hpc_stres import SOURCES
+from hpc_stres.config.loading import CONFIGS, load_config
+from hpc_stres.config.schema import Config
+from hpc_stres.errors import ConfigError, UserError
+
+INTERRUPTED = 130
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line, of `hpc-stres submit` and of launch/submit.py."""
+    parser.add_argument(
+        "--config", metavar="F", default=str(CONFIGS / "binding.yaml"), help="config (default: the demo)"
+    )
+    parser.add_argument("--nodes", type=int, metavar="N", help="nodes of a training job")
+    parser.add_argument("--gpus-per-node", type=int, metavar="G", help="GPUs of a node, one rank each")
+    parser.add_argument("--phase", default="all", help="all, or names with commas between")
+    parser.add_argument("--cluster", default="auto", help="auto, slurm, local, or a profile of configs/clusters")
+    parser.add_argument("--set", metavar="K=V", action="append", default=[], dest="overrides", help="override a value")
+    parser.add_argument("--run-dir", metavar="D", help="run folder (default: runs/NAME_OF_CONFIG)")
+    parser.add_argument("--split", default=None, choices=["1", "2", "3", "all"], help="split, or all three")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted")
+    parser.add_argument("--watch", action="store_true", help="on Slurm: watch the jobs after submitting them")
+    parser.add_argument("--cancel", metavar="RUN", help="end all jobs of this run folder, and submit nothing")
+    parser.add_argument(
+        "--forget", metavar="ID,ID", default="",
+        help="jobs that you are certain have ended, where no scheduler can say so any more (or all)",
+    )  # fmt: skip
+
+
+def resolve(args: argparse.Namespace, split: int | None) -> Config:
+    """The config with the command line laid over it."""
+    profile = args.cluster
+    if profile == "auto":
+        profile = "slurm" if shutil.which("sbatch") else "local"
+    overrides = list(args.overrides)
+    for key, value in (("nodes", args.nodes), ("gpus_per_node", args.gpus_per_node)):
+        overrides += [f"cluster.{key}={value}"] if value is not None else []
+    overrides += [f"data.split={split}"] if split is not None else []
+    return load_config(args.config, overrides, profile)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Cancel a run, or submit one chain of phases, or one for each split; the exit status."""
+    # Jobs import this package as well, from wherever they run.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(SOURCES), *filter(None, [os.environ.get("PYTHONPATH")])])
+    try:
+        _run(args)
+    except OSError as error:
+        if args.debug:
+            raise
+        where = error.filename or args.cancel or args.run_dir or "the run folder"
+        raise UserError(f"{where}: {error.strerror or error}\nThe same command resumes.") from None
+    except KeyboardInterrupt:
+        print(
+            "submit: interrupted; what was submitted stays in the queue\n"
+            "The same command resumes; --cancel RUN ends what is there.", file=sys.stderr,
+        )  # fmt: skip
+        return INTERRUPTED
+    return 0
+
+
+def _run(args: argparse.Namespace) -> None:
+    from hpc_stres.launch.chain import Request, preview, share_a_store, submit
+
+    if args.cancel is not None:
+        from hpc_stres.launch.cancel import cancel_run
+
+        cancel_run(Path(args.cancel).absolute())
+        return
+    every = args.split == "all"
+    splits = (1, 2, 3) if every else (None if args.split is None else int(args.split),)
+    configs = [resolve(args, split) for split in splits]
+    if configs[0].cluster.scheduler == "slurm" and not args.dry_run:
+        from hpc_stres.launch.slurm import require_slurm
+
+        require_slurm()
+    root = Path(args.run_dir or Path("runs") / Path(args.config).stem).resolve()
+    if root.exists() and not root.is_dir():
+        raise ConfigError(f"--run-dir {root}: this is a file; name a folder")
+    group = root if every and share_a_store(configs) else None
+    requests = [
+        Request(config, root / f"split{split}" if every else root, args.phase, group, args.forget)
+        for split, config in zip(splits, configs, strict=True)
+    ]
+    if args.dry_run:
+        preview(requests)
+        return
+    for request in requests:
+        submit(request)
+    if args.watch and configs[0].cluster.scheduler == "slurm":
+        from hpc_stres.launch.status import watch
+
+        watch([request.run_dir for request in requests])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """What launch/submit.py calls; errors are a few lines on stderr and an exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_args(argv)
+    try:
+        return run(args)
+    except UserError as error:
+        if args.debug:
+            raise
+        print(f"submit.py: {error}", file=sys.stderr)
+        return error.code

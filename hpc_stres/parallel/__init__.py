@@ -1,0 +1,1 @@
+"""Ranks: who is there, and the process groups between them."""

@@ -1,0 +1,1 @@
+"""From videos to the store: listings, imports, decoding, packing, repair."""

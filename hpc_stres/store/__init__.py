@@ -1,0 +1,1 @@
+"""The clip store: its format, writing, reading, checking, and where it lies."""

@@ -1,0 +1,162 @@
+"""A config's listing against the listing of its store: what was added, removed, relabelled, moved or replaced."""
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hpc_stres.config.schema import Config, DataConfig
+from hpc_stres.errors import UserError
+from hpc_stres.listings import sources, splits
+from hpc_stres.listings.splits import Listing
+from hpc_stres.store.fingerprint import UNKNOWN, QuickLook, read_seen
+from hpc_stres.store.format import PREPARE, Source
+from hpc_stres.store.location import data_of, home_of, relative_to
+from hpc_stres.store.writer import Catalogue
+
+if TYPE_CHECKING:
+    from hpc_stres.store.reader import Store
+
+SHOWN = 3
+
+
+def catalogue(data: DataConfig, listing: Listing, contents: Mapping[str, Source]) -> Catalogue:
+    """The listing as a store keeps it."""
+    home = home_of(data)
+    return Catalogue(
+        kind=data.kind,
+        classes=list(listing.classes),
+        labels={name: video.label for name, video in listing.videos.items()},
+        paths={name: relative_to(video.path, home) for name, video in listing.videos.items()},
+        sources={name: contents.get(name, UNKNOWN) for name in listing.videos},
+        train=dict(listing.train),
+        test=dict(listing.test),
+    )
+
+
+def catalogue_of(store: "Store") -> Catalogue:
+    """The listing of a store."""
+    ids, paths, contents = store.read_listing()
+    read = {
+        kind: {int(split): [ids[row] for row in store.split_rows[a : a + n]] for split, (a, n) in found.items()}
+        for kind, found in (("train", store.manifest["train"]), ("test", store.manifest["test"]))
+    }
+    return Catalogue(
+        kind=store.manifest["kind"],
+        classes=store.classes,
+        labels=dict(zip(ids, store.labels.tolist(), strict=True)),
+        paths=dict(zip(ids, paths, strict=True)),
+        sources=dict(zip(ids, contents, strict=True)),
+        train=read["train"],
+        test=read["test"],
+    )
+
+
+@dataclass
+class Changes:
+    """Ids by what happened to them, and lines on classes and splits."""
+
+    added: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    relabelled: list[str] = field(default_factory=list)
+    moved: list[str] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
+    other: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return any(vars(self).values())
+
+    def lines(self) -> list[str]:
+        """One line for each kind of change, with the first ids."""
+        words = {
+            "added": "added",
+            "removed": "removed",
+            "relabelled": "relabelled",
+            "moved": "moved between splits",
+            "replaced": "whose video is another than before",
+        }
+        ids = {text: getattr(self, key) for key, text in words.items()}
+        return [f"{len(ids[text])} {text}: {first_of(ids[text])}" for text in ids if ids[text]] + self.other
+
+
+def first_of(ids: Iterable[str]) -> str:
+    """The first names of many."""
+    names = list(ids)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def difference(old: Catalogue, new: Catalogue) -> Changes:
+    """What a new listing changes in an old one; contents are compared elsewhere."""
+    shared = old.labels.keys() & new.labels.keys()
+    before, after = _memberships(old), _memberships(new)
+    changes = Changes(
+        added=sorted(new.labels.keys() - shared),
+        removed=sorted(old.labels.keys() - shared),
+        relabelled=sorted(n for n in shared if old.classes[old.labels[n]] != new.classes[new.labels[n]]),
+        moved=sorted(n for n in shared if before.get(n) != after.get(n)),
+    )
+    if old.classes != new.classes:
+        gained = [name for name in new.classes if name not in old.classes]
+        lost = [name for name in old.classes if name not in new.classes]
+        parts = [f"{len(x)} {w}: {first_of(x)}" for w, x in (("new", gained), ("gone", lost)) if x]
+        changes.other.append("classes: " + (", ".join(parts) or "in another order"))
+    in_order = (old.train, old.test) == (new.train, new.test)
+    if not in_order and not (changes.added or changes.removed or changes.moved):
+        changes.other.append("the lists are in another order")
+    return changes
+
+
+def _memberships(listing: Catalogue) -> dict[str, list[tuple[str, int]]]:
+    found: dict[str, list[tuple[str, int]]] = {}
+    for kind, lists in (("train", listing.train), ("test", listing.test)):
+        for split in sorted(lists):
+            for name in lists[split]:
+                found.setdefault(name, []).append((kind, split))
+    return found
+
+
+def find_difference(store: "Store", config: Config) -> Changes | None:
+    """What has changed since the store was prepared, without reading videos; None where the originals are gone."""
+    data = data_of(config)
+    if not originals_are_there(data):
+        return None
+    listing = sources.read_listing(data)
+    old, new = catalogue_of(store), catalogue(data, listing, {})
+    changes = difference(old, new)
+    look = QuickLook(data, read_seen(store.paths))
+    changes.replaced = sorted(
+        name
+        for name, video in listing.videos.items()
+        if name in old.sources and look.has_changed(video, old.sources[name])
+    )
+    return changes
+
+
+def originals_are_there(data: DataConfig) -> bool:
+    """Whether the listing can be read: the lists, or where there are none the folders of videos, are there."""
+    if data.kind == "folder":
+        home = Path(data.frames) if data.frames is not None else splits.video_folder(data)
+        return home.is_dir() and any(entry.is_dir() for entry in os.scandir(home))
+    if data.frames is not None and not Path(data.frames).is_dir():
+        return False
+    lists = splits.list_folder(data)
+    return lists.is_file() if data.kind == "csv" else lists.is_dir() and any(lists.iterdir())
+
+
+def check_matches(store: "Store", config: Config) -> None:
+    """Refuse to train on a store that is not the data set of its config, and say the difference."""
+    changes = find_difference(store, config)
+    if changes is None:
+        print(
+            f"note: {store.place}: the lists and videos that it was prepared from are not here to compare with",
+            file=sys.stderr,
+        )
+    elif changes:
+        found = changes.lines()
+        more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+        raise UserError(
+            f"{store.place}: the data set has changed since it was prepared: {'; '.join(found[:3])}{more}\n{PREPARE}"
+        )

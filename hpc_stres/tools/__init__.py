@@ -1,0 +1,1 @@
+"""What looks at a machine or predicts: doctor, preflight, planner, measurements, bench."""

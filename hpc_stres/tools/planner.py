@@ -1,0 +1,237 @@
+"""How long each phase will take on so many nodes, and what limits it. Pure arithmetic on measured speeds.
+
+With N ranks, of which the busiest takes b videos of a step in m micro-steps:
+
+    arithmetic  = m * overhead + b * seconds a video + update
+    feed        = b * pictures a video / pictures a second of one rank's feed
+    all-reduce  = 2 (N - 1) / N * bytes of the gradients / bytes a second between nodes
+    step        = max(arithmetic, feed) + all-reduce      (on a GPU the feed runs beside the arithmetic)
+                = arithmetic + feed + all-reduce          (on CPU ranks both take the same cores)
+    hours       = steps * step / 3600,  node-hours = hours * nodes
+
+A rank's pictures are one JPEG for each RGB frame and two for each flow pair. The storage must deliver their bytes, of
+all ranks together, within a step. Evaluation passes forward only: a third of the training time of as many chunks.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from hpc_stres.config.recipe import Phase
+from hpc_stres.config.schema import FLOW_STACK, Config
+from hpc_stres.errors import ConfigError, UserError
+from hpc_stres.layout import plan
+from hpc_stres.run.paths import read_sealed
+
+FORWARD_SHARE = 1 / 3
+Limit = Literal["arithmetic", "feed", "all-reduce"]
+
+
+@dataclass(frozen=True)
+class GpuKind:
+    """Published dense peaks of a GPU in TFLOP/s."""
+
+    float32: float
+    bfloat16: float
+
+
+# From the makers' data sheets; V100 has no bfloat16 and is planned with float32.
+GPU_KINDS = {
+    "v100": GpuKind(15.7, 15.7),
+    "a100": GpuKind(19.5, 312.0),
+    "h100": GpuKind(66.9, 989.0),
+    "h200": GpuKind(66.9, 989.0),
+    "l40s": GpuKind(91.6, 362.0),
+}
+# Share of the peak that convolutions of this kind are assumed to reach; measure on a node to replace the assumption.
+ASSUMED_EFFICIENCY = {"float32": 0.5, "bfloat16": 0.25}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """What one rank does with one phase's network."""
+
+    seconds_per_video: float
+    overhead_s: float
+    update_s: float
+    gradient_bytes: int
+    flop_per_video: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speeds:
+    """What was measured, or assumed for a named GPU, and where it comes from."""
+
+    phases: dict[str, Speed]
+    pictures_per_s: float
+    rgb_bytes: float
+    flow_bytes: float
+    network_bytes_per_s: float
+    test_videos: int
+    on_cpu: bool
+    source: str
+    network_source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhasePlan:
+    """The prediction of one phase on one number of nodes."""
+
+    name: str
+    nodes: int
+    ranks: int
+    steps: int
+    arithmetic_s: float
+    feed_s: float
+    all_reduce_s: float
+    read_bytes_per_s: float
+    on_cpu: bool
+
+    @property
+    def step_s(self) -> float:
+        both = self.arithmetic_s + self.feed_s if self.on_cpu else max(self.arithmetic_s, self.feed_s)
+        return both + self.all_reduce_s
+
+    @property
+    def hours(self) -> float:
+        return self.steps * self.step_s / 3600
+
+    @property
+    def node_hours(self) -> float:
+        return self.hours * self.nodes
+
+    @property
+    def limit(self) -> Limit:
+        """The largest of the three."""
+        times: dict[Limit, float] = {
+            "arithmetic": self.arithmetic_s, "feed": self.feed_s, "all-reduce": self.all_reduce_s,
+        }  # fmt: skip
+        return max(times, key=lambda name: times[name])
+
+
+def pictures(phase: Phase) -> tuple[int, int]:
+    """RGB and flow JPEGs that one training clip of a phase reads."""
+    return phase.chunks * phase.uses_rgb, phase.chunks * 2 * FLOW_STACK * phase.uses_flow
+
+
+def predict(config: Config, name: str, nodes: int, speeds: Speeds) -> PhasePlan:
+    """One phase on some nodes; refuses what no layout can cut."""
+    phase, speed = config.phase(name), speeds.phases[name]
+    ranks = nodes * config.cluster.ranks_of_a_node
+    limit = config.training.max_micro_batch
+    layout = plan(phase.global_batch, phase.norm_group, ranks, None if limit == "auto" else limit)
+    videos = layout.busiest
+    rgb, flow = pictures(phase)
+    arithmetic = layout.micro_steps * speed.overhead_s + videos * speed.seconds_per_video + speed.update_s
+    all_reduce = 2 * (ranks - 1) / ranks * speed.gradient_bytes / speeds.network_bytes_per_s
+    made = PhasePlan(
+        name=name, nodes=nodes, ranks=ranks, steps=config.steps(name), arithmetic_s=arithmetic,
+        feed_s=videos * (rgb + flow) / speeds.pictures_per_s, all_reduce_s=all_reduce, read_bytes_per_s=0.0,
+        on_cpu=speeds.on_cpu,
+    )  # fmt: skip
+    step_bytes = phase.global_batch * (rgb * speeds.rgb_bytes + flow * speeds.flow_bytes)
+    return replace(made, read_bytes_per_s=step_bytes / made.step_s)
+
+
+def predict_evaluation(config: Config, nodes: int, speeds: Speeds) -> PhasePlan:
+    """Testing all phases: each test video once, its chunks and flips, forward only."""
+    ranks = nodes * config.cluster.ranks_of_a_node
+    passes = config.evaluation.chunks * (2 if config.evaluation.flips else 1)
+    arithmetic = feed = 0.0
+    for name, speed in speeds.phases.items():
+        phase = config.phase(name)
+        arithmetic += passes / phase.chunks * speed.seconds_per_video * FORWARD_SHARE
+        feed += passes * sum(pictures(phase)) / phase.chunks / speeds.pictures_per_s
+    videos = -(-speeds.test_videos // ranks)
+    return PhasePlan(
+        name="evaluate", nodes=nodes, ranks=ranks, steps=1, arithmetic_s=videos * arithmetic, feed_s=videos * feed,
+        all_reduce_s=0.0, read_bytes_per_s=0.0, on_cpu=speeds.on_cpu,
+    )  # fmt: skip
+
+
+def predict_all(config: Config, phases: list[str], nodes: int, speeds: Speeds) -> list[PhasePlan]:
+    """Every phase, and evaluation last."""
+    return [*(predict(config, name, nodes, speeds) for name in phases), predict_evaluation(config, nodes, speeds)]
+
+
+def comparison(config: Config, phases: list[str], speeds: Speeds, nodes: tuple[int, ...]) -> list[list[str]]:
+    """What changes on other numbers of nodes; where a batch cannot be cut, that is said."""
+    found = []
+    for count in nodes:
+        try:
+            plans = predict_all(config, phases, count, speeds)
+        except ConfigError as error:
+            found.append([str(count), "-", "-", str(error).splitlines()[0]])
+            continue
+        hours = chain_hours(config, {p.name: p for p in plans})
+        limits = ", ".join(f"{p.name}: {p.limit}" for p in plans)
+        found.append([str(count), f"{hours:.2f}", f"{sum(p.node_hours for p in plans):.1f}", limits])
+    return found
+
+
+def assumed_kind(kind: str) -> GpuKind:
+    """A GPU by name; refuses one that is not known."""
+    if kind.lower() not in GPU_KINDS:
+        raise ConfigError(f"--gpu {kind}: no such GPU is known; there are {', '.join(GPU_KINDS)}")
+    return GPU_KINDS[kind.lower()]
+
+
+def assumed(speeds: Speeds, kind: str, precision: str) -> Speeds:
+    """Speeds of a named GPU: its peak times an assumed efficiency in place of the measured arithmetic."""
+    number = "bfloat16" if precision == "bfloat16" else "float32"
+    flops = getattr(assumed_kind(kind), number) * 1e12 * ASSUMED_EFFICIENCY[number]
+    phases = {
+        name: replace(speed, seconds_per_video=3 * speed.flop_per_video / flops, overhead_s=0.0, update_s=0.0)
+        for name, speed in speeds.phases.items()
+    }
+    share = f"{ASSUMED_EFFICIENCY[number]:.0%} of the {number} peak of {kind.upper()}"
+    return replace(
+        speeds,
+        phases=phases,
+        on_cpu=False,
+        source=f"arithmetic assumed at {share}, not measured; feed as measured here",
+    )
+
+
+def as_json(plans: list[PhasePlan], speeds: Speeds) -> dict[str, Any]:
+    """plan.json: what submit.py asks for comes from its `hours`."""
+    rows = [asdict(p) | {"step_s": p.step_s, "hours": p.hours, "limit": p.limit} for p in plans]
+    return {"hours": {p.name: p.hours for p in plans}, "phases": rows, "speeds": asdict(speeds)}
+
+
+def read_hours(path: Path) -> dict[str, float]:
+    """Hours of each job from plan.json; a missing or damaged one is a UserError."""
+    remedy = "Remove it, or write it again with `hpc-stres plan --run-dir`."
+    hours = read_sealed(path, remedy).get("hours")
+    if not isinstance(hours, dict) or not all(isinstance(h, float) and 0 <= h < math.inf for h in hours.values()):
+        raise UserError(f"{path}: it holds no hours of jobs\n{remedy}")
+    return hours
+
+
+def rows(plans: list[PhasePlan]) -> list[list[str]]:
+    """The table of one number of nodes, with its sum."""
+    found = [
+        [
+            p.name, str(p.steps) if p.steps > 1 else "", f"{p.arithmetic_s:.3g}", f"{p.feed_s:.3g}",
+            f"{p.all_reduce_s:.2g}", p.limit, f"{p.read_bytes_per_s / 1e6:.0f}" if p.read_bytes_per_s else "",
+            f"{p.hours:.2f}", f"{p.node_hours:.1f}",
+        ]
+        for p in plans
+    ]  # fmt: skip
+    return [*found, ["all", "", "", "", "", "", "", "", f"{sum(p.node_hours for p in plans):.1f}"]]
+
+
+HEADINGS = (
+    "phase", "steps", "arithmetic s", "feed s", "all-reduce s", "limit", "reads MB/s", "hours", "node-hours",
+)  # fmt: skip
+
+
+def chain_hours(config: Config, plans: Mapping[str, PhasePlan]) -> float:
+    """Hours from the first job to the last when nothing waits in a queue: the longest path through the graph."""
+    ends: dict[str, float] = {}
+    for name, phase in config.phases.items():
+        if name in plans:
+            ends[name] = plans[name].hours + max((ends.get(p, 0.0) for p in phase.starts_from), default=0.0)
+    return max(ends.values(), default=0.0) + (plans["evaluate"].hours if "evaluate" in plans else 0.0)

@@ -1,1 +1,0 @@
-"""Submitting phases as dependent jobs, on Slurm or on this machine, and watching them."""
