@@ -23,7 +23,7 @@ unit: setup
 	@$(PYTHON) -m pytest tests/unit
 
 lint:
-	@bash env/setup.sh --tests
+	@bash env/setup.sh --lint
 	@$(PYTHON) -m ruff format --check $(PATHS)
 	@$(PYTHON) -m ruff check $(PATHS)
 	@$(PYTHON) -m mypy

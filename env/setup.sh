@@ -2,15 +2,19 @@
 # The one place that installs: a virtual environment with the pinned packages, and, where this is root on Debian or
 # Ubuntu, the system packages that are missing. A second call finds everything and returns at once.
 #
-#   env/setup.sh [--tests]     --tests: also what only the tests need (Slurm, an MPI library, a browser, shellcheck)
+#   env/setup.sh [--lint | --tests]
+#     --lint: also shellcheck; --tests: also what only the tests need (Slurm, an MPI library, a browser)
 #   HPC_STRES_VENV=DIR         another place for the virtual environment (default: .venv in the repository)
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${HPC_STRES_VENV:-$here/.venv}
 lock=$here/env/requirements.lock
-want_tests=no
-[ "${1:-}" = "--tests" ] && want_tests=yes
+want_tests=no want_shellcheck=no
+case ${1:-} in
+  --tests) want_tests=yes want_shellcheck=yes ;;
+  --lint) want_shellcheck=yes ;;
+esac
 
 say() { printf 'setup: %s\n' "$*"; }
 
@@ -19,9 +23,11 @@ system_packages() {
   command -v g++ >/dev/null || echo g++
   command -v git >/dev/null || echo git
   python3 -c 'import ensurepip' 2>/dev/null || echo python3-venv
+  if [ "$want_shellcheck" = yes ]; then
+    command -v shellcheck >/dev/null || echo shellcheck
+  fi
   if [ "$want_tests" = yes ]; then
     command -v mpirun >/dev/null || echo openmpi-bin
-    command -v shellcheck >/dev/null || echo shellcheck
     command -v slurmctld >/dev/null || echo slurm-wlm
     command -v slurmdbd >/dev/null || echo slurmdbd
     command -v munged >/dev/null || echo munge
@@ -72,8 +78,8 @@ install_python_packages() {
   if [ -x "$venv/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$(stamp_value) $here" ]; then
     return 0
   fi
-  python3 -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || {
-    say "Python 3.10 to 3.13 is needed; this is $(python3 --version)" >&2
+  python3 -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || {
+    say "Python 3.11 to 3.13 is needed; this is $(python3 --version)" >&2
     exit 1
   }
   say "installing the pinned Python packages into $venv (some minutes, once)"
