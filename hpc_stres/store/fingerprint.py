@@ -4,10 +4,12 @@ A stamp (size and times) says cheaply that nothing has changed; where it differs
 kept beside the store and not inside: a store's bytes depend on contents, not on when files were copied.
 """
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from hpc_stres.config.schema import DataConfig
@@ -52,9 +54,13 @@ def stamp_of(video: Video, data: DataConfig) -> Stamp:
 
 
 def content_of(video: Video, data: DataConfig) -> Source:
-    """Size and hash of a source's content."""
+    """Size and hash of a source's content; an OSError where it cannot be read."""
     if not video.path.is_dir():
-        return Source(video.path.stat().st_size, sha256(video.path))
+        status = video.path.stat()
+        # A pipe or a device may have no end, and opening one may wait for ever.
+        if not S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(video.path))
+        return Source(status.st_size, sha256(video.path))
     digest, size = hashlib.sha256(), 0
     for name, path in _files(video, data.flow_frames):
         size += path.stat().st_size
