@@ -29,10 +29,12 @@ from hpc_stres.evaluation.results import summarise
 from hpc_stres.models.building import DTYPES
 from hpc_stres.parallel import process_groups
 from hpc_stres.parallel.world import World
+from hpc_stres.run.data_set import refuse_other_data_set
 from hpc_stres.run.ownership import owned
 from hpc_stres.run.paths import RunPaths
 from hpc_stres.run.product import finished_weights
 from hpc_stres.run.progress import Progress
+from hpc_stres.store.listing import facts_of
 from hpc_stres.store.reader import Store, VideoRow
 from hpc_stres.store.staging import open_store
 
@@ -56,6 +58,8 @@ def evaluate(config: Config, run_dir: Path, world: World, phases: list[str] | No
     """Score every finished phase, write scores/ and results.json; returns the results on the first rank."""
     paths = RunPaths(run_dir)
     store = open_store(config, check=world.is_first)
+    if world.is_first:
+        refuse_other_data_set(run_dir, facts_of(store, config.data.split))
     chosen = _finished_phases(config, paths, phases)
     videos = _test_videos(config, store)
     torch.set_num_threads(protocol.EVALUATION_THREADS)

@@ -49,6 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line of launch/submit.py."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser.parse_args(argv)
+
+
 def resolve(args: argparse.Namespace, split: int | None) -> Config:
     """The config with the command line laid over it."""
     profile = args.cluster
@@ -117,10 +125,7 @@ def _run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """What launch/submit.py calls; errors are a few lines on stderr and an exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    args = parser.parse_args(argv)
+    args = parse(argv)
     try:
         return run(args)
     except UserError as error:

@@ -5,12 +5,13 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from hpc_stres.config.schema import Config, DataConfig
 from hpc_stres.errors import UserError
 from hpc_stres.listings import sources, splits
 from hpc_stres.listings.splits import Listing
+from hpc_stres.run.paths import checksum
 from hpc_stres.store.fingerprint import UNKNOWN, QuickLook, read_seen
 from hpc_stres.store.format import PREPARE, Source
 from hpc_stres.store.location import data_of, home_of, relative_to
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from hpc_stres.store.reader import Store
 
 SHOWN = 3
+KINDS: tuple[Literal["train", "test"], ...] = ("train", "test")
 
 
 def catalogue(data: DataConfig, listing: Listing, contents: Mapping[str, Source]) -> Catalogue:
@@ -52,6 +54,19 @@ def catalogue_of(store: "Store") -> Catalogue:
         train=read["train"],
         test=read["test"],
     )
+
+
+def facts_of(store: "Store", split: int) -> dict[str, Any]:
+    """What a run on a split depends on: classes, how many videos train and test, and a digest of their ids, labels and
+    contents and of which were prepared."""
+    ids, _, contents = store.read_listing()
+    labels, rows = store.labels.tolist(), store.row_of_listed.tolist()
+    lists = {
+        kind: [[ids[row], labels[row], contents[row].sha256, rows[row] >= 0] for row in store.listed_in(split, kind)]
+        for kind in KINDS
+    }
+    counts: dict[str, int] = {kind: len(found) for kind, found in lists.items()}
+    return {"split": split, "classes": store.classes, **counts, "digest": checksum(lists)}
 
 
 @dataclass

@@ -178,7 +178,8 @@ class Store:
                 high = middle
         return low if low < len(self.listing) and self.id_of(low) == video_id else None
 
-    def _split(self, split: int, kind: Kind) -> NDArray[np.int32]:
+    def listed_in(self, split: int, kind: Kind) -> NDArray[np.int32]:
+        """Rows of the listing that a split trains or tests on, rejected videos included."""
         if str(split) not in self.manifest[kind]:
             there = ", ".join(self.manifest[kind])
             raise UserError(f"{self.paths.root}: the store has no split {split}; it has {there}")
@@ -187,11 +188,11 @@ class Store:
 
     def ids(self, split: int, kind: Kind) -> list[str]:
         """Ids of a split as its list gives them, rejected videos included."""
-        return [self.id_of(int(listed)) for listed in self._split(split, kind)]
+        return [self.id_of(int(listed)) for listed in self.listed_in(split, kind)]
 
     def present(self, split: int, kind: Kind) -> list[int]:
         """Row numbers of a split's videos that were prepared."""
-        rows = self.row_of_listed[self._split(split, kind)]
+        rows = self.row_of_listed[self.listed_in(split, kind)]
         return [int(row) for row in rows[rows >= 0]]
 
     @cached_property

@@ -15,11 +15,15 @@ from hpc_stres.config.schema import Config
 from hpc_stres.errors import UserError
 from hpc_stres.parallel import process_groups
 from hpc_stres.parallel.world import World, kept_environment
+from hpc_stres.run.data_set import claim_data_set
 from hpc_stres.run.experiment import claim_run_folder
 from hpc_stres.run.ownership import owned
 from hpc_stres.run.paths import RunPaths
 from hpc_stres.run.product import phase_is_done
 from hpc_stres.run.provenance import write_provenance
+from hpc_stres.store.listing import check_matches, facts_of
+from hpc_stres.store.location import store_folder
+from hpc_stres.store.reader import Store
 from hpc_stres.training.metrics import WAITING, late_ranks
 from hpc_stres.training.trainer import Trainer
 
@@ -81,6 +85,7 @@ def _is_left_to_do(
             claim_run_folder(config, run_dir, allowed)
             done = phase_is_done(paths, config.steps(name))
             if not done:
+                _claim_data(config, run_dir, allowed)
                 ownership.enter_context(owned(paths.lock, "this phase is being trained", patience))
                 # It may have been finished while this rank waited for its owner.
                 done = phase_is_done(paths, config.steps(name))
@@ -94,6 +99,13 @@ def _is_left_to_do(
             )
     process_groups.refuse_together(refusal, control, f"to train {name} in {run_dir}")
     return process_groups.agree([float(done)], control) == [0.0]
+
+
+def _claim_data(config: Config, run_dir: Path, allowed: tuple[str, ...]) -> None:
+    """The store holds the config's data set, and that is what this run was begun on."""
+    store = Store(store_folder(config))
+    check_matches(store, config)
+    claim_data_set(run_dir, facts_of(store, config.data.split), allowed)
 
 
 def _train_owned(trainer: Trainer, allowed: tuple[str, ...]) -> bool:

@@ -52,7 +52,7 @@ class Trainer:
         self.phase, self.steps = config.phase(name), config.steps(name)
         self.run, self.paths = RunPaths(run_dir), RunPaths(run_dir).phase(name)
         self.dtype = DTYPES[config.training.precision]
-        self.store = open_store(config, check=world.is_first)
+        self.store = open_store(config)
         self.sampler = sampler(config, name, self.store)
         self.stop = StopFlag()
         self.heartbeat = Heartbeat(self.paths.heartbeat(world.rank))

@@ -125,7 +125,7 @@ def test_one_child_serves_many_videos_and_survives_what_ends_a_job(faulty, good,
 def test_a_child_ends_with_its_parent_even_while_it_hangs(faulty, good, tmp_path):
     video = named(good, tmp_path, "sleep")
     code = (
-        "import sys; from pathlib import Path; from hpc_stres.data import guard\n"
+        "import sys; from pathlib import Path; from hpc_stres.prepare import guard\n"
         "from hpc_stres.listings.listing import Video; from hpc_stres.store.location import Settings\n"
         f"guard.CHILD = {guard.CHILD!r}\n"
         f"guard.prepare(Video('v', Path({str(video.path)!r}), 0), Settings(48, 95, 'native'))\n"
@@ -235,7 +235,7 @@ def test_one_odd_video_costs_one_video_of_prepare(tmp_path, good):
     store = Store(prepare(config, quiet=True))
     assert store.rejected["run/png"].startswith("a still picture")
     assert store.rejected["run/empty"] == "an empty file"
-    assert store.rejected["run/pipe"] == "not a regular file"
+    assert store.rejected["run/pipe"] == "cannot be read: not a regular file"
     assert "would be stored as 48 x 72000" in store.rejected["sit/narrow"]
     assert "600 x 600 pixels are more than data.max_pixels=300000" in store.rejected["sit/large"]
     assert len(store.rows) == 9

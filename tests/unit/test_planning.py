@@ -9,7 +9,7 @@ import pytest
 from hpc_stres.config.loading import load_config
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.launch.jobs import make_jobs, wall_time
-from hpc_stres.run.paths import RunPaths, write_json, write_sealed
+from hpc_stres.run.paths import RunPaths, write_sealed
 from hpc_stres.tools import planner
 from hpc_stres.tools.planner import Speed, Speeds
 from tests.conftest import ROOT, TINY, run_python
@@ -95,7 +95,7 @@ def test_the_wall_time_comes_from_the_plan(config, tmp_path):
     assert wall_time(cluster, None) == (1440, 1)
     assert wall_time(cluster, 4.0) == (310, 1)
     assert wall_time(cluster, 60.0) == (1440, 4)
-    write_json(RunPaths(tmp_path).plan, {"hours": {"motion": 4.0, "st_resnet": 60.0}})
+    write_sealed(RunPaths(tmp_path).plan, {"hours": {"motion": 4.0, "st_resnet": 60.0}})
     jobs = {job.name: job for job in make_jobs(config, tmp_path, list(config.phases), True)}
     assert (jobs["motion"].minutes, jobs["motion"].links) == (310, 1)
     assert (jobs["st_resnet"].minutes, jobs["st_resnet"].links) == (1440, 4)

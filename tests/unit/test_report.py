@@ -161,10 +161,10 @@ def test_changes_are_those_of_this_repository_alone_and_bounded(tmp_path, monkey
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "-qm", "x"], check=True)
     (tmp_path / "private.txt").write_bytes(b"\xff\xfe mine\n" * 200_000)
-    monkeypatch.setattr(provenance, "REPOSITORY", home)
+    monkeypatch.setattr(provenance, "SOURCES", home)
     assert provenance.code_diff() == ""
     assert provenance.provenance(load_config(TINY))["commit"] == "unknown"
-    monkeypatch.setattr(provenance, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(provenance, "SOURCES", tmp_path)
     text = provenance.code_diff()
     assert len(text) < provenance.MOST_DIFF_BYTES + 200
     assert "# cut off here: the whole difference has" in text

@@ -18,8 +18,8 @@ from tests.conftest import ROOT, digests
 
 COPY = """
 import sys; from pathlib import Path
-from hpc_stres.data.shards import Store, verify
-from hpc_stres.data.stage import staged
+from hpc_stres.store.reader import Store, verify
+from hpc_stres.store.staging import staged
 print(len(verify(Store(staged(Path(sys.argv[1]), sys.argv[2])))), flush=True)
 """
 

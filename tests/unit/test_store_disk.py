@@ -12,7 +12,6 @@ from hpc_stres.run.tables import size_text
 from hpc_stres.store.location import store_folder
 from hpc_stres.store.reader import Store, verify
 from tests.conftest import digests, tiny_config
-from tests.unit.test_store_listing import work  # noqa: F401  (a fixture)
 
 FEW = ("data.binding.train_videos=8", "data.binding.test_videos=8", "data.binding.frames=4")
 
@@ -32,7 +31,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def test_a_disk_that_fills_while_it_runs_loses_nothing(small_disk, work, monkeypatch, tmp_path):  # noqa: F811
+def test_a_disk_that_fills_while_it_runs_loses_nothing(small_disk, work, monkeypatch, tmp_path):
     place, remount = small_disk
     config = tiny_config(place, *FEW)
     monkeypatch.setattr(disk, "estimate", lambda *more: "")
@@ -51,7 +50,7 @@ def test_a_disk_that_fills_while_it_runs_loses_nothing(small_disk, work, monkeyp
     assert digests(store_folder(config)) == digests(store_folder(undisturbed))
 
 
-def test_a_read_only_store_is_used_and_not_changed(small_disk, work):  # noqa: F811
+def test_a_read_only_store_is_used_and_not_changed(small_disk, work):
     place, remount = small_disk
     config = tiny_config(place, *FEW)
     assert remount("size=4m") == 0
@@ -63,7 +62,7 @@ def test_a_read_only_store_is_used_and_not_changed(small_disk, work):  # noqa: F
         prepare(other, quiet=True)
 
 
-def test_a_root_that_is_a_file_is_a_sentence(tmp_path, work):  # noqa: F811
+def test_a_root_that_is_a_file_is_a_sentence(tmp_path, work):
     (tmp_path / "root").write_text("")
     with pytest.raises(UserError, match=rf"{tmp_path}/root/.*: Not a directory\nSet data.root to a folder"):
         prepare(tiny_config(tmp_path / "root", *FEW), quiet=True)

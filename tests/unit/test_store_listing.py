@@ -1,102 +1,18 @@
 """A store is the data set that it says it is: other data sets, edited lists, replaced videos, the least work."""
 
-import csv
 import os
 import shutil
-import time
 
 import pytest
 
-from hpc_stres.errors import UserError
-from hpc_stres.listings import sources
 from hpc_stres.prepare import run as preparing
-from hpc_stres.prepare import worker_tasks
 from hpc_stres.prepare.run import prepare
 from hpc_stres.prepare.video import decode, write_video
 from hpc_stres.store.listing import check_matches
-from hpc_stres.store.location import store_folder, store_is_ready
+from hpc_stres.store.location import store_folder
 from hpc_stres.store.reader import Store, verify
-from hpc_stres.store.staging import open_store
 from tests.conftest import tiny_config
-
-
-@pytest.fixture
-def root(data_root, store, tmp_path):
-    """A copy of the tiny data set and its store, under which other stores find its frames."""
-    shutil.copytree(data_root, tmp_path / "root")
-    return tmp_path / "root"
-
-
-@pytest.fixture
-def work(monkeypatch):
-    """Ids of the videos that were decoded, in this process."""
-    made = []
-    one = worker_tasks.sources.prepare_one
-
-    def counted(video, *more):
-        made.append(video.id)
-        return one(video, *more)
-
-    class Inline:
-        """Work is done when it is asked for."""
-
-        def submit(self, function, *arguments):
-            from concurrent.futures import Future
-
-            future = Future()
-            try:
-                future.set_result(function(*arguments))
-            except BaseException as error:
-                future.set_exception(error)
-            return future
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *more):
-            return None
-
-    monkeypatch.setattr(worker_tasks.sources, "prepare_one", counted)
-    monkeypatch.setattr(preparing.preparework, "executor_of", lambda workers: Inline())
-    monkeypatch.setattr(preparing.disk, "estimate", lambda *more: "")
-    return made
-
-
-def own_config(root, *more, name="own"):
-    videos = f"data.videos={root}/binding/videos"
-    return tiny_config(root, "data.kind=csv", videos, f"data.lists={root}/{name}.csv", *more)
-
-
-def write_csv(root, rows, name="own"):
-    with (root / f"{name}.csv").open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["path", "label", "split"])
-        writer.writerows(rows)
-
-
-def rows_of(root, count=10):
-    """Classes by the first motion; every fourth video tests."""
-    paths = sorted((root / "binding" / "videos").rglob("*.avi"))[:count]
-    names = [path.relative_to(root / "binding" / "videos").as_posix() for path in paths]
-    return [[name, name[4:8].lower(), "test" if n % 4 == 0 else "train"] for n, name in enumerate(names)]
-
-
-def answers(store):
-    """All that a reader can ask, by id: what two stores of the same data set must agree on."""
-    members = {
-        row.id: (row.label, row.frames, store.member(n, "rgb").tobytes(), store.member(n, "flow").tobytes())
-        for n, row in enumerate(store.rows)
-    }
-    lists = {kind: store.ids(1, kind) for kind in ("train", "test")}
-    return store.classes, members, lists, store.rejected
-
-
-def from_scratch(root, tmp_path, *more):
-    """What a store made anew of the same lists and videos answers."""
-    shutil.copytree(root / "binding", tmp_path / "anew" / "binding")
-    shutil.copy(root / "own.csv", tmp_path / "anew" / "own.csv")
-    return answers(Store(prepare(own_config(tmp_path / "anew", *more), quiet=True)))
-
+from tests.unit.listed import answers, from_scratch, own_config, rows_of, write_csv
 
 # -- identity ----------------------------------------------------------------------------------------------------------
 
@@ -171,18 +87,18 @@ def test_edited_labels_classes_and_splits_cost_no_decoding(root, work, tmp_path)
     config = own_config(root)
     shard = Store(prepare(config, quiet=True)).paths.shard(0)
     before = shard.stat()
-    rows[1][1] = "aaa"  # a new first class: all numbers of labels move
-    rows[2][2] = "test"
+    rows[0][1] = rows[1][1] = "aaa"  # a new first class: all numbers of labels move
+    rows[3][2] = "test"
     write_csv(root, rows)
     outcome = preparing.run(config, quiet=True)
     store = Store(outcome.folder)
     assert work == []
     assert (shard.stat().st_ino, shard.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     text = "\n".join(outcome.lines)
-    assert f"changed: 1 relabelled: {rows[1][0][:-4]}" in text
-    assert f"changed: 1 moved between splits: {rows[2][0][:-4]}" in text
+    assert f"changed: 2 relabelled: {rows[0][0][:-4]}, {rows[1][0][:-4]}" in text
+    assert f"changed: 1 moved between splits: {rows[3][0][:-4]}" in text
     assert "changed: classes: 1 new: aaa" in text
-    assert store.classes == ["aaa", "dash", "drif", "drop"]
+    assert store.classes == ["aaa", "jump", "walk"]
     assert store.rows[store.number[rows[1][0][:-4]]].label == 0
     assert answers(store) == from_scratch(root, tmp_path)
 
@@ -208,7 +124,7 @@ def test_shards_that_are_mostly_unused_are_packed_again(root, work, tmp_path):
     rows = rows_of(root)
     write_csv(root, rows)
     prepare(own_config(root), quiet=True)
-    write_csv(root, rows[-3:])
+    write_csv(root, rows[-4:])
     store = Store(prepare(own_config(root), quiet=True))
     assert work == []
     assert [path.name for path in store.paths.shards.iterdir()] == ["00001.tar"]
@@ -298,7 +214,7 @@ def test_parts_of_a_killed_run_do_not_outlive_their_source(root, work, monkeypat
             prepare(config, quiet=True)
     assert len(work) == 6
     replace_video(root / "binding" / "videos" / rows[2][0])
-    rows[3][1] = "aaa"
+    rows[2][1] = rows[3][1] = "aaa"
     write_csv(root, rows)
     store = Store(prepare(config, quiet=True))
     assert work[6:] == [rows[2][0][:-4]]
@@ -317,7 +233,8 @@ def test_killed_at_any_rename_the_store_is_the_old_or_the_new_one(root, work, tm
     old = answers(Store(prepare(config, quiet=True)))
     before = tmp_path / "before"
     shutil.copytree(root, before)
-    rows[1][1], rows[2][2] = "aaa", "test"
+    rows[1][1] = rows[4][1] = "aaa"
+    rows[2][2], rows[3][2] = "train", "test"
     write_csv(root, rows[1:])
     new = from_scratch(root, tmp_path)
     shutil.copy(root / "own.csv", before / "own.csv")
@@ -347,82 +264,3 @@ def test_killed_at_any_rename_the_store_is_the_old_or_the_new_one(root, work, tm
         assert answers(Store(prepare(config, quiet=True))) == new
     assert point > 8
     assert seen == {False, True}
-
-
-# -- training on another data set --------------------------------------------------------------------------------------
-
-
-def test_training_refuses_a_store_of_another_listing_and_says_the_difference(root):
-    rows = rows_of(root)
-    write_csv(root, rows)
-    config = own_config(root)
-    assert not store_is_ready(config)
-    prepare(config, quiet=True)
-    assert store_is_ready(config)
-    rows[1][1] = rows[2][1] = "jump"
-    write_csv(root, rows[:-1])
-    assert not store_is_ready(config)
-    with pytest.raises(
-        UserError, match=r"changed since it was prepared: 1 removed: .*; 2 relabelled: (.|\n)*hpc-stres prep"
-    ):
-        open_store(config, check=True)
-    open_store(config)  # the commands that look after a store open it all the same
-
-
-def test_training_refuses_a_replaced_video(root):
-    write_csv(root, rows_of(root))
-    config = own_config(root)
-    prepare(config, quiet=True)
-    path = root / "binding" / "videos" / rows_of(root)[3][0]
-    data = bytearray(path.read_bytes())
-    data[1000] ^= 1
-    path.write_bytes(data)  # the same size
-    with pytest.raises(UserError, match="1 whose video is another than before"):
-        open_store(config, check=True)
-
-
-def test_without_the_originals_what_can_be_known_is_compared(root, capsys):
-    rows = rows_of(root)
-    write_csv(root, rows)
-    config = own_config(root)
-    prepare(config, quiet=True)
-    shutil.rmtree(root / "binding")
-    open_store(config, check=True)
-    assert store_is_ready(config)
-    rows[0][1] = "jump"
-    write_csv(root, rows)
-    with pytest.raises(UserError, match="1 relabelled"):
-        open_store(config, check=True)
-    (root / "own.csv").unlink()
-    capsys.readouterr()
-    open_store(config, check=True)
-    assert "are not here to compare with" in capsys.readouterr().err
-
-
-def test_the_comparison_takes_about_a_second_for_ucf101s_size(tmp_path, data_root):
-    """A quarter of its 13,320 videos in a quarter of the time."""
-    from hpc_stres.store import fingerprint, writer
-    from hpc_stres.store.format import StorePaths
-    from hpc_stres.store.listing import catalogue
-
-    rows = []
-    for number in range(3_330):
-        path = tmp_path / "v" / f"c{number % 101}" / f"v_{number}.avi"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"%d" % number)
-        rows.append(
-            [path.relative_to(tmp_path / "v").as_posix(), f"c{number % 101}", "train" if number % 4 else "test"]
-        )
-    with (tmp_path / "own.csv").open("w", newline="") as stream:
-        csv.writer(stream).writerows([["path", "label", "split"], *rows])
-    config = tiny_config(tmp_path, "data.kind=csv", f"data.videos={tmp_path}/v", f"data.lists={tmp_path}/own.csv")
-    listing = sources.read_listing(config.data)
-    found = {name: fingerprint.content_of(video, config.data) for name, video in listing.videos.items()}
-    paths = StorePaths(store_folder(config))
-    rejected = [{"id": name, "path": "", "reason": "", "source": list(source)} for name, source in found.items()]
-    writer.write_index(paths, catalogue(config.data, listing, found), [], rejected, {})
-    stamps = {name: fingerprint.stamp_of(video, config.data) for name, video in listing.videos.items()}
-    fingerprint.write_seen(paths, {name: (stamps[name], found[name].sha256) for name in stamps})
-    started = time.process_time()
-    check_matches(Store(paths.root), config)
-    assert time.process_time() - started < 0.4

@@ -78,7 +78,7 @@ def golden(name, text):
 def elsewhere(monkeypatch):
     """Paths that are the same on every machine."""
     monkeypatch.setattr("sys.executable", "/opt/my python/bin/python")
-    monkeypatch.setattr("hpc_stres.launch.slurm.ROOT", Path("/opt/hpc stres"))
+    monkeypatch.setattr("hpc_stres.launch.slurm.SOURCES", Path("/opt/hpc stres"))
     monkeypatch.setattr("pathlib.Path.cwd", lambda: Path("/home/me"))
     return Path("/scratch/with space/run")
 
