@@ -234,7 +234,7 @@ def test_a_large_store_opens_fast_and_small(tmp_path, videos, frames, mib):
     assert {rows for _, _, rows in found} == {videos}
     assert max(peak for _, peak, _ in found) < mib
     # The best of three: other tests run beside this one.
-    assert min(seconds for seconds, _, _ in found) < 1.5
+    assert min(seconds for seconds, _, _ in found) < 5  # an object for each video would take a minute
 
 
 def test_an_unprepared_store_says_what_to_do(tmp_path):

@@ -90,4 +90,4 @@ def test_the_comparison_takes_about_a_second_for_ucf101s_size(tmp_path, data_roo
     fingerprint.write_seen(paths, {name: (stamps[name], found[name].sha256) for name in stamps})
     started = time.process_time()
     check_matches(Store(paths.root), config)
-    assert time.process_time() - started < 0.4
+    assert time.process_time() - started < 3  # a comparison that reads contents would take minutes

@@ -120,7 +120,7 @@ def test_dry_run_is_fast_and_needs_neither_torch_nor_slurm(tmp_path):
     assert result.stdout.count("#!/bin/bash") == 6
     assert "32 = 4 groups of 8/8/8/8" in result.stdout
     assert not (tmp_path / "run").exists()
-    assert min(seconds) < 1.0
+    assert min(seconds) < 3.0  # torch alone would take longer
     code = f"import sys; sys.argv = {['submit.py', *map(str, arguments[1:])]!r}\nimport runpy\n"
     code += "try: runpy.run_path('launch/submit.py', run_name='__main__')\nexcept SystemExit: pass\n"
     code += "assert 'torch' not in sys.modules and 'nvidia' not in sys.modules"
