@@ -6,10 +6,10 @@ set -uo pipefail
 python=${1:-.venv/bin/python}
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-"$python" -m pytest tests/slurm tests/image tests/unit >"$log" 2>&1 &
+"$python" -m pytest --durations=20 tests/slurm tests/image tests/unit >"$log" 2>&1 &
 second=$!
 status=0
-"$python" -m pytest tests/distributed || status=$?
+"$python" -m pytest --durations=10 tests/distributed || status=$?
 wait "$second" || status=$?
 cat "$log"
 exit "$status"

@@ -22,7 +22,7 @@ _REMEDY = "Use another --run-dir for the changed data set, or bring the old stat
 def claim_data_set(run_dir: Path, facts: Mapping[str, Any], allowed: tuple[str, ...] = ()) -> None:
     """Bind a run folder to the state of a data set, or refuse another one than it is bound to.
 
-    `facts` are classes, the numbers of training and test videos, and a digest of their ids, labels and contents.
+    `facts` are classes, the number of training videos, and a digest of their ids, labels and contents.
     """
     path = RunPaths(run_dir).data_set
     with owned(run_dir / "config.lock", "this run folder is being claimed", _PATIENCE_SECONDS):
@@ -51,10 +51,9 @@ def _difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             lines.append(f"classes {words}: {', '.join(names[:3])}{more}")
-    for kind in ("train", "test"):
-        if then.get(kind) != now.get(kind):
-            lines.append(f"{then.get(kind)} {kind} videos then, {now.get(kind)} now")
-    return "; ".join(lines) or "labels, splits or contents of videos differ"
+    if then.get("train") != now.get("train"):
+        lines.append(f"{then.get('train')} training videos then, {now.get('train')} now")
+    return "; ".join(lines) or "labels, splits or contents of training videos differ"
 
 
 def _without(these: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:

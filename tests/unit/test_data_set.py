@@ -22,16 +22,16 @@ def change(root, rows, how):
         rows[3][1] = "jump"
     elif how == "split":
         rows[6][2] = "train"
-        return "train videos then"
+        return "5 training videos then, 6 now"
     elif how == "added":
         rows.append(rows_of(root, 12)[11])
-        return "5 train videos then, 6 now"
+        return "5 training videos then, 6 now"
     elif how == "content":
         path = root / "binding" / "videos" / rows[1][0]
         data = bytearray(path.read_bytes())
         data[-5] ^= 1
         path.write_bytes(data)
-    return "labels, splits or contents of videos differ"
+    return "labels, splits or contents of training videos differ"
 
 
 @pytest.mark.parametrize("how", ["class", "label", "split", "added", "content"])
@@ -72,3 +72,12 @@ def test_a_damaged_note_is_named_and_a_run_without_one_is_believed(tmp_path):
     path.write_text(path.read_text().replace("a", "b", 1))
     with pytest.raises(UserError, match=r"data_set\.json"):
         refuse_other_data_set(tmp_path, {"classes": ["a"]})
+
+
+def test_other_test_videos_are_tested_as_they_are(root, tmp_path):
+    rows = rows_of(root)
+    write_csv(root, rows)
+    config = own_config(root)
+    claim_data_set(tmp_path, facts_of(Store(prepare(config, quiet=True)), 1))
+    write_csv(root, [row for row in rows if row is not rows[8]])
+    refuse_other_data_set(tmp_path, facts_of(Store(prepare(config, quiet=True)), 1))
