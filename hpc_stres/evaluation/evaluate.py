@@ -57,16 +57,17 @@ class Scoring:
 def evaluate(config: Config, run_dir: Path, world: World, phases: list[str] | None = None) -> dict[str, Any] | None:
     """Score every finished phase, write scores/ and results.json; returns the results on the first rank."""
     paths = RunPaths(run_dir)
-    store = open_store(config, check=world.is_first)
-    if world.is_first:
-        refuse_other_data_set(run_dir, facts_of(store, config.data.split))
-    chosen = _finished_phases(config, paths, phases)
-    videos = _test_videos(config, store)
     torch.set_num_threads(protocol.EVALUATION_THREADS)
     device = process_groups.choose_device(world)
     torch.set_num_threads(protocol.EVALUATION_THREADS)
     process_groups.start(world, device)
     control = process_groups.make_control_group()
+    with _failing_together(control):
+        store = open_store(config, check=world.is_first)
+        if world.is_first:
+            refuse_other_data_set(run_dir, facts_of(store, config.data.split))
+        chosen = _finished_phases(config, paths, phases)
+        videos = _test_videos(config, store)
     with _owned_by_first(paths, world, control):
         for name in chosen:
             with _failing_together(control):
