@@ -56,11 +56,25 @@ class Scoring:
 
 def evaluate(config: Config, run_dir: Path, world: World, phases: list[str] | None = None) -> dict[str, Any] | None:
     """Score every finished phase, write scores/ and results.json; returns the results on the first rank."""
-    paths = RunPaths(run_dir)
     torch.set_num_threads(protocol.EVALUATION_THREADS)
     device = process_groups.choose_device(world)
     torch.set_num_threads(protocol.EVALUATION_THREADS)
     process_groups.start(world, device)
+    try:
+        results = _evaluate_in_group(config, run_dir, world, phases, device)
+    except BaseException:
+        # A rank that failed leaves at once; leaving the group may wait for the others.
+        if world.size == 1:
+            process_groups.stop()
+        raise
+    process_groups.stop()
+    return results
+
+
+def _evaluate_in_group(
+    config: Config, run_dir: Path, world: World, phases: list[str] | None, device: torch.device
+) -> dict[str, Any] | None:
+    paths = RunPaths(run_dir)
     control = process_groups.make_control_group()
     with _failing_together(control):
         store = open_store(config, check=world.is_first)
@@ -81,7 +95,6 @@ def evaluate(config: Config, run_dir: Path, world: World, phases: list[str] | No
                     _gather(config, scoring, paths, store, videos, patience)
         with _failing_together(control):
             results = summarise(config, run_dir, store) if world.is_first else None
-    process_groups.stop()
     return results
 
 

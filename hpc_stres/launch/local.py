@@ -1,6 +1,7 @@
 """The same jobs as processes of this machine: submitit's local executor, one progress view."""
 
 import os
+import signal
 import socket
 import sys
 import time
@@ -36,6 +37,8 @@ class LocalRun:
     def run(self) -> None:
         """All jobs, to the end or to the first failure."""
         screen = Screen()
+        # A script's background job begins with SIGINT ignored; `--cancel` must end it all the same.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             while len(self.done) < len(self.jobs):
                 self._start_ready()

@@ -164,7 +164,7 @@ def test_the_scripts_run_inside_an_image(finished, tmp_path):
     stand_in = tmp_path / "bin" / "apptainer"
     stand_in.write_text(
         f'#!/bin/bash\nprintf "%s\\n" "$@" >> {tmp_path}/called\n'
-        f'while [ "$1" != "{tmp_path}/the image.sif" ]; do shift; done\nshift 2\nexec {sys.executable} "$@"\n'
+        f'while [ "$1" != "{tmp_path}/the image.sif" ]; do shift; done\nshift 2\nexec "{sys.executable}" "$@"\n'
     )
     stand_in.chmod(0o755)
     (tmp_path / "the image.sif").touch()

@@ -82,7 +82,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from hpc_stres.errors import UserError
-from hpc_stres.runpaths import PhasePaths
+from hpc_stres.run.paths import PhasePaths
 from hpc_stres.training import checkpoint
 paths = PhasePaths(Path(sys.argv[1]))
 checkpoint.save(paths, 1, {"a": torch.zeros(10)}, {}, {"loss": 1.0})

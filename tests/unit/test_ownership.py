@@ -18,7 +18,7 @@ from hpc_stres.run.ownership import owned
 HOLDER = """
 import sys, time
 from pathlib import Path
-from hpc_stres.ownership import owned
+from hpc_stres.run.ownership import owned
 with owned(Path(sys.argv[1]), "held"):
     print("mine", flush=True)
     time.sleep(60)
