@@ -77,23 +77,17 @@ def extract(
     """Give a video file's frames and flow to `emit` as they are made; returns stored height, width
     and the note.
     """
-    waiting: list[Any] = []
-    size: tuple[int, int] | None = None
-    pairs = 0
     decoder = Decoder(path, max_pixels)
-    for frame in decoder:
-        size = size or stored_size(frame.shape[0], frame.shape[1], settings.short_side, max_pixels)
-        small = resize(frame, *size)
-        emit("rgb", encode_jpeg(small, settings.jpeg_quality))
-        waiting.append(gray(small))
-        if len(waiting) > FLOW_BATCH:
-            pairs += _emit_planes(waiting, settings, pairs, wanted, emit)
-            waiting = waiting[-1:]
-    pairs += _emit_planes(waiting, settings, pairs, wanted, emit)
-    assert size is not None
-    if not pairs:
-        for _ in range(2):
-            emit("flow", _rest(size, settings))
+
+    def grays() -> Iterator[Any]:
+        size: tuple[int, int] | None = None
+        for frame in decoder:
+            size = size or stored_size(frame.shape[0], frame.shape[1], settings.short_side, max_pixels)
+            small = resize(frame, *size)
+            emit("rgb", encode_jpeg(small, settings.jpeg_quality))
+            yield gray(small)
+
+    size = emit_flow_of(grays(), settings, emit, wanted)
     return *size, decoder.note
 
 
@@ -122,8 +116,12 @@ def _encode_planes(frames: list[Any], settings: Settings, first: int, wanted: Co
     return [encode_jpeg(plane, settings.jpeg_quality) for plane in planes]
 
 
-def emit_flow_of(frames: Iterable[Any], settings: Settings, emit: Emit) -> None:
-    """Flow planes of gray frames that stream by; a single frame gets one pair at rest."""
+def emit_flow_of(
+    frames: Iterable[Any], settings: Settings, emit: Emit, wanted: Collection[int] | None = None
+) -> tuple[int, int]:
+    """Flow planes of gray frames that stream by; a single frame gets one pair at rest. Returns the
+    frames' size.
+    """
     waiting: list[Any] = []
     pairs = 0
     size: tuple[int, int] | None = None
@@ -131,10 +129,11 @@ def emit_flow_of(frames: Iterable[Any], settings: Settings, emit: Emit) -> None:
         size = frame.shape
         waiting.append(frame)
         if len(waiting) > FLOW_BATCH:
-            pairs += _emit_planes(waiting, settings, pairs, None, emit)
+            pairs += _emit_planes(waiting, settings, pairs, wanted, emit)
             waiting = waiting[-1:]
-    pairs += _emit_planes(waiting, settings, pairs, None, emit)
+    pairs += _emit_planes(waiting, settings, pairs, wanted, emit)
     assert size is not None
     if not pairs:
         for _ in range(2):
             emit("flow", _rest(size, settings))
+    return size
