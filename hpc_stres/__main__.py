@@ -14,6 +14,7 @@ COMMANDS = {
     "demo": ("demo", "run the whole chain on data that it makes itself, in a few minutes"),
     "submit": ("submit", "submit the phases of a run as dependent jobs, or cancel a run"),
     "status": ("status", "show how far the phases of a run are"),
+    "ablate": ("ablate", "train a phase with other options and several seeds, and print one table"),
     "prepare": ("prepare", "decode videos, compute optical flow and pack both into the clip store"),
     "verify": ("verify", "re-read the clip store and name every damaged member"),
     "plan": ("plan", "predict hours and node-hours of each phase, and what limits them"),
