@@ -40,7 +40,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder of an ablation: its variants are phases that stand beside each other."""
+    """One run folder of an ablation: its variants are phases beside each other."""
 
     name: str
     seed: int
