@@ -27,7 +27,7 @@ class Camera:
     def __init__(self) -> None:
         import cv2
 
-        self._sift = cv2.SIFT_create(nfeatures=1000)
+        self._sift: Any = cv2.SIFT.create(nfeatures=1000)
         self._matcher = cv2.BFMatcher(cv2.NORM_L2, crossCheck=True)
         self._last: tuple[Gray, Any] | None = None
 

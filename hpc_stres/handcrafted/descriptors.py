@@ -51,13 +51,26 @@ def gradient(plane: NDArray[np.generic]) -> tuple[Array, Array]:
     return padded[1:-1, 2:] - padded[1:-1, :-2], padded[2:, 1:-1] - padded[:-2, 1:-1]
 
 
-def table_of_sums(gray: NDArray[np.uint8], flow: Array) -> Sums:
+def strongest_gradient(picture: NDArray[np.uint8]) -> tuple[Array, Array]:
+    """At each pixel the gradient of the channel in which it is longest; the picture is (height, width, channels)."""
+    channels = [gradient(picture[..., channel]) for channel in range(picture.shape[2])]
+    x, y = (np.stack([channel[axis] for channel in channels], axis=-1) for axis in (0, 1))
+    longest = np.hypot(x, y).argmax(axis=-1)[..., None]
+    return np.take_along_axis(x, longest, -1)[..., 0], np.take_along_axis(y, longest, -1)[..., 0]
+
+
+def table_of_sums(picture: NDArray[np.uint8], flow: Array) -> Sums:
     """All votes of a frame summed from the top left corner: (height + 1, width + 1, CHANNELS)."""
     import cv2
 
     u, v = np.ascontiguousarray(flow[..., 0]), np.ascontiguousarray(flow[..., 1])
     votes = np.concatenate(
-        [directions(*gradient(gray)), directions_and_rest(u, v), directions(*gradient(u)), directions(*gradient(v))],
+        [
+            directions(*strongest_gradient(picture)),
+            directions_and_rest(u, v),
+            directions(*gradient(u)),
+            directions(*gradient(v)),
+        ],
         axis=-1,
     )
     # Double precision: a cell is a small difference of large sums.

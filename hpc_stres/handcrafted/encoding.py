@@ -102,6 +102,8 @@ def improved(vector: Array) -> NDArray[np.float32]:
     return (rooted / length if length > 0 else rooted).astype(np.float32)
 
 
-def encode(descriptors: Mapping[str, NDArray[np.float32]], vocabularies: Mapping[str, Vocabulary]) -> NDArray[np.float32]:
+def encode(
+    descriptors: Mapping[str, NDArray[np.float32]], vocabularies: Mapping[str, Vocabulary]
+) -> NDArray[np.float32]:
     """The Fisher vectors of all kinds of descriptors, one after the other, each of unit length."""
     return np.concatenate([improved(fisher(descriptors[name], vocabularies[name])) for name in vocabularies])

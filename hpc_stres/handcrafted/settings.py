@@ -23,6 +23,8 @@ class TrackOptions:
     """Frames that a trajectory is followed over; a multiple of 3."""
     patch: int = 32
     """Side in pixels of the square around a trajectory that is described."""
+    hog: Literal["gray", "colour"] = "gray"
+    """HOG of gray pictures, as published, or of the colour channel with the longest gradient at each pixel."""
     camera: Literal["homography", "none"] = "homography"
     """What the camera's motion is taken out by."""
     least_motion_pixels: float = 1.0

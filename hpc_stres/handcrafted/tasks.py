@@ -49,10 +49,9 @@ class Job:
 
 @functools.cache
 def _settle() -> None:
-    """Once a worker: one thread for OpenCV and linear algebra, and no end by the signals that ask its parent to stop."""
+    """Once a worker: one thread for all arithmetic, and no end by the signals that ask its parent to stop."""
     import cv2
-    import scipy.linalg  # noqa: F401  (its BLAS must be loaded to be limited)
-    import sklearn.cluster  # noqa: F401
+    import sklearn.cluster  # noqa: F401  (what it loads must be there to be limited)
     from threadpoolctl import threadpool_limits
 
     cv2.setNumThreads(1)
@@ -72,7 +71,7 @@ def _described(job: Job, video: str, key: str) -> dict[str, NDArray[np.float32]]
     number = store.number.get(video)
     if number is None or job.video_key(store.rows[number]) != key:
         raise UserError(f"{job.store}: the store was prepared again meanwhile\nRun the same command again.")
-    return describe(*read_video(store, number), job.options).arrays
+    return describe(read_video(store, number, job.options.hog == "colour"), job.options).arrays
 
 
 def sample(job: Job, video: str, video_key: str, key: str, count: int) -> None:
@@ -81,8 +80,7 @@ def sample(job: Job, video: str, video_key: str, key: str, count: int) -> None:
     arrays = _described(job, video, video_key)
     random = counter.generator(job.seed, f"{job.phase} {video}", counter.SAMPLE)
     chosen = np.sort(random.permutation(len(arrays["hog"]))[:count])
-    wanted = {name: arrays[name][chosen] for name in job.options.descriptors}
-    write_arrays(job.parts.sample(video), key, wanted)
+    write_arrays(job.parts.sample(video), key, {str(name): arrays[name][chosen] for name in job.options.descriptors})
 
 
 def fit_vocabulary(job: Job, descriptor: str, samples: list[tuple[str, str]], key: str) -> None:
@@ -158,7 +156,7 @@ def conclude(
     _settle()
     pieces = [_piece(job.parts.machine(label), key) for label, key in enumerate(machines)]
     shares = classifier.weights_of([piece["weights"] for piece in pieces], _basis(job, basis_key))
-    weights = 0
+    weights: Any = 0
     for first in range(0, len(train), BLOCK_VIDEOS):
         block = slice(first, first + BLOCK_VIDEOS)
         weights = weights + shares[:, block] @ _vectors(job, train[block]).astype(np.float64)

@@ -18,7 +18,7 @@ from hpc_stres.handcrafted.camera import Camera, field
 from hpc_stres.handcrafted.descriptors import CHANNELS, Described
 from hpc_stres.handcrafted.settings import CELLS_IN_SPACE, CELLS_IN_TIME, DESCRIPTORS, TrackOptions
 
-Gray = NDArray[np.uint8]
+Picture = NDArray[np.uint8]
 Array = NDArray[np.float32]
 SCALE_STEP = 2**-0.5
 # A point is followed where the smaller eigenvalue of its structure is this share of the frame's largest.
@@ -30,21 +30,37 @@ MOST_JUMP, MOST_JUMP_SHARE = 20.0, 0.7
 
 @dataclass(frozen=True)
 class Step:
-    """One frame in one size: its picture, the way to the next frame, and the camera's part in it, in its own pixels."""
+    """One frame in one size and its pixels.
 
-    gray: Gray
+    `picture` is what HOG sees (height, width, channels); `flow` is the way to the next frame, `camera` its part in it.
+    """
+
+    gray: Picture
+    picture: Picture
     flow: Array
     camera: Array
 
 
-def describe(gray: Sequence[Gray], flow: Sequence[Array], options: TrackOptions) -> Described:
-    """Descriptors of the trajectories of one video: T gray frames and T - 1 flows (height, width, 2)."""
+@dataclass(frozen=True)
+class Film:
+    """A video: T gray frames, the T - 1 flows between them (height, width, 2), and frames with colours for HOG."""
+
+    gray: Sequence[Picture]
+    flow: Sequence[Array]
+    colour: Sequence[Picture] | None = None
+
+
+def describe(film: Film, options: TrackOptions) -> Described:
+    """Descriptors of the trajectories of one video."""
+    # The darkest pixel becomes 0, so that no rounding on the way sees a brightness that is added.
+    gray = [frame - frame.min() for frame in film.gray]
+    pictures = gray if film.colour is None else [frame - frame.min() for frame in film.colour]
     height, width = gray[0].shape
     sizes = pyramid(height, width, options)
     kept = [[np.zeros((0, descriptors.numbers_of(name, options.length)), np.float32)] for name in DESCRIPTORS]
     for skip in options.skips:
         growing = [Growing(width / size[1], options) for size in sizes]
-        for frame in steps(gray[::skip], chained(flow, skip), options):
+        for frame in steps(gray[::skip], pictures[::skip], chained(film.flow, skip), options):
             for size, tracks in zip(sizes, growing, strict=True):
                 finished = tracks.follow(resized(frame, *size))
                 for name, rows in zip(DESCRIPTORS, kept, strict=True):
@@ -82,14 +98,16 @@ def _at_moved_points(flow: Array, moved: Array) -> Array:
     return np.asarray(sampled, np.float32)
 
 
-def steps(gray: Sequence[Gray], flow: Iterator[Array], options: TrackOptions) -> Iterator[Step]:
+def steps(
+    gray: Sequence[Picture], pictures: Sequence[Picture], flow: Iterator[Array], options: TrackOptions
+) -> Iterator[Step]:
     """Frames with their flow and the camera's part in it."""
     camera = Camera() if options.camera == "homography" else None
     still = np.zeros((*gray[0].shape, 2), np.float32)
     for number, moved in enumerate(flow):
         first, second = gray[number], gray[number + 1]
         part = still if camera is None else field(camera.homography(first, second, moved), *first.shape)
-        yield Step(first, moved, part)
+        yield Step(first, np.atleast_3d(pictures[number]), moved, part)
 
 
 def resized(frame: Step, height: int, width: int) -> Step:
@@ -97,14 +115,15 @@ def resized(frame: Step, height: int, width: int) -> Step:
     import cv2
 
     own_height, own_width = frame.gray.shape
-    gray, flow, camera = frame.gray, frame.flow, frame.camera
+    gray, picture, flow, camera = frame.gray, frame.picture, frame.flow, frame.camera
     if (height, width) != (own_height, own_width):
         scale = np.array([width / own_width, height / own_height], np.float32)
         gray = cv2.resize(gray, (width, height), interpolation=cv2.INTER_LINEAR)
+        picture = np.atleast_3d(cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR))
         flow = cv2.resize(flow, (width, height), interpolation=cv2.INTER_LINEAR) * scale
         camera = cv2.resize(camera, (width, height), interpolation=cv2.INTER_LINEAR) * scale
     smooth = [cv2.medianBlur(np.ascontiguousarray(flow[..., axis]), 5) for axis in (0, 1)]
-    return Step(gray, np.stack(smooth, axis=-1), camera)
+    return Step(gray, picture, np.stack(smooth, axis=-1), camera)
 
 
 class Growing:
@@ -134,7 +153,7 @@ class Growing:
         self.volumes = np.concatenate([self.volumes, np.zeros((count, *self.volumes.shape[1:]), np.float32)])
 
     def _describe(self, frame: Step) -> None:
-        sums = descriptors.table_of_sums(frame.gray, frame.flow - frame.camera)
+        sums = descriptors.table_of_sums(frame.picture, frame.flow - frame.camera)
         cells = descriptors.cells_around(sums, self.points, self.options.patch)
         rows = np.arange(len(self.points))
         self.volumes[rows, self.age * CELLS_IN_TIME // self.options.length] += cells
@@ -160,7 +179,7 @@ class Growing:
         return finished
 
 
-def new_points(gray: Gray, taken: Array, step: int) -> Array:
+def new_points(gray: Picture, taken: Array, step: int) -> Array:
     """Centres (x, y) of grid squares that have structure and no trajectory yet."""
     import cv2
 
