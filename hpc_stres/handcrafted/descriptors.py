@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_stres.handcrafted.settings import CELLS_IN_SPACE, CELLS_IN_TIME
+from hpc_stres.phases.handcrafted import CELLS_IN_SPACE, CELLS_IN_TIME
 
 Array = NDArray[np.float32]
 Sums = NDArray[np.float64]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hpc_stres.handcrafted import descriptors
 from hpc_stres.handcrafted.camera import Camera, field
 from hpc_stres.handcrafted.descriptors import CHANNELS, Described
-from hpc_stres.handcrafted.settings import CELLS_IN_SPACE, CELLS_IN_TIME, DESCRIPTORS, TrackOptions
+from hpc_stres.phases.handcrafted import CELLS_IN_SPACE, CELLS_IN_TIME, DESCRIPTORS, TrackOptions
 
 Picture = NDArray[np.uint8]
 Array = NDArray[np.float32]

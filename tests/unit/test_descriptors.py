@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hpc_stres.handcrafted import descriptors
-from hpc_stres.handcrafted.settings import TrackOptions
+from hpc_stres.phases.handcrafted import TrackOptions
 from hpc_stres.handcrafted.tracks import Film, describe
 from tests.unit.scenes import film, texture
 

@@ -10,7 +10,7 @@ import pytest
 from hpc_stres.errors import UserError
 from hpc_stres.handcrafted.extraction import Extraction, StoppedEarly
 from hpc_stres.handcrafted.parts import Parts, read_arrays, write_arrays
-from hpc_stres.handcrafted.settings import FeatureOptions
+from hpc_stres.phases.handcrafted import FeatureOptions
 from hpc_stres.handcrafted.tasks import Job
 from hpc_stres.prepare.worker_tasks import executor_of
 from tests.conftest import digests

@@ -1,9 +1,15 @@
-"""What decides the features of a video and the classifier on them. Pure: no heavy imports."""
+"""Phases of kind `handcrafted`: improved dense trajectories, Fisher vectors and linear classifiers, no network.
 
-from dataclasses import dataclass
+With one skip level they are IDT, with several MIFS (multi-skip feature stacking).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from hpc_stres.errors import check_field
+from hpc_stres.registry import PHASE_KINDS
+from hpc_stres.registry.phase import Phase, PhaseKind
 
 Descriptor = Literal["trajectory", "hog", "hof", "mbhx", "mbhy"]
 DESCRIPTORS: tuple[Descriptor, ...] = ("trajectory", "hog", "hof", "mbhx", "mbhy")
@@ -68,3 +74,41 @@ class FeatureOptions(TrackOptions):
         enough = self.vocabulary_samples >= self.gaussians
         check_field(enough, "vocabulary_samples", f"expected {self.gaussians} (gaussians) or more")
         check_field(0 < self.cost <= 1e9, "cost", "expected a number above 0, up to 1e9")
+
+
+# IDT with Fisher vectors as Table 4 of the paper cites it.
+PUBLISHED_IDT = {"ucf101": 86.4, "hmdb51": 61.7}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HandcraftedPhase(FeatureOptions, Phase):
+    """Scores of hand-crafted features, made of the store's frames and flow."""
+
+    kind: str = "handcrafted"
+    """Kind of phase: what is done in it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_field(not self.starts_from, "starts_from", "expected none: it reads the store only")
+
+    @property
+    def title(self) -> str:
+        return "IDT" if self.skips == (1,) else "MIFS"
+
+    @property
+    def rank(self) -> int:
+        return 1100 + (self.skips != (1,))
+
+    @property
+    def published(self) -> Mapping[str, float]:
+        """Only of the published features: with every option at its default."""
+        is_default = all(getattr(self, f.name) == f.default for f in fields(FeatureOptions))
+        return PUBLISHED_IDT if is_default else {}
+
+
+PHASE_KINDS.register(
+    PhaseKind(
+        name="handcrafted", options=HandcraftedPhase, run="hpc_stres.handcrafted.phase:run", ranks="one",
+        products=("scores.npz", "classifier.npz"), scores="hpc_stres.handcrafted.phase:scores", reads=(),
+    )
+)  # fmt: skip
