@@ -1,4 +1,4 @@
-"""A phase of kind `fuse`: its product names the parts and their weights, its scores are made when the parts have been tested.
+"""A phase of kind `fuse`: its product names parts and weights, its scores are made when the parts have been tested.
 
 Networks are tested after all phases are done, so a fusion has no scores of its own until then. Its product holds the
 checksums of its parts' products: scores of a part that was made again since are refused.
@@ -82,7 +82,7 @@ def scores(config: Config, name: str, run_dir: Path, store: "Store") -> Scores:
     for part, other in parts.items():
         if other.ids != first.ids or other.classes != first.classes or not np.array_equal(other.labels, first.labels):
             raise UserError(
-                f"{paths.scores(split, part)}: its videos, classes or labels are not those of the other parts of {name}\n"
+                f"{paths.scores(split, part)}: other videos, classes or labels than the other parts of {name}\n"
                 "Evaluate all of them again."
             )
     logits = sum(

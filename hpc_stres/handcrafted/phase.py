@@ -103,9 +103,11 @@ def _write(config: Config, name: str, run_dir: Path, store: Store, result: Resul
     """The product: scores of the test videos, and all that it takes to score another one."""
     root = RunPaths(run_dir).phase(name).root
     words: dict[str, Any] = {
-        f"{descriptor}_{key}": value for descriptor, arrays in result.vocabularies.items() for key, value in arrays.items()
+        f"{descriptor}_{key}": value
+        for descriptor, arrays in result.vocabularies.items()
+        for key, value in arrays.items()
     }
-    machines = {"weights": result.classifier.weights, "biases": result.classifier.biases}
+    machines: dict[str, Any] = {"weights": result.classifier.weights, "biases": result.classifier.biases}
     write_arrays(root / "classifier.npz", name, {**words, **machines})
     scored = {"ids": np.array(result.ids, str), "labels": result.labels, "logits": result.scores}
     write_arrays(root / "scores.npz", name, {**scored, "classes": np.array(store.classes, str)})

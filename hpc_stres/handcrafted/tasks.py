@@ -16,9 +16,9 @@ from hpc_stres import counter
 from hpc_stres.errors import UserError
 from hpc_stres.handcrafted import classifier, encoding
 from hpc_stres.handcrafted.parts import Parts, key_of, read_arrays, write_arrays
-from hpc_stres.phases.handcrafted import FeatureOptions
 from hpc_stres.handcrafted.tracks import describe
 from hpc_stres.handcrafted.video import read_video
+from hpc_stres.phases.handcrafted import FeatureOptions
 from hpc_stres.store.reader import Store, VideoRow
 
 # Raised when the numbers that these modules compute change, so that no piece of an older version is used.

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from hpc_stres.handcrafted import descriptors
-from hpc_stres.phases.handcrafted import TrackOptions
 from hpc_stres.handcrafted.tracks import Film, describe
+from hpc_stres.phases.handcrafted import TrackOptions
 from tests.unit.scenes import film, texture
 
 HOG, HOF = slice(0, 8), slice(8, 17)

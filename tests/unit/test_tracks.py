@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from hpc_stres.handcrafted import camera
-from hpc_stres.phases.handcrafted import TrackOptions
 from hpc_stres.handcrafted.tracks import Film, chained, describe, is_motion, pyramid
+from hpc_stres.phases.handcrafted import TrackOptions
 from tests.unit.scenes import film, texture
 
 VELOCITY = (3, 1)
