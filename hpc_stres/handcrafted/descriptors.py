@@ -53,6 +53,8 @@ def gradient(plane: NDArray[np.generic]) -> tuple[Array, Array]:
 
 def strongest_gradient(picture: NDArray[np.uint8]) -> tuple[Array, Array]:
     """At each pixel the gradient of the channel in which it is longest; the picture is (height, width, channels)."""
+    if picture.shape[2] == 1:
+        return gradient(picture[..., 0])
     channels = [gradient(picture[..., channel]) for channel in range(picture.shape[2])]
     x, y = (np.stack([channel[axis] for channel in channels], axis=-1) for axis in (0, 1))
     longest = np.hypot(x, y).argmax(axis=-1)[..., None]
