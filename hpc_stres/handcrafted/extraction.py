@@ -8,7 +8,7 @@ for its Fisher vector.
 """
 
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Executor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +27,11 @@ from hpc_stres.store.reader import Store
 
 # How often a stop that was asked for is looked for.
 POLL_SECONDS = 1.0
+# Tasks that are handed out before their results are there; more than any machine has cores.
+PENDING = 1024
+# Machines are trained side by side as long as their copies of the training videos' short vectors fit in this: the
+# vectors themselves and liblinear's 16 bytes a number.
+MACHINES_BYTES, BYTES_A_NUMBER = 16 << 30, 24
 Keyed = list[tuple[str, str]]
 Task = tuple[Callable[..., Any], tuple[Any, ...]]
 
@@ -135,21 +140,27 @@ class Extraction:
             for label, key in enumerate(keys)
             if read_arrays(self.job.parts.machine(label), key) is None
         ]
-        self._all("classifiers", work, len(keys) - len(work))
+        at_once = max(1, MACHINES_BYTES // (BYTES_A_NUMBER * len(labels) ** 2))
+        self._all("classifiers", work, len(keys) - len(work), min(at_once, PENDING))
         return keys
 
-    def _all(self, title: str, work: list[Task], done: int) -> list[Any]:
+    def _all(self, title: str, work: list[Task], done: int, at_once: int = PENDING) -> list[Any]:
         """Results of all tasks in their order; stops between two of them when asked to."""
-        futures = [self.executor.submit(function, *arguments) for function, arguments in work]
-        waiting = set(futures)
+        futures: list[Future[Any]] = []
+        waiting: set[Future[Any]] = set()
+        total = done + len(work)
         try:
-            with Progress(title, done + len(work), "pieces", not self.quiet and bool(work), done) as progress:
-                while waiting:
+            with Progress(f"{self.job.phase} {title}", total, "pieces", not self.quiet and bool(work), done) as bar:
+                while waiting or len(futures) < len(work):
+                    for function, arguments in work[len(futures) : len(futures) + at_once - len(waiting)]:
+                        futures.append(self.executor.submit(function, *arguments))
+                        waiting.add(futures[-1])
                     finished, waiting = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)
                     for future in finished:
                         future.result()
-                    progress.update(done + len(work) - len(waiting))
-                    if waiting and self.stop.wanted():
+                    left = len(waiting) + len(work) - len(futures)
+                    bar.update(total - left)
+                    if left and self.stop.wanted():
                         raise StoppedEarly(self.stop.reason())
         except BrokenProcessPool:
             if self.stop.wanted():
@@ -159,6 +170,6 @@ class Extraction:
                 "The same command resumes; fewer data.workers take less memory."
             ) from None
         finally:
-            for future in futures:
+            for future in waiting:
                 future.cancel()
         return [future.result() for future in futures]

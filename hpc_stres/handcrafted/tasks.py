@@ -56,7 +56,7 @@ def _settle() -> None:
 
     cv2.setNumThreads(1)
     threadpool_limits(1)
-    for number in (signal.SIGUSR2, signal.SIGTERM):
+    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
