@@ -107,13 +107,16 @@ def test_stopped_damaged_and_resumed_by_others_it_has_the_bytes_of_one(data_root
     assert not parts.exists()
 
 
-@pytest.mark.parametrize("damage", ["none", "torn", "bit", "gone"])
+@pytest.mark.parametrize("damage", ["none", "torn", "bit", "edited", "gone"])
 def test_only_a_whole_piece_is_taken_as_made(tmp_path, damage):
     path = tmp_path / "p.npz"
     write_arrays(path, "key", {"a": np.arange(300)})
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= damage == "bit"
     path.write_bytes(content[: 100 if damage == "torn" else None])
+    if damage == "edited":
+        whole = dict(np.load(path))
+        np.savez(path, **{**whole, "a": whole["a"] + 1})
     if damage == "gone":
         path.unlink()
     assert (read_arrays(path, "key") is not None) == (damage == "none")
