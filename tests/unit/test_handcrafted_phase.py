@@ -27,7 +27,8 @@ from tests.conftest import ROOT, TINY
 from tests.unit.untrained import evaluate_here
 
 pytest.importorskip("sklearn")
-SMALL = "scales: 1, step: 8, length: 6, gaussians: 2, vocabulary_videos: 5, vocabulary_samples: 400"
+SMALL = "scales: 1, step: 8, length: 6, gaussians: 2, vocabulary_videos: 5, vocabulary_samples: 400,"
+SMALL += " descriptors: [hof, trajectory, mbhx], cost: 10"
 PHASES = [
     f"extensions=['{ROOT / 'tests/unit/extensions/own_rest.py'}']",
     f"phases.idt={{kind: handcrafted, {SMALL}, least_motion_pixels: 0.5}}",
@@ -204,6 +205,14 @@ def _finish_prior_otherwise(run_dir):
 def test_options_that_make_no_sense_are_refused(override, words):
     with pytest.raises(ConfigError, match=words):
         load_config(TINY, [*PHASES, override])
+
+
+def test_the_recipe_has_the_papers_chain_and_the_demonstration_its_schedules():
+    for one, other in (("recipe=handcrafted", "recipe=nips2016"), (None, None)):
+        files = (TINY, TINY) if one else (ROOT / "configs/binding_handcrafted.yaml", ROOT / "configs/binding.yaml")
+        ours, theirs = (load_config(file, [key] if key else []) for file, key in zip(files, (one, other), strict=True))
+        assert {name: ours.phase(name) for name in theirs.phases} == dict(theirs.phases)
+        assert set(ours.phases) - set(theirs.phases) == {"idt", "mifs", "st_resnet_star_idt", "st_resnet_star_mifs"}
 
 
 def test_only_the_published_features_stand_beside_published_figures():
