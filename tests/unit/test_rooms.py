@@ -24,6 +24,7 @@ MAY_SEE = {
     "training": {"config", "registry", "phases", "run", "parallel", "store", "data", "models"},
     "evaluation": {"config", "registry", "phases", "run", "parallel", "listings", "store", "prepare", "data",
                    "models"},
+    "handcrafted": {"config", "phases", "run", "parallel", "store", "prepare", "data", "evaluation"},
     "tools": {"config", "phases", "run", "parallel", "native", "store", "prepare", "data", "models", "training"},
     "launch": {"config", "registry", "run", "store", "evaluation", "tools"},
     "commands": {"config", "registry", "run", "parallel", "store", "prepare", "data", "models", "evaluation", "tools",

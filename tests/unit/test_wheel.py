@@ -13,6 +13,7 @@ from tests.conftest import ROOT, run_python
 # Import name and the package that brings it, where they differ.
 BROUGHT_BY = {
     "cv2": "opencv-contrib-python-headless", "yaml": "pyyaml", "nvidia": "nvidia-dali-cuda120", "mpi4py": "mpi4py",
+    "sklearn": "scikit-learn",
 }  # fmt: skip
 
 

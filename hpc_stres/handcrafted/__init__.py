@@ -1,0 +1,1 @@
+"""Hand-crafted features: improved dense trajectories, Fisher vectors, linear classifiers. No torch."""

@@ -1,0 +1,132 @@
+"""A phase of kind `handcrafted` from outside: who owns it, what is left to do, what it leaves behind.
+
+Parallel over videos: on the cores of one machine, or over the ranks of `mpirun -n N hpc-stres train --phase NAME`.
+"""
+
+import os
+import shutil
+import sys
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hpc_stres.config.loading import plain
+from hpc_stres.config.schema import Config
+from hpc_stres.errors import UserError
+from hpc_stres.evaluation.scores import Scores
+from hpc_stres.handcrafted.extraction import Extraction, Result, StoppedEarly
+from hpc_stres.handcrafted.parts import Parts, read_arrays, write_arrays
+from hpc_stres.handcrafted.tasks import Job
+from hpc_stres.phases.handcrafted import FeatureOptions
+from hpc_stres.prepare.disk import cores
+from hpc_stres.prepare.worker_tasks import executor_of
+from hpc_stres.run.data_set import claim_data_set
+from hpc_stres.run.experiment import claim_run_folder
+from hpc_stres.run.ownership import owned
+from hpc_stres.run.paths import PhasePaths, RunPaths
+from hpc_stres.run.product import phase_is_done, write_product
+from hpc_stres.run.provenance import write_provenance
+from hpc_stres.store.listing import check_matches, facts_of
+from hpc_stres.store.location import store_folder
+from hpc_stres.store.reader import Store
+
+if TYPE_CHECKING:
+    from hpc_stres.parallel.world import World
+
+# Under Slurm the next link of a chain may start while the one before it still writes.
+LINK_PATIENCE_SECONDS = 60.0
+PRODUCTS = ("scores.npz", "classifier.npz")
+PROTOCOL = "hand-crafted features of all trajectories of each video"
+
+
+def run(config: Config, name: str, run_dir: Path, world: "World", allowed: tuple[str, ...] = ()) -> bool:
+    """Make a phase's scores; False where it was asked to stop before its end."""
+    # Under MPI every rank comes here: the first hands out the work, the others do it.
+    with executor_of(config.data.workers or cores()) as executor:
+        if executor is None:
+            return True
+        try:
+            return _run(config, name, run_dir, allowed, executor)
+        except OSError as error:
+            raise UserError(
+                f"{error.filename or run_dir}: cannot be read or written: {error.strerror or error}\n"
+                "Put that right and run the same command again: what is made is kept."
+            ) from error
+
+
+def _run(config: Config, name: str, run_dir: Path, allowed: tuple[str, ...], executor: Executor) -> bool:
+    paths = RunPaths(run_dir).phase(name)
+    claim_run_folder(config, run_dir, allowed)
+    if _is_done(paths, name):
+        return True
+    store = Store(store_folder(config))
+    check_matches(store, config)
+    claim_data_set(run_dir, facts_of(store, config.data.split), allowed)
+    patience = LINK_PATIENCE_SECONDS if "SLURM_JOB_ID" in os.environ else 0.0
+    with owned(paths.lock, "this phase is being made", patience):
+        # It may have been finished while this process waited for its owner.
+        if _is_done(paths, name):
+            return True
+        write_provenance(run_dir, config)
+        job = job_of(config, name, run_dir)
+        extraction = Extraction(job, store, config.data.split, executor)
+        extraction.stop.install()
+        try:
+            result = extraction.run()
+        except StoppedEarly as reason:
+            print(f"{name}: {reason}; what is made is kept", file=sys.stderr, flush=True)
+            return False
+        _write(config, name, run_dir, store, result)
+        # Kept until here: the pieces of a finished phase are of no more use.
+        shutil.rmtree(job.parts.root)
+    return True
+
+
+def _is_done(paths: PhasePaths, name: str) -> bool:
+    is_done = phase_is_done(paths, 1)
+    if is_done:
+        print(f"{name}: done already")
+    return is_done
+
+
+def job_of(config: Config, name: str, run_dir: Path) -> Job:
+    """What all pieces of a phase have in common."""
+    phase = config.phase(name)
+    options = FeatureOptions(**{key: getattr(phase, key) for key in FeatureOptions.__dataclass_fields__})
+    parts = Parts(RunPaths(run_dir).phase(name).root / "parts")
+    return Job(store_folder(config).absolute(), parts, name, config.seed, options)
+
+
+def _write(config: Config, name: str, run_dir: Path, store: Store, result: Result) -> None:
+    """The product: scores of the test videos, and all that it takes to score another one."""
+    root = RunPaths(run_dir).phase(name).root
+    words: dict[str, Any] = {
+        f"{descriptor}_{key}": value
+        for descriptor, arrays in result.vocabularies.items()
+        for key, value in arrays.items()
+    }
+    machines: dict[str, Any] = {"weights": result.classifier.weights, "biases": result.classifier.biases}
+    write_arrays(root / "classifier.npz", name, {**words, **machines})
+    scored = {"ids": np.array(result.ids, str), "labels": result.labels, "logits": result.scores}
+    write_arrays(root / "scores.npz", name, {**scored, "classes": np.array(store.classes, str)})
+    facts = {"classes": store.classes, "without_trajectories": result.without_trajectories, "config": plain(config)}
+    write_product(run_dir, name, PRODUCTS, facts)
+    if result.without_trajectories:
+        print(f"{name}: {result.without_trajectories} videos have no trajectory", file=sys.stderr)
+
+
+def scores(config: Config, name: str, run_dir: Path, store: Store) -> Scores:
+    """The test videos' distances from each class's plane."""
+    path = RunPaths(run_dir).phase(name).root / "scores.npz"
+    arrays = read_arrays(path, name)
+    if arrays is None:
+        raise UserError(f"{path}: missing or damaged\nRemove done.json beside it and run the phase again.")
+    if arrays["classes"].tolist() != store.classes:
+        raise UserError(
+            f"{store.place}: its classes are not those that phase {name} was trained on\n"
+            "Evaluate on the data set of the training: check data.root."
+        )
+    ids = arrays["ids"].tolist()
+    return Scores(ids, arrays["labels"], store.classes, arrays["logits"], {}, {"protocol": PROTOCOL})
