@@ -18,7 +18,7 @@ MAY_SEE = {
     "store": {"config", "run", "listings"},
     "data": {"config", "run", "store", "native"},
     "prepare": {"config", "run", "parallel", "native", "listings", "store", "data"},
-    "models": {"config", "run"},
+    "models": {"config", "run", "native"},
     "training": {"config", "run", "parallel", "store", "data", "models"},
     "evaluation": {"config", "run", "parallel", "listings", "store", "prepare", "data", "models"},
     "tools": {"config", "run", "parallel", "native", "store", "prepare", "data", "models", "training", "evaluation"},
