@@ -1,6 +1,7 @@
 """Train one phase of a run. Every launcher calls this: by hand, torchrun, mpirun, srun or launch/submit.py.
 
   hpc-stres train --config configs/binding.yaml --phase motion --run-dir runs/try
+  hpc-stres train --config configs/binding.yaml --phase motion --run-dir runs/try --profile
   torchrun --nproc_per_node 3 -m hpc_stres train --config configs/binding.yaml --phase motion --run-dir runs/try
 
 Killed or stopped, the same command goes on from the last checkpoint, on any number of ranks. A run
@@ -28,6 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="train on in this run folder although this key has changed; repeatable",
     )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="record some steps: a trace and a page on where their time goes, in the phase's folder under profile/",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,5 +49,5 @@ def run(args: argparse.Namespace) -> int:
     from hpc_stres.run.signals import EXIT_CONTINUE
     from hpc_stres.training.phase import train
 
-    finished = train(config, args.phase, Path(args.run_dir), world, tuple(args.allow_config_change))
+    finished = train(config, args.phase, Path(args.run_dir), world, tuple(args.allow_config_change), args.profile)
     return 0 if finished else EXIT_CONTINUE

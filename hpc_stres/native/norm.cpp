@@ -4,8 +4,8 @@
 // Frames lie one after another, each as `pixels` rows of `channels` values, in float32, bfloat16
 // or float64. `owner` names each frame's group. Every activation is read once for sums over a
 // group and once for values; sums are taken in float32 (float64 for float64) within a piece of a
-// frame, and in float64 over pieces. Groups are taken in batches, so that the second reading still
-// finds in the cache what the first one brought there.
+// frame, and in float64 over pieces. Where there are enough groups a thread takes a whole group, so
+// that no thread waits for another, and the second reading finds much of it in the cache.
 //
 // Bytes do not depend on the number of threads, on the other groups, or on how wide the
 // processor's vectors are: the cut into pieces comes from the shape alone, pieces are added in
@@ -50,8 +50,8 @@ constexpr int rows_at_once = 8;
 constexpr int64_t worth_a_thread = 32768;
 // Channels that one thread adds up over the pieces of a group.
 constexpr int64_t merged_at_once = 64;
-// Values of x that a batch of groups holds, unless one group alone holds more.
-constexpr int64_t batch_values = 2 << 20;
+// How much longer the last threads may work than they would if groups could be cut, in percent.
+constexpr int64_t worst_wait = 25;
 
 }  // namespace
 
@@ -126,68 +126,86 @@ void spread(int64_t count, int64_t threads, const Work& work) {
     const Work* work;
     std::atomic<int64_t> next;
     int64_t count;
+    std::atomic<bool> short_of_memory;
 
     static void run(void* data) {
       Shared& shared = *static_cast<Shared*>(data);
-      for (int64_t i; (i = shared.next.fetch_add(1)) < shared.count;) (*shared.work)(i);
+      try {
+        for (int64_t i; (i = shared.next.fetch_add(1)) < shared.count;) (*shared.work)(i);
+      } catch (const std::bad_alloc&) {
+        shared.short_of_memory = true;  // an exception must not leave its thread
+      }
     }
-  } shared{&work, {0}, count};
+  } shared{&work, {0}, count, {false}};
   threads = std::min(threads, count);
-  if (threads <= 1) return Shared::run(&shared);
-  if (torch_team()) return torch_team()(Shared::run, &shared, static_cast<unsigned>(threads), 0);
-  std::vector<std::thread> others;
-  try {
-    for (int64_t extra = 1; extra < threads; ++extra) others.emplace_back(Shared::run, &shared);
-  } catch (const std::system_error&) {
-    // The machine gives no more threads: those that there are do the work.
+  if (threads <= 1) {
+    Shared::run(&shared);
+  } else if (torch_team()) {
+    torch_team()(Shared::run, &shared, static_cast<unsigned>(threads), 0);
+  } else {
+    std::vector<std::thread> others;
+    try {
+      for (int64_t extra = 1; extra < threads; ++extra) others.emplace_back(Shared::run, &shared);
+    } catch (const std::system_error&) {
+      // The machine gives no more threads: those that there are do the work.
+    }
+    Shared::run(&shared);
+    for (std::thread& thread : others) thread.join();
   }
-  Shared::run(&shared);
-  for (std::thread& thread : others) thread.join();
+  if (shared.short_of_memory) throw std::bad_alloc();
 }
 
-int64_t useful_threads(const NormCall& call) {
-  return call.frames * call.pixels * call.channels < worth_a_thread ? 1 : call.threads;
+int64_t useful_threads(const NormCall& call, int64_t values) { return values < worth_a_thread ? 1 : call.threads; }
+
+// Calls work(piece) for the pieces of some groups.
+template <class Work>
+void by_piece(const NormCall& call, const Batch& batch, const Work& work) {
+  spread(batch.pieces, useful_threads(call, call.frames * call.pixels * call.channels), work);
 }
 
 // Calls work(group, first channel, last channel) for tiles of channels of some groups.
 template <class Work>
 void by_group(const NormCall& call, const Batch& batch, const Work& work) {
   const int64_t tiles = (call.channels + merged_at_once - 1) / merged_at_once;
-  spread((batch.to - batch.from) * tiles, useful_threads(call), [&](int64_t item) {
+  spread((batch.to - batch.from) * tiles, useful_threads(call, batch.pieces * call.channels), [&](int64_t item) {
     const int64_t from = item % tiles * merged_at_once;
     work(batch.from + item / tiles, from, std::min(from + merged_at_once, call.channels));
   });
 }
 
-// Calls body for batches of groups, one after another.
+// Calls body(call, batch) for all groups: a thread for each of them, or all threads for all.
 template <class Body>
-void each_batch(const NormCall& call, const Cut& cut, const Body& body) {
-  for (int64_t from = 0, to; from < call.groups; from = to) {
-    for (to = from + 1; to < call.groups; ++to)
-      if ((cut.edges[to + 1] - cut.edges[from]) * call.pixels * call.channels > batch_values) break;
-    body(Batch(cut, from, to));
-  }
+void by_batch(const NormCall& call, const Cut& cut, const Body& body) {
+  const int64_t threads = useful_threads(call, call.frames * call.pixels * call.channels);
+  const int64_t turns = (call.groups + threads - 1) / threads;
+  if (turns * threads * 100 > call.groups * (100 + worst_wait)) return body(call, Batch(cut, 0, call.groups));
+  NormCall alone = call;
+  alone.threads = 1;
+  spread(call.groups, threads, [&](int64_t group) { body(alone, Batch(cut, group, group + 1)); });
 }
 
 // What the arithmetic reads beside activations, by group and channel.
 template <class Sum>
 struct Coefficients {
-  int64_t channels;
+  int64_t first, channels;
   std::unique_ptr<Sum[]> mean, slope, shift, curve;
 
-  Coefficients(const NormCall& call, bool backward) : channels(call.channels) {
-    const size_t count = static_cast<size_t>(call.groups * call.channels);
+  Coefficients(const NormCall& call, const Batch& batch, bool backward) : first(batch.from), channels(call.channels) {
+    const size_t count = static_cast<size_t>((batch.to - batch.from) * call.channels);
     for (auto* table : {&mean, &slope}) table->reset(new Sum[count]);
     if (!backward) return;
     for (auto* table : {&shift, &curve}) table->reset(new Sum[count]);
   }
 
+  // Where a group's row of the tables begins.
+  int64_t row(int64_t group) const { return (group - first) * channels; }
+
   // y = (x - mean) * slope + bias.
   void fill(const NormCall& call, int64_t group, int64_t from, int64_t to) {
     const Sum* weight = static_cast<const Sum*>(call.weight);
-    for (int64_t c = from, at = group * channels + from; c < to; ++c, ++at) {
-      mean[at] = static_cast<Sum>(call.mean[at]);
-      slope[at] = static_cast<Sum>(weight[c] / std::sqrt(call.variance[at] + call.eps));
+    for (int64_t c = from, to_fill = row(group) + from, at = group * channels + from; c < to; ++c, ++at, ++to_fill) {
+      mean[to_fill] = static_cast<Sum>(call.mean[at]);
+      slope[to_fill] = static_cast<Sum>(weight[c] / std::sqrt(call.variance[at] + call.eps));
     }
   }
 
@@ -195,10 +213,10 @@ struct Coefficients {
   void fill_backward(const NormCall& call, int64_t group, int64_t from, int64_t to) {
     const double count = std::max(call.count[group], 1.0);
     const Sum* weight = static_cast<const Sum*>(call.weight);
-    for (int64_t c = from, at = group * channels + from; c < to; ++c, ++at) {
+    for (int64_t c = from, to_fill = row(group) + from, at = group * channels + from; c < to; ++c, ++at, ++to_fill) {
       const double square = call.variance[at] + call.eps, exact = weight[c] / std::sqrt(square);
-      shift[at] = static_cast<Sum>(call.sums[at] / count * exact);
-      curve[at] = static_cast<Sum>(call.products[at] / count * exact / square);
+      shift[to_fill] = static_cast<Sum>(call.sums[at] / count * exact);
+      curve[to_fill] = static_cast<Sum>(call.products[at] / count * exact / square);
     }
   }
 };

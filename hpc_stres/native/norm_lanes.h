@@ -168,7 +168,7 @@ template <class Type>
 void moments_of(const NormCall& call, const Cut& cut, const Batch& batch) {
   using Sum = typename Type::Sum;
   const std::unique_ptr<Sum[]> parts(new Sum[2 * batch.pieces * call.channels]);
-  spread(batch.pieces, useful_threads(call), [&](int64_t k) {
+  by_piece(call, batch, [&](int64_t k) {
     const Piece piece(call, cut, batch.first_piece + k);
     const auto* x = static_cast<const typename Type::Stored*>(call.x) + piece.start;
     piece_moments<Type>(x, piece.rows, call.channels, &parts[2 * k * call.channels]);
@@ -186,7 +186,7 @@ void piece_values_of(const NormCall& call, const Piece& piece, const Coefficient
   const Stored* x = static_cast<const Stored*>(call.x) + piece.start;
   const Stored* other = residual ? static_cast<const Stored*>(call.residual) + piece.start : nullptr;
   Stored* y = static_cast<Stored*>(call.result) + piece.start;
-  const Sum *mean = &table.mean[piece.group * channels], *slope = &table.slope[piece.group * channels];
+  const Sum *mean = &table.mean[table.row(piece.group)], *slope = &table.slope[table.row(piece.group)];
   const Sum* bias = static_cast<const Sum*>(call.bias);
   each_block(piece.rows, [=](int64_t row, auto block) {
     constexpr int count = decltype(block)::value;
@@ -213,11 +213,11 @@ void piece_values_of(const NormCall& call, const Piece& piece, const Coefficient
 template <class Type>
 void values_of(const NormCall& call, const Cut& cut, const Batch& batch) {
   using Sum = typename Type::Sum;
-  Coefficients<Sum> table(call, false);
+  Coefficients<Sum> table(call, batch, false);
   by_group(call, batch, [&](int64_t group, int64_t from, int64_t to) { table.fill(call, group, from, to); });
   const auto step = call.residual ? (call.relu ? piece_values_of<Type, true, true> : piece_values_of<Type, true, false>)
                                   : (call.relu ? piece_values_of<Type, false, true> : piece_values_of<Type, false, false>);
-  spread(batch.pieces, useful_threads(call), [&](int64_t k) {
+  by_piece(call, batch, [&](int64_t k) {
     // Backwards: what the moments read last is the likeliest to lie in the cache still.
     step(call, Piece(call, cut, batch.first_piece + batch.pieces - 1 - k), table);
   });
@@ -239,7 +239,7 @@ void piece_sums_of(const NormCall& call, const Piece& piece, const Coefficients<
   const Stored* grad = static_cast<const Stored*>(call.grad) + piece.start;
   const Stored* out = gate == read ? static_cast<const Stored*>(call.out) + piece.start : nullptr;
   Stored* kept = gate == read ? static_cast<Stored*>(call.passed) + piece.start : nullptr;
-  const Sum *mean = &table.mean[piece.group * channels], *slope = &table.slope[piece.group * channels];
+  const Sum *mean = &table.mean[table.row(piece.group)], *slope = &table.slope[table.row(piece.group)];
   const Sum* bias = static_cast<const Sum*>(call.bias);
   Sum* products = sums + channels;
   std::fill(sums, sums + 2 * channels, Sum(0));
@@ -277,13 +277,13 @@ template <class Type>
 void backward_sums_of(const NormCall& call, const Cut& cut, const Batch& batch) {
   using Sum = typename Type::Sum;
   const int64_t channels = call.channels;
-  Coefficients<Sum> table(call, false);
+  Coefficients<Sum> table(call, batch, false);
   const std::unique_ptr<Sum[]> parts(new Sum[2 * batch.pieces * channels]);
   by_group(call, batch, [&](int64_t group, int64_t from, int64_t to) { table.fill(call, group, from, to); });
   const auto step = call.gate == open       ? piece_sums_of<Type, open>
                     : call.gate == computed ? piece_sums_of<Type, computed>
                                             : piece_sums_of<Type, read>;
-  spread(batch.pieces, useful_threads(call), [&](int64_t k) {
+  by_piece(call, batch, [&](int64_t k) {
     step(call, Piece(call, cut, batch.first_piece + k), table, &parts[2 * k * channels]);
   });
   by_group(call, batch, [&](int64_t group, int64_t from, int64_t to) {
@@ -295,7 +295,7 @@ template <class Type, bool gates>
 void piece_gradient_of(const NormCall& call, const Piece& piece, const Coefficients<typename Type::Sum>& table) {
   using Sum = typename Type::Sum;
   using Stored = typename Type::Stored;
-  const int64_t channels = call.channels, row_of_group = piece.group * channels;
+  const int64_t channels = call.channels, row_of_group = table.row(piece.group);
   const Stored* x = static_cast<const Stored*>(call.x) + piece.start;
   // Behind a ReLU that was read from memory the first pass has left what passed it.
   const void* given = call.gate == read ? call.passed : call.grad;
@@ -328,13 +328,13 @@ void piece_gradient_of(const NormCall& call, const Piece& piece, const Coefficie
 
 template <class Type>
 void backward_values_of(const NormCall& call, const Cut& cut, const Batch& batch) {
-  Coefficients<typename Type::Sum> table(call, true);
+  Coefficients<typename Type::Sum> table(call, batch, true);
   by_group(call, batch, [&](int64_t group, int64_t from, int64_t to) {
     table.fill(call, group, from, to);
     table.fill_backward(call, group, from, to);
   });
   const auto step = call.gate == computed ? piece_gradient_of<Type, true> : piece_gradient_of<Type, false>;
-  spread(batch.pieces, useful_threads(call), [&](int64_t k) {
+  by_piece(call, batch, [&](int64_t k) {
     step(call, Piece(call, cut, batch.first_piece + batch.pieces - 1 - k), table);
   });
 }
@@ -348,22 +348,21 @@ inline void with_type(const NormCall& call, const Body& body) {
   body(Same<double>());
 }
 
-// Each step on its own: over all groups at once, because sums of other ranks come in between.
-// Both together: batch by batch.
-#define ALONE(name)                                                                      \
-  void name(const NormCall& call) {                                                      \
-    const Cut cut(call);                                                                 \
-    with_type(call, [&](auto type) { name##_of<decltype(type)>(call, cut, Batch(cut, 0, call.groups)); }); \
+// Each step on its own takes all groups at once: sums of other ranks come in between.
+#define ALONE(name)                                                                                         \
+  void name(const NormCall& call) {                                                                         \
+    const Cut cut(call);                                                                                    \
+    with_type(call, [&](auto type) { name##_of<decltype(type)>(call, cut, Batch(cut, 0, call.groups)); });   \
   }
-#define TOGETHER(name, first, second)                       \
-  void name(const NormCall& call) {                         \
-    const Cut cut(call);                                    \
-    with_type(call, [&](auto type) {                        \
-      each_batch(call, cut, [&](const Batch& batch) {       \
-        first##_of<decltype(type)>(call, cut, batch);       \
-        second##_of<decltype(type)>(call, cut, batch);      \
-      });                                                   \
-    });                                                     \
+#define TOGETHER(name, one, two)                                       \
+  void name(const NormCall& call) {                                    \
+    const Cut cut(call);                                               \
+    with_type(call, [&](auto type) {                                   \
+      by_batch(call, cut, [&](const NormCall& part, const Batch& batch) { \
+        one##_of<decltype(type)>(part, cut, batch);                    \
+        two##_of<decltype(type)>(part, cut, batch);                    \
+      });                                                              \
+    });                                                                \
   }
 ALONE(moments)
 ALONE(values)

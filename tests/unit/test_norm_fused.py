@@ -134,17 +134,18 @@ def assert_same_bytes(one, two):
 @needs_compiler
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize("gate", norm_cpu.GATES)
-def test_bytes_depend_neither_on_threads_nor_on_vectors_nor_on_batches_of_groups(dtype, gate, monkeypatch):
-    # A group of one frame fills half of what norm.cpp takes as one batch (batch_values).
-    drawn = draw((3, 75, 120, 121), 3, dtype)
+def test_bytes_depend_neither_on_threads_nor_on_vectors_nor_on_the_cut(dtype, gate, monkeypatch):
+    drawn = draw((6, 75, 29, 31), 3, dtype)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     single, both = all_steps(*drawn, gate)
     assert_same_bytes(single, both)
     for narrow in all_steps(*drawn, gate, wide=False):
         assert_same_bytes(single, narrow)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    for threaded in all_steps(*drawn, gate):
-        assert_same_bytes(single, threaded)
+    # Three threads take a group each, two share every piece of all groups.
+    for threads in (2, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        for threaded in all_steps(*drawn, gate):
+            assert_same_bytes(single, threaded)
 
 
 @needs_compiler

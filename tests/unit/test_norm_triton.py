@@ -19,7 +19,7 @@ from tests.unit.test_norm_fused import EPS, draw, torch_result
 dtype = getattr(torch, sys.argv[1])
 tolerance = 3e-5 if dtype == torch.float32 else 4e-2
 compared = 0
-for shape, groups in [((5, 3, 3, 5), 2), ((3, 70, 17, 19), 2)]:
+for shape, groups in [((3, 3, 3, 5), 2), ((2, 66, 17, 17), 1)]:
     for with_residual, gate in [(False, "open"), (False, "computed"), (True, "read")]:
         x, residual, grad, weight, bias, owner = draw(shape, groups, dtype, seed=4)
         residual = residual if with_residual else None
@@ -79,17 +79,17 @@ def test_kernels_compile_for_gpus_without_spilling(capability, tmp_path, monkeyp
         source = ASTSource(kernel, signature, fixed)
         made = compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": norm_triton.WARPS})
         assert made.asm["cubin"][:4] == b"\x7fELF"
-        spilled[name] = spill_bytes(made.asm["ptx"], capability, tmp_path)
+        spilled[name] = spill_bytes(made.asm["ptx"], tmp_path)
     assert spilled == dict.fromkeys(KERNELS, 0)
 
 
-def spill_bytes(ptx, capability, folder):
+def spill_bytes(ptx, folder):
     """Bytes of registers that the assembler moved to memory."""
     import triton
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    blackwell = tools / "ptxas-blackwell"
-    ptxas = blackwell if capability >= 100 and blackwell.exists() else tools / "ptxas"
+    # The wheel's newer assembler knows every GPU, the older one not every version of PTX.
+    ptxas = next(tool for tool in (tools / "ptxas-blackwell", tools / "ptxas") if tool.exists())
     (folder / "kernel.ptx").write_text(ptx)
     target = re.search(r"\.target (\w+)", ptx)[1]
     command = [ptxas, "-v", f"--gpu-name={target}", "-o", folder / "kernel.cubin", folder / "kernel.ptx"]
