@@ -50,6 +50,9 @@ constexpr int rows_at_once = 8;
 constexpr int64_t worth_a_thread = 32768;
 // Channels that one thread adds up over the pieces of a group.
 constexpr int64_t merged_at_once = 64;
+// A result of so many bytes is gone from the caches before the next layer reads it.
+constexpr int64_t large_bytes = 16 << 20;
+constexpr int64_t line_bytes = 64;
 // How much longer the last threads may work than they would if groups could be cut, in percent.
 constexpr int64_t worst_wait = 25;
 
@@ -182,6 +185,20 @@ void by_batch(const NormCall& call, const Cut& cut, const Body& body) {
   NormCall alone = call;
   alone.threads = 1;
   spread(call.groups, threads, [&](int64_t group) { body(alone, Batch(cut, group, group + 1)); });
+}
+
+// Whether a result that begins here is stored past the caches, line by line.
+bool goes_past(const NormCall& call, const void* result, int64_t item_bytes) {
+  const int64_t row_bytes = call.channels * item_bytes;
+  const bool in_lines = row_bytes % line_bytes == 0 && reinterpret_cast<uintptr_t>(result) % line_bytes == 0;
+  return in_lines && call.frames * call.pixels * row_bytes >= large_bytes;
+}
+
+// Stores past the caches are seen by other threads from here on.
+void finish_stores() {
+#if HPC_STRES_FMA
+  _mm_sfence();
+#endif
 }
 
 // What the arithmetic reads beside activations, by group and channel.

@@ -36,6 +36,28 @@ inline Vector<Number, lanes> fused(Vector<Number, lanes> a, Vector<Number, lanes
   return a * b + c;
 }
 
+// A store past the caches, for results that are too large to be found there later: the line that is
+// written is not read first. Only whole vectors at places that suit them; else an ordinary store.
+template <class V>
+inline void store_past(void* to, const V& v) {
+#if HPC_STRES_FMA
+#if LANE_BYTES == 64
+  if constexpr (sizeof v == 64) return _mm512_stream_si512(static_cast<__m512i*>(to), reinterpret_cast<__m512i>(v));
+#endif
+  if constexpr (sizeof v == 32) return _mm256_stream_si256(static_cast<__m256i*>(to), reinterpret_cast<__m256i>(v));
+  if constexpr (sizeof v == 16) return _mm_stream_si128(static_cast<__m128i*>(to), reinterpret_cast<__m128i>(v));
+#endif
+  std::memcpy(to, &v, sizeof v);
+}
+
+template <class V>
+inline void store_to(void* to, const V& v, bool past) {
+  if (past)
+    store_past(to, v);
+  else
+    std::memcpy(to, &v, sizeof v);
+}
+
 // How activations lie in memory, and the type that is computed in.
 template <class Number>
 struct Same {
@@ -46,8 +68,8 @@ struct Same {
     return loaded<Vector<Sum, lanes>>(from);
   }
   template <int lanes>
-  static void store(Stored* to, Vector<Sum, lanes> v) {
-    std::memcpy(to, &v, sizeof v);
+  static void store(Stored* to, Vector<Sum, lanes> v, bool past = false) {
+    store_to(to, v, past);
   }
 };
 
@@ -72,13 +94,13 @@ struct Brain {
   }
   // Rounded to the nearest, to even in the middle; what is not a number stays that.
   template <int lanes>
-  static void store(Stored* to, Vector<Sum, lanes> v) {
+  static void store(Stored* to, Vector<Sum, lanes> v, bool past = false) {
     using Bits = Vector<uint32_t, lanes>;
     const Bits bits = reinterpret_cast<Bits>(v);
     Bits upper = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     upper = v != v ? (bits >> 16) | 0x40 : upper;
     const Vector<uint16_t, lanes> halves = narrow<lanes>(upper);
-    std::memcpy(to, &halves, sizeof halves);
+    store_to(to, halves, past);
   }
   template <int lanes>
   static Vector<uint16_t, lanes> narrow(Vector<uint32_t, lanes> v) {
@@ -188,26 +210,18 @@ void piece_values_of(const NormCall& call, const Piece& piece, const Coefficient
   Stored* y = static_cast<Stored*>(call.result) + piece.start;
   const Sum *mean = &table.mean[table.row(piece.group)], *slope = &table.slope[table.row(piece.group)];
   const Sum* bias = static_cast<const Sum*>(call.bias);
-  each_block(piece.rows, [=](int64_t row, auto block) {
-    constexpr int count = decltype(block)::value;
-    const int64_t first = row * channels;
+  const bool past = goes_past(call, y, sizeof(Stored));
+  for (int64_t first = 0; first < piece.rows * channels; first += channels)
     each_vector<Sum>(channels, [=](int64_t c, auto width) {
       constexpr int lanes = decltype(width)::value;
       using V = Vector<Sum, lanes>;
-      const V m = loaded<V>(mean + c), s = loaded<V>(slope + c), b = loaded<V>(bias + c);
-      for (int i = 0; i < count; ++i) {
-        const int64_t at = first + i * channels + c;
-        V v = fused<Sum, lanes>(Type::template load<lanes>(x + at) - m, s, b);
-        ahead<count>(x + first, i, channels, c);
-        if constexpr (residual) {
-          v += Type::template load<lanes>(other + at);
-          ahead<count>(other + first, i, channels, c);
-        }
-        if constexpr (relu) v = v < 0 ? V{} : v;
-        Type::template store<lanes>(y + at, v);
-      }
+      const V centred = Type::template load<lanes>(x + first + c) - loaded<V>(mean + c);
+      V v = fused<Sum, lanes>(centred, loaded<V>(slope + c), loaded<V>(bias + c));
+      if constexpr (residual) v += Type::template load<lanes>(other + first + c);
+      if constexpr (relu) v = v < 0 ? V{} : v;
+      Type::template store<lanes>(y + first + c, v, past);
     });
-  });
+  finish_stores();
 }
 
 template <class Type>
@@ -304,26 +318,18 @@ void piece_gradient_of(const NormCall& call, const Piece& piece, const Coefficie
   const Sum *mean = &table.mean[row_of_group], *slope = &table.slope[row_of_group];
   const Sum *shift = &table.shift[row_of_group], *curve = &table.curve[row_of_group];
   const Sum* bias = static_cast<const Sum*>(call.bias);
-  each_block(piece.rows, [=](int64_t row, auto block) {
-    constexpr int count = decltype(block)::value;
-    const int64_t first = row * channels;
+  const bool past = goes_past(call, result, sizeof(Stored));
+  for (int64_t first = 0; first < piece.rows * channels; first += channels)
     each_vector<Sum>(channels, [=](int64_t c, auto width) {
       constexpr int lanes = decltype(width)::value;
       using V = Vector<Sum, lanes>;
-      const V m = loaded<V>(mean + c), s = loaded<V>(slope + c);
-      const V off = loaded<V>(shift + c), bend = loaded<V>(curve + c);
-      for (int i = 0; i < count; ++i) {
-        const int64_t at = first + i * channels + c;
-        const V centred = Type::template load<lanes>(x + at) - m;
-        V g = Type::template load<lanes>(grad + at);
-        ahead<count>(x + first, i, channels, c);
-        ahead<count>(grad + first, i, channels, c);
-        if constexpr (gates) g = gated(fused<Sum, lanes>(centred, s, loaded<V>(bias + c)), g);
-        const V flat = fused<Sum, lanes>(g, s, -off);
-        Type::template store<lanes>(result + at, fused<Sum, lanes>(-centred, bend, flat));
-      }
+      const V centred = Type::template load<lanes>(x + first + c) - loaded<V>(mean + c), s = loaded<V>(slope + c);
+      V g = Type::template load<lanes>(grad + first + c);
+      if constexpr (gates) g = gated(fused<Sum, lanes>(centred, s, loaded<V>(bias + c)), g);
+      const V flat = fused<Sum, lanes>(g, s, -loaded<V>(shift + c));
+      Type::template store<lanes>(result + first + c, fused<Sum, lanes>(-centred, loaded<V>(curve + c), flat), past);
     });
-  });
+  finish_stores();
 }
 
 template <class Type>
