@@ -13,6 +13,18 @@ from torch import Tensor, nn
 from hpc_stres.models import norm_fused, norm_plain
 from hpc_stres.models.norm_plain import statistics_dtype
 
+__all__ = [
+    "NormAverage",
+    "NormGroups",
+    "SubBatchNorm2d",
+    "assign_groups",
+    "defer_statistics",
+    "fold_statistics",
+    "interleaved_groups",
+    "norm_layers",
+    "statistics_dtype",
+]
+
 NormAverage = Literal["variance", "sigma"]
 
 
@@ -119,7 +131,7 @@ class SubBatchNorm2d(nn.Module):
     def _with_running(self, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
         given = (x, residual, self.weight, self.bias, self.running_mean, self.running_var, self.eps, relu)
         # A traced network is to run elsewhere, without our kernels; theirs has no gradient here.
-        traced = torch.compiler.is_exporting() or torch.jit.is_tracing()
+        traced = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined]
         if traced or torch.is_grad_enabled() or not norm_fused.suits(x, self.weight, residual):
             return norm_plain.normalise_by(*given)
         return norm_fused.normalise_by(*given)

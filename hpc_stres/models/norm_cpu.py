@@ -78,8 +78,8 @@ def moments(x: Tensor, owner: Tensor, groups: int) -> tuple[Tensor, Tensor, Tens
 def empty_moments(x: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
     """Room for what `moments` gives."""
     by_group = (groups, x.shape[1])
-    count = torch.empty(groups, dtype=torch.float64, device=x.device)
-    return count, *(torch.empty(by_group, dtype=torch.float64, device=x.device) for _ in range(2))
+    mean, variance = (torch.empty(by_group, dtype=torch.float64, device=x.device) for _ in range(2))
+    return torch.empty(groups, dtype=torch.float64, device=x.device), mean, variance
 
 
 def values(
@@ -121,7 +121,7 @@ class Backward:
         # What passed the ReLU; the residual's gradient.
         self.passed = torch.empty_like(x) if gate == "read" else None
         self.grad_x = torch.empty_like(x)
-        self.fields = {
+        self.fields: dict[str, Any] = {
             "grad": grad, "weight": weight, "bias": bias, "count": count, "mean": mean, "variance": variance,
             "eps": eps, "gate": GATES.index(gate), "sums": self.sums, "products": self.products,
             "result": self.grad_x, **_present(out=out, passed=self.passed),
@@ -132,5 +132,5 @@ class Backward:
         run(name, self.x, self.owner, self.groups, **self.fields)
 
 
-def _present(**tensors: Tensor | None) -> dict[str, Tensor]:
+def _present(**tensors: Tensor | None) -> dict[str, Any]:
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}

@@ -6,27 +6,29 @@ group's pieces, piece after piece, so that the bytes are the same in each run. T
 torch's CUDA builds; its interpreter (TRITON_INTERPRET=1) runs the same kernels without a GPU.
 """
 
+from __future__ import annotations
+
 import functools
-import importlib.util
+import importlib
 import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
-if importlib.util.find_spec("triton") is None:
-    # Names below stay defined, so that this module can be read anywhere.
-    triton: Any = None
-    tl: Any = None
+triton: Any
+tl: Any
+try:
+    triton, tl = importlib.import_module("triton"), importlib.import_module("triton.language")
+    jit = triton.jit
+except ImportError:
+    # The kernels below stay plain functions that nobody calls, so that this module can be read anywhere.
+    triton = tl = None
 
     def jit(function: Any) -> Any:
         """In place of triton.jit."""
         return function
-else:
-    import triton
-    import triton.language as tl
 
-    jit = triton.jit
 
 GATES = {"open": 0, "computed": 1, "read": 2}
 # Rows of a piece, rows that are in registers at once, channels of a program.
