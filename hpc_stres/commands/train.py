@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from hpc_stres.parallel.world import find_world
+    from hpc_stres.run.large_pages import use_large_pages
 
+    use_large_pages()
     if args.max_micro_batch is not None:
         args.overrides.append(f"training.max_micro_batch={args.max_micro_batch}")
     if args.weights is not None:

@@ -200,25 +200,25 @@ void moments_of(const NormCall& call, const Cut& cut, const Batch& batch) {
   });
 }
 
-template <class Type, bool residual, bool relu>
+template <class Type>
 void piece_values_of(const NormCall& call, const Piece& piece, const Coefficients<typename Type::Sum>& table) {
   using Sum = typename Type::Sum;
   using Stored = typename Type::Stored;
   const int64_t channels = call.channels;
   const Stored* x = static_cast<const Stored*>(call.x) + piece.start;
-  const Stored* other = residual ? static_cast<const Stored*>(call.residual) + piece.start : nullptr;
+  const Stored* other = call.residual ? static_cast<const Stored*>(call.residual) + piece.start : nullptr;
   Stored* y = static_cast<Stored*>(call.result) + piece.start;
   const Sum *mean = &table.mean[table.row(piece.group)], *slope = &table.slope[table.row(piece.group)];
   const Sum* bias = static_cast<const Sum*>(call.bias);
-  const bool past = goes_past(call, y, sizeof(Stored));
+  const bool past = goes_past(call, y, sizeof(Stored)), relu = call.relu;
   for (int64_t first = 0; first < piece.rows * channels; first += channels)
     each_vector<Sum>(channels, [=](int64_t c, auto width) {
       constexpr int lanes = decltype(width)::value;
       using V = Vector<Sum, lanes>;
       const V centred = Type::template load<lanes>(x + first + c) - loaded<V>(mean + c);
       V v = fused<Sum, lanes>(centred, loaded<V>(slope + c), loaded<V>(bias + c));
-      if constexpr (residual) v += Type::template load<lanes>(other + first + c);
-      if constexpr (relu) v = v < 0 ? V{} : v;
+      if (other) v += Type::template load<lanes>(other + first + c);
+      if (relu) v = v < 0 ? V{} : v;
       Type::template store<lanes>(y + first + c, v, past);
     });
   finish_stores();
@@ -229,11 +229,9 @@ void values_of(const NormCall& call, const Cut& cut, const Batch& batch) {
   using Sum = typename Type::Sum;
   Coefficients<Sum> table(call, batch, false);
   by_group(call, batch, [&](int64_t group, int64_t from, int64_t to) { table.fill(call, group, from, to); });
-  const auto step = call.residual ? (call.relu ? piece_values_of<Type, true, true> : piece_values_of<Type, true, false>)
-                                  : (call.relu ? piece_values_of<Type, false, true> : piece_values_of<Type, false, false>);
   by_piece(call, batch, [&](int64_t k) {
     // Backwards: what the moments read last is the likeliest to lie in the cache still.
-    step(call, Piece(call, cut, batch.first_piece + batch.pieces - 1 - k), table);
+    piece_values_of<Type>(call, Piece(call, cut, batch.first_piece + batch.pieces - 1 - k), table);
   });
 }
 
@@ -243,12 +241,12 @@ inline V gated(V input, V grad) {
   return input <= 0 ? V{} : grad;
 }
 
-template <class Type, Gate gate>
+template <class Type>
 void piece_sums_of(const NormCall& call, const Piece& piece, const Coefficients<typename Type::Sum>& table,
                    typename Type::Sum* sums) {
   using Sum = typename Type::Sum;
   using Stored = typename Type::Stored;
-  const int64_t channels = call.channels;
+  const int64_t channels = call.channels, gate = call.gate;
   const Stored* x = static_cast<const Stored*>(call.x) + piece.start;
   const Stored* grad = static_cast<const Stored*>(call.grad) + piece.start;
   const Stored* out = gate == read ? static_cast<const Stored*>(call.out) + piece.start : nullptr;
@@ -271,9 +269,9 @@ void piece_sums_of(const NormCall& call, const Piece& piece, const Coefficients<
         g[i] = Type::template load<lanes>(grad + at);
         ahead<count>(x + first, i, channels, c);
         ahead<count>(grad + first, i, channels, c);
-        if constexpr (gate == computed) {
+        if (gate == computed) {
           g[i] = gated(fused<Sum, lanes>(centred, loaded<V>(slope + c), loaded<V>(bias + c)), g[i]);
-        } else if constexpr (gate == read) {
+        } else if (gate == read) {
           g[i] = gated(Type::template load<lanes>(out + at), g[i]);
           ahead<count>(out + first, i, channels, c);
           Type::template store<lanes>(kept + at, g[i]);
@@ -294,18 +292,15 @@ void backward_sums_of(const NormCall& call, const Cut& cut, const Batch& batch) 
   Coefficients<Sum> table(call, batch, false);
   const std::unique_ptr<Sum[]> parts(new Sum[2 * batch.pieces * channels]);
   by_group(call, batch, [&](int64_t group, int64_t from, int64_t to) { table.fill(call, group, from, to); });
-  const auto step = call.gate == open       ? piece_sums_of<Type, open>
-                    : call.gate == computed ? piece_sums_of<Type, computed>
-                                            : piece_sums_of<Type, read>;
   by_piece(call, batch, [&](int64_t k) {
-    step(call, Piece(call, cut, batch.first_piece + k), table, &parts[2 * k * channels]);
+    piece_sums_of<Type>(call, Piece(call, cut, batch.first_piece + k), table, &parts[2 * k * channels]);
   });
   by_group(call, batch, [&](int64_t group, int64_t from, int64_t to) {
     merge_sums(call, cut, batch, parts.get(), group, from, to);
   });
 }
 
-template <class Type, bool gates>
+template <class Type>
 void piece_gradient_of(const NormCall& call, const Piece& piece, const Coefficients<typename Type::Sum>& table) {
   using Sum = typename Type::Sum;
   using Stored = typename Type::Stored;
@@ -318,14 +313,14 @@ void piece_gradient_of(const NormCall& call, const Piece& piece, const Coefficie
   const Sum *mean = &table.mean[row_of_group], *slope = &table.slope[row_of_group];
   const Sum *shift = &table.shift[row_of_group], *curve = &table.curve[row_of_group];
   const Sum* bias = static_cast<const Sum*>(call.bias);
-  const bool past = goes_past(call, result, sizeof(Stored));
+  const bool past = goes_past(call, result, sizeof(Stored)), gates = call.gate == computed;
   for (int64_t first = 0; first < piece.rows * channels; first += channels)
     each_vector<Sum>(channels, [=](int64_t c, auto width) {
       constexpr int lanes = decltype(width)::value;
       using V = Vector<Sum, lanes>;
       const V centred = Type::template load<lanes>(x + first + c) - loaded<V>(mean + c), s = loaded<V>(slope + c);
       V g = Type::template load<lanes>(grad + first + c);
-      if constexpr (gates) g = gated(fused<Sum, lanes>(centred, s, loaded<V>(bias + c)), g);
+      if (gates) g = gated(fused<Sum, lanes>(centred, s, loaded<V>(bias + c)), g);
       const V flat = fused<Sum, lanes>(g, s, -loaded<V>(shift + c));
       Type::template store<lanes>(result + first + c, fused<Sum, lanes>(-centred, loaded<V>(curve + c), flat), past);
     });
@@ -339,19 +334,21 @@ void backward_values_of(const NormCall& call, const Cut& cut, const Batch& batch
     table.fill(call, group, from, to);
     table.fill_backward(call, group, from, to);
   });
-  const auto step = call.gate == computed ? piece_gradient_of<Type, true> : piece_gradient_of<Type, false>;
   by_piece(call, batch, [&](int64_t k) {
-    step(call, Piece(call, cut, batch.first_piece + batch.pieces - 1 - k), table);
+    piece_gradient_of<Type>(call, Piece(call, cut, batch.first_piece + batch.pieces - 1 - k), table);
   });
 }
 
 // -- from a call's fields to the code for them --------------------------------------------------
 
+// Doubles, which are for proofs, take the plain vectors everywhere.
 template <class Body>
 inline void with_type(const NormCall& call, const Body& body) {
   if (call.kind == float32) return body(Same<float>());
   if (call.kind == bfloat16) return body(Brain());
+#if LANE_BYTES != 64
   body(Same<double>());
+#endif
 }
 
 // Each step on its own takes all groups at once: sums of other ranks come in between.
