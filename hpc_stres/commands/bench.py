@@ -1,9 +1,9 @@
 """Measure speed as ratios within one run, each part against a reference on the same cores.
 
   hpc-stres bench flow    our TV-L1 against OpenCV's, on the same frames and threads
-  hpc-stres bench norm    sub-batch normalisation against torch's BatchNorm, forward and backward
+  hpc-stres bench norm    fused normalisation and ReLU against torch's BatchNorm and ReLU, forward and backward
   hpc-stres bench feed    the feed against bare JPEG decoding and against a PyTorch DataLoader over single JPEG files
-  hpc-stres bench step    seconds of one training step of a phase's network, by precision and memory order
+  hpc-stres bench step    a training step of ST-ResNet-50 against its convolutions alone
   hpc-stres bench evaluate  peak memory of the paper's protocol on a video of 340x256 with ResNet-50
   hpc-stres bench plan    what `hpc-stres plan` predicts against real runs on one and two processes
 
@@ -25,10 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
+    from hpc_stres.run.large_pages import use_large_pages
     from hpc_stres.run.paths import write_json
     from hpc_stres.run.tables import text_table
     from hpc_stres.tools.bench.parts import machine, measure
 
+    use_large_pages()
     parts = PARTS if args.part == "all" else (args.part,)
     figures = [figure for part in parts for figure in measure(part, args.threads, args.repeats)]
     rows = [[f.part, f.what, f"{f.value:.4g} {f.unit}", f.target, f.verdict] for f in figures]

@@ -1,6 +1,7 @@
 """Train one phase of a run. Every launcher calls this: by hand, torchrun, mpirun, srun or launch/submit.py.
 
   hpc-stres train --config configs/binding.yaml --phase motion --run-dir runs/try
+  hpc-stres train --config configs/binding.yaml --phase motion --run-dir runs/try --profile
   torchrun --nproc_per_node 3 -m hpc_stres train --config configs/binding.yaml --phase motion --run-dir runs/try
 
 Killed or stopped, the same command resumes from the last checkpoint, on any number of ranks. A run
@@ -28,13 +29,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="train on in this run folder although this key has changed; repeatable",
     )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="record some steps: a trace and a page on where their time goes, in the phase's folder under profile/",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+    from hpc_stres.errors import ConfigError
     from hpc_stres.parallel.world import find_world
     from hpc_stres.registry import PHASE_KINDS
     from hpc_stres.registry.phase import entry_point
+    from hpc_stres.run.large_pages import use_large_pages
 
+    use_large_pages()
     if args.max_micro_batch is not None:
         args.overrides.append(f"training.max_micro_batch={args.max_micro_batch}")
     if args.weights is not None:
@@ -44,5 +53,9 @@ def run(args: argparse.Namespace) -> int:
     world = find_world()
     from hpc_stres.run.signals import EXIT_CONTINUE
 
-    finished = entry_point(kind.run)(config, args.phase, Path(args.run_dir), world, tuple(args.allow_config_change))
+    if args.profile and kind.name != "train":
+        raise ConfigError(f"--profile: phase {args.phase} is of kind {kind.name}, which trains no network")
+    more = {"profile": True} if args.profile else {}
+    allowed = tuple(args.allow_config_change)
+    finished = entry_point(kind.run)(config, args.phase, Path(args.run_dir), world, allowed, **more)
     return 0 if finished else EXIT_CONTINUE

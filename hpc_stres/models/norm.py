@@ -10,6 +10,21 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from hpc_stres.models import norm_fused, norm_plain
+from hpc_stres.models.norm_plain import statistics_dtype
+
+__all__ = [
+    "NormAverage",
+    "NormGroups",
+    "SubBatchNorm2d",
+    "assign_groups",
+    "defer_statistics",
+    "fold_statistics",
+    "interleaved_groups",
+    "norm_layers",
+    "statistics_dtype",
+]
+
 NormAverage = Literal["variance", "sigma"]
 
 
@@ -17,13 +32,16 @@ NormAverage = Literal["variance", "sigma"]
 class NormGroups:
     """Which group each frame of a batch belongs to.
 
-    `membership` is (groups, frames) with a one where a frame belongs to a group; `videos` counts each group's videos on
-    this rank; `team` is the process group over which the groups lie, if they lie over more than one rank.
+    `membership` is (groups, frames) with a one where a frame belongs to a group, and `owner` that
+    group's number by frame; `videos` counts each group's videos on this rank; `team` is the process
+    group over which the groups lie, if they lie over more than one rank, and `team_name` its name.
     """
 
     membership: Tensor
+    owner: Tensor
     videos: Tensor
     team: Any = None
+    team_name: str = ""
 
 
 def assign_groups(
@@ -32,7 +50,9 @@ def assign_groups(
     """Groups of a batch of videos with `frames` frames each, from the group number of each video."""
     numbers = torch.arange(group_count, device=group_of_video.device)
     by_video = (numbers[:, None] == group_of_video[None, :]).to(dtype)
-    return NormGroups(by_video.repeat_interleave(frames, dim=1), by_video.sum(dim=1), team)
+    owner = group_of_video.to(torch.int32).repeat_interleave(frames)
+    membership = by_video.repeat_interleave(frames, dim=1)
+    return NormGroups(membership, owner, by_video.sum(dim=1), team, norm_fused.team_name(team))
 
 
 def interleaved_groups(videos: int, group_size: int | None, frames: int, device: Any, dtype: torch.dtype) -> NormGroups:
@@ -41,67 +61,6 @@ def interleaved_groups(videos: int, group_size: int | None, frames: int, device:
         raise ValueError(f"norm group of {group_size} videos is larger than the batch of {videos}")
     count = 1 if group_size is None else -(-videos // group_size)
     return assign_groups(torch.arange(videos, device=device) % count, count, frames, dtype)
-
-
-def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Moments are kept in float32 at least."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _sum_over(team: Any, value: Tensor) -> Tensor:
-    if team is not None:
-        torch.distributed.all_reduce(value, group=team)
-    return value
-
-
-def _frame_sums(x: Tensor, y: Tensor | None = None) -> Tensor:
-    """Sum over space of each frame and channel, of x or of x * y."""
-    return (x if y is None else x * y).sum(dim=(2, 3))
-
-
-class _Normalise(torch.autograd.Function):
-    """y = weight * (x - mean of its group) / sigma of its group + bias, in two passes, which keeps the digits."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, membership: Tensor, eps: float, team: Any
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        with torch.autocast(x.device.type, enabled=False):
-            wide = x.to(statistics_dtype(x.dtype))
-            count = _sum_over(team, membership.sum(dim=1) * (x.shape[2] * x.shape[3]))
-            mean = _sum_over(team, membership @ _frame_sums(wide)) / count[:, None]
-            centred = wide - _spread(membership, mean)
-            variance = _sum_over(team, membership @ _frame_sums(centred, centred)) / count[:, None]
-            sigma_inverse = torch.rsqrt(variance + eps)
-            y = torch.addcmul(bias[:, None, None], centred, _spread(membership, sigma_inverse * weight))
-        ctx.save_for_backward(x, mean, sigma_inverse, weight, membership, count)
-        ctx.team = team
-        ctx.mark_non_differentiable(mean, variance, count)
-        return y.to(x.dtype), mean, variance, count
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        x, mean, sigma_inverse, weight, membership, count = ctx.saved_tensors
-        with torch.autocast(x.device.type, enabled=False):
-            grad = gradients[0].to(mean.dtype)
-            centred = x.to(mean.dtype) - _spread(membership, mean)
-            sums = membership @ _frame_sums(grad)
-            products = membership @ _frame_sums(grad, centred)
-            grad_weight = (products * sigma_inverse).sum(dim=0)
-            grad_bias = sums.sum(dim=0)
-            # Another rank's videos feel this rank's moments: their terms are summed over the team.
-            both = _sum_over(ctx.team, torch.stack([sums, products])) / count[:, None]
-            slope = sigma_inverse * weight
-            shift = both[0] * slope
-            curve = both[1] * slope * sigma_inverse.square()
-            grad_x = grad * _spread(membership, slope) - _spread(membership, shift)
-            grad_x = torch.addcmul(grad_x, centred, _spread(membership, curve), value=-1)
-        return grad_x.to(x.dtype), grad_weight, grad_bias, None, None, None
-
-
-def _spread(membership: Tensor, by_group: Tensor) -> Tensor:
-    """A value per group and channel as one per frame and channel, ready to broadcast over space."""
-    return (membership.t() @ by_group)[:, :, None, None]
 
 
 class SubBatchNorm2d(nn.Module):
@@ -121,6 +80,8 @@ class SubBatchNorm2d(nn.Module):
         self,
         channels: int,
         group_size: int | None = None,
+        relu: bool = False,
+        *,
         eps: float = 1e-5,
         rate: float = 0.05,
         average: NormAverage = "variance",
@@ -129,6 +90,7 @@ class SubBatchNorm2d(nn.Module):
         if group_size is not None and group_size < 1:
             raise ValueError(f"group_size is {group_size}; it must be 1 or more")
         self.channels, self.group_size, self.eps, self.rate, self.average = channels, group_size, eps, rate, average
+        self.relu = relu
         self.deferred = False
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
@@ -139,31 +101,44 @@ class SubBatchNorm2d(nn.Module):
         self.register_buffer("pending", torch.zeros(3, channels), persistent=False)
 
     def extra_repr(self) -> str:
-        return (
-            f"{self.channels}, group_size={self.group_size}, eps={self.eps}, rate={self.rate}, average={self.average}"
-        )
+        text = f"{self.channels}, group_size={self.group_size}, eps={self.eps}, rate={self.rate}"
+        return f"{text}, average={self.average}, relu={self.relu}"
 
-    def forward(self, x: Tensor, groups: NormGroups | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, groups: NormGroups | None = None, residual: Tensor | None = None, relu: bool | None = None
+    ) -> Tensor:
+        """x normalised, + residual, rectified as `relu` says (None: as the layer does)."""
+        rectifies = self.relu if relu is None else relu
         if not self.training:
-            return self._with_running(x)
+            return self._with_running(x, residual, rectifies)
         if groups is None:
             dtype = statistics_dtype(x.dtype)
             groups = interleaved_groups(x.shape[0], self.group_size, 1, x.device, dtype)
-        y, mean, variance, count = cast(
-            tuple[Tensor, Tensor, Tensor, Tensor],
-            _Normalise.apply(x, self.weight, self.bias, groups.membership, self.eps, groups.team),
-        )
+        if norm_fused.suits(x, self.weight, residual):
+            y, count, mean, variance = norm_fused.sub_batch_norm(
+                x, residual, self.weight, self.bias, groups.owner, len(groups.videos), self.eps, rectifies,
+                groups.team_name,
+            )  # fmt: skip
+        else:
+            y, mean, variance, count = cast(
+                tuple[Tensor, Tensor, Tensor, Tensor],
+                norm_plain.Normalise.apply(x, self.weight, self.bias, groups.membership, self.eps, groups.team),
+            )
+            y = norm_plain.finish(y, residual, rectifies)
         self._collect(mean, variance, count, groups.videos)
         return y
 
-    def _with_running(self, x: Tensor) -> Tensor:
-        slope = self.weight * torch.rsqrt(self.running_var + self.eps)
-        shift = self.bias - self.running_mean * slope
-        dtype = statistics_dtype(x.dtype)
-        return torch.addcmul(shift[:, None, None], x.to(dtype), slope[:, None, None]).to(x.dtype)
+    def _with_running(self, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+        given = (x, residual, self.weight, self.bias, self.running_mean, self.running_var, self.eps, relu)
+        # A traced network is to run elsewhere, without our kernels; theirs has no gradient here.
+        traced = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        if traced or torch.is_grad_enabled() or not norm_fused.suits(x, self.weight, residual):
+            return norm_plain.normalise_by(*given)
+        return norm_fused.normalise_by(*given)
 
     @torch.no_grad()
     def _collect(self, mean: Tensor, variance: Tensor, count: Tensor, videos: Tensor) -> None:
+        mean, variance, count = (value.to(videos.dtype) for value in (mean, variance, count))
         if self.average == "sigma":
             spread = torch.sqrt(variance + self.eps)
         else:

@@ -32,9 +32,9 @@ class TrunkOptions:
     norm_group: int | None = None
     norm_average: NormAverage = "variance"
 
-    def norm(self, channels: int) -> SubBatchNorm2d:
-        """A normalisation layer as this trunk uses it."""
-        return SubBatchNorm2d(channels, self.norm_group, average=self.norm_average)
+    def norm(self, channels: int, relu: bool = False) -> SubBatchNorm2d:
+        """A normalisation layer as this trunk uses it, with the ReLU behind it where there is one."""
+        return SubBatchNorm2d(channels, self.norm_group, relu, average=self.norm_average)
 
 
 class Conv2d(nn.Conv2d):
@@ -77,7 +77,8 @@ class Shortcut(nn.Sequential):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 with a shortcut; returns the sum before its ReLU, which the two-stream network needs.
+    """1x1, 3x3, 1x1 with a shortcut; returns the sum before its ReLU, which the two-stream network
+    needs, or after it.
 
     With `temporal` the unit carries the published convolutions over time: both 1x1 turned into 1x1x3 (`inflated`), or
     a new C to C one after the ReLU of the 3x3 (`identity`).
@@ -92,9 +93,9 @@ class Bottleneck(nn.Module):
         self.conv1 = (
             TemporalConv(channels_in, width, padding=padding) if inflated else Conv2d(channels_in, width, 1, first)
         )
-        self.bn1 = options.norm(width)
+        self.bn1 = options.norm(width, relu=True)
         self.conv2 = Conv2d(width, width, 3, second)
-        self.bn2 = options.norm(width)
+        self.bn2 = options.norm(width, relu=True)
         self.temporal = TemporalConv(width, width, "identity", padding, bias=True) if temporal == "identity" else None
         self.conv3 = TemporalConv(width, out, padding=padding) if inflated else Conv2d(width, out, 1)
         self.bn3 = options.norm(out)
@@ -102,20 +103,20 @@ class Bottleneck(nn.Module):
         project = stride != 1 or channels_in != out
         self.downsample = Shortcut(channels_in, out, stride, options) if project else None
 
-    def residual(self, x: Tensor, frames: int, groups: NormGroups | None) -> Tensor:
-        """The residual function F."""
-        y = functional.relu(self.bn1(self.conv1(x, frames), groups))
-        y = functional.relu(self.bn2(self.conv2(y), groups))
-        if self.temporal is not None:
-            y = self.temporal(y, frames)
-        return self.bn3(self.conv3(y, frames), groups)
-
     def skip(self, x: Tensor, groups: NormGroups | None) -> Tensor:
         """The shortcut."""
         return x if self.downsample is None else self.downsample(x, groups)
 
-    def forward(self, into: UnitInput, frames: int, groups: NormGroups | None) -> Tensor:
-        return self.skip(into.skip, groups) + self.residual(into.branch, frames, groups)
+    def forward(self, into: UnitInput, frames: int, groups: NormGroups | None, rectify: bool = False) -> Tensor:
+        """The residual function's value and the shortcut's, summed, and rectified where asked for.
+
+        Each normalisation takes the ReLU, and the last one the sum too, into its own passes.
+        """
+        y = self.bn1(self.conv1(into.branch, frames), groups)
+        y = self.bn2(self.conv2(y), groups)
+        if self.temporal is not None:
+            y = self.temporal(y, frames)
+        return self.bn3(self.conv3(y, frames), groups, self.skip(into.skip, groups), rectify)
 
 
 class Trunk(nn.Module):
@@ -126,7 +127,7 @@ class Trunk(nn.Module):
         self.options = options
         width = options.width
         self.conv1 = Conv2d(planes, width, 7, 2, bias=options.variant == "msra")
-        self.bn1 = options.norm(width)
+        self.bn1 = options.norm(width, relu=True)
         channels = width
         for number, units in enumerate(options.stages):
             stage = nn.ModuleList()
@@ -148,7 +149,7 @@ class Trunk(nn.Module):
 
     def stem(self, x: Tensor, groups: NormGroups | None) -> Tensor:
         """conv1 and the first pool."""
-        y = functional.relu(self.bn1(self.conv1(x), groups))
+        y = self.bn1(self.conv1(x), groups)
         if self.options.variant == "msra":
             return functional.max_pool2d(y, 3, 2, padding=0, ceil_mode=True)
         return functional.max_pool2d(y, 3, 2, padding=1)
@@ -157,5 +158,5 @@ class Trunk(nn.Module):
 def run_units(units: list[nn.Module], x: Tensor, frames: int, groups: NormGroups | None) -> Tensor:
     """Units one after another, each followed by its ReLU."""
     for unit in units:
-        x = torch.relu(unit(UnitInput(x, x), frames, groups))
+        x = unit(UnitInput(x, x), frames, groups, True)
     return x

@@ -145,8 +145,8 @@ class TwoStream(nn.Module):
         sum_a = self._unit(units_a[0], UnitInput(a, a), frames, groups)
         sum_m = self._unit(units_m[0], UnitInput(m, m), frames, groups)
         into_a, into_m = self.interaction(sum_a, torch.relu(sum_a), sum_m, torch.relu(sum_m))
-        a = torch.relu(self._unit(units_a[1], into_a, frames, groups))
-        m = torch.relu(self._unit(units_m[1], into_m, frames, groups))
+        a = self._unit(units_a[1], into_a, frames, groups, rectify=True)
+        m = self._unit(units_m[1], into_m, frames, groups, rectify=True)
         return self._units(units_a[2:], a, frames, groups), self._units(units_m[2:], m, frames, groups)
 
     def _units(self, units: list[nn.Module], x: Tensor, frames: int, groups: NormGroups | None) -> Tensor:
@@ -154,16 +154,19 @@ class TwoStream(nn.Module):
         if self._keeps_gradients:
             return self._keep_or_recompute(run_units, units, x, frames, groups)
         for unit in units:
-            x = torch.relu(self._unit(unit, UnitInput(x, x), frames, groups))
+            x = self._unit(unit, UnitInput(x, x), frames, groups, rectify=True)
         return x
 
-    def _unit(self, unit: nn.Module, into: UnitInput, frames: int, groups: NormGroups | None) -> Tensor:
-        """One unit. At test time a unit that does not look along time takes a few frames at once."""
+    def _unit(
+        self, unit: nn.Module, into: UnitInput, frames: int, groups: NormGroups | None, rectify: bool = False
+    ) -> Tensor:
+        """One unit, and its ReLU where asked for. At test time a unit that does not look along time
+        takes a few frames at once."""
         if self._keeps_gradients or unit.looks_along_time:
-            return self._keep_or_recompute(unit, into, frames, groups)
+            return self._keep_or_recompute(unit, into, frames, groups, rectify)
         size = self.frames_at_once
         parts = zip(into.branch.split(size), into.skip.split(size), strict=True)
-        return torch.cat([unit(UnitInput(branch, skip), len(branch), groups) for branch, skip in parts])
+        return torch.cat([unit(UnitInput(branch, skip), len(branch), groups, rectify) for branch, skip in parts])
 
     def _frame_by_frame(self, stem: Any, x: Tensor, groups: NormGroups | None) -> Tensor:
         if self._keeps_gradients:

@@ -34,8 +34,10 @@ HEARTBEAT_GRACE_SECONDS = 3.0
 LINK_PATIENCE_SECONDS = 60.0
 
 
-def train(config: Config, name: str, run_dir: Path, world: World, allowed: tuple[str, ...] = ()) -> bool:
-    """Train one phase to its end, or until asked to stop (False)."""
+def train(
+    config: Config, name: str, run_dir: Path, world: World, allowed: tuple[str, ...] = (), profile: bool = False
+) -> bool:
+    """Train one phase to its end, or until asked to stop (False); `profile` records some steps."""
     device = process_groups.choose_device(world)
     torch.backends.cuda.matmul.allow_tf32 = config.training.tf32
     torch.backends.cudnn.allow_tf32 = config.training.tf32
@@ -44,7 +46,7 @@ def train(config: Config, name: str, run_dir: Path, world: World, allowed: tuple
     with kept_environment():
         process_groups.start(world, device, config.training.start_timeout_minutes)
         try:
-            finished = _train_in_group(config, name, run_dir, world, device, allowed)
+            finished = _train_in_group(config, name, run_dir, world, device, allowed, profile)
         except BaseException:
             # A rank that failed leaves at once; leaving the group may wait for the others.
             if world.size == 1:
@@ -61,6 +63,7 @@ def _train_in_group(
     world: World,
     device: torch.device,
     allowed: tuple[str, ...],
+    profile: bool,
 ) -> bool:
     control = process_groups.make_control_group()
     with ExitStack() as ownership:
@@ -68,7 +71,7 @@ def _train_in_group(
             if world.is_first:
                 print(f"{name}: done already (step {config.steps(name)})")
             return True
-        return _train_owned(Trainer(config, name, run_dir, world, device, control), allowed)
+        return _train_owned(Trainer(config, name, run_dir, world, device, control), allowed, profile)
 
 
 def _is_left_to_do(
@@ -108,10 +111,12 @@ def _claim_data(config: Config, run_dir: Path, allowed: tuple[str, ...]) -> None
     claim_data_set(run_dir, facts_of(store, config.data.split), allowed)
 
 
-def _train_owned(trainer: Trainer, allowed: tuple[str, ...]) -> bool:
+def _train_owned(trainer: Trainer, allowed: tuple[str, ...], profile: bool) -> bool:
     trainer.stop.install()
     try:
         trainer.set_up(allowed)
+        if profile and trainer.world.is_first:
+            trainer.profile_steps()
         finished = trainer.train()
         if finished:
             trainer.finish()

@@ -38,6 +38,7 @@ from hpc_stres.training.engine import Engine, make_engine
 from hpc_stres.training.first_weights import load_first_weights
 from hpc_stres.training.loss import StreamSums, phase_loss
 from hpc_stres.training.metrics import Heartbeat, MetricsLog, Stopwatch, memory_gib
+from hpc_stres.training.profile import StepProfile
 
 # What the feed hands over for one micro-step: clips and their dropout masks, or nothing where a
 # rank has no share.
@@ -64,6 +65,7 @@ class Trainer:
         self.sums: dict[str, StreamSums] = {}
         self.last_loss: float | None = None
         self.writer = checkpoint.Writer(self.paths)
+        self.profile: StepProfile | None = None
 
     # -- setting up -----------------------------------------------------------------------------------------------
 
@@ -170,6 +172,8 @@ class Trainer:
         saved_at, first_step = time.monotonic(), self.step + 1
         with Ahead(self.micro_batches(reader), training.prefetch) as feed, title as progress:
             clock = Stopwatch()
+            if self.profile is not None:
+                self.profile.begin(self.step, self.steps)
             while self.step < self.steps:
                 for micro in range(self.layout.micro_steps):
                     self.micro_step(micro, clock.waiting(feed))
@@ -181,6 +185,8 @@ class Trainer:
                 )
                 fold_statistics(self.model, self.world.size > 1)
                 self.step += 1
+                if self.profile is not None:
+                    self.profile.step_done(self.step)
                 self.heartbeat.beat(self.step, "step")
                 self.stop.step_took(clock.step())
                 if self.step == first_step:
@@ -194,9 +200,23 @@ class Trainer:
                 if stop and self.step < self.steps:
                     self.say(f"stopped at step {self.step}: {self.stop.reason()}")
                     break
+        if self.profile is not None:
+            self.profile.end(self.step)
         if log is not None:
             log.close()
         return self.step == self.steps
+
+    def profile_steps(self) -> None:
+        """Record where the time of some steps goes; after `set_up`, on the first rank."""
+        share = sum(len(share.positions) for share in self.layout.shares[self.world.rank])
+        training = self.config.training
+        facts = [
+            f"{self.name}: {training.precision} on {self.device}, {torch.get_num_threads()} threads, "
+            f"{self.world.size} ranks; {share} videos a step on this rank in {self.layout.micro_steps} micro-steps "
+            f"of {self.layout.largest_micro_batch} or fewer",
+        ]
+        low = torch.bfloat16 if training.precision == "bfloat16" else self.dtype
+        self.profile = StepProfile(self.paths, self.device, low, share, facts)
 
     def micro_batches(self, reader: ClipReader) -> Iterator[Batch]:
         """This rank's micro-batches from the current step on; runs in the feed's thread."""

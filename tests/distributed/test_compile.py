@@ -11,7 +11,23 @@ from hpc_stres.models import SubBatchNorm2d, build_model
 pytestmark = pytest.mark.skipif(" " in torch.__file__, reason="torch's inductor cannot build under a path with a space")
 
 
-def test_inductor_fuses_the_relu_into_the_normalisation():
+def test_inductor_calls_the_fused_operator_and_leaves_the_relu_to_it():
+    """On channels-last tensors, forwards and backwards, with the same values."""
+    from torch._inductor.utils import run_and_get_code
+
+    layers = [SubBatchNorm2d(6, 4, relu=True) for _ in range(2)]
+    compiled = torch.compile(layers[1], fullgraph=True)
+    x = torch.randn(8, 6, 4, 3).to(memory_format=torch.channels_last).requires_grad_()
+    expected = layers[0](x)
+    found, codes = run_and_get_code(compiled, x)
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(y.square().sum(), x)[0] for y in (found, expected)]
+    torch.testing.assert_close(*gradients)
+    assert "hpc_stres.sub_batch_norm.default" in codes[0]
+    assert not re.findall(r"cpp_fused_\w*relu\w*", codes[0])
+
+
+def test_inductor_fuses_the_relu_into_plain_normalisation():
     """The compiled code has no kernel whose only work is the ReLU."""
     from torch._inductor.utils import run_and_get_code
 

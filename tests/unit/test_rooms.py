@@ -20,7 +20,7 @@ MAY_SEE = {
     "store": {"config", "run", "listings"},
     "data": {"config", "phases", "store", "native"},
     "prepare": {"config", "registry", "run", "parallel", "native", "listings", "store", "data"},
-    "models": {"config", "registry", "phases", "run"},
+    "models": {"config", "registry", "phases", "run", "native"},
     "training": {"config", "registry", "phases", "run", "parallel", "store", "data", "models"},
     "evaluation": {"config", "registry", "phases", "run", "parallel", "listings", "store", "prepare", "data",
                    "models"},

@@ -1,4 +1,4 @@
-"""Both CPU kernels under the compiler's sanitizers, on thousands of small random calls and on several threads."""
+"""The CPU kernels under the compiler's sanitizers, on thousands of small random calls and on several threads."""
 
 import functools
 import subprocess
@@ -14,6 +14,7 @@ SANITIZERS = {
 }
 # Calls, and how many of them at the same time.
 RUNS = [("resize", "memory", 10_000, 1), ("resize", "threads", 400, 4)]
+RUNS += [("norm", "memory", 1_500, 1), ("norm", "threads", 150, 2)]
 RUNS += [("tvl1", "memory", 250, 1), ("tvl1", "threads", 60, 2)]
 
 

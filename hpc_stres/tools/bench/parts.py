@@ -62,7 +62,11 @@ def measure(part: str, threads: int, repeats: int) -> list[Figure]:
         from hpc_stres.tools.bench import runs
 
         return runs.bench_evaluate(threads) if part == "evaluate" else runs.bench_plan(threads)
-    return {"flow": bench_flow, "norm": bench_norm, "feed": bench_feed, "step": bench_step}[part](threads, repeats)
+    if part in ("norm", "step"):
+        from hpc_stres.tools.bench import network
+
+        return {"norm": network.bench_norm, "step": network.bench_step}[part](threads, repeats)
+    return {"flow": bench_flow, "feed": bench_feed}[part](threads, repeats)
 
 
 def best_of(repeats: int, *contestants: Callable[[], object]) -> list[float]:
@@ -116,52 +120,6 @@ def bench_flow(threads: int, repeats: int) -> list[Figure]:
             ratio("flow", f"{pyramid}: ours over OpenCV", reference / ours, FLOW_TARGET),
         ]
     return figures
-
-
-def bench_norm(threads: int, repeats: int) -> list[Figure]:
-    """Sub-batch normalisation of four groups against torch's BatchNorm over everything, forwards and backwards."""
-    import torch
-
-    from hpc_stres.models import SubBatchNorm2d
-
-    x = torch.randn(32, 64, 56, 56).to(memory_format=torch.channels_last).requires_grad_()
-
-    def run(layer: torch.nn.Module) -> None:
-        layer(x).sum().backward()
-
-    own, reference = SubBatchNorm2d(64, 8), torch.nn.BatchNorm2d(64)
-    ours, theirs = best_of(repeats, lambda: run(own), lambda: run(reference))
-    return [ratio("norm", "4 groups, speed against torch's BatchNorm", theirs / ours)]
-
-
-def bench_step(threads: int, repeats: int) -> list[Figure]:
-    """One training step of ST-ResNet-50, two videos of five chunks at 112 pixels."""
-    import torch
-
-    from hpc_stres.models import build_model
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = build_model("st_resnet", 101, norm_group=2).to(device)
-    shape = (2, 5, 20, SIDE // 2, SIDE // 2)
-    rgb = torch.randn(*shape[:2], 3, *shape[3:], device=device)
-    flow = torch.randn(shape, device=device)
-
-    def step(dtype: str, last: bool) -> None:
-        def order(clip: torch.Tensor) -> torch.Tensor:
-            flat = clip.flatten(0, 1)
-            return flat.to(memory_format=torch.channels_last).unflatten(0, shape[:2]) if last else clip
-
-        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-            output = model(order(rgb), order(flow))
-        (output.appearance.float().sum() + output.motion.float().sum()).backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    cases = [("float32", False), ("float32", True), ("bfloat16", True)]
-    seconds = best_of(repeats, *(lambda case=case: step(*case) for case in cases))
-    names = ["float32", "float32 channels-last", "bfloat16 channels-last"]
-    figures = [Figure("step", name, value / 2, "s/video") for name, value in zip(names, seconds, strict=True)]
-    return [*figures, ratio("step", "channels-last over contiguous", seconds[0] / seconds[1])]
 
 
 def bench_feed(threads: int, repeats: int) -> list[Figure]:

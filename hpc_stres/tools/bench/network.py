@@ -1,0 +1,185 @@
+"""The network's own speed: the fused normalisation against torch's, a step against its convolutions."""
+
+import functools
+import itertools
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from hpc_stres.tools.bench.parts import SIDE, Figure, ratio
+
+# (frames, channels, height, width) of the published network, and videos in a group.
+NORM_SHAPES = ((32, 64, 56, 56), (40, 256, 56, 56), (40, 1024, 14, 14))
+GROUP = 4
+NORM_TARGETS = {"float32": 0.75, "bfloat16": 0.5}
+STEP_TARGET = 1.2
+VIDEOS, CHUNKS = 2, 5
+# Multiplications of one ST-ResNet-50 video of five chunks over those of one ResNet-50 image.
+IMAGES_PER_VIDEO = 12.8
+
+
+def rounds(repeats: int, *contestants: Callable[[], object]) -> list[list[float]]:
+    """Seconds of each contestant in each round; all take turns, after one round that does not count."""
+    import torch
+
+    seconds: list[list[float]] = [[] for _ in contestants]
+    for turn, (number, contestant) in itertools.product(range(repeats + 1), enumerate(contestants)):
+        started = time.perf_counter()
+        contestant()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        if turn:
+            seconds[number].append(time.perf_counter() - started)
+    return seconds
+
+
+def at_most(part: str, what: str, ours: list[float], theirs: list[float], target: float) -> Figure:
+    """The median over rounds of a share that should be small."""
+    value = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    return Figure(part, what, value, "x", f"{target:g} x or less", "met" if value <= target else "MISSED")
+
+
+def bench_norm(threads: int, repeats: int) -> list[Figure]:
+    """Normalisation in groups of four and ReLU, forwards and backwards, over torch's BatchNorm2d and ReLU."""
+    import torch
+
+    from hpc_stres.models import SubBatchNorm2d, assign_groups
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    figures = []
+    for shape, name in itertools.product(NORM_SHAPES, NORM_TARGETS):
+        dtype = getattr(torch, name)
+        order = torch.channels_last
+        x = torch.randn(shape, device=device).to(dtype).to(memory_format=order).requires_grad_()
+        grad = torch.randn(shape, device=device).to(dtype).to(memory_format=order)
+        count = shape[0] // GROUP
+        groups = assign_groups(torch.arange(shape[0], device=device) % count, count, 1, torch.float32)
+        own = SubBatchNorm2d(shape[1], GROUP, relu=True).to(device)
+        reference = torch.nn.BatchNorm2d(shape[1]).to(device)
+
+        def run(call: Callable[[Any], Any], leaves: list[Any], x: Any = x, grad: Any = grad) -> None:
+            torch.autograd.grad(call(x), [x, *leaves], grad)
+
+        def torchs(value: Any, layer: Any = reference) -> Any:
+            return torch.relu(layer(value))
+
+        ours, theirs = rounds(
+            max(repeats, 5),
+            functools.partial(run, functools.partial(own, groups=groups), list(own.parameters())),
+            functools.partial(run, torchs, list(reference.parameters())),
+        )
+        text = f"{shape} {name}"
+        figures.append(Figure("norm", f"{text}: ours", 1e3 * statistics.median(ours), "ms"))
+        figures.append(at_most("norm", f"{text}: ours over BatchNorm + ReLU", ours, theirs, NORM_TARGETS[name]))
+    return figures
+
+
+class Convolution(NamedTuple):
+    """One convolution of a step: its input and weight, and how it is taken."""
+
+    x: tuple[int, ...]
+    weight: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    first: bool  # nothing before it wants a gradient
+
+
+def convolutions_of(model: Any, rgb: Any, flow: Any) -> Counter[Convolution]:
+    """Which convolutions one pass runs, and how often."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    seen: Counter[Convolution] = Counter()
+
+    class Watch(TorchFunctionMode):
+        """Notes every call of conv2d."""
+
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function in (torch.conv2d, torch.nn.functional.conv2d):
+                names = ("input", "weight", "bias", "stride", "padding")
+                given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
+                pair = (_pair(given.get("stride", 1)), _pair(given.get("padding", 0)))
+                x = given["input"]
+                seen[Convolution(tuple(x.shape), tuple(given["weight"].shape), *pair, not x.requires_grad)] += 1
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        model(rgb, flow)
+    return seen
+
+
+def _pair(value: Any) -> tuple[int, ...]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def only_convolutions(counts: Counter[Convolution], dtype: Any, device: Any) -> Callable[[], None]:
+    """A function that runs them, forwards and backwards, and nothing else."""
+    import torch
+
+    order = torch.channels_last
+    jobs = []
+    for one, count in counts.items():
+        x = torch.randn(one.x, device=device).to(dtype).to(memory_format=order).requires_grad_(not one.first)
+        weight = torch.randn(one.weight, device=device).to(dtype).to(memory_format=order).requires_grad_()
+        grad = torch.ones_like(torch.conv2d(x, weight, None, one.stride, one.padding))
+        jobs.append((one, count, x, weight, grad))
+
+    def run() -> None:
+        for one, count, x, weight, grad in jobs:
+            for _ in range(count):
+                y = torch.conv2d(x, weight, None, one.stride, one.padding)
+                torch.autograd.grad(y, [weight] if one.first else [x, weight], grad)
+
+    return run
+
+
+def bench_step(threads: int, repeats: int) -> list[Figure]:
+    """One training step of ST-ResNet-50 in bfloat16 at 224 pixels over its convolutions alone, and
+    its videos a second over what a ResNet-50's images a second promise."""
+    import torch
+
+    from hpc_stres.models import build_model
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = build_model("st_resnet", 101, norm_group=VIDEOS).to(device)
+    rgb, flow = (_clips(VIDEOS, CHUNKS, planes, device) for planes in (3, 20))
+    images = build_model("appearance", 1000, norm_group=None).to(device)
+    picture = _clips(VIDEOS * CHUNKS, 1, 3, device)
+    low = torch.autocast(device.type, torch.bfloat16)
+
+    def step() -> None:
+        with low:
+            output = model(rgb, flow)
+        (output.appearance.float().sum() + output.motion.float().sum()).backward()
+
+    def picture_step() -> None:
+        with low:
+            output = images(picture, None)
+        output.appearance.float().sum().backward()
+
+    with low:
+        counts = convolutions_of(model, rgb, flow)
+    convolve = only_convolutions(counts, torch.bfloat16, device)
+    whole, alone, pictures = rounds(repeats, step, convolve, picture_step)
+    promised = [s / (VIDEOS * CHUNKS) * IMAGES_PER_VIDEO for s in pictures]
+    per_video = [s / VIDEOS for s in whole]
+    return [
+        Figure("step", "bfloat16 at 224", statistics.median(per_video), "s/video"),
+        Figure("step", "its convolutions alone", statistics.median(alone) / VIDEOS, "s/video"),
+        at_most("step", "step over its convolutions", whole, alone, STEP_TARGET),
+        ratio(
+            "step",
+            f"videos/s over ResNet-50 images/s / {IMAGES_PER_VIDEO}",
+            statistics.median(b / a for a, b in zip(per_video, promised, strict=True)),
+        ),
+    ]
+
+
+def _clips(videos: int, frames: int, planes: int, device: Any) -> Any:
+    """Random clips in the feed's order."""
+    import torch
+
+    flat = torch.randn(videos * frames, planes, SIDE, SIDE, device=device).to(memory_format=torch.channels_last)
+    return flat.unflatten(0, (videos, frames))
