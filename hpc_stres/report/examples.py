@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hpc_stres.data.flow import decode_flow
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import pictures, predict
-from hpc_stres.evaluation.gradcam import Look, clip_of, look
+from hpc_stres.evaluation.gradcam import Look, clips_of, look
 from hpc_stres.evaluation.scores import Scores
 from hpc_stres.prepare.video import encode_jpeg
 from hpc_stres.report.charts import Axis, Line, axis, plot, table
@@ -152,10 +152,10 @@ def photograph(facts: Facts) -> dict[str, Shots]:
     if facts.store is None or facts.head is None:
         return {}
     scores = facts.columns[facts.head]
-    names = [scores.ids[one.index] for one in choose(facts.columns, facts.head, facts.baseline)]
-    present = [name for name in names if name in facts.store.number]
+    chosen = [one.index for one in choose(facts.columns, facts.head, facts.baseline)]
+    answers = {scores.ids[n]: int(scores.logits[n].argmax()) for n in chosen if scores.ids[n] in facts.store.number}
     looker = Looker(facts) if facts.head in facts.config.phases else None
-    return {name: _shots(facts.store, name, looker) for name in present}
+    return {name: _shots(facts.store, name, looker, answer) for name, answer in answers.items()}
 
 
 class Looker:
@@ -172,19 +172,19 @@ class Looker:
             self.network = networks.from_run(facts.paths.root, facts.head, overrides, predict.device())
             self.reader = ClipReader(facts.store, None, self.network.variant, streams=self.network.streams, most=512)
 
-    def at(self, store: Store, number: int) -> Look | None:
-        """The looks of one video; none where this network has no trunk to look into."""
+    def at(self, store: Store, number: int, answer: int) -> Look | None:
+        """The looks of one video for an answer; none where this network has no trunk to look into."""
         if self.network is None:
             return None
-        return look(self.network, self.reader, clip_of(self.network, store.rows[number], number))
+        return look(self.network, self.reader, clips_of(self.network, store.rows[number], number), answer)
 
 
-def _shots(store: Store, name: str, looker: Looker | None) -> Shots:
+def _shots(store: Store, name: str, looker: Looker | None, answer: int) -> Shots:
     number = store.number[name]
     row = store.rows[number]
-    seen = looker.at(store, number) if looker else None
+    seen = looker.at(store, number, answer) if looker else None
     times = seen.frames if seen else tuple(range(row.frames))
-    places = _places(times, [seen.peak(stream, row.height, row.width)[0] for stream in seen.maps] if seen else [])
+    places = _places(times, [seen.peak(stream)[0] for stream in seen.maps] if seen else [])
     frames = [min(times[place], row.flow_pairs - 1) for place in places]
     rgb = [decoded(store.rgb(number, times[place]), True) for place in places]
     planes = [np.stack([decoded(store.flow(number, frame, axis), False) for axis in (0, 1)]) for frame in frames]
@@ -194,9 +194,9 @@ def _shots(store: Store, name: str, looker: Looker | None) -> Shots:
     heat = {}
     for stream in seen.maps if seen else ():
         assert seen is not None
-        peak = seen.peak(stream, row.height, row.width)
+        peak = seen.peak(stream)
         heat[stream] = [
-            _marked(shot, seen.on_frame(stream, place, row.height, row.width), peak, times[place])
+            _marked(shot, seen.maps[stream][place], peak, times[place])
             for place, shot in zip(places, rgb, strict=True)
         ]
     shrunk = {stream: [small(shot) for shot in row_of] for stream, row_of in heat.items()}

@@ -21,10 +21,11 @@ MAY_SEE = {
     "models": {"config", "run"},
     "training": {"config", "run", "parallel", "store", "data", "models"},
     "evaluation": {"config", "run", "parallel", "listings", "store", "prepare", "data", "models"},
+    "report": {"config", "run", "listings", "store", "prepare", "data", "models", "evaluation"},
     "tools": {"config", "run", "parallel", "native", "store", "prepare", "data", "models", "training", "evaluation"},
     "launch": {"config", "run", "store", "evaluation", "tools"},
     "commands": {"config", "run", "parallel", "native", "listings", "store", "prepare", "data", "models", "training",
-                 "evaluation", "tools", "launch"},
+                 "evaluation", "report", "tools", "launch"},
 }  # fmt: skip
 HALL = {"errors", "layout", "counter", "__init__", "__main__"}
 
