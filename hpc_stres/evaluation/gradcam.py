@@ -95,11 +95,11 @@ def _look_at_clip(
         answer = int(fused.argmax()) if answer is None else answer
         # A network for one class alone has no odds; a stage that no answer depends on has no gradient.
         gradients = torch.autograd.grad(log_odds(fused, answer), list(kept.values()), allow_unused=True)
-    offset = 2 if network.variant == "msra" else 0
     sums: dict[str, list[Map]] = {name: [] for name in trunks}
     for ((name, stage), activation), gradient in zip(kept.items(), gradients, strict=True):
         if gradient is not None:
             cells = as_share(weighted(activation.detach(), gradient))
+            offset = 2 if trunks[name].options.variant == "msra" else 0
             big = [enlarge(one, FIRST_STRIDE << stage, offset, request.box.height, request.box.width) for one in cells]
             sums[name].append(np.stack(big))
     return answer, {name: np.mean(heats, axis=0) for name, heats in sums.items() if heats}

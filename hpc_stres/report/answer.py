@@ -9,7 +9,7 @@ from hpc_stres.evaluation.published import published_for
 from hpc_stres.evaluation.scores import mcnemar
 from hpc_stres.evaluation.table import count_text, protocol_lines
 from hpc_stres.report.charts import nice_step, table, whisker
-from hpc_stres.report.facts import Facts, shown, title
+from hpc_stres.report.facts import Facts
 
 # Below this a difference is called one.
 SMALL_P, LEAST_PLAIN_P = 0.05, 1e-3
@@ -39,14 +39,14 @@ def lead(facts: Facts) -> str:
     column = facts.table.get(head or "")
     if head is None or column is None:
         return "<p class='lead'>No phase of this run has been tested yet.</p>"
-    name, (low, high) = shown(head), interval(column, "top1")
+    name, (low, high) = facts.shown(head), interval(column, "top1")
     right = round(column["top1"] * column["videos"] / 100)
     first = (
         f"<p class='lead'>{name} names {right} of {column['videos']} test videos correctly: "
         f"{column['top1']:.1f} % (95 % interval {low:.1f} to {high:.1f}).</p>"
     )
     found = comparison(facts)
-    return first + (f"<p class='then'>{sentence(found)}</p>" if found else "")
+    return first + (f"<p class='then'>{sentence(facts, found)}</p>" if found else "")
 
 
 def comparison(facts: Facts) -> Comparison | None:
@@ -69,14 +69,14 @@ def comparison(facts: Facts) -> Comparison | None:
     return Comparison(first, second, 100 * (gained - lost) / len(one.ids), gained, lost, p, TESTS["mcnemar"])
 
 
-def sentence(found: Comparison) -> str:
+def sentence(facts: Facts, found: Comparison) -> str:
     """The comparison in words: what it is, of how many videos, and whether chance makes it."""
     size = abs(found.difference)
     if size < 0.005:
-        what = f"That is as many as {shown(found.first)} names"
+        what = f"That is as many as {facts.shown(found.first)} names"
     else:
         more = "more" if found.difference > 0 else "fewer"
-        what = f"That is {size:.1f} points {more} than {shown(found.first)}"
+        what = f"That is {size:.1f} points {more} than {facts.shown(found.first)}"
     span = f" (95 % interval {found.interval[0]:+.1f} to {found.interval[1]:+.1f})" if found.interval else ""
     doubt = "" if found.p < SMALL_P else ": chance alone makes such a difference often enough"
     return (
@@ -120,7 +120,7 @@ def accuracy(facts: Facts) -> str:
         cells = [f"{column[f]:.2f}" if f in column else "-" for f in figures]
         series = 0 if name == facts.head else 1
         rows.append([
-            shown(name), f"{column['top1']:.2f}", f"{left:.1f} - {right:.1f}", *cells, count_text(column),
+            facts.shown(name), f"{column['top1']:.2f}", f"{left:.1f} - {right:.1f}", *cells, count_text(column),
             *([f"{published[name]:.2f}" if name in published else "-"] if published else []),
             whisker(column["top1"], left, right, (low, high), series),
         ])  # fmt: skip
@@ -148,4 +148,4 @@ def _notes(facts: Facts) -> str:
 def plain_lead(facts: Facts) -> str:
     """The first sentence as text."""
     column = facts.table.get(facts.head or "")
-    return f"{title(facts.head)}: {column['top1']:.1f} %" if facts.head and column else "not tested yet"
+    return f"{facts.title(facts.head)}: {column['top1']:.1f} %" if facts.head and column else "not tested yet"

@@ -85,11 +85,13 @@ def number(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}".replace(",", "\u202f")
 
 
-def plot(title: str, lines: Sequence[Line], x: Axis, y: Axis, begins: Sequence[float] = (), height: str = "11rem") -> str:
+def plot(
+    title: str, lines: Sequence[Line], x: Axis, y: Axis, begins: Sequence[float] = (), height: str = "11rem"
+) -> str:
     """A figure with its key; what a reader who cannot see it hears is each curve's last value."""
     last = ", ".join(f"{line.name} ends at {number(line.points[-1][1])}" for line in lines if line.points)
     parts = [
-        f'<figure><figcaption>{html.escape(title)} {key(lines)}</figcaption>'
+        f"<figure><figcaption>{html.escape(title)} {key(lines)}</figcaption>"
         f'<div class="plot" style="--h:{height}">'
         f'<svg viewBox="0 0 {SIDE} {SIDE}" preserveAspectRatio="none" role="img" '
         f'aria-label="{html.escape(f"{title}: {last}")}">'
@@ -188,4 +190,5 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], main: int | None
         first, *rest = row
         cells = "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(rest, kinds[1:], strict=True))
         body.append(f'<tr{" class=main" if index == main else ""}><th scope="row">{first}</th>{cells}</tr>')
-    return f'<div class="wide" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+    whole = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    return f'<div class="wide" tabindex="0">{whole}</div>'

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from hpc_stres.evaluation.scores import Scores, interval95
 from hpc_stres.report import matrix
 from hpc_stres.report.charts import Axis, Line, plot
-from hpc_stres.report.facts import Facts, is_right, shown, title
+from hpc_stres.report.facts import Facts, is_right
 
 # Names in a list before the rest is folded up.
 MOST_NAMES = 12
@@ -21,11 +21,11 @@ def confusions(facts: Facts) -> str:
     parts = []
     single = {name: column for name, column in facts.columns.items() if column.labels.ndim == 1}
     for number, (name, scores) in enumerate(sorted(single.items(), key=lambda item: item[0] != facts.head)):
-        text = matrix.section(scores, title(name), number, with_all=name == facts.head)
+        text = matrix.section(scores, facts.title(name), number, with_all=name == facts.head)
         parts.append(
-            f"<h3>{shown(name)}</h3>{text}"
+            f"<h3>{facts.shown(name)}</h3>{text}"
             if name == facts.head
-            else f"<details><summary>Confusions of {shown(name)}</summary>{text}</details>"
+            else f"<details><summary>Confusions of {facts.shown(name)}</summary>{text}</details>"
         )
     if not single:
         return "<p>Videos of this data set have several classes each: there is no confusion of one for another.</p>"
@@ -52,8 +52,8 @@ def bars(facts: Facts) -> str:
         )
         for n in order if videos[n]
     ]  # fmt: skip
-    words = f"Bar: {shown(facts.head)}, with its 95 % interval"
-    words += f"; tick: {shown(facts.baseline or '')}" if before is not None else ""
+    words = f"Bar: {facts.shown(facts.head)}, with its 95 % interval"
+    words += f"; tick: {facts.shown(facts.baseline)}" if before is not None else ""
     return f'<p class="soft">{words}. The worst class first.</p><ul class="bars">{"".join(rows)}</ul>'
 
 
@@ -113,8 +113,8 @@ def changes(facts: Facts) -> str:
         repaired = [one.ids[i] for i in np.nonzero(~was & now)[0]]
         broken = [one.ids[i] for i in np.nonzero(was & ~now)[0]]
         parts.append(
-            f"<details><summary>{shown(before)} to {shown(after)}: {len(repaired)} repaired, {len(broken)} broken"
-            f"</summary><p>Repaired: {html.escape(', '.join(repaired) or 'none')}</p>"
+            f"<details><summary>{facts.shown(before)} to {facts.shown(after)}: {len(repaired)} repaired, "
+            f"{len(broken)} broken</summary><p>Repaired: {html.escape(', '.join(repaired) or 'none')}</p>"
             f"<p>Broken: {html.escape(', '.join(broken) or 'none')}</p></details>"
         )
     return "".join(parts) or "<p>There is one column; nothing to compare it with.</p>"
@@ -130,11 +130,13 @@ def calibration(facts: Facts) -> str:
     scaled = found.get("scaled")
     if isinstance(scaled, dict):
         lines.append(Line(f"temperature {found['temperature']:.2f}", _reliability(scaled["bins"]), 1))
-        words += f", {100 * scaled['ece']:.1f} with a temperature of {found['temperature']:.2f}, fitted on held-out videos"
+        words += (
+            f", {100 * scaled['ece']:.1f} with a temperature of {found['temperature']:.2f}, fitted on held-out videos"
+        )
     lines.append(Line("ideal", [(0.0, 0.0), (100.0, 100.0)], 2, faint=True))
     ticks = [(float(n), f"{n} %") for n in (0, 25, 50, 75, 100)]
     chart = plot("Share that is right, by confidence", lines, Axis(0, 100, ticks), Axis(0, 100, ticks))
-    return f'<h3>Calibration of {shown(facts.head or "")}</h3><p>{words}.</p><div class="grid">{chart}</div>'
+    return f'<h3>Calibration of {facts.shown(facts.head)}</h3><p>{words}.</p><div class="grid">{chart}</div>'
 
 
 def _reliability(bins: Sequence[dict[str, float | None]]) -> list[tuple[float, float]]:

@@ -1,11 +1,10 @@
 """Learning curves, rate and phases on one time axis; time, throughput and loss of each phase."""
 
-import html
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from hpc_stres.report.charts import Axis, Line, axis, log_axis, plot, spans, table, time_axis
-from hpc_stres.report.facts import Facts, shown, title
+from hpc_stres.report.facts import Facts
 from hpc_stres.report.laps import PhaseLog, Timeline, timeline
 from hpc_stres.run.progress import duration
 
@@ -27,10 +26,12 @@ def curves(facts: Facts) -> str:
         else "training time, one phase after another: these rows do not say when they were written"
     )
     parts = [f'<p class="soft">Time runs {how}. A dot is the accuracy on videos that were held out of training.</p>']
-    lasting = [(title(name), line.starts[name], ends[-1]) for name, ends in line.ends.items()]
+    lasting = [(facts.title(name), line.starts[name], ends[-1]) for name, ends in line.ends.items()]
     parts.append(spans("Phases", sorted(lasting, key=lambda row: row[1]), x))
     parts.append(_panel("Loss of each stream", facts.logs, line, "loss_", x, begins))
-    parts.append(_panel("Accuracy while training, in %", facts.logs, line, "accuracy_", x, begins, _held_out(facts, line)))
+    parts.append(
+        _panel("Accuracy while training, in %", facts.logs, line, "accuracy_", x, begins, _held_out(facts, line))
+    )
     parts.append(_rate(facts.logs, line, x, begins))
     return "".join(parts)
 
@@ -95,7 +96,7 @@ def times(facts: Facts) -> str:
         share = f" ({100 * waited / trained:.1f} %)" if trained else ""
         ranks = sorted({int(row["world_size"]) for row in log.rows if "world_size" in row})
         rows.append([
-            shown(name), f"{log.rows[-1]['step']:.0f}", " and ".join(map(str, ranks)) or "-", duration(trained),
+            facts.shown(name), f"{log.rows[-1]['step']:.0f}", " and ".join(map(str, ranks)) or "-", duration(trained),
             f"{log.videos_per_second:.3g}", f"{seconds(waited)}{share}",
             "not recorded" if lost is None else seconds(lost),
             _peak(log, "memory_gib", lambda value: f"{value:.2f} GiB"),
@@ -129,6 +130,6 @@ def speed(facts: Facts) -> str:
     for number, (phase, ends) in enumerate(line.ends.items()):
         pairs = zip(ends, facts.logs[phase].rows, strict=True)
         points = [(end, row["videos_per_s"]) for end, row in pairs if "videos_per_s" in row]
-        lines.append(Line(html.unescape(title(phase)), points, number))
+        lines.append(Line(facts.title(phase), points, number))
     values = [value for curve in lines for _, value in curve.points]
     return plot("Videos a second", lines, time_axis(line.length), axis(values, 0.0), (), "8rem")

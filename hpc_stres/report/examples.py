@@ -15,7 +15,7 @@ from hpc_stres.evaluation.gradcam import Look, clips_of, look
 from hpc_stres.evaluation.scores import Scores
 from hpc_stres.prepare.video import encode_jpeg
 from hpc_stres.report.charts import Axis, Line, axis, plot, table
-from hpc_stres.report.facts import Facts, confidence, is_right, shown, title, truth
+from hpc_stres.report.facts import Facts, confidence, is_right, truth
 from hpc_stres.run.paths import RunPaths
 from hpc_stres.store.reader import Store
 
@@ -46,8 +46,9 @@ class Shots:
     heat: dict[str, list[Picture]]
 
 
-def choose(columns: dict[str, Scores], head: str, baseline: str | None) -> list[Chosen]:
+def choose(facts: Facts, head: str) -> list[Chosen]:
     """All columns wrong, most confident wrong, broken and repaired against the baseline, least sure right ones."""
+    columns, baseline = facts.columns, facts.baseline
     scores = columns[head]
     right, sure = is_right(scores), confidence(scores)
     alike = [column for column in columns.values() if column.ids == scores.ids]
@@ -57,8 +58,8 @@ def choose(columns: dict[str, Scores], head: str, baseline: str | None) -> list[
     steps = [
         (every, -sure, "every column is wrong", "bad"),
         (~right, -sure, "wrong, and most confident of it", "bad"),
-        (was & ~right, -sure, f"broken: {title(baseline or '')} has it right", "bad"),
-        (~was & right, -sure, f"repaired: {title(baseline or '')} has it wrong", "good"),
+        (was & ~right, -sure, f"broken: {facts.title(baseline)} has it right", "bad"),
+        (~was & right, -sure, f"repaired: {facts.title(baseline)} has it wrong", "good"),
         (right, sure, "right, and least sure of it", "good"),
     ]
     chosen: dict[int, Chosen] = {}
@@ -73,9 +74,9 @@ def section(facts: Facts, shots: dict[str, Shots]) -> str:
     if facts.head is None:
         return "<p>No phase of this run has been tested yet.</p>"
     note = "" if facts.store else f"<p class='soft'>No pictures: {html.escape(facts.no_store)}</p>"
-    chosen = choose(facts.columns, facts.head, facts.baseline)
+    chosen = choose(facts, facts.head)
     failures = int((~is_right(facts.columns[facts.head])).sum())
-    words = f"<p>{shown(facts.head)} is wrong on {failures} of {len(facts.columns[facts.head].ids)} videos.</p>"
+    words = f"<p>{facts.shown(facts.head)} is wrong on {failures} of {len(facts.columns[facts.head].ids)} videos.</p>"
     legend = _legend(shots) if shots else ""
     return words + note + legend + "".join(_example(facts, one, shots) for one in chosen)
 
@@ -99,7 +100,7 @@ def _example(facts: Facts, one: Chosen, shots: dict[str, Shots]) -> str:
             kind, mark = ("good", "\u2713 right") if is_right(other)[at] else ("bad", "\u2717 wrong")
             answer = html.escape(other.classes[int(other.logits[at].argmax())])
             share = f"{100 * confidence(other)[at]:.0f} %"
-            answers.append([shown(column), f'<span class="{kind}">{mark}</span>', share, answer])
+            answers.append([facts.shown(column), f'<span class="{kind}">{mark}</span>', share, answer])
     known = html.escape(", ".join(truth(scores, one.index)))
     return (
         f'<div class="example"><h3>{html.escape(name)}</h3>'
@@ -132,7 +133,7 @@ def _over_time(facts: Facts, name: str) -> str:
         index = scores.ids.index(name)
         logits = np.mean([stream[index] for stream in scores.streams.values()], axis=0)
         if len(logits) > 1:
-            return _chart(scores, predict.softmax(logits), int(scores.labels[index]), title(column))
+            return _chart(scores, predict.softmax(logits), int(scores.labels[index]), facts.title(column))
     return ""
 
 
@@ -152,7 +153,7 @@ def photograph(facts: Facts) -> dict[str, Shots]:
     if facts.store is None or facts.head is None:
         return {}
     scores = facts.columns[facts.head]
-    chosen = [one.index for one in choose(facts.columns, facts.head, facts.baseline)]
+    chosen = [one.index for one in choose(facts, facts.head)]
     answers = {scores.ids[n]: int(scores.logits[n].argmax()) for n in chosen if scores.ids[n] in facts.store.number}
     looker = Looker(facts) if facts.head in facts.config.phases else None
     return {name: _shots(facts.store, name, looker, answer) for name, answer in answers.items()}
@@ -166,11 +167,11 @@ class Looker:
         from hpc_stres.evaluation import networks
 
         self.network: Any = None
-        paths = RunPaths(facts.paths.root).phase(facts.head or "")
-        if paths.done.is_file() and paths.weights.is_file():
+        paths, store = RunPaths(facts.paths.root).phase(facts.head or ""), facts.store
+        if store is not None and paths.done.is_file() and paths.weights.is_file():
             overrides = [f"data.root={facts.config.data.root}"]
             self.network = networks.from_run(facts.paths.root, facts.head, overrides, predict.device())
-            self.reader = ClipReader(facts.store, None, self.network.variant, streams=self.network.streams, most=512)
+            self.reader = ClipReader(store, None, self.network.levels, streams=self.network.streams, most=512)
 
     def at(self, store: Store, number: int, answer: int) -> Look | None:
         """The looks of one video for an answer; none where this network has no trunk to look into."""
@@ -196,8 +197,7 @@ def _shots(store: Store, name: str, looker: Looker | None, answer: int) -> Shots
         assert seen is not None
         peak = seen.peak(stream)
         heat[stream] = [
-            _marked(shot, seen.maps[stream][place], peak, times[place])
-            for place, shot in zip(places, rgb, strict=True)
+            _marked(shot, seen.maps[stream][place], peak, times[place]) for place, shot in zip(places, rgb, strict=True)
         ]
     shrunk = {stream: [small(shot) for shot in row_of] for stream, row_of in heat.items()}
     return Shots([times[p] for p in places], [small(s) for s in rgb], [small(s) for s in coloured], largest, shrunk)

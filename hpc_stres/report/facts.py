@@ -13,9 +13,9 @@ from hpc_stres.config.recipe import ordered_phases
 from hpc_stres.config.schema import Config
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation.predict import softmax
-from hpc_stres.evaluation.results import TWO_STREAM, columns
+from hpc_stres.evaluation.results import TWO_STREAM, columns, titles
 from hpc_stres.evaluation.scores import Scores
-from hpc_stres.evaluation.table import TITLES, read_results
+from hpc_stres.evaluation.table import read_results
 from hpc_stres.report.laps import PhaseLog, read_log
 from hpc_stres.run.paths import RunPaths
 from hpc_stres.store.location import store_folder
@@ -42,6 +42,14 @@ class Facts:
     @property
     def split(self) -> str:
         return str(self.config.data.split)
+
+    def title(self, name: str | None) -> str:
+        """A column or phase as the table names it."""
+        return titles(self.config).get(name or "", name or "")
+
+    def shown(self, name: str | None) -> str:
+        """`title` as HTML."""
+        return html.escape(self.title(name))
 
     @property
     def table(self) -> dict[str, dict[str, Any]]:
@@ -74,16 +82,6 @@ def gather(config: Config, run_dir: Path) -> Facts:
         missing = str(error).splitlines()[0]
     logs = {name: read_log(config, paths, name) for name in ordered_phases(config.phases)}
     return Facts(config, paths, results, columns(config, run_dir), logs, store, missing)
-
-
-def title(name: str) -> str:
-    """A column or phase as the table names it."""
-    return TITLES.get(name, name)
-
-
-def shown(name: str) -> str:
-    """`title` as HTML."""
-    return html.escape(title(name))
 
 
 def is_right(scores: Scores) -> NDArray[np.bool_]:

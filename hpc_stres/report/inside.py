@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hpc_stres.config.schema import Config
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation.junctions import VIDEOS, strengths
-from hpc_stres.evaluation.scores import STREAMS
 from hpc_stres.models.weights import read_state
+from hpc_stres.phases.train import TrainPhase
 from hpc_stres.report.charts import table
-from hpc_stres.report.facts import Facts, shown
+from hpc_stres.report.facts import Facts
 from hpc_stres.report.laps import order_of
 from hpc_stres.run.paths import PhasePaths
 
@@ -52,16 +53,22 @@ def kernel(key: str, taps: NDArray[np.float64]) -> Kernel:
     return Kernel(key, moved, differences, tuple(float(value) for value in mean))
 
 
+def shows(config: Config, name: str, probe: str) -> bool:
+    """Whether a phase trains a network that has this to show."""
+    phase = config.phases[name]
+    return isinstance(phase, TrainPhase) and probe in phase.family.probes
+
+
 def kernels(facts: Facts) -> str:
     """How far each temporal kernel moved from its start, and how many of its filters became differences."""
     rows = []
     for name in order_of(facts.config):
         paths = facts.paths.phase(name)
-        if not paths.done.is_file() or not paths.weights.is_file():
+        if not shows(facts.config, name, "temporal_kernels") or not paths.done.is_file():
             continue
         for one in read_kernels(paths):
             moved, differences = f"{100 * one.moved:.1f} %", f"{100 * one.differences:.1f} %"
-            rows.append([shown(name), f"<code>{html.escape(one.key)}</code>", _taps(one), moved, differences])
+            rows.append([facts.shown(name), f"<code>{html.escape(one.key)}</code>", _taps(one), moved, differences])
     if not rows:
         return "<p>No finished phase of this run has temporal convolutions.</p>"
     note = (
@@ -90,7 +97,7 @@ def junctions(facts: Facts) -> str:
         return f"<p>Not measured: {html.escape(facts.no_store)}</p>"
     rows = []
     for name in order_of(facts.config):
-        if facts.config.phases[name].model in STREAMS or not facts.paths.phase(name).done.is_file():
+        if not shows(facts.config, name, "junctions") or not facts.paths.phase(name).done.is_file():
             continue
         try:
             measured = strengths(facts.config, facts.paths.root, name, facts.store)
@@ -98,7 +105,7 @@ def junctions(facts: Facts) -> str:
             return f"<p>Not measured: {html.escape(str(error).splitlines()[0])}</p>"
         for one in measured:
             numbers = [f"{one.motion:.3g}", f"{one.appearance:.3g}", f"{one.share:.2f}"]
-            rows.append([shown(name), f"conv{one.stage + 1}_x", *numbers])
+            rows.append([facts.shown(name), f"conv{one.stage + 1}_x", *numbers])
     if not rows:
         return "<p>No finished phase of this run joins its streams.</p>"
     note = (

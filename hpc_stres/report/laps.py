@@ -14,6 +14,7 @@ from typing import Any
 from hpc_stres.config.recipe import ordered_phases
 from hpc_stres.config.schema import Config
 from hpc_stres.errors import UserError
+from hpc_stres.phases.train import TrainPhase
 from hpc_stres.run.paths import SEAL, RunPaths, read_json_lines, unsealed
 
 Row = dict[str, float]
@@ -60,13 +61,19 @@ class PhaseLog:
 def read_log(config: Config, paths: RunPaths, name: str) -> PhaseLog:
     """The log of a phase; empty where it has not run."""
     rows = metric_rows(paths.phase(name).metrics)
-    batch, laps, before = config.phase(name).global_batch, [], 0.0
+    batch, laps, before = _batch(config, name), [], 0.0
     for row in rows:
         rate = row.get("videos_per_s", 0.0)
         laps.append(row.get("seconds", (row["step"] - before) * batch / rate if rate > 0 else 0.0))
         before = row["step"]
     ends = [row["time"] for row in rows if "time" in row]
     return PhaseLog(rows, laps, ends if rows and len(ends) == len(rows) else None)
+
+
+def _batch(config: Config, name: str) -> int:
+    """Videos in a step; phases of other kinds say the seconds of their laps themselves."""
+    phase = config.phases[name]
+    return phase.optimise.global_batch if isinstance(phase, TrainPhase) else 0
 
 
 def metric_rows(path: Path) -> list[Row]:

@@ -47,7 +47,10 @@ def _facts(facts: Facts, known: dict[str, Any]) -> list[tuple[str, str]]:
         ("recipe", f"{config.recipe}, seed {config.seed}"),
         ("data", f"{results.get('data', '')}, split {facts.split}, flow {results.get('flow', '')}"),
         ("store", f"manifest {str(results.get('store', ''))[:SHORT]}"),
-        ("machine", f"{machine['host']}, {machine.get('cores')} cores, Python {known.get('python')}" if machine else ""),
+        (
+            "machine",
+            f"{machine['host']}, {machine.get('cores')} cores, Python {known.get('python')}" if machine else "",
+        ),
         ("packages", packages),
     ]
     return [(name, html.escape(text)) for name, text in values]

@@ -6,6 +6,7 @@ Runs of other folders, and of other tools, are not touched.
 """
 
 import hashlib
+import importlib
 import json
 import shutil
 import sys
@@ -128,10 +129,9 @@ def _write_run(home: Path, phase: Tracked) -> Path:
     last = phase.rows[-1]["step"]
     for key, value in phase.results.items():
         write_text(fresh / "metrics" / _name(key), f"{times[-1]} {value!r} {last}\n")
-    for key, value in phase.parameters.items():
-        write_text(fresh / "params" / _name(key), value)
-    for key, value in {**phase.tags, "mlflow.runName": phase.name}.items():
-        write_text(fresh / "tags" / _name(key), value)
+    for kind, texts in (("params", phase.parameters), ("tags", {**phase.tags, "mlflow.runName": phase.name})):
+        for key, text in texts.items():
+            write_text(fresh / kind / _name(key), text)
     _write_meta(fresh, _run_meta(home, final, phase, times))
     shutil.rmtree(final, ignore_errors=True)
     fresh.rename(final)
@@ -158,7 +158,7 @@ def _is_figure(value: Any) -> bool:
 
 def _name(key: str) -> str:
     """A name that MLflow accepts: letters, digits, and _ - . space /; here no folders either."""
-    return "".join(letter if letter.isalnum() and letter.isascii() or letter in "_-. " else "_" for letter in key)
+    return "".join(letter if (letter.isalnum() and letter.isascii()) or letter in "_-. " else "_" for letter in key)
 
 
 # -- W&B: its own package writes its own format --------------------------------------------------------
@@ -167,7 +167,7 @@ def _name(key: str) -> str:
 def write_wandb(phases: Sequence[Tracked], folder: Path) -> list[Path]:
     """Offline runs that `wandb sync` uploads. Returns their folders."""
     try:
-        import wandb
+        wandb: Any = importlib.import_module("wandb")
     except ImportError:
         raise UserError(
             "W&B's offline format can be written by its own package only, and wandb is not installed\n"

@@ -12,14 +12,17 @@ import numpy as np
 from hpc_stres.errors import UserError
 from hpc_stres.report import matrix
 from hpc_stres.report.charts import Line, axis, nice_step, plot, table
-from hpc_stres.report.facts import Facts, is_right, shown, title
+from hpc_stres.report.curves import STREAM_SERIES
+from hpc_stres.report.facts import Facts, is_right
 from hpc_stres.report.laps import order_of
 from hpc_stres.report.page import Section, page
 from hpc_stres.run.paths import write_text
 
 # Two-sided 95 % points of Student's t with 1, 2, ... degrees of freedom; the last for all larger.
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-           2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045)  # fmt: skip
+STUDENT = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
+    2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045,
+)  # fmt: skip
 MOST_CLASSES = 30
 
 
@@ -67,7 +70,7 @@ def _lead(runs: Sequence[Facts]) -> str:
         return "<p class='lead'>No column of the table is in all of these runs.</p>"
     mean, deviation, half = spread([facts.table[head]["top1"] for facts in runs])
     first = (
-        f"<p class='lead'>{shown(head)} names {mean:.1f} % of the test videos correctly, on average over "
+        f"<p class='lead'>{runs[0].shown(head)} names {mean:.1f} % of the test videos correctly, on average over "
         f"{len(runs)} runs (deviation {deviation:.1f}; 95 % interval of the mean {mean - half:.1f} to "
         f"{mean + half:.1f}).</p>"
     )
@@ -78,8 +81,8 @@ def _lead(runs: Sequence[Facts]) -> str:
     gain, _, around = spread(gains)
     wins = sum(value > 0 for value in gains)
     return first + (
-        f"<p class='then'>Against {shown(base)} that is {gain:+.1f} points (95 % interval {gain - around:+.1f} to "
-        f"{gain + around:+.1f} over runs); it is ahead in {wins} of {len(runs)} runs.</p>"
+        f"<p class='then'>Against {runs[0].shown(base)} that is {gain:+.1f} points (95 % interval "
+        f"{gain - around:+.1f} to {gain + around:+.1f} over runs); it is ahead in {wins} of {len(runs)} runs.</p>"
     )
 
 
@@ -93,7 +96,7 @@ def _table(runs: Sequence[Facts]) -> str:
     for name, found in values.items():
         mean, deviation, half = spread(found)
         rows.append([
-            shown(name), f"{mean:.2f}", f"{deviation:.2f}", f"{mean - half:.1f} - {mean + half:.1f}",
+            runs[0].shown(name), f"{mean:.2f}", f"{deviation:.2f}", f"{mean - half:.1f} - {mean + half:.1f}",
             f"{min(found):.1f} - {max(found):.1f}", _dots(found, mean, (low, high)),
         ])  # fmt: skip
     header = ["system", "mean top-1 %", "deviation", "95 % interval", "range", f"each run, {low:g} to {high:g} %"]
@@ -121,7 +124,7 @@ def _each(runs: Sequence[Facts], out: Path) -> str:
         figures = [f"{facts.table[column]['top1']:.2f}" for column in names]
         config = facts.config
         rows.append([link, html.escape(config.recipe), facts.split, str(config.seed), *figures])
-    header = ["run", "recipe", "split", "seed", *(shown(name) for name in names)]
+    header = ["run", "recipe", "split", "seed", *(runs[0].shown(name) for name in names)]
     return table(header, rows, numbers=2)
 
 
@@ -131,7 +134,8 @@ def _curves(runs: Sequence[Facts]) -> str:
     for name in order_of(runs[0].config):
         logs = [facts.logs[name] for facts in runs if name in facts.logs and facts.logs[name].rows]
         lines: list[Line] = []
-        for number, stream in enumerate(sorted({s for log in logs for s in log.series("accuracy_")})):
+        streams = sorted({s for log in logs for s in log.series("accuracy_")})
+        for number, stream in ((STREAM_SERIES.get(stream, 2 + n), stream) for n, stream in enumerate(streams)):
             key = f"accuracy_{stream}"
             curves = [[(row["step"], 100 * row[key]) for row in log.rows if key in row] for log in logs]
             lines += [Line(stream, curve, number, faint=True) for curve in curves]
@@ -139,7 +143,7 @@ def _curves(runs: Sequence[Facts]) -> str:
         if lines:
             steps = [x for line in lines for x, _ in line.points]
             x, y = axis(steps, 0.0), axis([], 0.0, 100.0)
-            parts.append(plot(f"{title(name)}: accuracy while training, in %, over steps", lines, x, y))
+            parts.append(plot(f"{runs[0].title(name)}: accuracy while training, in %, over steps", lines, x, y))
     return f'<div class="grid">{"".join(parts)}</div>' if parts else "<p>No run has written metrics.</p>"
 
 
@@ -156,18 +160,18 @@ def _classes(runs: Sequence[Facts]) -> str:
     if not shares:
         return ""
     order = sorted(shares, key=lambda name: sum(shares[name]) / len(shares[name]))
-    rows = [
-        [
-            html.escape(name), f"{spread(shares[name])[0]:.1f}", f"{spread(shares[name])[1]:.1f}",
-            f"{min(shares[name]):.0f} - {max(shares[name]):.0f}", _dots(shares[name], spread(shares[name])[0], (0, 100)),
-        ]
-        for name in order
-    ]  # fmt: skip
+    rows = []
+    for name in order:
+        found, (mean, deviation, _) = shares[name], spread(shares[name])
+        dots = _dots(found, mean, (0, 100))
+        rows.append(
+            [html.escape(name), f"{mean:.1f}", f"{deviation:.1f}", f"{min(found):.0f} - {max(found):.0f}", dots]
+        )
     header = ["class", "mean %", "deviation", "range", "each run, 0 to 100 %"]
     first = table(header, rows[:MOST_CLASSES], numbers=1)
     rest = rows[MOST_CLASSES:]
     more = f"<details><summary>{len(rest)} more</summary>{table(header, rest, numbers=1)}</details>" if rest else ""
-    return f"<p class='soft'>{shown(runs[0].head or '')}, the worst class first.</p>{first}{more}"
+    return f"<p class='soft'>{runs[0].shown(runs[0].head)}, the worst class first.</p>{first}{more}"
 
 
 def _shares(runs: Sequence[Facts]) -> dict[str, list[float]]:
@@ -196,7 +200,7 @@ def _confusions(runs: Sequence[Facts]) -> str:
         [name for scores in every for name in scores.ids], np.concatenate([s.labels for s in every]), first.classes,
         np.concatenate([s.logits for s in every]), {}, first.made_by,
     )  # fmt: skip
-    return matrix.section(joined, f"{title(head)}, all runs together", 0)
+    return matrix.section(joined, f"{runs[0].title(head)}, all runs together", 0)
 
 
 def _differences(runs: Sequence[Facts]) -> str:
@@ -221,4 +225,3 @@ def _flat(value: Mapping[str, object], before: str = "") -> dict[str, object]:
         else:
             found[before + key] = item
     return found
-

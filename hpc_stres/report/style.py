@@ -27,10 +27,12 @@ def _variables(colours: dict[str, str]) -> str:
     return "".join(f"--{name}:{value};" for name, value in colours.items())
 
 
-SHEET = f"""
+SHEET = (
+    f"""
 :root{{color-scheme:light dark;{_variables(LIGHT)}}}
 @media screen and (prefers-color-scheme:dark){{:root{{{_variables(DARK)}}}}}
-""" + """
+"""
+    + """
 *{box-sizing:border-box}
 body{font:16px/1.5 system-ui,"Segoe UI",Roboto,sans-serif;margin:0;background:var(--ground);color:var(--text)}
 .page{max-width:72rem;margin:0 auto;padding:1rem 1.25rem 4rem}
@@ -38,7 +40,8 @@ h1{font-size:1.05rem;font-weight:600;margin:.2rem 0;color:var(--soft);overflow-w
 h2{font-size:1.35rem;margin:2.6rem 0 .6rem;padding-top:.4rem;border-top:1px solid var(--line)}
 h3{font-size:1.05rem;margin:1.4rem 0 .3rem;overflow-wrap:anywhere}
 p{margin:.4rem 0;max-width:46rem}
-.lead{font-size:clamp(1.35rem,4.2vw,2rem);line-height:1.25;font-weight:600;max-width:46rem;margin:.6rem 0;text-wrap:balance}
+.lead{font-size:clamp(1.35rem,4.2vw,2rem);line-height:1.25;font-weight:600;max-width:46rem;margin:.6rem 0;
+ text-wrap:balance}
 .then{font-size:1.08rem;max-width:46rem}
 .soft,figcaption,small{color:var(--soft);font-size:.875rem}
 .good{color:var(--good)}.bad{color:var(--bad)}
@@ -49,7 +52,8 @@ nav{position:sticky;top:0;background:var(--ground);padding:.45rem 0;margin-top:.
 section{scroll-margin-top:3rem}
 .wide{overflow-x:auto;max-width:100%}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{padding:.32rem .9rem .32rem 0;overflow-wrap:break-word;max-width:22rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:middle}
+th,td{padding:.32rem .9rem .32rem 0;overflow-wrap:break-word;max-width:22rem;
+ border-bottom:1px solid var(--line);text-align:left;vertical-align:middle}
 th{font-weight:600}thead th{color:var(--soft);font-size:.875rem;font-weight:500}
 td.n,th.n{text-align:right}
 tr.main th,tr.main td{font-weight:700}
@@ -67,7 +71,8 @@ figure{margin:.8rem 0}
 .plot .band{transform:none;padding:.15rem .3rem;font-size:.75rem;overflow:hidden;text-overflow:ellipsis}
 .plot line.g,.plot path.g{stroke:var(--line);stroke-width:1;vector-effect:non-scaling-stroke}
 .plot polyline{fill:none;stroke-width:2;vector-effect:non-scaling-stroke;stroke-linejoin:round}
-.plot.phases{border:0;margin-bottom:.4rem}.plot .bar{height:1.05rem;border-radius:2px;background:var(--panel);border-left:3px solid var(--s3)}
+.plot.phases{border:0;margin-bottom:.4rem}.plot .bar{
+ height:1.05rem;border-radius:2px;background:var(--panel);border-left:3px solid var(--s3)}
 .plot polyline.faint{stroke-width:1;opacity:.55}
 .key{display:inline-flex;gap:.2rem 1rem;flex-wrap:wrap;font-size:.85rem;margin-left:.2rem}
 .key b{font-weight:500;display:inline-flex;align-items:center;gap:.35rem}
@@ -113,3 +118,4 @@ dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
  *{-webkit-print-color-adjust:exact;print-color-adjust:exact}}
 @media(prefers-reduced-motion:no-preference){html{scroll-behavior:smooth}}
 """
+)
