@@ -22,7 +22,7 @@ from hpc_stres.store.reader import Store
 EACH, STRIP = 2, 6
 # Pictures are shown about so large; larger ones would only make the file so.
 MOST_ROWS, QUALITY = 160, 85
-HEAT_SHARE = 0.55
+HEAT_SHARE = 0.6
 Picture = NDArray[np.uint8]
 
 
@@ -215,9 +215,10 @@ def _marked(shot: Picture, heat: NDArray[np.float32], peak: tuple[int, int, int]
     """A frame under its heat; a ring where the clip's peak is, in the frame that has it."""
     import cv2
 
-    levels = np.clip(255 * heat, 0, 255).astype(np.uint8)
+    levels = np.clip(255 * np.sqrt(heat), 0, 255).astype(np.uint8)
     colours = cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)[..., ::-1]
-    share = (HEAT_SHARE * heat)[..., None]
+    # Shown by its square root: what is seen of small values is then more than nothing.
+    share = (HEAT_SHARE * np.sqrt(heat))[..., None]
     mixed = np.ascontiguousarray(np.clip(shot * (1 - share) + colours * share, 0, 255).astype(np.uint8))
     if frame == peak[0]:
         radius = max(3, min(shot.shape[:2]) // 16)

@@ -102,10 +102,10 @@ def write_mlflow(phases: Sequence[Tracked], folder: Path) -> list[Path]:
     with owned(folder / ".hpc_stres.lock", "this folder is being written", PATIENCE_SECONDS):
         home = folder / _experiment_id()
         if not (home / "meta.yaml").is_file():
-            _write_meta(home, {
+            write_text(home / "meta.yaml", _as_yaml({
                 "artifact_location": home.resolve().as_uri(), "creation_time": 0, "experiment_id": _experiment_id(),
                 "last_update_time": 0, "lifecycle_stage": ACTIVE, "name": EXPERIMENT,
-            })  # fmt: skip
+            }))  # fmt: skip
         return [_write_run(home, phase) for phase in phases]
 
 
@@ -125,14 +125,14 @@ def _write_run(home: Path, phase: Tracked) -> Path:
         pairs = [(time, row[key], row["step"]) for time, row in zip(times, phase.rows, strict=True) if key in row]
         numbers = [f"{time} {value!r} {step}\n" for time, value, step in pairs if _is_figure(value)]
         if numbers:
-            write_text(fresh / "metrics" / _name(key), "".join(numbers))
+            _put(fresh / "metrics" / _name(key), "".join(numbers))
     last = phase.rows[-1]["step"]
     for key, value in phase.results.items():
-        write_text(fresh / "metrics" / _name(key), f"{times[-1]} {value!r} {last}\n")
+        _put(fresh / "metrics" / _name(key), f"{times[-1]} {value!r} {last}\n")
     for kind, texts in (("params", phase.parameters), ("tags", {**phase.tags, "mlflow.runName": phase.name})):
         for key, text in texts.items():
-            write_text(fresh / kind / _name(key), text)
-    _write_meta(fresh, _run_meta(home, final, phase, times))
+            _put(fresh / kind / _name(key), text)
+    _put(fresh / "meta.yaml", _as_yaml(_run_meta(home, final, phase, times)))
     shutil.rmtree(final, ignore_errors=True)
     fresh.rename(final)
     return final
@@ -148,8 +148,13 @@ def _run_meta(home: Path, final: Path, phase: Tracked, times: Sequence[int]) -> 
     }  # fmt: skip
 
 
-def _write_meta(folder: Path, value: dict[str, Any]) -> None:
-    write_text(folder / "meta.yaml", yaml.safe_dump(value, allow_unicode=True))
+def _put(path: Path, text: str) -> None:
+    """A file of a folder that nobody sees yet: hundreds of small ones, each of which need not reach the disk alone."""
+    path.write_text(text, encoding="utf-8")
+
+
+def _as_yaml(value: dict[str, Any]) -> str:
+    return str(yaml.safe_dump(value, allow_unicode=True))
 
 
 def _is_figure(value: Any) -> bool:
