@@ -1,11 +1,15 @@
 """Replay a run's metrics into a folder that an experiment tracker reads, without a network.
 
-  hpc-stres sync runs/try --to mlflow --out mlruns     then: mlflow ui --backend-store-uri mlruns
-  hpc-stres sync runs/try --to wandb --out .           then: wandb sync wandb/offline-run-*
+  hpc-stres sync runs/try --to mlflow --out mlruns
+  MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri mlruns
+
+  hpc-stres sync runs/try --to wandb --out .
+  wandb sync wandb/offline-run-*
 
 metrics.jsonl is the truth, and each phase is written anew as a whole: syncing again, after a
-requeue or a longer training, leaves every step there once. MLflow's file store needs no package;
-W&B's format needs wandb installed.
+requeue or a longer training, leaves every step there once. MLflow's file store needs no package
+(MLflow 3 asks for the variable above, or for `mlflow migrate-filestore` into its database); W&B's
+format needs wandb installed.
 """
 
 import argparse
@@ -29,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     phases = [phase for folder in folders for phase in replay.tracked_phases(load_run(folder), folder)]
     if args.to == "mlflow":
         out = Path(args.out or "mlruns")
-        written, then = replay.write_mlflow(phases, out), f"mlflow ui --backend-store-uri {out}"
+        written, then = replay.write_mlflow(phases, out), f"{replay.MLFLOW} ui --backend-store-uri {out}"
     else:
         out = Path(args.out or ".")
         written, then = replay.write_wandb(phases, out), f"wandb sync {out / 'wandb'}/offline-run-*"

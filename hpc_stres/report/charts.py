@@ -191,4 +191,4 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], main: int | None
         cells = "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(rest, kinds[1:], strict=True))
         body.append(f'<tr{" class=main" if index == main else ""}><th scope="row">{first}</th>{cells}</tr>')
     whole = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-    return f'<div class="wide" tabindex="0">{whole}</div>'
+    return f'<div class="wide">{whole}</div>'

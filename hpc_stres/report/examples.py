@@ -122,7 +122,7 @@ def _strips(shots: Shots) -> str:
         )
         for words, row in rows
     )
-    return f'<div class="strips" tabindex="0" style="--n:{len(shots.frames)}">{head}{body}</div>'
+    return f'<div class="strips" style="--n:{len(shots.frames)}">{head}{body}</div>'
 
 
 def _over_time(facts: Facts, name: str) -> str:

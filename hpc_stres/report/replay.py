@@ -28,6 +28,8 @@ from hpc_stres.run.product import read_metrics
 from hpc_stres.run.provenance import without_secrets
 
 EXPERIMENT = "hpc_stres"
+# MLflow 3 reads a file store only where this variable allows it.
+MLFLOW = "MLFLOW_ALLOW_FILE_STORE=true mlflow"
 PATIENCE_SECONDS = 60.0
 # MLflow's words for the states of a run and of an experiment, as its file store has them.
 FINISHED, RUNNING, ACTIVE, LOCAL_SOURCE = 3, 1, "active", 4

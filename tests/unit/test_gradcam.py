@@ -56,7 +56,7 @@ def random_clips(side=SIDE):
 
 @pytest.mark.parametrize("stream", ["appearance", "motion"])
 def test_a_cell_is_what_finite_differences_say(stream):
-    """The activation is changed by a hook, the log odds come from probabilities: nothing is shared with our gradient."""
+    """A hook changes the activation, log odds come from probabilities: nothing is shared with our gradient."""
     model, (rgb, flow) = network(), random_clips()
     unit = list(getattr(model, stream).stages())[-1][-1]
     time, row, column = 1, 2, 3

@@ -103,7 +103,8 @@ def test_no_secret_travels(run_dir, tmp_path):
     assert not [text for text in texts if "hidden-1" in text]
 
 
-def test_mlflow_itself_reads_it(run_dir, tmp_path):
+def test_mlflow_itself_reads_it(run_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
     sync(run_dir, tmp_path / "m")
     client = mlflow.MlflowClient(tracking_uri=(tmp_path / "m").as_uri())
@@ -114,6 +115,16 @@ def test_mlflow_itself_reads_it(run_dir, tmp_path):
         history = client.get_metric_history(run.info.run_id, "rate")
         rows = read_metrics(RunPaths(run_dir).phase(run.data.tags["phase"]))
         assert sorted((m.step, m.value) for m in history) == [(row["step"], row["rate"]) for row in rows]
+
+
+def test_wandb_itself_writes_one_run_a_phase(run_dir, tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for _ in range(2):
+        assert main(["sync", str(run_dir), "--to", "wandb", "--out", str(tmp_path), "--debug"]) == 0
+    folders = sorted((tmp_path / "wandb").glob("offline-run-*"))
+    assert len(folders) == 2, "one a phase, however often it is synced"
+    assert all(list(folder.glob("run-*.wandb")) for folder in folders)
 
 
 def test_help_says_what_to_do_next():
