@@ -90,7 +90,7 @@ def probability(p: float) -> str:
     if p >= LEAST_PLAIN_P:
         return f"p = {p:.2g}"
     digit, power = f"{p:.0e}".split("e")
-    return f"p = {digit} \u00b7 10<sup>{int(power)}</sup>"
+    return f'<span class="one">p = {digit} \u00b7 10<sup>{int(power)}</sup></span>'
 
 
 def interval(column: Mapping[str, Any], figure: str) -> tuple[float, float]:

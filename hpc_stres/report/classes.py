@@ -44,9 +44,11 @@ def bars(facts: Facts) -> str:
     before = per_class(other) if other is not None else None
     order = np.argsort(right / np.maximum(videos, 1), kind="stable")
     answers = matrix.counts(scores)
+    known = intervals(facts)
     rows = [
         _bar(
             scores.classes[n], int(right[n]), int(videos[n]),
+            known.get(scores.classes[n]) or interval95(int(right[n]), int(videos[n])),
             None if before is None or not before[1][n] else before[0][n] / before[1][n],
             _mistakes(answers[n], scores.classes, int(n)),
         )
@@ -55,6 +57,12 @@ def bars(facts: Facts) -> str:
     words = f"Bar: {facts.shown(facts.head)}, with its 95 % interval"
     words += f"; tick: {facts.shown(facts.baseline)}" if before is not None else ""
     return f'<p class="soft">{words}. The worst class first.</p><ul class="bars">{"".join(rows)}</ul>'
+
+
+def intervals(facts: Facts) -> dict[str, tuple[float, float]]:
+    """Of each class's share, where results.json has them: over recordings, not over videos."""
+    rows = facts.table.get(facts.head or "", {}).get("per_class", [])
+    return {row["class"]: (row["interval"][0], row["interval"][1]) for row in rows if row.get("interval")}
 
 
 def per_class(scores: Scores) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -71,8 +79,8 @@ def _mistakes(answers: NDArray[np.int64], classes: Sequence[str], own: int) -> s
     return ", ".join(f"{name} ({count})" for count, name in sorted(wrong, key=lambda w: (-w[0], w[1]))[:2])
 
 
-def _bar(name: str, right: int, videos: int, before: float | None, mistakes: str) -> str:
-    share, (low, high) = 100 * right / videos, interval95(right, videos)
+def _bar(name: str, right: int, videos: int, span: tuple[float, float], before: float | None, mistakes: str) -> str:
+    share, (low, high) = 100 * right / videos, span
     tick = "" if before is None else (
         f'<line x1="{100 * before:.1f}" x2="{100 * before:.1f}" y1="0" y2="10" '
         'style="stroke:var(--s1);stroke-width:3"/>'

@@ -98,9 +98,9 @@ def _example(facts: Facts, one: Chosen, shots: dict[str, Shots]) -> str:
         if name in other.ids:
             at = other.ids.index(name)
             kind, mark = ("good", "\u2713 right") if is_right(other)[at] else ("bad", "\u2717 wrong")
-            answer = html.escape(other.classes[int(other.logits[at].argmax())])
-            share = f"{100 * confidence(other)[at]:.0f} %"
-            answers.append([facts.shown(column), f'<span class="{kind}">{mark}</span>', share, answer])
+            answer = f'<span class="any">{html.escape(other.classes[int(other.logits[at].argmax())])}</span>'
+            share = f'<span class="one">{100 * confidence(other)[at]:.0f} %</span>'
+            answers.append([facts.shown(column), f'<span class="{kind} one">{mark}</span>', share, answer])
     known = html.escape(", ".join(truth(scores, one.index)))
     return (
         f'<div class="example"><h3>{html.escape(name)}</h3>'

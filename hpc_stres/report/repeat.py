@@ -69,6 +69,6 @@ def _commands(facts: Facts, known: dict[str, Any]) -> str:
     first = f"<p>It was begun as <code>{html.escape(shlex.join(said))}</code>.</p>" if said else ""
     text = html.escape("\n".join(lines))
     return (
-        f"{first}<pre>{text}</pre><p class='soft'>The same config and seed ({seed}) train on the same "
+        f"{first}<pre class='run'>{text}</pre><p class='soft'>The same config and seed ({seed}) train on the same "
         "clips in the same order on any number of ranks; sums differ in their last digits between machines.</p>"
     )

@@ -10,6 +10,7 @@ import importlib
 import json
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,6 +188,8 @@ def write_wandb(phases: Sequence[Tracked], folder: Path) -> list[Path]:
 def _write_offline(wandb: Any, phase: Tracked, folder: Path) -> Path:
     short = phase.id[:16]
     earlier = [path for path in (folder / "wandb").glob(f"offline-run-*-{short}") if path.is_dir()]
+    while any(time.strftime("%Y%m%d_%H%M%S") in path.name for path in earlier):
+        time.sleep(0.1)  # folders are named by the second, and two in one would be one file
     quiet = wandb.Settings(silent=True, console="off", save_code=False, disable_git=True, x_disable_stats=True)
     run = wandb.init(
         mode="offline", project=EXPERIMENT, id=short, name=phase.name, dir=str(folder), settings=quiet,

@@ -45,6 +45,7 @@ p{margin:.4rem 0;max-width:46rem}
 .then{font-size:1.08rem;max-width:46rem}
 .soft,figcaption,small{color:var(--soft);font-size:.875rem}
 .good{color:var(--good)}.bad{color:var(--bad)}
+.one{white-space:nowrap}.any{display:inline-block;min-width:7rem;overflow-wrap:anywhere}
 a,summary{color:var(--link)}summary{cursor:pointer;padding:.2rem 0}
 :focus-visible{outline:3px solid var(--link);outline-offset:2px;border-radius:2px}
 nav{position:sticky;top:0;background:var(--ground);padding:.45rem 0;margin-top:.8rem;z-index:3;
@@ -108,6 +109,7 @@ figure{margin:.8rem 0}
 .tag{display:inline-block;border:1px solid currentColor;border-radius:.7rem;padding:0 .6rem;font-size:.82rem}
 .wheel{display:flex;gap:.8rem;align-items:center}.wheel img{width:72px;height:72px}
 .box{border:1px solid var(--line);background:var(--panel);border-radius:.5rem;padding:.6rem 1.1rem;margin:1rem 0}
+pre.run{white-space:pre-wrap;overflow-wrap:anywhere}
 pre{overflow-x:auto;font-size:.84rem;line-height:1.45;margin:.5rem 0}
 code{font-size:.92em;overflow-wrap:anywhere}
 dl{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:.15rem 1.1rem;margin:.5rem 0}

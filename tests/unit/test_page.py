@@ -10,7 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hpc_stres.__main__ import main
-from hpc_stres.config.loading import load_run
+from hpc_stres.config.loading import load_config, load_run
 from hpc_stres.report import examples, inside, laps, matrix, several, style
 from hpc_stres.report.page import write_report
 from hpc_stres.run.paths import RunPaths, read_sealed, write_sealed
@@ -72,6 +72,7 @@ def test_it_takes_what_the_statistics_say_where_they_are(run_dir, tmp_path):
     star |= {"mean_class": 88.25, "groups": {"count": 48, "words": "48 recordings (from names)"}}
     bins = [{"low": 0, "high": 0.5, "videos": 2, "confidence": 0.4, "accuracy": 0.5}]
     star["calibration"] = {"ece": 0.123, "bins": bins, "temperature": None, "scaled": None}
+    star["per_class"] = [{"class": "Class001", "interval": [12.0, 34.0]}]
     star["validation"] = {"top1": 77.5, "videos": 20}
     results["comparisons"] = {"1": [{
         "first": "st_resnet_star", "second": "two_stream", "difference": -12.5, "interval": [-20.0, -5.0], "p": 0.004,
@@ -85,7 +86,9 @@ def test_it_takes_what_the_statistics_say_where_they_are(run_dir, tmp_path):
     assert "Intervals over 48 recordings (from names)." in text
     assert "88.25" in text
     assert "Expected calibration error 12.3 points" in text
-    assert "held out ends at 77.5" in write_report(config, folder).read_text(encoding="utf-8")
+    page = write_report(config, folder).read_text(encoding="utf-8")
+    assert "held out ends at 77.5" in page
+    assert re.search(r'aria-label="Class001: \d+ %, interval 12 to 34"', page)
 
 
 def luminance(colour):
@@ -155,6 +158,16 @@ def test_failures_come_first(run_dir):
     assert first == sorted(hopeless, key=lambda n: -sure[n])[:2]
     rest = [n for n in np.nonzero(wrong)[0] if n not in first]
     assert [one.index for one in chosen if "most confident" in one.why] == sorted(rest, key=lambda n: -sure[n])[:2]
+
+
+def test_the_command_in_the_box_means_this_run(run_dir):
+    """Its config, read as a config file from anywhere, is the run's."""
+    text = visible(page_of(run_dir))
+    assert f"hpc-stres submit --config {run_dir.resolve()}/config.yaml --cluster local --run-dir again" in text
+    again, own = load_config(run_dir / "config.yaml", []), load_run(run_dir)
+    assert (again.phases, again.data, again.training, again.evaluation) == (
+        own.phases, own.data, own.training, own.evaluation,
+    )  # fmt: skip
 
 
 def test_times_add_up(run_dir):
