@@ -45,11 +45,12 @@ class MetricsLog:
         self.events = SummaryWriter(str(paths.events), purge_step=start_step + 1)
 
     def write(self, row: dict[str, Any]) -> None:
-        """One row; `step` is the number of steps done."""
+        """One row; `step` is the number of steps done. It gains the time at which its lap ended."""
+        row = {**row, "time": round(time.time(), 3)}
         self.stream.write(metrics_line(row))
         self.stream.flush()
         for name, value in row.items():
-            if name != "step" and isinstance(value, (int, float)):
+            if name not in ("step", "time") and isinstance(value, (int, float)):
                 self.events.add_scalar(name, value, row["step"])
 
     def close(self) -> None:

@@ -287,6 +287,7 @@ class Trainer:
             row[f"accuracy_{name}"] = right / videos
         self.last_loss = sum(loss for loss, _ in values.tolist()) / videos
         row |= {"loss": self.last_loss, "videos_per_s": videos / seconds, "data_wait": waited / seconds}
+        row |= {"seconds": seconds}
         row |= {"memory_gib": memory_gib(self.device), "clips_per_statistic": self.phase.optimise.norm_group}
         row |= {"requests": self.trails[self.step], "world_size": self.world.size}
         self.sums = {}

@@ -78,7 +78,11 @@ class Browser:
 
     def press_tab(self):
         """One press of the Tab key."""
-        keys = [{"type": "keyDown", "value": TAB}, {"type": "keyUp", "value": TAB}]
+        self.press(TAB)
+
+    def press(self, key):
+        """One press of a key, by WebDriver's letter for it."""
+        keys = [{"type": "keyDown", "value": key}, {"type": "keyUp", "value": key}]
         self._call("POST", "/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": keys}]})
 
     def console(self):
@@ -91,6 +95,17 @@ class Browser:
             "cmd": "Emulation.setDeviceMetricsOverride",
             "params": {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": True},
         })  # fmt: skip
+
+    def point_at(self, x, y):
+        """Move the mouse to a place in the window."""
+        move = [{"type": "pointerMove", "duration": 0, "x": round(x), "y": round(y)}]
+        self._call("POST", "/actions", {"actions": [{"type": "pointer", "id": "mouse", "actions": move}]})
+
+    def without_scripts(self):
+        """From the next page on no page's own script runs; ours do."""
+        self._call(
+            "POST", "/goog/cdp/execute", {"cmd": "Emulation.setScriptExecutionDisabled", "params": {"value": True}}
+        )
 
     def screenshot(self):
         """PNG bytes."""

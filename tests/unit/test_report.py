@@ -1,5 +1,7 @@
 """What a run folder and its report give away, and what hostile names do to the page: nothing."""
 
+import base64
+import hashlib
 import json
 import random
 import re
@@ -13,7 +15,7 @@ import pytest
 from hpc_stres.config.loading import load_config, load_run
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import junctions
-from hpc_stres.evaluation.report import write_report
+from hpc_stres.report.page import write_report
 from hpc_stres.run import provenance
 from hpc_stres.run.paths import RunPaths, sealed, write_text
 from hpc_stres.store.reader import Store
@@ -42,19 +44,33 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.tags, self.attributes, self.text = set(), set(), ""
+        self.scripts, self.policy, self.in_script = [], "", False
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
         self.attributes |= {name for name, _ in attrs}
+        given = dict(attrs)
+        if tag == "script":
+            self.scripts.append((given.get("type"), ""))
+        self.in_script = tag == "script"
+        if given.get("http-equiv") == "Content-Security-Policy":
+            self.policy = given["content"]
+
+    def handle_endtag(self, tag):
+        self.in_script = False
 
     def handle_data(self, data):
-        self.text += data
+        if self.in_script:
+            kind, text = self.scripts[-1]
+            self.scripts[-1] = (kind, text + data)
+        else:
+            self.text += data
 
 
 def test_hostile_names_are_text_and_nothing_else_in_the_report(evaluated, monkeypatch):
     """Class names, video ids, curves and the protocol, as hostile as a data set or a file can make them."""
-    import hpc_stres.evaluation.report as module
+    import hpc_stres.report.facts as module
 
     config = load_run(evaluated)
     found = module.columns(config, evaluated)
@@ -68,27 +84,39 @@ def test_hostile_names_are_text_and_nothing_else_in_the_report(evaluated, monkey
     monkeypatch.setattr(module, "columns", lambda *_: found)
     results = module.read_results(RunPaths(evaluated).results)
     results["protocol"] = HOSTILE
-    results["splits"] = {HOSTILE: {f"{HOSTILE}{k}": v for k, v in results["splits"]["1"].items()}}
+    table = {f"{HOSTILE}{k}": {**v, "title": HOSTILE} for k, v in results["splits"]["1"].items()}
+    results["splits"] = {HOSTILE: table}
     monkeypatch.setattr(module, "read_results", lambda _: results)
     plain_store = Store.__init__
 
     def hostile_store(self, root):
         plain_store(self, root)
         self.number = {ids.get(name, name): number for name, number in self.number.items()}
-        self.manifest["classes"] = [f"{HOSTILE}{name}" for name in self.manifest["classes"]]
 
     monkeypatch.setattr(Store, "__init__", hostile_store)
-    monkeypatch.setattr(module, "_junctions", lambda *_: "")
+    monkeypatch.setattr("hpc_stres.report.inside.junctions", lambda *_: "")
     paths = RunPaths(evaluated)
-    rows = [{"step": n, f"loss_{HOSTILE}": 1.0 / n} for n in range(1, 9)]
+    rows = [{"step": n, f"loss_{HOSTILE}": 1.0 / n, "videos_per_s": 1.0} for n in range(1, 9)]
     write_text(paths.phase("motion").metrics, "".join(json.dumps(row) + "\n" for row in rows))
-    write_text(paths.provenance, json.dumps({"command": [HOSTILE]}))
+    write_text(paths.provenance, json.dumps({"command": [HOSTILE], "commit": HOSTILE, "packages": {HOSTILE: HOSTILE}}))
     page = Page(write_report(config, evaluated).read_text(encoding="utf-8"))
     paths.phase("motion").metrics.unlink()
-    assert "script" not in page.tags
+    assert_only_own_script_runs(page)
     assert not any(name.startswith("on") for name in page.attributes)
     assert page.text.count("<script>alert('x')</script>") > 20
     assert "img" in page.tags, "the frames of examples are there"
+
+
+def assert_only_own_script_runs(page):
+    """Data blocks do not run; what runs is one script, and the page's policy names its digest."""
+    running = [text for kind, text in page.scripts if kind != "application/json"]
+    assert len(running) == 1
+    assert "alert" not in running[0]
+    digest = base64.b64encode(hashlib.sha256(running[0].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page.policy
+    assert "default-src 'none'" in page.policy
+    for kind, text in page.scripts:
+        assert kind != "application/json" or json.loads(text)["names"]
 
 
 def test_metrics_of_the_report_are_whole_or_named(evaluated):
@@ -101,7 +129,7 @@ def test_metrics_of_the_report_are_whole_or_named(evaluated):
         with pytest.raises(UserError, match=r"metrics\.jsonl"):
             write_report(load_run(evaluated), evaluated)
     path.write_text("\n".join(lines) + "\n")
-    assert "motion: loss" in write_report(load_run(evaluated), evaluated).read_text().lower()
+    assert "Loss of each stream: motion ends at 0.2" in write_report(load_run(evaluated), evaluated).read_text()
     path.unlink()
 
 
