@@ -23,9 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from hpc_stres.config.loading import load_run
-    from hpc_stres.report.facts import gather
-    from hpc_stres.report.page import write_report
-    from hpc_stres.report.several import write_several
+    from hpc_stres.evaluation.report.facts import gather
+    from hpc_stres.evaluation.report.page import write_report
+    from hpc_stres.evaluation.report.several import write_several
 
     named = [Path(name) for name in [*args.runs, *args.run_dir]]
     if not named:

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from hpc_stres.config.loading import load_run
-    from hpc_stres.report import replay
+    from hpc_stres.evaluation.report import replay
 
     named = [Path(name) for name in args.runs]
     folders = [folder for name in named for folder in (split_folders(name) or [name])]

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
-from hpc_stres.report.facts import gather
-from hpc_stres.report.page import write_report
-from hpc_stres.report.several import write_several
+from hpc_stres.evaluation.report.facts import gather
+from hpc_stres.evaluation.report.page import write_report
+from hpc_stres.evaluation.report.several import write_several
 from tests.distributed.browser import Browser
 from tests.unit.made_up_run import make_finished_run
 

@@ -11,8 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from hpc_stres.__main__ import main
 from hpc_stres.config.loading import load_config, load_run
-from hpc_stres.report import examples, inside, laps, matrix, several, style
-from hpc_stres.report.page import write_report
+from hpc_stres.evaluation.report import examples, inside, laps, matrix, several, style
+from hpc_stres.evaluation.report.page import write_report
 from hpc_stres.run.paths import RunPaths, read_sealed, write_sealed
 from tests.unit.made_up_run import make_finished_run
 
@@ -140,7 +140,7 @@ def test_a_report_of_any_number_of_classes(tmp_path, classes):
 
 
 def test_failures_come_first(run_dir):
-    from hpc_stres.report.facts import gather
+    from hpc_stres.evaluation.report.facts import gather
 
     facts = gather(load_run(run_dir), run_dir)
     chosen = examples.choose(facts, "st_resnet_star")
@@ -245,7 +245,7 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path, run_dir, capsys):
 
 
 def test_a_plot_places_values_where_they_belong():
-    from hpc_stres.report.charts import axis, log_axis, time_axis
+    from hpc_stres.evaluation.report.charts import axis, log_axis, time_axis
 
     assert axis([0.3, 9.7]).low <= 0.3
     assert axis([0.3, 9.7]).high >= 9.7

@@ -15,7 +15,7 @@ import pytest
 from hpc_stres.config.loading import load_config, load_run
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import junctions
-from hpc_stres.report.page import write_report
+from hpc_stres.evaluation.report.page import write_report
 from hpc_stres.run import provenance
 from hpc_stres.run.paths import RunPaths, sealed, write_text
 from hpc_stres.store.reader import Store
@@ -70,7 +70,7 @@ class Page(HTMLParser):
 
 def test_hostile_names_are_text_and_nothing_else_in_the_report(evaluated, monkeypatch):
     """Class names, video ids, curves and the protocol, as hostile as a data set or a file can make them."""
-    import hpc_stres.report.facts as module
+    import hpc_stres.evaluation.report.facts as module
 
     config = load_run(evaluated)
     found = module.columns(config, evaluated)
@@ -94,7 +94,7 @@ def test_hostile_names_are_text_and_nothing_else_in_the_report(evaluated, monkey
         self.number = {ids.get(name, name): number for name, number in self.number.items()}
 
     monkeypatch.setattr(Store, "__init__", hostile_store)
-    monkeypatch.setattr("hpc_stres.report.inside.junctions", lambda *_: "")
+    monkeypatch.setattr("hpc_stres.evaluation.report.inside.junctions", lambda *_: "")
     paths = RunPaths(evaluated)
     rows = [{"step": n, f"loss_{HOSTILE}": 1.0 / n, "videos_per_s": 1.0} for n in range(1, 9)]
     write_text(paths.phase("motion").metrics, "".join(json.dumps(row) + "\n" for row in rows))

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from hpc_stres.__main__ import main
-from hpc_stres.report import replay
+from hpc_stres.evaluation.report import replay
 from hpc_stres.run.paths import RunPaths
 from hpc_stres.run.product import read_metrics
 from hpc_stres.training.metrics import MetricsLog

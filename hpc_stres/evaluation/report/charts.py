@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hpc_stres.report.style import DASHES, SERIES
+from hpc_stres.evaluation.report.style import DASHES, SERIES
 
 SIDE = 1000
 Point = tuple[float, float]

@@ -5,7 +5,7 @@ import shlex
 from typing import Any
 
 from hpc_stres.config.loading import dump
-from hpc_stres.report.facts import Facts
+from hpc_stres.evaluation.report.facts import Facts
 from hpc_stres.run.paths import RunPaths, read_json
 from hpc_stres.run.provenance import without_secrets
 

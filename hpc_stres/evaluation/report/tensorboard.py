@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_stres.report import matrix
-from hpc_stres.report.examples import Shots
-from hpc_stres.report.facts import Facts
+from hpc_stres.evaluation.report import matrix
+from hpc_stres.evaluation.report.examples import Shots
+from hpc_stres.evaluation.report.facts import Facts
 
 SIDE = 480
 BLUE, RED = (10, 85, 184), (166, 61, 0)

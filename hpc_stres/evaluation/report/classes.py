@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_stres.evaluation.scores import Scores, interval95
-from hpc_stres.report import matrix
-from hpc_stres.report.charts import Axis, Line, plot
-from hpc_stres.report.facts import Facts, is_right
+from hpc_stres.evaluation.report import matrix
+from hpc_stres.evaluation.report.charts import Axis, Line, plot
+from hpc_stres.evaluation.report.facts import Facts, is_right
 
 # Names in a list before the rest is folded up.
 MOST_NAMES = 12

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpc_stres.config.schema import Config
-from hpc_stres.report import answer, classes, curves, examples, inside, repeat
-from hpc_stres.report.facts import Facts, gather
-from hpc_stres.report.script import SCRIPT, policy
-from hpc_stres.report.style import SHEET
-from hpc_stres.report.tensorboard import write_events
+from hpc_stres.evaluation.report import answer, classes, curves, examples, inside, repeat
+from hpc_stres.evaluation.report.facts import Facts, gather
+from hpc_stres.evaluation.report.script import SCRIPT, policy
+from hpc_stres.evaluation.report.style import SHEET
+from hpc_stres.evaluation.report.tensorboard import write_events
 from hpc_stres.run.paths import write_text
 
 Section = tuple[str, str, str]

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hpc_stres.report.charts import Axis, Line, axis, log_axis, plot, spans, table, time_axis
-from hpc_stres.report.facts import Facts
-from hpc_stres.report.laps import PhaseLog, Timeline, timeline
+from hpc_stres.evaluation.report.charts import Axis, Line, axis, log_axis, plot, spans, table, time_axis
+from hpc_stres.evaluation.report.facts import Facts
+from hpc_stres.evaluation.report.laps import PhaseLog, Timeline, timeline
 from hpc_stres.run.progress import duration
 
 # Colours go with streams, so that a stream has one colour in every phase.

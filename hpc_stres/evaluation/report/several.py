@@ -10,12 +10,12 @@ from urllib.parse import quote
 import numpy as np
 
 from hpc_stres.errors import UserError
-from hpc_stres.report import matrix
-from hpc_stres.report.charts import Line, axis, nice_step, plot, table
-from hpc_stres.report.curves import STREAM_SERIES
-from hpc_stres.report.facts import Facts, is_right
-from hpc_stres.report.laps import order_of
-from hpc_stres.report.page import Section, page
+from hpc_stres.evaluation.report import matrix
+from hpc_stres.evaluation.report.charts import Line, axis, nice_step, plot, table
+from hpc_stres.evaluation.report.curves import STREAM_SERIES
+from hpc_stres.evaluation.report.facts import Facts, is_right
+from hpc_stres.evaluation.report.laps import order_of
+from hpc_stres.evaluation.report.page import Section, page
 from hpc_stres.run.paths import write_text
 
 # Two-sided 95 % points of Student's t with 1, 2, ... degrees of freedom; the last for all larger.
