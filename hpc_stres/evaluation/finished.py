@@ -3,10 +3,12 @@
 The one place where evaluation reads done.json.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from hpc_stres.config.loading import load_run
+from hpc_stres.config.loading import load_run, plain
 from hpc_stres.config.schema import Config
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.run.paths import RunPaths
@@ -15,10 +17,11 @@ from hpc_stres.run.product import read_done
 
 @dataclass(frozen=True)
 class Finished:
-    """Checksum of a phase's weights, and the classes that its scores are of."""
+    """Checksum of a phase's weights, the classes that its scores are of, and by what videos were held out."""
 
     weights_sha256: str
     classes: list[str]
+    held_out_by: str = ""
 
 
 def read_finished(paths: RunPaths, phase: str) -> Finished:
@@ -26,7 +29,17 @@ def read_finished(paths: RunPaths, phase: str) -> Finished:
     done = read_done(paths.phase(phase))
     if done is None:
         raise UserError(f"{paths.phase(phase).root}: phase {phase} is not finished\nTrain it first: --phase {phase}")
-    return Finished(done["sha256"], list(done["classes"]))
+    return Finished(done["sha256"], list(done["classes"]), _held_out_by(done.get("config", {}).get("evaluation", {})))
+
+
+def held_out_by(config: Config) -> str:
+    """What decides which training videos are held out; empty where none are."""
+    return _held_out_by(plain(config.evaluation))
+
+
+def _held_out_by(evaluation: Mapping[str, Any]) -> str:
+    share = evaluation.get("validation_share", 0.0)
+    return f"a share of {share:g} by {evaluation.get('groups', 'auto')}" if share else ""
 
 
 # Options of a phase that are part of its network.
@@ -37,6 +50,8 @@ def load_trained(run_dir: Path, overrides: list[str]) -> Config:
     """The config of a run for the use of its weights; refuses overrides that they were not trained for."""
     trained, config = load_run(run_dir), load_run(run_dir, overrides)
     changed = ["data.split"] if config.data.split != trained.data.split else []
+    changed += ["evaluation.validation_share"] if held_out_by(config) != held_out_by(trained) else []
+    changed += ["data.labels"] if config.data.labels != trained.data.labels else []
     sizes = ("depth", "stages", "width", "variant")
     changed += [f"model.{key}" for key in sizes if getattr(config.model, key) != getattr(trained.model, key)]
     for name, phase in trained.phases.items():

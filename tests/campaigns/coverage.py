@@ -80,7 +80,7 @@ class World:
 
 
 def coverage(world, rounds):
-    """Share of rounds whose interval holds the truth, for either accuracy and for Wilson's as if clips were independent."""
+    """Share of rounds whose interval holds the truth; `naive` is Wilson's, as if clips were independent."""
     held, width = Counter(), Counter()
     for _ in range(rounds):
         right, _ = world.answers()
@@ -121,7 +121,9 @@ def main(argv=None):
     labels, groups = read_list(args.list) if args.list else shape_of_testlist01()
     random = np.random.default_rng(args.seed)
     print(f"{len(labels)} clips, {len(set(groups))} recordings, {labels.max() + 1} classes, {args.rounds} rounds")
-    print("accuracy  deviation   top-1  mean class   naive   |  size of the test (networks alike, not)  interval  naive")
+    print(
+        "accuracy  deviation   top-1  mean class   naive   |  size of the test (networks alike, not)  interval  naive"
+    )
     failed = False
     for accuracy in map(float, args.accuracies.split(",")):
         for deviation in DEVIATIONS:
@@ -129,8 +131,9 @@ def main(argv=None):
             found = coverage(world, args.rounds)
             alike, own = (size_and_coverage(world, args.rounds, shared) for shared in (True, False))
             cells = [100 * found[name][0] for name in ("top-1", "mean class", "naive")]
-            print(f"{accuracy:8.2f}  {deviation:9.1f}  {cells[0]:6.1f}  {cells[1]:10.1f}  {cells[2]:6.1f}   |  "
-                  f"{100 * alike[0]:.1f}  {100 * own[0]:.1f}   {100 * own[1]:.1f}   {100 * own[2]:.1f}", flush=True)  # fmt: skip
+            words = f"{accuracy:8.2f}  {deviation:9.1f}  {cells[0]:6.1f}  {cells[1]:10.1f}  {cells[2]:6.1f}   |  "
+            tests = "  ".join(f"{100 * value:.1f}" for value in (alike[0], *own))
+            print(words + tests, flush=True)
             failed |= not all(93 <= cell <= 97 for cell in cells[:2])
             failed |= not all(0.03 <= size <= 0.07 for size in (alike[0], own[0]))
     return int(failed)
