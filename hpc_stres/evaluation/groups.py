@@ -61,8 +61,13 @@ def by_column(ids: Sequence[str], column: Mapping[str, str | None]) -> Groups:
     return Groups([column.get(name) or "" for name in ids], COLUMN)
 
 
-def groups_of(wanted: str, data: DataConfig, ids: Sequence[str], labels: Sequence[str]) -> Groups:
-    """Recordings of a data set's videos, as `evaluation.groups` asks for them; `labels` are class names."""
+def groups_of(
+    wanted: str, data: DataConfig, ids: Sequence[str], labels: Sequence[str], kept: Groups | None = None
+) -> Groups:
+    """Recordings of a data set's videos, as `evaluation.groups` asks for them; `labels` are class names.
+
+    `kept`: what a score file says, which holds where a CSV that had a column is here no more.
+    """
     if wanted == NONE:
         return Groups([""] * len(ids), NONE)
     if wanted == NAMES:
@@ -72,6 +77,8 @@ def groups_of(wanted: str, data: DataConfig, ids: Sequence[str], labels: Sequenc
     column = _column(data)
     if column is not None and any(column.get(name) for name in ids):
         return by_column(ids, column)
+    if column is None and kept is not None and kept.source == COLUMN:
+        return kept
     if wanted == COLUMN:
         raise UserError(
             "evaluation.groups=column: the list has no column `group` with an entry for these videos, or is not here\n"

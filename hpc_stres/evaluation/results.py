@@ -51,7 +51,8 @@ def columns(config: Config, run_dir: Path, held_out: bool = False) -> dict[str, 
             continue
         ids = tuple(loaded.ids)
         if ids not in known:
-            known[ids] = groups_of(config.evaluation.groups, config.data, loaded.ids, class_names(loaded))
+            wanted = config.evaluation.groups
+            known[ids] = groups_of(wanted, config.data, loaded.ids, class_names(loaded), loaded.groups)
         loaded = replace(loaded, groups=known[ids])
         model = config.phases[name].model
         if model in scores.STREAMS:
