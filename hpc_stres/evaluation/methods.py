@@ -18,12 +18,14 @@ from hpc_stres.run.experiment import FREE_KEYS
 DATA_SETS = {"ucf101": "UCF101", "hmdb51": "HMDB51", "binding": "the demonstration data set"}
 # Options of a phase and of training that the sentences say; after them the rest is listed.
 SAID_OF_PHASES = ("model", "starts_from", "global_batch", "norm_group", "schedule", "chunks", "stride", "weights")
-SAID = ("data.kind", "data.split", "data.labels", "data.short_side", "data.crop", "data.jpeg_quality", "data.flow_backend",
-        "data.flow_pyramid", "data.flow_frames", "data.videos", "data.lists", "data.frames", "model.depth", "model.stages",
-        "model.width", "model.variant", "model.weights", "training.momentum", "training.weight_decay",
-        "training.precision", "training.global_batch", "training.norm_group", "training.dropout", "seed", "recipe",
-        "evaluation.protocol", "evaluation.chunks", "evaluation.flips", "evaluation.validation_share",
-        "evaluation.groups")  # fmt: skip
+SAID = (
+    "data.kind", "data.split", "data.labels", "data.short_side", "data.crop", "data.jpeg_quality",
+    "data.flow_backend", "data.flow_pyramid", "data.flow_frames", "data.videos", "data.lists",
+    "data.frames", "model.depth", "model.stages", "model.width", "model.variant", "model.weights",
+    "training.momentum", "training.weight_decay", "training.precision", "training.global_batch",
+    "training.norm_group", "training.dropout", "seed", "recipe", "evaluation.protocol",
+    "evaluation.chunks", "evaluation.flips", "evaluation.validation_share", "evaluation.groups",
+)  # fmt: skip
 # What changes neither weights nor scores.
 SILENT = (*(key for key in FREE_KEYS if not key.startswith("evaluation") and key != "training.max_steps"), "phases",
           "evaluation.allow_missing", "data.binding", "data.max_pixels", "data.video_memory_gib",
@@ -54,12 +56,11 @@ def _data(config: Config, results: Mapping[str, Any]) -> str:
     binding = ""
     if data.kind == "binding":
         b = data.binding
-        binding = (
-            f" of {b.train_videos} training and {b.test_videos} test videos of {b.frames} frames and {b.side} pixels"
-        )
+        binding = f" of {b.train_videos} training and {b.test_videos} test videos"
+        binding += f" ({b.frames} frames of {b.side} pixels)"
     return (
-        f"We used {name}{binding}, split {data.split}{several}{tested}. Videos were stored as {frames} whose shorter side "
-        f"has {data.short_side} pixels, with {flow}, both as JPEG of quality {data.jpeg_quality}; training crops were "
+        f"We used {name}{binding}, split {data.split}{several}{tested}. Videos were stored as {frames} whose "
+        f"shorter side has {data.short_side} pixels, with {flow}, both as JPEG of quality {data.jpeg_quality}; training crops were "
         f"resized to {data.crop} x {data.crop} pixels." + (f" Sources: {', '.join(places)}." if places else "")
     )
 
@@ -69,8 +70,8 @@ def _network(config: Config) -> str:
     stages = f" with {_list(model.stages)} units" if model.stages else ""
     start = f"the weights `{model.weights}`" if model.weights else "random weights"
     return (
-        f"Every stream is a ResNet-{model.depth}{stages} of width {model.width} in the `{model.variant}` variant; phases "
-        f"that start from no other begin with {start}."
+        f"Every stream is a ResNet-{model.depth}{stages} of width {model.width} in the `{model.variant}` variant; "
+        f"phases that start from no other begin with {start}."
     )
 
 
@@ -123,9 +124,8 @@ def _testing(config: Config, results: Mapping[str, Any]) -> str:
             f" Intervals (95 %) are Wilson's ({'; '.join(counts)}); differences were tested by McNemar's exact test, "
             "corrected by Holm's procedure."
         )
-    if config.evaluation.validation_share and any(
-        (column.get("calibration") or {}).get("temperature") for column in columns
-    ):
+    fitted = any((column.get("calibration") or {}).get("temperature") for column in columns)
+    if config.evaluation.validation_share and fitted:
         sentence += " Temperatures were fitted on the held-out training videos."
     return sentence
 

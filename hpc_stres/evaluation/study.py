@@ -103,7 +103,7 @@ def summary(experiment: Experiment) -> dict[str, Any]:
     """Each column over seeds and splits."""
     found = {}
     for name in experiment.columns:
-        cells = [
+        cells: list[dict[str, Any]] = [
             {"seed": run.config.seed, "split": run.split, "folder": str(run.folder), "top1": _top1(run.columns[name])}
             for run in experiment.runs
         ]
@@ -228,19 +228,19 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     for one in found["experiments"]:
         text.append(f"{one['name']}: {len(one['runs'])} runs")
         for name, column in one["columns"].items():
+            title = TITLES.get(name, name)
             for split, spread in column["by_split"].items():
-                text.append(f"  {TITLES.get(name, name)}, split {split}: {spread_text(spread, 'seeds')}")
+                text.append(f"  {title}, split {split}: {spread_text(spread, 'seeds')}")
             if len(column["by_split"]) > 1:
-                text.append(
-                    f"  {TITLES.get(name, name)}, means of splits: {spread_text(column['over_splits'], 'splits')}"
-                )
+                text.append(f"  {title}, means of splits: {spread_text(column['over_splits'], 'splits')}")
                 if column["over_seeds"] is not None:
-                    text.append(f"  {TITLES.get(name, name)}, all splits: {spread_text(column['over_seeds'], 'seeds')}")
+                    text.append(f"  {title}, all splits: {spread_text(column['over_seeds'], 'seeds')}")
         for row in one["agreement"]:
             text.append(
                 f"  {TITLES.get(row['column'], row['column'])}, split {row['split']}: {row['all_right']} of "
                 f"{row['videos']} videos right with every seed, {row['some_right']} with some, {row['none_right']} "
-                f"with none; two seeds answer the same {row['same_answer']:.1f} %; all together {row['together_top1']:.2f}"
+                f"with none; two seeds answer the same {row['same_answer']:.1f} %; "
+                f"all together {row['together_top1']:.2f}"
             )
     for row in found["comparisons"]:
         low, high = row["interval"]
