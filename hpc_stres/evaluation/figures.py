@@ -131,7 +131,7 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], title: str)
     drawing.line(
         [(edge, edge), (edge + side, edge), (edge + side, edge + side), (edge, edge + side), (edge, edge)], INK, 0.6
     )
-    drawing.text(edge + side / 2, edge + side + 16, "answered (columns), true (rows)", SIZE, "middle")
+    drawing.text(edge + side, edge + side + 16, "rows: true, columns: answered", SIZE, "end")
     return drawing
 
 
@@ -149,7 +149,7 @@ def reliability(found: Mapping[str, Any], title: str) -> Drawing:
         for x, y in points:
             drawing.box(x - 2, y - 2, 4, 4, COLOURS[number])
         label = f"{words}: calibration error {100 * one['ece']:.1f} %"
-        drawing.text(50, 25 + 11 * number, label, SIZE, colour=COLOURS[number])
+        drawing.text(242, 203 - 11 * number, label, SIZE, "end", colour=COLOURS[number])
     return drawing
 
 

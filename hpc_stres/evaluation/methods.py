@@ -51,8 +51,8 @@ def _data(config: Config, results: Mapping[str, Any]) -> str:
     made = f"{data.flow_backend} TV-L1 with the pyramid of `{data.flow_pyramid}`"
     flow = "imported flow" if data.flow_frames else made
     frames = "imported frames" if data.frames else "frames"
-    places = [f"{word} `{value}`" for word, value in (
-        ("videos", data.videos), ("lists", data.lists), ("frames", data.frames), ("flow", data.flow_frames)) if value]  # fmt: skip
+    given = {"videos": data.videos, "lists": data.lists, "frames": data.frames, "flow": data.flow_frames}
+    places = [f"{word} `{value}`" for word, value in given.items() if value]
     binding = ""
     if data.kind == "binding":
         b = data.binding
@@ -60,8 +60,9 @@ def _data(config: Config, results: Mapping[str, Any]) -> str:
         binding += f" ({b.frames} frames of {b.side} pixels)"
     return (
         f"We used {name}{binding}, split {data.split}{several}{tested}. Videos were stored as {frames} whose "
-        f"shorter side has {data.short_side} pixels, with {flow}, both as JPEG of quality {data.jpeg_quality}; training crops were "
-        f"resized to {data.crop} x {data.crop} pixels." + (f" Sources: {', '.join(places)}." if places else "")
+        f"shorter side has {data.short_side} pixels, with {flow}, both as JPEG of quality {data.jpeg_quality}; "
+        f"training crops were resized to {data.crop} x {data.crop} pixels."
+        + (f" Sources: {', '.join(places)}." if places else "")
     )
 
 
@@ -117,7 +118,8 @@ def _testing(config: Config, results: Mapping[str, Any]) -> str:
     if "cluster" in methods:
         sentence += (
             f" Intervals (95 %) take recordings as the unit that is drawn, stratified by class ({'; '.join(counts)}); "
-            "differences were tested by turning whole recordings around (exact, two-sided), corrected by Holm's procedure."
+            "differences were tested by turning whole recordings around (exact, two-sided), corrected by Holm's "
+            "procedure."
         )
     elif methods:
         sentence += (

@@ -23,8 +23,8 @@ from hpc_stres.evaluation.table import TITLES
 from hpc_stres.run.experiment import FREE_KEYS
 from hpc_stres.run.paths import RunPaths, checksum, read_json_lines
 
-# What may differ between the runs of one experiment.
-VARIED = ("seed", "data.split", *FREE_KEYS)
+# What may differ between the runs of one experiment; how it was tested is asked of the scores.
+VARIED = ("seed", "data.split", "evaluation.groups", *(key for key in FREE_KEYS if key != "training.max_steps"))
 CURVES = ("loss", "accuracy")
 
 
@@ -79,8 +79,24 @@ def experiments(folders: Sequence[Path]) -> list[Experiment]:
                     "Leave one of the two out: the same run twice would look like agreement."
                 )
         by_key[key].append(run)
+    for runs in by_key.values():
+        _refuse_protocols(runs)
     names = _names(fixed)
     return [Experiment(names[key], runs, fixed[key]) for key, runs in by_key.items()]
+
+
+def _refuse_protocols(runs: Sequence[Run]) -> None:
+    """Runs that were tested in different ways have no mean."""
+    known: dict[Any, Path] = {}
+    for run in runs:
+        for column in run.columns.values():
+            known.setdefault(column.made_by.get("protocol"), run.folder)
+    if len(known) > 1:
+        (one, first), (two, second) = list(known.items())[:2]
+        raise UserError(
+            f"{first} was tested by `{one}`, {second} by `{two}`; there is no mean of both\n"
+            "Evaluate all runs by one protocol: hpc-stres evaluate --protocol ..."
+        )
 
 
 def _is_varied(key: str) -> bool:
@@ -127,7 +143,7 @@ def _top1(column: Scores) -> float:
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:
     mean, deviation, low, high = statistics.mean_interval(values)
-    interval = None if low is None else [low, high]
+    interval = None if low is None or high is None else [max(0.0, low), min(100.0, high)]
     return {"mean": mean, "deviation": deviation, "interval": interval, "count": len(values)}
 
 
@@ -245,9 +261,10 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     for row in found["comparisons"]:
         low, high = row["interval"]
         seeds = "" if row["p_over_seeds"] is None else f"; over seeds p = {row['p_over_seeds']:.3g}"
+        title = TITLES.get(row["column"], row["column"])
         text.append(
-            f"{row['first_experiment']} -> {row['second_experiment']}, {TITLES.get(row['column'], row['column'])}, split "
-            f"{row['split']}: {row['difference']:+.2f} ({low:+.2f} to {high:+.2f}), p = {row['p']:.3g}, Holm: "
+            f"{row['first_experiment']} -> {row['second_experiment']}, {title}, split {row['split']}: "
+            f"{row['difference']:+.2f} ({low:+.2f} to {high:+.2f}), p = {row['p']:.3g}, Holm: "
             f"{row['p_holm']:.3g}{seeds}"
         )
     return text
