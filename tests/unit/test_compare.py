@@ -119,8 +119,8 @@ def test_what_seeds_agree_on(array):
 def test_two_recipes_are_compared_over_recordings_and_over_seeds(array):
     found = study.study([array / "array", array / "other"])
     row = next(row for row in found["comparisons"] if row["column"] == "motion")
-    mean = [np.mean([np.mean(list(hits(array / folder, "motion").values())) for folder in folders])
-            for folders in ([f"array/seed{s}/split1" for s in (1, 2, 3)], ["other/seed11", "other/seed12"])]  # fmt: skip
+    sides = [f"array/seed{seed}/split1" for seed in (1, 2, 3)], ["other/seed11", "other/seed12"]
+    mean = [np.mean([list(hits(array / folder, "motion").values()) for folder in folders]) for folders in sides]
     assert row["difference"] == pytest.approx(100 * (mean[1] - mean[0]))
     assert row["seeds"] == [3, 2]
     assert 0 < row["p"] < 0.01

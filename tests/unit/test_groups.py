@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -131,16 +132,28 @@ def test_held_out_recordings_are_whole_of_every_class_and_not_trained_on(data_ro
     assert held_out(store, tiny_config(data_root)) == []
 
 
-def test_clips_of_a_recording_are_held_out_together(data_root, store):
-    config = tiny_config(data_root, "evaluation.validation_share=0.5", 'evaluation.groups="_g0*(\\d)"')
-    numbers = {store.rows[row].id[-6] for row in held_out(store, config)}
-    trained = {store.rows[row].id[-6] for row in sampler(config, "motion", store).videos}
-    assert numbers
-    assert trained
-    by_class = {store.rows[row].label for row in held_out(store, config)}
-    assert len(by_class) == len(store.classes)
+def clips_of(ids):
+    """A store's listing of training videos of one class, as far as holding out reads it."""
+    rows = [SimpleNamespace(id=name, label=0) for name in ids]
+    return SimpleNamespace(rows=rows, classes=["Run"], label_sets=None, present=lambda *which: list(range(len(rows))))
+
+
+@pytest.mark.parametrize(("form", "groups"), [("v_Run_g{:02d}_c{:02d}", "auto"), ("cam{}-take{}", "(cam[0-9]+)-")])
+def test_clips_of_a_recording_are_held_out_together(form, groups):
+    store = clips_of([form.format(group, clip) for group in range(1, 9) for clip in range(1, 5)])
+    config = load_config(TINY, ["evaluation.validation_share=0.25", f"evaluation.groups={groups}"])
+    rows = held_out(store, config)
+    assert len(rows) == 8
+    assert len({row // 4 for row in rows}) == 2
+    alone = load_config(TINY, ["evaluation.validation_share=0.25", "evaluation.groups=none"])
+    assert len({row // 4 for row in held_out(store, alone)}) > 2
     with pytest.raises(ConfigError, match="known by names or a pattern"):
-        held_out(store, tiny_config(data_root, "evaluation.validation_share=0.5", "evaluation.groups=column"))
+        held_out(store, load_config(TINY, ["evaluation.validation_share=0.5", "evaluation.groups=column"]))
+
+
+def test_a_class_of_one_recording_is_trained_on():
+    store = clips_of([f"v_Run_g01_c{clip:02d}" for clip in range(5)])
+    assert held_out(store, load_config(TINY, ["evaluation.validation_share=0.5"])) == []
 
 
 def test_what_is_held_out_may_not_change_later_and_older_configs_held_out_nothing():
