@@ -13,7 +13,6 @@ from hpc_stres.errors import UserError
 from hpc_stres.evaluation import results
 from hpc_stres.evaluation.groups import Groups
 from hpc_stres.evaluation.scores import Scores, right
-from hpc_stres.evaluation.table import TITLES
 from hpc_stres.run.paths import RunPaths, read_json, split_folders
 from hpc_stres.run.provenance import without_secrets
 
@@ -27,6 +26,11 @@ class Run:
     folder: Path
     config: Config
     columns: dict[str, Scores]
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """Heading of each column."""
+        return results.titles(self.config)
 
     @property
     def split(self) -> int:
@@ -136,6 +140,7 @@ def accuracy_changes(first: Run, second: Run) -> list[dict[str, Any]]:
         rows.append({
             "split": first.split, "first_run": str(first.folder), "second_run": str(second.folder),
             "first": old, "second": new, "videos": len(one.ids),
+            "first_title": first.titles[old], "second_title": second.titles[new],
             "first_top1": 100 * float(was.mean()), "second_top1": 100 * float(now.mean()),
             **results.paired(one, two),
             "repaired_videos": [one.ids[n] for n in np.flatnonzero(~was & now)],
@@ -195,9 +200,9 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def _row_lines(row: Mapping[str, Any]) -> list[str]:
-    names = TITLES.get(row["first"], row["first"])
-    if row["second"] != row["first"]:
-        names += f" -> {TITLES.get(row['second'], row['second'])}"
+    names = row["first_title"]
+    if row["second_title"] != names:
+        names += f" -> {row['second_title']}"
     low, high = row["interval"]
     test = "McNemar's test" if row["test"] == "mcnemar" else f"{row['groups']} recordings turned around"
     text = [

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_stres.evaluation.drawing import Drawing, Point, text_width
-from hpc_stres.evaluation.table import TITLES
+from hpc_stres.evaluation.table import title_of
 from hpc_stres.run.paths import write_bytes, write_text
 
 # Colours that stay apart for colour-blind readers and in grey (Okabe and Ito's).
@@ -63,7 +63,7 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 
 def accuracy(table: Mapping[str, Mapping[str, Any]]) -> Drawing:
     """Top-1 of each column with its 95 % interval."""
-    names = [TITLES.get(name, name) for name in table]
+    names = [title_of(name, table) for name in table]
     left = 20 + max(text_width(name, SIZE) for name in names)
     drawing = Drawing(360, 60 + 20 * len(table), "Top-1 accuracy with 95 % intervals")
     low = min(column["interval95"][0] for column in table.values())
@@ -188,7 +188,7 @@ def write_results(found: Mapping[str, Any], folder: Path) -> int:
             continue
         count += len(write(accuracy(table), folder, f"split{split}_accuracy"))
         for name, column in table.items():
-            title = TITLES.get(name, name)
+            title = title_of(name, table)
             if column.get("per_class"):
                 count += len(write(classes(column, title), folder, f"split{split}_{name}_classes"))
             if column.get("confusion"):
@@ -211,6 +211,6 @@ def write_curves(found: Mapping[str, Any], folder: Path) -> int:
                 chosen = {key: rows for key, rows in keys.items() if key.startswith(f"{kind}_" if several else kind)}
                 if chosen:
                     series = {key.removeprefix(f"{kind}_"): rows for key, rows in chosen.items()}
-                    drawn = bands(series, f"{TITLES.get(phase, phase)}: {kind}", kind)
+                    drawn = bands(series, f"{one['titles'][phase]}: {kind}", kind)
                     count += len(write(drawn, folder, f"experiment{number}_{phase}_{kind}"))
     return count

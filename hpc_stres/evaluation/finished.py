@@ -11,6 +11,8 @@ from typing import Any
 from hpc_stres.config.loading import load_run, plain
 from hpc_stres.config.schema import Config
 from hpc_stres.errors import ConfigError, UserError
+from hpc_stres.phases.train import TrainPhase
+from hpc_stres.registry.phase import Phase
 from hpc_stres.run.paths import RunPaths
 from hpc_stres.run.product import read_done
 
@@ -29,7 +31,8 @@ def read_finished(paths: RunPaths, phase: str) -> Finished:
     done = read_done(paths.phase(phase))
     if done is None:
         raise UserError(f"{paths.phase(phase).root}: phase {phase} is not finished\nTrain it first: --phase {phase}")
-    return Finished(done["sha256"], list(done["classes"]), _held_out_by(done.get("config", {}).get("evaluation", {})))
+    evaluation = done.get("config", {}).get("evaluation", {})
+    return Finished(done["sha256"], list(done.get("classes", ())), _held_out_by(evaluation))
 
 
 def held_out_by(config: Config) -> str:
@@ -42,24 +45,39 @@ def _held_out_by(evaluation: Mapping[str, Any]) -> str:
     return f"a share of {share:g} by {evaluation.get('groups', 'auto')}" if share else ""
 
 
-# Options of a phase that are part of its network.
-NETWORK_OPTIONS = ("model", "temporal_pool", "temporal_padding")
-
-
 def load_trained(run_dir: Path, overrides: list[str]) -> Config:
     """The config of a run for the use of its weights; refuses overrides that they were not trained for."""
     trained, config = load_run(run_dir), load_run(run_dir, overrides)
     changed = ["data.split"] if config.data.split != trained.data.split else []
     changed += ["evaluation.validation_share"] if held_out_by(config) != held_out_by(trained) else []
     changed += ["data.labels"] if config.data.labels != trained.data.labels else []
-    sizes = ("depth", "stages", "width", "variant")
-    changed += [f"model.{key}" for key in sizes if getattr(config.model, key) != getattr(trained.model, key)]
     for name, phase in trained.phases.items():
-        other = config.phases[name]
-        changed += [f"phases.{name}.{k}" for k in NETWORK_OPTIONS if getattr(other, k) != getattr(phase, k)]
+        changed += _changed_options(config, name, phase)
     if changed:
         raise ConfigError(
             f"--set {changed[0]}: the weights in {run_dir} were trained with another value\n"
             "A split's test videos train another split; another network reads weights wrongly. Leave it as it is."
         )
     return config
+
+
+def _changed_options(config: Config, name: str, trained: Phase) -> list[str]:
+    """Options of a phase that are part of its product and have another value now, under the keys that gave it."""
+    now = config.phases[name]
+    if not isinstance(now, TrainPhase) or not isinstance(trained, TrainPhase):
+        return [] if now == trained else [f"phases.{name}"]
+    before, after = flat(plain(trained.model)), flat(plain(now.model))
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    return [
+        config.source_of(name, f"model.{key}") or f"phases.{name}.model.{key}"
+        for key in keys
+        if not key.endswith(".weights")
+    ]
+
+
+def flat(value: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested values by their dotted names."""
+    leaves: dict[str, Any] = {}
+    for key, item in value.items():
+        leaves |= flat(item, f"{path}{key}.") if isinstance(item, Mapping) else {f"{path}{key}": item}
+    return leaves

@@ -9,15 +9,18 @@ from typing import Any
 
 from hpc_stres.config.loading import plain
 from hpc_stres.config.recipe import ordered_phases
+from hpc_stres.config.schedule import Curve
 from hpc_stres.config.schema import Config
 from hpc_stres.evaluation import protocol
 from hpc_stres.evaluation.compare import flat
-from hpc_stres.evaluation.table import TITLES
+from hpc_stres.evaluation.results import titles
+from hpc_stres.phases.train import TrainPhase
 from hpc_stres.run.experiment import FREE_KEYS
 
 DATA_SETS = {"ucf101": "UCF101", "hmdb51": "HMDB51", "binding": "the demonstration data set"}
 # Options of a phase and of training that the sentences say; after them the rest is listed.
-SAID_OF_PHASES = ("model", "starts_from", "global_batch", "norm_group", "schedule", "chunks", "stride", "weights")
+SAID_OF_PHASES = ("kind", "model.name", "starts_from", "weights", "optimise.global_batch", "optimise.norm_group",
+                  "optimise.schedule", "clips.chunks", "clips.stride")  # fmt: skip
 SAID = (
     "data.kind", "data.split", "data.labels", "data.short_side", "data.crop", "data.jpeg_quality",
     "data.flow_backend", "data.flow_pyramid", "data.flow_frames", "data.videos", "data.lists",
@@ -79,24 +82,51 @@ def _network(config: Config) -> str:
 def _phase(config: Config, name: str) -> str:
     """One phase; options that act in it and have no words here follow in parentheses."""
     phase = config.phase(name)
-    left = config.steps(name)
-    parts = []
-    for plateau in phase.schedule:
-        steps = min(left, plateau.steps)
-        if steps:
-            parts.append(f"{steps} at a rate of {plateau.rate:g}")
-        left -= steps
-    weights = f" from the weights `{phase.weights}`" if phase.weights else ""
-    start = f" from {' and '.join(phase.starts_from)}" if phase.starts_from else weights
-    low, high = phase.stride
-    clips = f"clips of {phase.chunks} chunks at strides from {low} to {high}" if phase.chunks > 1 else "single chunks"
     acting = set(phase.acting()) - set(SAID_OF_PHASES)
-    rest = {key: value for key, value in flat(plain(phase)).items() if key.split(".")[0] in acting}
+    values = {key: value for key, value in flat(plain(phase)).items() if _is_under(key, acting)}
+    start = f" from {' and '.join(phase.starts_from)}" if phase.starts_from else ""
+    called = f"Phase `{name}` ({titles(config)[name]})"
+    if not isinstance(phase, TrainPhase):
+        return f"{called} is of kind {phase.kind}{' and starts' + start if start else ''} ({_options(values)})."
+    if phase.weights and not start:
+        start = f" from the weights `{phase.weights}`"
+    low, high = phase.clips.stride
+    chunks = phase.clips.chunks
+    clips = f"clips of {chunks} chunks at strides from {low} to {high}" if chunks > 1 else "single chunks"
     return (
-        f"Phase `{name}` ({TITLES.get(name, str(phase.model))}) was trained{start} for {config.steps(name)} steps "
-        f"({', '.join(parts)}) on batches of {phase.global_batch} videos, normalised in groups of {phase.norm_group}, "
-        f"{clips} ({_options(rest)})."
+        f"{called} trains the network `{phase.model.name}`{start} for {config.steps(name)} steps "
+        f"({_schedule(phase, config.steps(name))}) on batches of {phase.optimise.global_batch} videos, normalised in "
+        f"groups of {phase.optimise.norm_group}, {clips} ({_options(_own_trunk(config, values))})."
     )
+
+
+def _is_under(key: str, names: set[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def _own_trunk(config: Config, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values without what a stream's trunk has from the run, which stands in the sentence on streams."""
+    shared = {**plain(config.model), "side": config.data.crop}
+    kept = {}
+    for key, value in values.items():
+        parts = key.split(".")
+        is_shared = len(parts) == 3 and parts[0] == "model" and parts[2] in shared and shared[parts[2]] == value
+        if not is_shared:
+            kept[key] = value
+    return kept
+
+
+def _schedule(phase: TrainPhase, steps: int) -> str:
+    """The rates and how long each holds, as far as the phase is long."""
+    schedule = phase.optimise.schedule
+    if isinstance(schedule, Curve):
+        return f"schedule {_options(flat(plain(schedule)))}"
+    parts = []
+    for plateau in schedule:
+        if steps > 0:
+            parts.append(f"{min(steps, plateau.steps)} at a rate of {plateau.rate:g}")
+        steps -= plateau.steps
+    return ", ".join(parts)
 
 
 def _training(config: Config) -> str:

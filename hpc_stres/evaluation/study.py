@@ -19,7 +19,6 @@ from hpc_stres.errors import UserError
 from hpc_stres.evaluation import measures, results, statistics
 from hpc_stres.evaluation.compare import Run, flat, matched, narrowed, open_run
 from hpc_stres.evaluation.scores import Scores, right
-from hpc_stres.evaluation.table import TITLES
 from hpc_stres.run.experiment import FREE_KEYS
 from hpc_stres.run.paths import RunPaths, checksum, read_json_lines
 
@@ -40,6 +39,11 @@ class Experiment:
     def columns(self) -> list[str]:
         """Columns that every run has."""
         return [name for name in self.runs[0].columns if all(name in run.columns for run in self.runs)]
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """Heading of each column and phase."""
+        return self.runs[0].titles
 
     @property
     def splits(self) -> list[int]:
@@ -129,7 +133,7 @@ def summary(experiment: Experiment) -> dict[str, Any]:
         complete = [seed for seed in seeds if all((seed, split) in tops for split in experiment.splits)]
         of_seeds = [float(np.mean([tops[seed, split] for split in experiment.splits])) for seed in complete]
         found[name] = {
-            "cells": cells,
+            "title": experiment.titles[name], "cells": cells,
             "by_split": {str(split): _spread(values) for split, values in by_split.items()},
             "over_seeds": _spread(of_seeds) if of_seeds else None, "complete_seeds": complete,
             "over_splits": _spread([float(np.mean(values)) for values in by_split.values()]),
@@ -164,7 +168,8 @@ def agreement(experiment: Experiment) -> list[dict[str, Any]]:
         together = np.mean([column.logits for column in columns], axis=0)
         ids = np.array(columns[0].ids)
         rows.append({
-            "split": split, "column": name, "seeds": [run.config.seed for run in runs], "videos": len(ids),
+            "split": split, "column": name, "title": experiment.titles[name],
+            "seeds": [run.config.seed for run in runs], "videos": len(ids),
             "all_right": int(hits.all(axis=0).sum()), "some_right": int((hits.any(0) & ~hits.all(0)).sum()),
             "none_right": int((~hits.any(axis=0)).sum()), "same_answer": 100 * float(np.mean(same)),
             "together_top1": 100 * float(measures.right(together, columns[0].labels).mean()),
@@ -215,7 +220,8 @@ def between(first: Experiment, second: Experiment) -> list[dict[str, Any]]:
         mean, low, high = statistics.difference_interval(whole / (len(one) * len(two)), plan)
         rows.append({
             "first_experiment": first.name, "second_experiment": second.name, "split": split, "column": name,
-            "seeds": [len(one), len(two)], "difference": 100 * mean, "interval": [100 * low, 100 * high],
+            "title": first.titles[name], "seeds": [len(one), len(two)],
+            "difference": 100 * mean, "interval": [100 * low, 100 * high],
             "p": statistics.sign_flip_p(whole, plan), "groups": plan.count,
             "p_over_seeds": statistics.welch_p(one.mean(axis=1).tolist(), two.mean(axis=1).tolist()),
         })  # fmt: skip
@@ -230,7 +236,7 @@ def study(folders: Sequence[Path]) -> dict[str, Any]:
         "experiments": [
             {
                 "name": one.name, "runs": [str(run.folder) for run in one.runs], "columns": summary(one),
-                "agreement": agreement(one), "curves": curves(one),
+                "agreement": agreement(one), "curves": curves(one), "titles": one.titles,
             }
             for one in found
         ],
@@ -243,8 +249,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     text: list[str] = []
     for one in found["experiments"]:
         text.append(f"{one['name']}: {len(one['runs'])} runs")
-        for name, column in one["columns"].items():
-            title = TITLES.get(name, name)
+        for column in one["columns"].values():
+            title = column["title"]
             for split, spread in column["by_split"].items():
                 text.append(f"  {title}, split {split}: {spread_text(spread, 'seeds')}")
             if len(column["by_split"]) > 1:
@@ -253,7 +259,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
                     text.append(f"  {title}, all splits: {spread_text(column['over_seeds'], 'seeds')}")
         for row in one["agreement"]:
             text.append(
-                f"  {TITLES.get(row['column'], row['column'])}, split {row['split']}: {row['all_right']} of "
+                f"  {row['title']}, split {row['split']}: {row['all_right']} of "
                 f"{row['videos']} videos right with every seed, {row['some_right']} with some, {row['none_right']} "
                 f"with none; two seeds answer the same {row['same_answer']:.1f} %; "
                 f"all together {row['together_top1']:.2f}"
@@ -261,9 +267,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     for row in found["comparisons"]:
         low, high = row["interval"]
         seeds = "" if row["p_over_seeds"] is None else f"; over seeds p = {row['p_over_seeds']:.3g}"
-        title = TITLES.get(row["column"], row["column"])
         text.append(
-            f"{row['first_experiment']} -> {row['second_experiment']}, {title}, split {row['split']}: "
+            f"{row['first_experiment']} -> {row['second_experiment']}, {row['title']}, split {row['split']}: "
             f"{row['difference']:+.2f} ({low:+.2f} to {high:+.2f}), p = {row['p']:.3g}, Holm: "
             f"{row['p_holm']:.3g}{seeds}"
         )

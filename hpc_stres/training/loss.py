@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hpc_stres.config.recipe import Phase
 from hpc_stres.models import Logits
+from hpc_stres.phases.train import TrainPhase
 
 
 @dataclass
@@ -21,7 +21,7 @@ class StreamSums:
     right: Tensor
 
 
-def phase_loss(logits: Logits, labels: Tensor, phase: Phase) -> tuple[Tensor, dict[str, StreamSums]]:
+def phase_loss(logits: Logits, labels: Tensor, phase: TrainPhase) -> tuple[Tensor, dict[str, StreamSums]]:
     """The loss summed over videos, and each stream's sums for the metrics.
 
     `labels` are numbers of classes, or rows of 0 and 1 over the classes.
@@ -29,8 +29,8 @@ def phase_loss(logits: Logits, labels: Tensor, phase: Phase) -> tuple[Tensor, di
     total: Tensor | None = None
     sums: dict[str, StreamSums] = {}
     for stream, scores, weight in (
-        ("appearance", logits.appearance, phase.loss_weight_appearance),
-        ("motion", logits.motion, phase.loss_weight_motion),
+        ("appearance", logits.appearance, phase.optimise.loss_weight_appearance),
+        ("motion", logits.motion, phase.optimise.loss_weight_motion),
     ):
         if scores is None:
             continue
@@ -38,7 +38,7 @@ def phase_loss(logits: Logits, labels: Tensor, phase: Phase) -> tuple[Tensor, di
             scores = scores.float()
         times = scores.shape[1]
         loss = _several_loss(scores, labels) if labels.dim() == 2 else _single_loss(scores, labels)
-        if phase.loss_over_time == "mean":
+        if phase.optimise.loss_over_time == "mean":
             loss = loss / times
         answers = scores.mean(dim=1).argmax(dim=1)
         right = labels.gather(1, answers[:, None]).sum() if labels.dim() == 2 else (answers == labels).sum()
