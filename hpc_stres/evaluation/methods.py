@@ -49,6 +49,8 @@ def _data(config: Config, results: Mapping[str, Any]) -> str:
     data = config.data
     name = DATA_SETS.get(data.kind, f"our own data set (`{data.lists or data.videos or data.kind}`)")
     several = ", in which a video may have several classes" if data.labels == "multi" else ""
+    splits = list(results.get("splits", {})) or [str(data.split)]
+    split = f"split{'s' if len(splits) > 1 else ''} {', '.join(splits)}"
     videos = {str(column["of"]) for table in results.get("splits", {}).values() for column in table.values()}
     tested = f" ({' / '.join(sorted(videos))} test videos)" if videos else ""
     made = f"{data.flow_backend} TV-L1 with the pyramid of `{data.flow_pyramid}`"
@@ -62,7 +64,7 @@ def _data(config: Config, results: Mapping[str, Any]) -> str:
         binding = f" of {b.train_videos} training and {b.test_videos} test videos"
         binding += f" ({b.frames} frames of {b.side} pixels)"
     return (
-        f"We used {name}{binding}, split {data.split}{several}{tested}. Videos were stored as {frames} whose "
+        f"We used {name}{binding}, {split}{several}{tested}. Videos were stored as {frames} whose "
         f"shorter side has {data.short_side} pixels, with {flow}, both as JPEG of quality {data.jpeg_quality}; "
         f"training crops were resized to {data.crop} x {data.crop} pixels."
         + (f" Sources: {', '.join(places)}." if places else "")

@@ -6,7 +6,7 @@ compared twice: over recordings, which asks about other videos, and over seeds, 
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from hpc_stres.run.paths import RunPaths, checksum, read_json_lines
 
 # What may differ between the runs of one experiment; how it was tested is asked of the scores.
 VARIED = ("seed", "data.split", "evaluation.groups", *(key for key in FREE_KEYS if key != "training.max_steps"))
+# Folders of an array: by recipe, by seed, by split.
+MOST_FOLDERS_DEEP = 4
 CURVES = ("loss", "accuracy")
 
 
@@ -56,14 +58,19 @@ class Experiment:
 
 def run_folders(folder: Path) -> list[Path]:
     """Run folders at or under a folder: itself, split1 ... split3, or an array's folders with either in them."""
-    if RunPaths(folder).config.is_file():
-        return [folder]
-    inner = [path for path in sorted(folder.glob("*")) if path.is_dir()] if folder.is_dir() else []
-    below = [path for one in inner for path in ([one] if RunPaths(one).config.is_file() else sorted(one.glob("*")))]
-    found = [path for path in below if path.is_dir() and RunPaths(path).config.is_file()]
+    found = list(_below(folder, MOST_FOLDERS_DEEP))
     if not found:
         raise UserError(f"{folder}: no run folder here or under it: none has a config.yaml")
     return found
+
+
+def _below(folder: Path, levels: int) -> Iterator[Path]:
+    if RunPaths(folder).config.is_file():
+        yield folder
+    elif levels and folder.is_dir():
+        for path in sorted(folder.iterdir()):
+            if path.is_dir() and not path.name.startswith("."):
+                yield from _below(path, levels - 1)
 
 
 def experiments(folders: Sequence[Path]) -> list[Experiment]:

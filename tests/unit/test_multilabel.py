@@ -6,6 +6,8 @@ import torch
 
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import multilabel, statistics
+from hpc_stres.evaluation.networks import from_run
+from hpc_stres.evaluation.predict import sigmoid
 from hpc_stres.evaluation.results import columns
 from hpc_stres.listings import splits
 from hpc_stres.models import Logits
@@ -99,6 +101,12 @@ def test_the_loss_is_torchs_mean_over_classes():
     assert sums["appearance"].right.item() == sum(labels[n, answers[n]].item() for n in range(4))
 
 
+def test_each_class_has_a_probability_of_its_own():
+    logits = np.array([[0.0, 800.0, -800.0], [1.0, 2.0, -3.0]])
+    np.testing.assert_allclose(sigmoid(logits)[0], [0.5, 1.0, 0.0])
+    np.testing.assert_allclose(sigmoid(logits)[1], 1 / (1 + np.exp(-logits[1])), rtol=1e-12)
+
+
 @pytest.fixture
 def several(root):
     """The tiny videos, listed with one or two classes each; the config and the store."""
@@ -130,6 +138,7 @@ def test_the_same_weights_whatever_the_micro_batch_and_their_scores_are_measured
     assert results["labels"] == "multi"
     assert "confusion" not in column
     assert RunPaths(tmp_path / "whole").results.is_file()
+    assert from_run(tmp_path / "whole", "motion", [], torch.device("cpu")).labels == "multi"
 
 
 def test_a_store_of_the_other_kind_of_labels_is_refused(root, several, tmp_path):

@@ -209,8 +209,8 @@ def test_every_acting_option_of_a_phase_is_in_the_paragraph():
 
 def test_the_paragraph_says_the_numbers_of_the_papers_recipe():
     text = methods.paragraph(load_config(TINY, ["recipe=nips2016", "seed=5"]), {})
-    said = ("momentum 0.9", "weight decay 0.0005", "seed 5", "groups of 4", "strides from 1 to 3", "48 pixels", "quality 95",
-            "10 at a rate of 0.001, 10 at a rate of 0.0001")  # fmt: skip
+    said = ("momentum 0.9", "weight decay 0.0005", "seed 5", "groups of 4", "strides from 1 to 3", "quality 95",
+            "48 pixels", "10 at a rate of 0.001, 10 at a rate of 0.0001")  # fmt: skip
     assert [words for words in said if words not in text] == []
 
 
