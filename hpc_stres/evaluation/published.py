@@ -16,6 +16,8 @@ PUBLISHED_PROTOCOL = "paper: 25 evenly spaced chunks and their flips"
 
 def official_data_set(kind: str, store: "Store", split: int) -> str | None:
     """Name of the published data set whose official lists the store holds; none for any other data set."""
+    if store.label_sets is not None:
+        return None
     labels = {store.id_of(row): int(label) for row, label in enumerate(store.labels)}
     name = official_name(store.classes, store.ids(split, "train"), store.ids(split, "test"), split, labels)
     return name if name == kind else None
