@@ -10,6 +10,8 @@ difference and an exact test over recordings; classes and videos that were repai
 import argparse
 from pathlib import Path
 
+from hpc_stres.commands import writing
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("first", metavar="A", help="run folder to compare with")
@@ -24,6 +26,7 @@ def run(args: argparse.Namespace) -> int:
     found = compare(Path(args.first), [Path(name) for name in args.others])
     print("\n".join(lines(found)))
     if args.json:
-        write_json(Path(args.json), found)
+        with writing(args.json):
+            write_json(Path(args.json), found)
         print(f"written: {args.json}")
     return 0

@@ -11,6 +11,8 @@ study.csv, and the learning curves with their bands as SVG and PDF.
 import argparse
 from pathlib import Path
 
+from hpc_stres.commands import writing
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders of run folders")
@@ -27,8 +29,9 @@ def run(args: argparse.Namespace) -> int:
     print("\n".join(lines(found)))
     if args.out:
         out = Path(args.out)
-        write_json(out / "study.json", found)
-        write_text(out / "study.csv", study_csv(found))
-        written = write_curves(found, out)
+        with writing(args.out):
+            write_json(out / "study.json", found)
+            write_text(out / "study.csv", study_csv(found))
+            written = write_curves(found, out)
         print(f"written: {out / 'study.json'}, study.csv and {written} figures")
     return 0

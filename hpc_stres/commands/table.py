@@ -10,6 +10,8 @@ and PDF. The methods paragraph says every number of the config that a reader nee
 import argparse
 from pathlib import Path
 
+from hpc_stres.commands import writing
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", required=True, metavar="D", help="run folder with results")
@@ -24,24 +26,26 @@ def run(args: argparse.Namespace) -> int:
     from hpc_stres.evaluation.figures import write_results
     from hpc_stres.evaluation.methods import paragraph
     from hpc_stres.evaluation.table import formatted, read_results
-    from hpc_stres.run.paths import RunPaths, split_folders, write_text
+    from hpc_stres.run.paths import RunPaths, split_folders
 
     run_dir = Path(args.run_dir)
     results = read_results(RunPaths(run_dir).results)
-    text = formatted(results, args.format)
-    if args.out:
-        write_text(Path(args.out), text)
-        print(f"written: {args.out}")
-    else:
-        print(text, end="")
-    if args.figures:
-        print(f"written: {write_results(results, Path(args.figures))} figures in {args.figures}")
-    if args.methods:
-        config = load_run(next(iter(split_folders(run_dir)), run_dir))
-        words = paragraph(config, results)
-        if args.methods == "-":
-            print(f"\n{words}")
-        else:
-            write_text(Path(args.methods), words + "\n")
-            print(f"written: {args.methods}")
+    with writing(args.out or args.figures or args.methods or "-"):
+        _say(formatted(results, args.format), args.out)
+        if args.figures:
+            print(f"written: {write_results(results, Path(args.figures))} figures in {args.figures}")
+        if args.methods:
+            config = load_run(next(iter(split_folders(run_dir)), run_dir))
+            _say(("\n" if args.methods == "-" else "") + paragraph(config, results) + "\n", args.methods)
     return 0
+
+
+def _say(text: str, path: str | None) -> None:
+    """Print a text, or write it where a file is named."""
+    from hpc_stres.run.paths import write_text
+
+    if path in (None, "-"):
+        print(text, end="")
+        return
+    write_text(Path(str(path)), text)
+    print(f"written: {path}")

@@ -227,7 +227,7 @@ class EvaluationConfig:
     column, names, none, or a regular expression over ids whose part in parentheses is the recording."""
     validation_share: float = 0.0
     """Share of each class's training recordings that is held out: not trained on, scored beside the test videos, and
-    what the temperature of probabilities is fitted on."""
+    what the temperature of probabilities is fitted on. Recordings are those of `groups`, a column excepted."""
 
     def __post_init__(self) -> None:
         check_field(self.chunks >= 5, "chunks", "expected 5 or more (ST-ResNet* pools over 5)")

@@ -6,6 +6,7 @@ compared twice: over recordings, which asks about other videos, and over seeds, 
 
 import itertools
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ from hpc_stres.evaluation import measures, results, statistics
 from hpc_stres.evaluation.compare import Run, flat, matched, narrowed, open_run
 from hpc_stres.evaluation.scores import Scores, right
 from hpc_stres.run.experiment import FREE_KEYS
-from hpc_stres.run.paths import RunPaths, checksum, read_json_lines
+from hpc_stres.run.paths import RunPaths, checksum
+from hpc_stres.run.product import sift_metrics
 
 # What may differ between the runs of one experiment; how it was tested is asked of the scores.
 VARIED = ("seed", "data.split", "evaluation.groups", *(key for key in FREE_KEYS if key != "training.max_steps"))
@@ -191,7 +193,10 @@ def curves(experiment: Experiment) -> dict[str, dict[str, list[list[float]]]]:
     for phase in ordered_phases(experiment.runs[0].config.phases):
         points: dict[str, dict[int, list[float]]] = {}
         for run in experiment.runs:
-            for row in read_json_lines(RunPaths(run.folder).phase(phase).metrics):
+            rows, faults = sift_metrics(RunPaths(run.folder).phase(phase))
+            for fault in faults:
+                print(fault, file=sys.stderr)
+            for row in rows:
                 for key, value in row.items():
                     if key.startswith(CURVES) and isinstance(value, float) and math.isfinite(value):
                         points.setdefault(key, {}).setdefault(int(row["step"]), []).append(value)

@@ -116,6 +116,17 @@ def test_what_seeds_agree_on(array):
     assert curve[0][1:] == pytest.approx([2.02, np.std([0.01, 0.01, 0.02, 0.02, 0.03, 0.03], ddof=1), 6])
 
 
+def test_a_damaged_row_of_a_curve_is_named_and_left_out(array, capsys):
+    metrics = RunPaths(array / "array/seed1/split1").phase("motion").metrics
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text(lines[0].replace("2.01", "9.01") + lines[1] + "{torn")
+    (one,) = study.study([array / "array"])["experiments"]
+    assert [point[3] for point in one["curves"]["motion"]["loss"]] == [5, 6, 5]
+    error = capsys.readouterr().err
+    assert "metrics.jsonl:1" in error
+    assert "left out" in error
+
+
 def test_two_recipes_are_compared_over_recordings_and_over_seeds(array):
     found = study.study([array / "array", array / "other"])
     row = next(row for row in found["comparisons"] if row["column"] == "motion")
@@ -149,15 +160,19 @@ def test_runs_of_different_protocols_have_no_mean(array):
 
 def test_the_commands_write_their_files(array, capsys):
     assert main(["study", str(array / "array"), "--out", str(array / "out")]) == 0
-    assert (
-        main(["compare", str(array / "array/seed1"), str(array / "array/seed2"), "--json", str(array / "c.json")]) == 0
-    )
+    runs = [str(array / "array/seed1"), str(array / "array/seed2")]
+    assert main(["compare", *runs, "--json", str(array / "c.json")]) == 0
     text = capsys.readouterr().out
     assert "over 3 seeds" in text
     assert "recordings turned around" in text
     assert len(json.loads((array / "c.json").read_text())["accuracy"]) == 6
     assert (array / "out/study.csv").read_text().startswith("experiment,column,split,seed,top1")
     assert len(list((array / "out").glob("*.svg"))) == len(list((array / "out").glob("*.pdf"))) == 4
+    (array / "file").write_text("")
+    assert main(["compare", *runs, "--json", str(array / "file/c.json")]) == 1
+    assert main(["study", *runs, "--out", str(array / "file")]) == 1
+    refused = capsys.readouterr().err
+    assert refused.count("cannot be written: ") == 2
     assert main(["compare", str(array / "out"), str(array / "array/seed2")]) == 2
     error = capsys.readouterr().err
     assert "no run folder" in error

@@ -224,6 +224,8 @@ def test_the_command_writes_all_of_it(made, tmp_path, capsys):
     assert "24 recordings" in (tmp_path / "m.txt").read_text()
     assert main(["table", "--run-dir", str(root), "--methods", "-"]) == 0
     assert "We used SGD" in capsys.readouterr().out
+    assert main([*words[:-1], str(tmp_path / "t.csv" / "t.csv")]) == 1
+    assert "cannot be written" in capsys.readouterr().err
     assert main(["table", "--run-dir", str(tmp_path)]) == 1
     assert "no results.json here" in capsys.readouterr().err
 
