@@ -143,29 +143,53 @@ def latex(header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[
     return "\n".join([*comments, *body]) + "\n"
 
 
+MEASURES = ("top1", "top5", "mean_class", "map", "micro_f1", "macro_f1", "hamming", "videos", "of")
+CALIBRATION = ("ece", "nll", "brier", "confidence", "temperature")
+OF_CLASSES = ("recall", "precision", "f1", "ap", "videos", "groups")
+Row = list[Any]
+
+
 def results_csv(results: Mapping[str, Any]) -> str:
-    """Every figure of every column as one row a measure: split, column, measure, value and interval."""
-    rows: list[list[Any]] = [["split", "column", "class", "measure", "value", "low", "high"]]
-    measures = ("top1", "top5", "mean_class", "map", "micro_f1", "macro_f1", "hamming", "videos", "of")
+    """Every figure of results.json, one a row: split, column, class, measure, value and its interval."""
+    rows: list[Row] = [["split", "column", "class", "measure", "value", "low", "high"]]
     for split, table in results["splits"].items():
         for name, column in table.items():
-            intervals = column.get("intervals", {"top1": column["interval95"]})
-            for key in (key for key in measures if key in column):
-                rows.append([split, name, "", key, column[key], *intervals.get(key, ("", ""))])
-            if "groups" in column:
-                rows.append([split, name, "", "recordings", column["groups"]["count"], "", ""])
-            calibration = column.get("calibration") or {}
-            for key in ("ece", "nll", "brier", "temperature"):
-                if calibration.get(key) is not None:
-                    rows.append([split, name, "", key, calibration[key], "", ""])
-            for one in column.get("per_class", []):
-                for key in ("recall", "precision", "f1", "ap", "videos", "groups"):
-                    if one.get(key) is not None:
-                        ends = one.get("interval", ("", "")) if key == "recall" else ("", "")
-                        rows.append([split, name, one["class"], key, one[key], *ends])
+            rows += [[split, name, *row] for row in _column_rows(column)]
+    for split, tests in results.get("comparisons", {}).items():
+        for one in tests:
+            pair = f"{one['first']} -> {one['second']}"
+            rows.append([split, pair, "", "difference", one["difference"], *one["interval"]])
+            rows += [[split, pair, "", key, one[key], "", ""] for key in ("p", "p_holm", "repaired", "broken")]
     for name, value in results.get("mean", {}).items():
         rows.append(["mean", name, "", "top1", value, "", ""])
     return _csv(rows)
+
+
+def _column_rows(column: Mapping[str, Any]) -> list[Row]:
+    """Class, measure, value and interval of each figure of a column; what older results lack is left out."""
+    intervals = column.get("intervals", {"top1": column["interval95"]})
+    rows: list[Row] = [["", key, column[key], *intervals.get(key, ("", ""))] for key in MEASURES if key in column]
+    if "groups" in column:
+        rows.append(["", "recordings", column["groups"]["count"], "", ""])
+    if "validation" in column:
+        rows.append(["", "validation top1", column["validation"]["top1"], "", ""])
+    calibration = column.get("calibration") or {}
+    rows += [["", key, calibration[key], "", ""] for key in CALIBRATION if calibration.get(key) is not None]
+    for words, found in (("as scored", calibration), ("at the temperature", calibration.get("scaled") or {})):
+        rows += [
+            ["", f"accuracy {words} at confidence {one['low']:.3f} to {one['high']:.3f}", one["accuracy"], "", ""]
+            for one in found.get("bins", ()) if one["videos"]
+        ]  # fmt: skip
+    for one in column.get("per_class", []):
+        for key in (key for key in OF_CLASSES if one.get(key) is not None):
+            ends = one.get("interval", ("", "")) if key == "recall" else ("", "")
+            rows.append([one["class"], key, one[key], *ends])
+    confusion = column.get("confusion") or {"classes": [], "matrix": []}
+    for truth, counts in zip(confusion["classes"], confusion["matrix"], strict=True):
+        for answer, count in zip(confusion["classes"], counts, strict=True):
+            if count:
+                rows.append([truth, f"answered {answer}", count, "", ""])
+    return rows
 
 
 def study_csv(found: Mapping[str, Any]) -> str:

@@ -40,6 +40,10 @@ def test_every_figure_of_the_csv_is_that_of_the_score_files(made):
         recall = 100 * right[loaded.labels == number].mean()
         assert float(value["motion", name, "recall"]) == pytest.approx(recall)
     assert float(value["motion", "", "recordings"]) == 24
+    taken = (loaded.labels == 0) & (loaded.logits.argmax(1) == 3)
+    assert int(value["motion", CLASSES[0], f"answered {CLASSES[3]}"]) == taken.sum() > 0
+    pairs = {(one["first"], one["second"]): one for one in results["comparisons"]["1"]}
+    assert float(value["motion -> st_resnet", "", "p"]) == pairs["motion", "st_resnet"]["p"]
     shares = np.exp(loaded.logits) / np.exp(loaded.logits).sum(1, keepdims=True)
     nll = -np.log(shares[np.arange(len(right)), loaded.labels]).mean()
     assert float(value["motion", "", "nll"]) == pytest.approx(nll)
