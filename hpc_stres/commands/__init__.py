@@ -1,8 +1,21 @@
 """One module a command: `add_arguments(parser)` and `run(args)`, which returns the exit status."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from hpc_stres.config.schema import Config
+from hpc_stres.errors import UserError
+
+
+@contextmanager
+def writing(place: str) -> Iterator[None]:
+    """Files under a place that the command line names: what the disk refuses is said in a sentence."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{error.filename or place}: cannot be written: {reason}\nName another place.") from None
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--protocol", choices=["paper", "quick"], help="test protocol (default: the run's)")
     parser.add_argument("--allow-missing", action="store_true", help="report k of n when test videos are missing")
-    parser.add_argument("--mcnemar", metavar="A,B", help="test whether two columns of the table differ")
+    parser.add_argument(
+        "--mcnemar", metavar="A,B", help="test whether two columns differ, over recordings where they are known"
+    )
     parser.add_argument(
         "--set", metavar="A.B=C", action="append", default=[], dest="overrides", help="override one value; repeatable"
     )
@@ -65,8 +67,7 @@ def _run_one(args: argparse.Namespace, run_dir: Path) -> int:
         raise ConfigError(f"--mcnemar {args.mcnemar}: expected two columns with a comma between")
     world = find_world()
     from hpc_stres.evaluation.evaluate import evaluate
-    from hpc_stres.evaluation.results import columns
-    from hpc_stres.evaluation.scores import mcnemar
+    from hpc_stres.evaluation.results import columns, paired
     from hpc_stres.evaluation.table import results_table
 
     results = evaluate(config, run_dir, world, phases)
@@ -79,6 +80,9 @@ def _run_one(args: argparse.Namespace, run_dir: Path) -> int:
         for name in pair:
             if name not in found:
                 raise ConfigError(f"--mcnemar: no column {name}; the table has {', '.join(found)}")
-        only_first, only_second, p = mcnemar(found[first], found[second])
-        print(f"McNemar: only {first} right {only_first}, only {second} right {only_second}, p = {p:.3g}")
+        row = paired(found[first], found[second])
+        counted = "McNemar" if row["test"] == "mcnemar" else f"{row['groups']} recordings turned around"
+        only = f"only {first} right {row['broken']}, only {second} right {row['repaired']}"
+        low, high = row["interval"]
+        print(f"{counted}: {only}, difference {row['difference']:+.2f} ({low:+.2f} to {high:+.2f}), p = {row['p']:.3g}")
     return 0

@@ -3,6 +3,7 @@
 `hpc_stres.config.loading` loads YAML into these; `hpc-stres config` prints them with the origin of every value.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -55,6 +56,8 @@ class DataConfig:
     """Import instead of decoding: folder of each video's RGB frames as JPEG files (layouts: prepare/imports.py)."""
     flow_frames: str | None = None
     """With `frames`: folder of extracted flow as JPEG files, x_/y_ or u/ and v/; none: flow is computed here."""
+    labels: Literal["single", "multi"] = "single"
+    """One class a video, or several: with multi a CSV's cell is `run|wave`, and the loss binary cross-entropy."""
     split: int = 1
     """Split number, 1 to 3 (a folder or CSV has split 1 only)."""
     test_fraction: float = 0.25
@@ -89,6 +92,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_field(self.kind in DATA_SETS, "kind", DATA_SETS.refusal(self.kind))
         check_field(1 <= self.split <= 3, "split", "expected 1, 2 or 3")
+        check_field(self.labels == "single" or self.kind == "csv", "labels", "expected single, or data.kind csv")
         check_field(self.flow_frames is None or self.frames is not None, "flow_frames", "expected `frames` beside it")
         pyramid_counts = self.flow_backend != "dali" and self.flow_frames is None
         check_field(
@@ -198,6 +202,14 @@ class TrainingConfig:
             check_field(getattr(self, key) > 0, key, "expected a number above 0")
 
 
+def has_part(pattern: str) -> bool:
+    """Whether a text is a regular expression with a part in parentheses."""
+    try:
+        return re.compile(pattern).groups >= 1
+    except (re.error, RecursionError, OverflowError):
+        return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """How phases are tested."""
@@ -210,9 +222,20 @@ class EvaluationConfig:
     """Test each clip mirrored as well."""
     allow_missing: bool = False
     """Report `k of n` when test videos are missing from the store, instead of refusing."""
+    groups: str = "auto"
+    """Recordings that clips were cut from, for intervals and tests: auto (the CSV's column, else official names),
+    column, names, none, or a regular expression over ids whose part in parentheses is the recording."""
+    validation_share: float = 0.0
+    """Share of each class's training recordings that is held out: not trained on, scored beside the test videos, and
+    what the temperature of probabilities is fitted on. Recordings are those of `groups`, a column excepted."""
 
     def __post_init__(self) -> None:
         check_field(self.chunks >= 5, "chunks", "expected 5 or more (ST-ResNet* pools over 5)")
+        check_field(0.0 <= self.validation_share <= 0.5, "validation_share", "expected a share from 0 to 0.5")
+        is_word = self.groups in ("auto", "column", "names", "none")
+        check_field(
+            is_word or has_part(self.groups), "groups", "expected auto, column, names, none, or a pattern with ()"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from hpc_stres import counter
 from hpc_stres.config.schema import FLOW_STACK, Config
 from hpc_stres.errors import UserError
 from hpc_stres.phases.train import TrainPhase, train_phase
+from hpc_stres.store.held_out import trained_on
 from hpc_stres.store.reader import Store, VideoRow
 
 HALF_STACK = FLOW_STACK // 2
@@ -68,7 +69,7 @@ class Sampler:
 
 def sampler(config: Config, phase: str, store: Store) -> Sampler:
     """The sampler of a phase over the training videos of the configured split."""
-    videos = tuple(store.present(config.data.split, "train"))
+    videos = trained_on(store, config)
     if not videos:
         raise UserError(
             f"phase {phase}: split {config.data.split} has no training video in the store\n"

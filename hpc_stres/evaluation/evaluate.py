@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from hpc_stres.data.augment import Levels
 from hpc_stres.data.feed import ClipReader
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import networks, parts, protocol, scores
-from hpc_stres.evaluation.finished import read_finished
-from hpc_stres.evaluation.results import summarise
+from hpc_stres.evaluation.finished import held_out_by, read_finished
+from hpc_stres.evaluation.groups import groups_of
+from hpc_stres.evaluation.results import class_names, score_path, summarise
 from hpc_stres.models.building import DTYPES
 from hpc_stres.parallel import process_groups
 from hpc_stres.parallel.world import World
@@ -38,12 +39,16 @@ from hpc_stres.run.ownership import owned
 from hpc_stres.run.paths import RunPaths
 from hpc_stres.run.product import checked_product, finished_weights
 from hpc_stres.run.progress import Progress
+from hpc_stres.store.held_out import held_out
+from hpc_stres.store.labels import label_table
 from hpc_stres.store.listing import facts_of
 from hpc_stres.store.reader import Store, VideoRow
 from hpc_stres.store.staging import open_store
 
 # How long a second evaluation of the same run waits for the first one.
 PATIENCE_SECONDS = 300.0
+# Options of testing on which no video's scores depend.
+UNSCORED = ("allow_missing", "groups", "validation_share")
 # A network file system may show other hosts' new files this late.
 LATE_FILE_SECONDS = 60.0
 
@@ -85,7 +90,9 @@ def _evaluate_in_group(
         if world.is_first:
             refuse_other_data_set(run_dir, facts_of(store, config.data.split))
         chosen = _finished_phases(config, paths, phases)
+        label_table(store, config)  # refuses a store of the other kind of labels
         videos = _test_videos(config, store)
+        held = sorted(store.rows[row].id for row in held_out(store, config))
     with _owned_by_first(paths, world, control):
         for name in chosen:
             if PHASE_KINDS.get(config.phases[name].kind).scores is not None:
@@ -94,14 +101,16 @@ def _evaluate_in_group(
                         _take_scores(config, name, paths, store, videos)
                 continue
             with _failing_together(control):
-                scoring = _scoring(config, name, paths, store, videos)
-            todo = _todo(config, scoring, paths, videos, world, control)[world.rank :: world.size]
+                scoring = _scoring(config, name, paths, store, [*videos, *held])
+            todo = _todo(config, scoring, paths, [*videos, *held], world, control)[world.rank :: world.size]
             with _failing_together(control):
                 _score_phase(config, scoring, paths, store, todo, world, device)
             with _failing_together(control):
                 if world.is_first:
                     patience = LATE_FILE_SECONDS if world.size > 1 else 0.0
                     _gather(config, scoring, paths, store, videos, patience)
+                    if held:
+                        _gather(config, scoring, paths, store, held, patience, of_held_out=True)
         with _failing_together(control):
             results = summarise(config, run_dir, store) if world.is_first else None
     return results
@@ -120,7 +129,8 @@ def _take_scores(config: Config, name: str, paths: RunPaths, store: Store, video
     product = checked_product(paths.phase(name))
     made.made_by.setdefault("protocol", f"scores of a phase of kind {config.phases[name].kind}")
     made.made_by.update({"phase": name, "split": config.data.split, "weights": product["sha256"]})
-    made.save(paths.scores(config.data.split, name))
+    groups = groups_of(config.evaluation.groups, config.data, made.ids, class_names(made))
+    replace(made, groups=groups).save(paths.scores(config.data.split, name))
 
 
 def _finished_phases(config: Config, paths: RunPaths, named: list[str] | None) -> list[str]:
@@ -191,6 +201,11 @@ def _test_videos(config: Config, store: Store) -> list[str]:
 def _scoring(config: Config, name: str, paths: RunPaths, store: Store, videos: list[str]) -> Scoring:
     """What the scores of a phase depend on; refuses a store of other classes than the phase was trained on."""
     finished = read_finished(paths, name)
+    if config.evaluation.validation_share and finished.held_out_by != held_out_by(config):
+        raise UserError(
+            f"{paths.phase(name).root}: trained with {finished.held_out_by or 'nothing'} held out, not with "
+            f"{held_out_by(config)}: its held-out videos were trained on\nTrain it again in another --run-dir."
+        )
     weights = finished_weights(paths, name)
     if finished.classes != store.classes:
         differing = sorted(set(finished.classes) ^ set(store.classes))[:3] or ["their order"]
@@ -198,7 +213,7 @@ def _scoring(config: Config, name: str, paths: RunPaths, store: Store, videos: l
             f"{store.place}: its {len(store.classes)} classes are not the {len(finished.classes)} that phase {name} "
             f"was trained on: {', '.join(differing)}\nEvaluate on the data set of the training: check data.root."
         )
-    evaluation = {key: value for key, value in plain(config.evaluation).items() if key != "allow_missing"}
+    evaluation = {key: value for key, value in plain(config.evaluation).items() if key not in UNSCORED}
     made_by = {
         "phase": name, "split": config.data.split, "weights": finished.weights_sha256,
         "protocol": protocol.describe(config.evaluation), "evaluation": evaluation,
@@ -260,12 +275,13 @@ def refuse_not_finite(streams: parts.Streams, video: str, what: str, weights: Pa
 
 
 def _gather(
-    config: Config, scoring: Scoring, paths: RunPaths, store: Store, videos: list[str], patience_seconds: float
-) -> None:
+    config: Config, scoring: Scoring, paths: RunPaths, store: Store, videos: list[str], patience_seconds: float,
+    of_held_out: bool = False,
+) -> None:  # fmt: skip
     """All attempts' lines into one score file; each video must be there."""
     deadline = time.monotonic() + patience_seconds
     while True:
-        found = parts.read_parts(paths, config.data.split, scoring.name, scoring.keys)
+        found = parts.read_parts(paths, config.data.split, scoring.name, {name: scoring.keys[name] for name in videos})
         missing = [video for video in videos if video not in found]
         if not missing:
             break
@@ -274,7 +290,8 @@ def _gather(
         time.sleep(1.0)
     for video, streams in found.items():
         refuse_not_finite(streams, video, f"phase {scoring.name}", scoring.weights)
-    labels = {row.id: row.label for row in store.rows}
-    made = scores.from_videos({video: found[video] for video in videos}, labels, store.classes)
+    labels = {video: store.rows[store.number[video]].label for video in videos}
+    made = scores.from_videos({video: found[video] for video in videos}, labels, store.classes, store.label_sets)
     made.made_by.update(scoring.made_by)
-    made.save(paths.scores(config.data.split, scoring.name))
+    groups = groups_of(config.evaluation.groups, config.data, made.ids, class_names(made))
+    replace(made, groups=groups).save(score_path(paths, config.data.split, scoring.name, of_held_out))

@@ -91,7 +91,7 @@ def export(config: Config, run_dir: Path, phase: str | None, folder: Path) -> di
     found: dict[str, Any] = {
         "phase": name, "classes": classes, "streams": inputs, "outputs": outputs,
         "levels": Levels.of_phase(kind)._asdict(), "settings": Settings.of(config.data).as_json(),
-        "evaluation": asdict(config.evaluation), "weights_sha256": sha256(weights),
+        "evaluation": asdict(config.evaluation), "labels": config.data.labels, "weights_sha256": sha256(weights),
         "sizes": networks.exported_sizes(config, name),
         "ranges": {str(symbol): str(span) for symbol, span in dict(program.range_constraints).items()},
         "compared_on": {i: list(clip.shape) for i, clip in zip(inputs, other, strict=True)},

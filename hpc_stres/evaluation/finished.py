@@ -19,10 +19,11 @@ from hpc_stres.run.product import read_done
 
 @dataclass(frozen=True)
 class Finished:
-    """Checksum of a phase's weights, and the classes that its scores are of."""
+    """Checksum of a phase's weights, the classes that its scores are of, and by what videos were held out."""
 
     weights_sha256: str
     classes: list[str]
+    held_out_by: str = ""
 
 
 def read_finished(paths: RunPaths, phase: str) -> Finished:
@@ -30,13 +31,26 @@ def read_finished(paths: RunPaths, phase: str) -> Finished:
     done = read_done(paths.phase(phase))
     if done is None:
         raise UserError(f"{paths.phase(phase).root}: phase {phase} is not finished\nTrain it first: --phase {phase}")
-    return Finished(done["sha256"], list(done.get("classes", ())))
+    evaluation = done.get("config", {}).get("evaluation", {})
+    return Finished(done["sha256"], list(done.get("classes", ())), _held_out_by(evaluation))
+
+
+def held_out_by(config: Config) -> str:
+    """What decides which training videos are held out; empty where none are."""
+    return _held_out_by(plain(config.evaluation))
+
+
+def _held_out_by(evaluation: Mapping[str, Any]) -> str:
+    share = evaluation.get("validation_share", 0.0)
+    return f"a share of {share:g} by {evaluation.get('groups', 'auto')}" if share else ""
 
 
 def load_trained(run_dir: Path, overrides: list[str]) -> Config:
     """The config of a run for the use of its weights; refuses overrides that they were not trained for."""
     trained, config = load_run(run_dir), load_run(run_dir, overrides)
     changed = ["data.split"] if config.data.split != trained.data.split else []
+    changed += ["evaluation.validation_share"] if held_out_by(config) != held_out_by(trained) else []
+    changed += ["data.labels"] if config.data.labels != trained.data.labels else []
     for name, phase in trained.phases.items():
         changed += _changed_options(config, name, phase)
     if changed:

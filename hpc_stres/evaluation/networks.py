@@ -43,6 +43,7 @@ class Network:
     dtype: torch.dtype
     call: Callable[[Tensor | None, Tensor | None], Logits]
     weights: Path
+    labels: str = "single"
 
     def __call__(self, rgb: Tensor | None, flow: Tensor | None) -> Logits:
         return self.call(rgb, flow)
@@ -86,7 +87,7 @@ def from_run(run_dir: Path, phase: str | None, overrides: list[str], device: tor
     model = finished_model(config, name, weights, len(classes)).to(device).eval()
     return Network(
         name, classes, Settings.of(config.data), Levels.of_phase(phase_options), phase_options.streams,
-        config.evaluation, DTYPES[config.training.precision], model, weights,
+        config.evaluation, DTYPES[config.training.precision], model, weights, config.data.labels,
     )  # fmt: skip
 
 
@@ -129,6 +130,7 @@ def _built(found: dict[str, Any], weights: Path, device: torch.device, origin: s
     return Network(
         name, found["classes"], Settings.stored(found["settings"]),
         Levels.of_phase(train_phase(config, name)), phase.streams, evaluation, torch.float32, model, weights,
+        found.get("labels", "single"),
     )  # fmt: skip
 
 

@@ -90,7 +90,8 @@ def predict(network: Network, path: Path, quick: bool) -> Prediction:
         raise UserError(f"a score is not a finite number: the weights have diverged: {network.weights}")
     over_time = np.mean(streams, axis=0)
     frames = _frames_of_outputs(requests[0].frames, len(over_time))
-    return Prediction(path, network.classes, softmax(over_time.mean(axis=0)), frames, softmax(over_time), clip)
+    turn = sigmoid if network.labels == "multi" else softmax
+    return Prediction(path, network.classes, turn(over_time.mean(axis=0)), frames, turn(over_time), clip)
 
 
 def _wanted_pairs(path: Path, evaluation: Any) -> set[int]:
@@ -116,6 +117,11 @@ def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     """Probabilities over the last axis."""
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
+
+
+def sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The probability of each class by itself, where a video may have several."""
+    return np.asarray(0.5 + 0.5 * np.tanh(logits / 2))
 
 
 def device() -> torch.device:

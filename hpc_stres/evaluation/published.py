@@ -16,6 +16,8 @@ PUBLISHED_PROTOCOL = "paper: 25 evenly spaced chunks and their flips"
 
 def official_data_set(kind: str, store: "Store", split: int) -> str | None:
     """Name of the published data set whose official lists the store holds; none for any other data set."""
+    if store.label_sets is not None:
+        return None
     labels = {store.id_of(row): int(label) for row, label in enumerate(store.labels)}
     name = official_name(store.classes, store.ids(split, "train"), store.ids(split, "test"), split, labels)
     return name if name == kind else None
@@ -33,7 +35,7 @@ def published_for(results: Mapping[str, Any]) -> dict[str, float] | None:
     )
     if not is_comparable:
         return None
-    figures = {}
+    figures: dict[str, float] = {}
     for table in results["splits"].values():
         figures |= {name: c["published"][official] for name, c in table.items() if official in c.get("published", {})}
     return figures or None

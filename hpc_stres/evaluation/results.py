@@ -1,16 +1,21 @@
 """results.json and the columns of the table, from the score files of a run."""
 
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from hpc_stres.config.recipe import ordered_phases
 from hpc_stres.config.schema import Config
 from hpc_stres.errors import UserError
-from hpc_stres.evaluation import protocol, scores
+from hpc_stres.evaluation import measures, protocol, scores, statistics
 from hpc_stres.evaluation.finished import read_finished
+from hpc_stres.evaluation.groups import groups_of
 from hpc_stres.evaluation.published import TWO_STREAM_PUBLISHED, official_data_set
 from hpc_stres.evaluation.scores import Scores
 from hpc_stres.evaluation.table import MIXED, read_results
@@ -24,20 +29,33 @@ TWO_STREAM = "two_stream"
 TWO_STREAM_TITLE = "Two-Stream"
 
 
-def columns(config: Config, run_dir: Path) -> dict[str, Scores]:
+def score_path(paths: RunPaths, split: int, name: str, held_out: bool = False) -> Path:
+    """The score file of a phase: of its test videos, or of the training videos that were held out."""
+    path = paths.scores(split, name)
+    return path.parent / "validation" / path.name if held_out else path
+
+
+def columns(config: Config, run_dir: Path, held_out: bool = False) -> dict[str, Scores]:
     """The table's columns from the score files that are there, the two-stream fusion in its place.
 
     Scores of weights that have been replaced since are left out, and said on stderr.
     """
     paths, split = RunPaths(run_dir), config.data.split
+    known: dict[tuple[str, ...], Any] = {}
     found: dict[str, Scores] = {}
     singles: dict[str, Scores] = {}
     for name in sorted(ordered_phases(config.phases), key=lambda n: _column_rank(config, n)):
-        if not paths.scores(split, name).is_file():
+        path = score_path(paths, split, name, held_out)
+        if not path.is_file():
             continue
-        loaded = Scores.load(paths.scores(split, name))
-        if not _is_current(loaded, paths, name, split):
+        loaded = Scores.load(path)
+        if not _is_current(loaded, path, paths, name, split):
             continue
+        ids = tuple(loaded.ids)
+        if ids not in known:
+            wanted = config.evaluation.groups
+            known[ids] = groups_of(wanted, config.data, loaded.ids, class_names(loaded), loaded.groups)
+        loaded = replace(loaded, groups=known[ids])
         stream = single_stream(config.phases[name])
         if stream is not None:
             singles[stream] = loaded
@@ -47,15 +65,22 @@ def columns(config: Config, run_dir: Path) -> dict[str, Scores]:
     return found
 
 
-def _is_current(loaded: Scores, paths: RunPaths, name: str, split: int) -> bool:
+def class_names(column: Scores) -> list[str]:
+    """The class of each video; empty where videos have several."""
+    if column.labels.ndim == 2:
+        return [""] * len(column.ids)
+    return [column.classes[label] for label in column.labels]
+
+
+def _is_current(loaded: Scores, path: Path, paths: RunPaths, name: str, split: int) -> bool:
     """Whether scores are of this phase and of the weights that it has now."""
     if (loaded.made_by.get("phase"), loaded.made_by.get("split")) != (name, split):
-        raise UserError(f"{paths.scores(split, name)}: these are scores of another phase or split\n{scores.AGAIN}")
+        raise UserError(f"{path}: these are scores of another phase or split\n{scores.AGAIN}")
     if not paths.phase(name).done.is_file():
         return True
     if read_finished(paths, name).weights_sha256 == loaded.made_by.get("weights"):
         return True
-    print(f"{paths.scores(split, name)}: of weights that were replaced since; left out", file=sys.stderr)
+    print(f"{path}: of weights that were replaced since; left out", file=sys.stderr)
     return False
 
 
@@ -91,7 +116,11 @@ def summarise(config: Config, run_dir: Path, store: Store) -> dict[str, Any]:
     """results.json of the run folder from its score files."""
     wanted = len(store.ids(config.data.split, "test"))
     found = columns(config, run_dir)
-    table = {name: scores.summary(column, wanted, column.made_by["protocol"]) for name, column in found.items()}
+    held_out = columns(config, run_dir, held_out=True) if config.evaluation.validation_share else {}
+    table = {
+        name: scores.summary(column, wanted, column.made_by["protocol"], held_out.get(name))
+        for name, column in found.items()
+    }
     official, headings = official_data_set(config.data.kind, store, config.data.split), titles(config)
     for name, column in table.items():
         column["title"] = headings[name]
@@ -104,17 +133,48 @@ def summarise(config: Config, run_dir: Path, store: Store) -> dict[str, Any]:
         "protocol": words[0] if len(words) == 1 else MIXED,
         "flow": flow_name(store.manifest["settings"]),
         "store": sha256(store.paths.manifest),
+        "labels": config.data.labels,
         "splits": {str(config.data.split): table},
+        "comparisons": {str(config.data.split): comparisons(found)},
     }
     write_sealed(RunPaths(run_dir).results, results)
     return results
+
+
+def paired(first: Scores, second: Scores) -> dict[str, Any]:
+    """Top-1 of the second less the first over the same videos, in per cent, with its interval and an exact test."""
+    if first.ids != second.ids or not np.array_equal(first.labels, second.labels):
+        raise UserError("a paired test needs two columns over the same videos and labels")
+    plan = statistics.design(measures.strata_of(first.labels), first.recordings.names)
+    differences = scores.right(second).astype(np.int64) - scores.right(first)
+    mean, low, high = statistics.difference_interval(differences.astype(np.float64), plan)
+    return {
+        "difference": 100 * mean, "interval": [100 * low, 100 * high],
+        "p": statistics.sign_flip_p(differences, plan), "repaired": int((differences > 0).sum()),
+        "broken": int((differences < 0).sum()), "groups": plan.count,
+        "test": "mcnemar" if plan.are_single else "sign_flip",
+    }  # fmt: skip
+
+
+def with_holm(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows that have a `p`, each with its p-value as Holm's procedure corrects it for all of them."""
+    corrected = statistics.holm([row["p"] for row in rows])
+    return [{**row, "p_holm": p} for row, p in zip(rows, corrected, strict=True)]
+
+
+def comparisons(found: Mapping[str, Scores]) -> list[dict[str, Any]]:
+    """Every pair of columns over the same videos."""
+    return with_holm([
+        {"first": one, "second": two, **paired(found[one], found[two])}
+        for one, two in itertools.combinations(found, 2) if found[one].ids == found[two].ids
+    ])  # fmt: skip
 
 
 def combine_splits(run_dir: Path, folders: list[Path]) -> dict[str, Any]:
     """results.json above the splits' own: their tables, and the mean of each column that all of them have."""
     found = [read_results(RunPaths(folder).results) for folder in folders]
     for folder, results in zip(folders, found, strict=True):
-        same = ("data", "official", "recipe", "protocol", "flow")
+        same = ("data", "official", "recipe", "protocol", "flow", "labels")
         differing = [key for key in same if results.get(key) != found[0].get(key)]
         if differing:
             raise UserError(f"{folder}: its {differing[0]} is not that of {folders[0]}; there is no mean of both")
@@ -129,6 +189,7 @@ def combine_splits(run_dir: Path, folders: list[Path]) -> dict[str, Any]:
         if len({table[name]["protocol"] for table in splits.values()}) > 1:
             raise UserError(f"{run_dir}: {name} was tested by different protocols; there is no mean of them")
     mean = {name: sum(table[name]["top1"] for table in splits.values()) / len(splits) for name in shared}
-    combined = {**found[0], "splits": splits, "mean": mean}
+    tests = {number: rows for results in found for number, rows in results.get("comparisons", {}).items()}
+    combined = {**found[0], "splits": splits, "mean": mean, "comparisons": tests}
     write_sealed(RunPaths(run_dir).results, combined)
     return combined

@@ -6,7 +6,6 @@ split. So a changed bit is noticed, and numbers of two protocols or of replaced 
 
 import hashlib
 import json
-import math
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_stres.errors import UserError
+from hpc_stres.evaluation import groups as recordings
+from hpc_stres.evaluation import measures, statistics
+from hpc_stres.evaluation.groups import Groups
 from hpc_stres.run.paths import atomic_path
+from hpc_stres.store.labels import multi_hot
 
 Array = NDArray[np.float64]
 STREAMS = ("appearance", "motion")
@@ -30,7 +33,10 @@ AGAIN = "Remove it and run `hpc-stres evaluate` again; what was scored is kept i
 
 @dataclass(frozen=True)
 class Scores:
-    """Logits of the videos of a split, in sorted order of their ids."""
+    """Logits of the videos of a split, in sorted order of their ids.
+
+    Labels are numbers of classes or, where videos have several, rows of 0 and 1. `groups` are the recordings.
+    """
 
     ids: list[str]
     labels: NDArray[np.int64]
@@ -38,14 +44,25 @@ class Scores:
     logits: Array
     streams: dict[str, Array]
     made_by: dict[str, Any] = field(default_factory=dict)
+    groups: Groups | None = None
+
+    @property
+    def recordings(self) -> Groups:
+        """The recording of each video; where nothing else is known, by the names of clips."""
+        if self.groups is not None:
+            return self.groups
+        if self.labels.ndim == 2:
+            return recordings.by_names(self.ids, [""] * len(self.ids))
+        return recordings.by_names(self.ids, [self.classes[label] for label in self.labels])
 
     def save(self, path: Path) -> None:
-        """An .npz with ids, labels, classes, fused logits, each stream's at each time output, and a digest."""
+        """An .npz with ids, labels, classes, recordings, fused logits, each stream's over time, and a digest."""
         arrays: dict[str, Any] = {
             "ids": np.array(self.ids, dtype=str), "labels": np.asarray(self.labels, np.int64),
             "classes": np.array(self.classes, dtype=str), "logits": np.asarray(self.logits, np.float64),
             "made_by": np.array(json.dumps(self.made_by, sort_keys=True)),
             **{f"{name}_over_time": value for name, value in self.streams.items()},
+            "groups": np.array(self.recordings.names, dtype=str), "group_source": np.array(self.recordings.source),
         }  # fmt: skip
         with atomic_path(path) as temporary, temporary.open("wb") as stream:
             np.savez_compressed(stream, **arrays, digest=np.array(digest(arrays)))
@@ -63,7 +80,8 @@ class Scores:
         streams = {name: data[f"{name}_over_time"] for name in STREAMS if f"{name}_over_time" in data}
         ids, classes = data["ids"].tolist(), data["classes"].tolist()
         made_by = json.loads(str(data["made_by"]))
-        return cls(ids, data["labels"], classes, data["logits"], streams, made_by)
+        groups = Groups(data["groups"].tolist(), str(data["group_source"])) if "groups" in data else None
+        return cls(ids, data["labels"], classes, data["logits"], streams, made_by, groups)
 
 
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:
@@ -86,8 +104,15 @@ def digest(arrays: Mapping[str, NDArray[Any]]) -> str:
     return total.hexdigest()
 
 
-def from_videos(videos: Mapping[str, Mapping[str, Array]], labels: Mapping[str, int], classes: Sequence[str]) -> Scores:
-    """Scores of videos whose streams are (time, classes): mean over time, then over streams, in float64."""
+def from_videos(
+    videos: Mapping[str, Mapping[str, Array]], labels: Mapping[str, int], classes: Sequence[str],
+    label_sets: list[list[int]] | None = None,
+) -> Scores:  # fmt: skip
+    """Scores of videos whose streams are (time, classes): mean over time, then over streams, in float64.
+
+    With `label_sets` a video's label is the number of its set of classes.
+    """
+    known, what = (classes, "classes") if label_sets is None else (label_sets, "sets of classes")
     ids = sorted(videos)
     if not ids:
         raise UserError("there are no scored videos to make a score file of")
@@ -97,11 +122,13 @@ def from_videos(videos: Mapping[str, Mapping[str, Array]], labels: Mapping[str, 
         own = {stream: value.shape for stream, value in videos[name].items()}
         if own != shapes or any(shape[1:] != (len(classes),) for shape in own.values()):
             raise UserError(f"the scores of video {name} are {own}, expected {shapes} with {len(classes)} classes")
-        if not 0 <= labels[name] < len(classes):
-            raise UserError(f"video {name} has label {labels[name]}, but there are {len(classes)} classes")
+        if not 0 <= labels[name] < len(known):
+            raise UserError(f"video {name} has label {labels[name]}, but there are {len(known)} {what}")
     streams = {stream: np.stack([videos[name][stream] for name in ids]) for stream in present}
     logits = np.mean([streams[stream].mean(axis=1) for stream in present], axis=0)
     numbers = np.array([labels[name] for name in ids], np.int64)
+    if label_sets is not None:
+        numbers = multi_hot(label_sets, len(classes))[numbers]
     return Scores(ids, numbers, list(classes), logits, streams)
 
 
@@ -114,45 +141,35 @@ def mean_of(first: Scores, second: Scores) -> Scores:
         raise UserError("the two score files name other classes or labels\nEvaluate both phases again.")
     streams = {**first.streams, **second.streams}
     mean = (first.logits + second.logits) / 2
-    return Scores(first.ids, first.labels, first.classes, mean, streams, first.made_by)
+    return Scores(first.ids, first.labels, first.classes, mean, streams, first.made_by, first.groups)
 
 
 def right(scores: Scores, top: int = 1) -> NDArray[np.bool_]:
     """Whether each video's class is among the `top` highest logits."""
-    best = np.argsort(-scores.logits, axis=1, kind="stable")[:, :top]
-    return np.asarray((best == scores.labels[:, None]).any(axis=1))
+    return measures.right(scores.logits, scores.labels, top)
 
 
 def interval95(hits: int, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share, in per cent."""
-    if count == 0:
-        return 0.0, 100.0
-    z, share = 1.959963984540054, hits / count
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
+    """Wilson's 95 % interval of a share of independent videos, in per cent."""
+    low, high = statistics.wilson(hits / count if count else 0.0, count)
+    return 100 * low, 100 * high
 
 
 def mcnemar(first: Scores, second: Scores) -> tuple[int, int, float]:
-    """Videos that only the first and only the second gets right, and the exact two-sided p-value."""
+    """Videos that only the first and only the second gets right, and McNemar's exact two-sided p-value."""
     if first.ids != second.ids:
         raise UserError("McNemar's test needs two columns over the same videos")
     one, two = right(first), right(second)
     only_first, only_second = int((one & ~two).sum()), int((~one & two).sum())
-    n, k = only_first + only_second, min(only_first, only_second)
-    tail = sum(math.comb(n, i) for i in range(k + 1)) / 2**n
-    return only_first, only_second, min(1.0, 2 * tail)
+    return only_first, only_second, statistics.mcnemar_p(only_first, only_second)
 
 
-def summary(scores: Scores, wanted: int, protocol: str) -> dict[str, Any]:
+def summary(scores: Scores, wanted: int, protocol: str, held_out: Scores | None = None) -> dict[str, Any]:
     """One column of the table. Videos that are missing count as missing, never as right or wrong."""
-    hits, count = int(right(scores).sum()), len(scores.ids)
-    low, high = interval95(hits, count)
-    return {
-        "top1": 100 * hits / count,
-        "top5": 100 * int(right(scores, 5).sum()) / count,
-        "videos": count,
-        "of": wanted,
-        "interval95": [low, high],
-        "protocol": protocol,
-    }
+    other = None if held_out is None else (held_out.logits, held_out.labels)
+    measured = measures.measure(scores.labels, scores.classes, scores.logits, scores.recordings, other)
+    found = {**measured, "videos": len(scores.ids), "of": wanted, "protocol": protocol}
+    if held_out is not None:
+        hits = right(held_out)
+        found["validation"] = {"top1": 100 * int(hits.sum()) / len(hits), "videos": len(hits)}
+    return found

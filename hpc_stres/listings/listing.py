@@ -29,8 +29,8 @@ HMDB_CLIP = re.compile(r"(.+)_[fhlu]_(?:cm|nm)_np\d+_(?:ba|fr|le|ri)_(?:bad|goo|
 
 @dataclass(frozen=True)
 class Video:
-    """One video of a data set; `group` names the recording that it was cut from, where that is
-    known.
+    """One video of a data set, its label the number of a class (or of a set of them); `group` names
+    the recording that it was cut from, where that is known.
     """
 
     id: str
@@ -53,6 +53,12 @@ class Listing:
     """Files of a folder data set that are not read: how many of each suffix."""
     notes: list[str] = field(default_factory=list)
     """What was understood and should be said, a line each."""
+    label_sets: list[list[int]] | None = None
+    """Where videos may have several classes: a label's classes, by numbers; none: a label is a class."""
+
+    def classes_of(self, label: int) -> list[int]:
+        """The classes of a label."""
+        return [label] if self.label_sets is None else self.label_sets[label]
 
     def add(self, video: Video) -> None:
         """Enter a video; the same id must mean the same file."""
@@ -137,7 +143,7 @@ def refuse_empty_classes(listing: Listing, place: object, remedy: Mapping[str, s
     """
     for kind, ids in (("training", listing.train), ("test", listing.test)):
         for split, names in ids.items():
-            have = {listing.videos[name].label for name in names}
+            have = {label for name in names for label in listing.classes_of(listing.videos[name].label)}
             empty = [name for label, name in enumerate(listing.classes) if label not in have]
             if empty:
                 shown = ", ".join(map(printable, empty[:5])) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")

@@ -20,7 +20,8 @@ def read_listing(data: DataConfig) -> Listing:
         return splits.read_frame_folders(root, data.test_fraction)
     listing = splits.read_listing(data)
     for name, video in listing.videos.items():
-        folder = _folder(root, name, listing.classes[video.label])
+        label = listing.classes[video.label] if listing.label_sets is None else ""
+        folder = _folder(root, name, label)
         listing.videos[name] = Video(name, folder, video.label, video.group)
     return listing
 

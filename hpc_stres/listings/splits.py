@@ -142,9 +142,11 @@ def _hmdb51_line(line: str, place: str, split: int, home: Video, listing: Listin
         listing.test[split].append(stem)
 
 
-def read_csv(videos: Path, table: Path) -> Listing:
+def read_csv(videos: Path, table: Path, several: bool = False) -> Listing:
     """A table with the columns path, label and split (train or test), and group where recordings
     are known.
+
+    With `several`, a cell of labels holds one class or more: `run|wave`.
 
     Columns split1, split2 and split3 in place of split give up to three splits; an empty cell
     leaves a video out.
@@ -157,9 +159,16 @@ def read_csv(videos: Path, table: Path) -> Listing:
         for name in CSV_COLUMNS:
             if not row[name]:
                 raise UserError(f"{table}:{number}: the {name} is empty")
-    listing = Listing(sorted_classes({row["label"] for _, row in rows}))
+    sets = {row["label"]: _classes_in(row["label"], several, f"{table}:{number}") for number, row in rows}
+    listing = Listing(sorted_classes({name for names in sets.values() for name in names}))
     listing.train, listing.test = {split: [] for split in columns}, {split: [] for split in columns}
-    labels = {name: label for label, name in enumerate(listing.classes)}
+    numbers = {name: number for number, name in enumerate(listing.classes)}
+    if several:
+        members = {cell: sorted(numbers[name] for name in names) for cell, names in sets.items()}
+        listing.label_sets = sorted({tuple(one): one for one in members.values()}.values())
+        labels = {cell: listing.label_sets.index(one) for cell, one in members.items()}
+    else:
+        labels = numbers
     for number, row in rows:
         video = _csv_video(row, f"{table}:{number}", videos, labels)
         listing.add(video)
@@ -172,6 +181,16 @@ def read_csv(videos: Path, table: Path) -> Listing:
     remedy = f"Edit column {' or '.join(columns.values())}, or remove the rows of these classes."
     refuse_empty_classes(listing, table, {"training": remedy, "test": remedy})
     return listing
+
+
+def _classes_in(cell: str, several: bool, place: str) -> list[str]:
+    """Class names of a cell; each must stand there once."""
+    if not several:
+        return [cell]
+    names = [name.strip() for name in cell.split("|")]
+    if not all(names) or len(set(names)) != len(names):
+        raise UserError(f"{place}: label is {printable(cell)!r}; expected names with | between, each once")
+    return names
 
 
 def _split_columns(table: Path, names: set[str]) -> dict[int, str]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hpc_stres.listings.splits import Listing
+from hpc_stres.store.labels import class_counts
 
 if TYPE_CHECKING:
     from hpc_stres.store.reader import Store
@@ -36,7 +37,7 @@ def _by_class(store: "Store", split: str, kind: str) -> str:
     there = store.labels[rows[store.row_of_listed[rows] >= 0]]
     if not len(there):
         return f"0 {kind}"
-    counts = np.bincount(there, minlength=len(store.classes))
+    counts = class_counts(store, there)
     small, large = int(counts.argmin()), int(counts.argmax())
     if counts[small] == counts[large]:
         return f"{len(there)} {kind} ({counts[small]} of each class)"

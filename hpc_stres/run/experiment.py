@@ -21,9 +21,13 @@ from hpc_stres.run.product import read_done
 CLAIM_PATIENCE_SECONDS = 60.0
 ALLOWED_CHANGES = "allowed_changes.json"
 
+# Options of testing that change no weights. The others decide which videos are held out, and so not trained on.
+FREE_EVALUATION = tuple(f"evaluation.{key}" for key in ("protocol", "chunks", "flips", "allow_missing"))
+# What was done before an option existed, in configs that do not have it.
+BEFORE = {"data.labels": "single", "evaluation.validation_share": 0.0, "evaluation.groups": "auto"}
 # What may differ between a checkpoint and the run that resumes from it: layout and logging, not learning.
 FREE_KEYS = (
-    "cluster", "profile", "evaluation", "extensions", "data.root", "data.workers", "data.stage",
+    "cluster", "profile", *FREE_EVALUATION, "extensions", "data.root", "data.workers", "data.stage",
     "data.max_rejected", "data.shard_mib", "training.engine", "training.zero_stage",
     "training.max_micro_batch", "training.checkpoint_every_steps", "training.checkpoint_every_minutes",
     "training.log_every_steps", "training.prefetch", "training.start_timeout_minutes", "training.step_timeout_minutes",
@@ -167,6 +171,6 @@ def _differences(found: Any, wanted: Any, path: str) -> list[tuple[str, str]]:
         lines = []
         for key in {**found, **wanted}:
             inner = f"{path}.{key}" if path else str(key)
-            lines += _differences(found.get(key), wanted.get(key), inner)
+            lines += _differences(found.get(key, BEFORE.get(inner)), wanted.get(key), inner)
         return lines
     return [] if found == wanted else [(path, f"{path}: {found!r} there, {wanted!r} now")]

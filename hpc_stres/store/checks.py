@@ -63,8 +63,9 @@ def check_index(
 
     def look_at_listing(first: int, block: Array) -> None:
         labels[first : first + len(block)] = block["label"]
-        if not _all_inside(block["label"], 0, len(manifest["classes"])):
-            problems["listing"] = f"labels outside of the {len(manifest['classes'])} classes"
+        known = manifest.get("label_sets", manifest["classes"])
+        if not _all_inside(block["label"], 0, len(known)):
+            problems["listing"] = f"labels outside of the {len(known)} classes"
         ends = block["start"] + block["id_bytes"] + block["path_bytes"]
         if not _all_inside(block["start"], 0, len(tables["names"])) or ends.max() > len(tables["names"]):
             problems["listing"] = "names outside of the file of names"

@@ -34,6 +34,7 @@ def catalogue(data: DataConfig, listing: Listing, contents: Mapping[str, Source]
         sources={name: contents.get(name, UNKNOWN) for name in listing.videos},
         train=dict(listing.train),
         test=dict(listing.test),
+        label_sets=listing.label_sets,
     )
 
 
@@ -52,6 +53,7 @@ def catalogue_of(store: "Store") -> Catalogue:
         sources=dict(zip(ids, contents, strict=True)),
         train=read["train"],
         test=read["test"],
+        label_sets=store.label_sets,
     )
 
 
@@ -62,6 +64,8 @@ def facts_of(store: "Store", split: int) -> dict[str, Any]:
     """
     ids, _, contents = store.read_listing()
     labels, rows = store.labels.tolist(), store.row_of_listed.tolist()
+    if store.label_sets is not None:
+        labels = [store.label_sets[label] for label in labels]
     train = [[ids[row], labels[row], contents[row].sha256, rows[row] >= 0] for row in store.listed_in(split, "train")]
     return {"split": split, "classes": store.classes, "train": len(train), "digest": checksum(train)}
 
@@ -107,9 +111,11 @@ def difference(old: Catalogue, new: Catalogue) -> Changes:
     changes = Changes(
         added=sorted(new.labels.keys() - shared),
         removed=sorted(old.labels.keys() - shared),
-        relabelled=sorted(n for n in shared if old.classes[old.labels[n]] != new.classes[new.labels[n]]),
+        relabelled=sorted(n for n in shared if old.names_of(n) != new.names_of(n)),
         moved=sorted(n for n in shared if before.get(n) != after.get(n)),
     )
+    if (old.label_sets is None) != (new.label_sets is None):
+        changes.other.append("data.labels is another")
     if old.classes != new.classes:
         gained = [name for name in new.classes if name not in old.classes]
         lost = [name for name in old.classes if name not in new.classes]

@@ -138,6 +138,11 @@ class Store:
     def classes(self) -> list[str]:
         return list(self.manifest["classes"])
 
+    @property
+    def label_sets(self) -> list[list[int]] | None:
+        """The classes of each label, where videos may have several; none where a label is a class."""
+        return self.manifest.get("label_sets")
+
     # -- the listing ---------------------------------------------------------------------------------------------------
 
     def id_of(self, listed: int) -> str:

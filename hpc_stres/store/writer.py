@@ -74,10 +74,16 @@ class Catalogue:
     sources: dict[str, Source]
     train: dict[int, list[str]]
     test: dict[int, list[str]]
+    label_sets: list[list[int]] | None = None
 
     @property
     def ids(self) -> list[str]:
         return sorted(self.labels)
+
+    def names_of(self, video_id: str) -> list[str]:
+        """The class names of a video."""
+        label = self.labels[video_id]
+        return [self.classes[n] for n in ([label] if self.label_sets is None else self.label_sets[label])]
 
 
 # -- shards ------------------------------------------------------------------------------------------------------------
@@ -200,6 +206,7 @@ def write_index(
         "kind": catalogue.kind,
         "settings": settings,
         "classes": catalogue.classes,
+        **({} if catalogue.label_sets is None else {"label_sets": catalogue.label_sets}),
         **splits,
         "videos": len(rows),
         "listed": len(ids),

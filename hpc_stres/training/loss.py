@@ -1,4 +1,7 @@
-"""The loss of the paper: cross-entropy over time outputs and streams, divided by the number of videos."""
+"""The loss of the paper: cross-entropy over time outputs and streams, divided by the number of videos.
+
+Where videos have several classes it is the binary cross-entropy, averaged over classes, in place of the other.
+"""
 
 from dataclasses import dataclass
 
@@ -19,7 +22,10 @@ class StreamSums:
 
 
 def phase_loss(logits: Logits, labels: Tensor, phase: TrainPhase) -> tuple[Tensor, dict[str, StreamSums]]:
-    """The loss summed over videos, and each stream's sums for the metrics."""
+    """The loss summed over videos, and each stream's sums for the metrics.
+
+    `labels` are numbers of classes, or rows of 0 and 1 over the classes.
+    """
     total: Tensor | None = None
     sums: dict[str, StreamSums] = {}
     for stream, scores, weight in (
@@ -30,13 +36,24 @@ def phase_loss(logits: Logits, labels: Tensor, phase: TrainPhase) -> tuple[Tenso
             continue
         if scores.dtype != torch.float64:
             scores = scores.float()
-        videos, times, classes = scores.shape
-        targets = labels[:, None].expand(videos, times)
-        loss = functional.cross_entropy(scores.reshape(-1, classes), targets.reshape(-1), reduction="sum")
+        times = scores.shape[1]
+        loss = _several_loss(scores, labels) if labels.dim() == 2 else _single_loss(scores, labels)
         if phase.optimise.loss_over_time == "mean":
             loss = loss / times
-        right = (scores.mean(dim=1).argmax(dim=1) == labels).sum()
+        answers = scores.mean(dim=1).argmax(dim=1)
+        right = labels.gather(1, answers[:, None]).sum() if labels.dim() == 2 else (answers == labels).sum()
         sums[stream] = StreamSums(loss.detach(), right)
         total = loss * weight if total is None else total + loss * weight
     assert total is not None
     return total, sums
+
+
+def _single_loss(scores: Tensor, labels: Tensor) -> Tensor:
+    videos, times, classes = scores.shape
+    targets = labels[:, None].expand(videos, times)
+    return functional.cross_entropy(scores.reshape(-1, classes), targets.reshape(-1), reduction="sum")
+
+
+def _several_loss(scores: Tensor, labels: Tensor) -> Tensor:
+    targets = labels[:, None].expand(scores.shape).to(scores.dtype)
+    return functional.binary_cross_entropy_with_logits(scores, targets, reduction="sum") / scores.shape[2]

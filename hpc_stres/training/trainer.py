@@ -32,6 +32,7 @@ from hpc_stres.run.paths import RunPaths, sha256, write_json
 from hpc_stres.run.product import write_done
 from hpc_stres.run.progress import Progress
 from hpc_stres.run.signals import StopFlag
+from hpc_stres.store.labels import label_table
 from hpc_stres.store.staging import open_store
 from hpc_stres.training import checkpoint, memory
 from hpc_stres.training.engine import Engine, make_engine
@@ -57,6 +58,8 @@ class Trainer:
         self.dtype = DTYPES[config.training.precision]
         self.store = open_store(config)
         self.sampler = sampler(config, name, self.store)
+        table = label_table(self.store, config)
+        self.label_table = None if table is None else torch.from_numpy(table).to(device)
         self.stop = StopFlag()
         self.heartbeat = Heartbeat(self.paths.heartbeat(world.rank))
         self.control = control
@@ -245,7 +248,8 @@ class Trainer:
         with cast:
             rgb, flow = self.as_input(clips.rgb), self.as_input(clips.flow)
             logits = self.engine.forward(last, rgb, flow, self.groups[number], masks)
-        loss, sums = phase_loss(logits, clips.labels, self.phase)
+        labels = clips.labels if self.label_table is None else self.label_table[clips.labels]
+        loss, sums = phase_loss(logits, labels, self.phase)
         self.engine.backward(loss / self.phase.optimise.global_batch, last)
         bad = ~torch.isfinite(loss.detach()) & (self.bad_step < 0)
         self.bad_step = torch.where(bad, self.step, self.bad_step)

@@ -1,0 +1,1 @@
+"""Long simulations and campaigns, each a command of its own."""

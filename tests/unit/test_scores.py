@@ -73,7 +73,8 @@ def test_files_come_back_the_same(tmp_path):
 
 
 def column(**more):
-    return {"top1": 50.0, "top5": 90.0, "videos": 96, "of": 96, "interval95": [40.0, 60.0], "protocol": "p", **more}
+    return {"top1": 50.0, "top5": 90.0, "videos": 96, "of": 96, "interval95": [40.0, 60.0], "protocol": "p",
+            "title": "ST-ResNet", "published": 92.76, **more}  # fmt: skip
 
 
 def three_splits(**more):
@@ -107,6 +108,7 @@ class Lists:
     """A store's lists: videos by name, all of the first class."""
 
     def __init__(self, classes, train, test):
+        self.label_sets = None
         self.classes, self.lists = classes, {"train": train, "test": test}
         self.names, self.labels = [*train, *test], [0] * (len(train) + len(test))
 

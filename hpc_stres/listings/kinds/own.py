@@ -15,7 +15,7 @@ def folder(data: DataConfig) -> Listing:
 
 def csv(data: DataConfig) -> Listing:
     """Columns path, label, split."""
-    return read_csv(video_folder(data), list_folder(data))
+    return read_csv(video_folder(data), list_folder(data), several=data.labels == "multi")
 
 
 DATA_SETS.register(DataSet(name="folder", read=folder, is_folder=True))
