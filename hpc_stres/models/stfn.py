@@ -9,6 +9,7 @@ Input are clips, one chunk a segment, or features of the trunks that were comput
 both ways give the same numbers to rounding.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -67,13 +68,13 @@ class Stfn(nn.Module):
         self.appearance_sequence = TemporalInception(features, options.sequence)
         self.motion_sequence = TemporalInception(features, options.sequence)
         self.fusion = nn.ModuleList(
-            FusionBlock(features, options.operation, options.direction, options.sequence)
-            for _ in range(options.blocks)
+            FusionBlock(features, options.operation, options.direction, options.sequence) for _ in range(options.blocks)
         )
         for trunk in (self.appearance, self.motion):
             for name, parameter in trunk.named_parameters():
                 is_head = name.startswith("fc.")
                 parameter.requires_grad_(is_head or not options.trunks_frozen)
+        self.train()
 
     def train(self, mode: bool = True) -> "Stfn":
         """Training mode; frozen trunks keep their running statistics."""
@@ -113,15 +114,13 @@ class Stfn(nn.Module):
             self._classify("motion", m, segments, masks),
         )
 
-    def features_of(
-        self, trunk: Trunk | InceptionV3, clips: Tensor, groups: NormGroups | None
-    ) -> Tensor:
+    def features_of(self, trunk: Trunk | InceptionV3, clips: Tensor, groups: NormGroups | None) -> Tensor:
         """A stream's features (videos * segments, features, 1, 1), averaged over space."""
         frames = clips.flatten(0, 1)
         if clips.ndim == 3:
             return frames[:, :, None, None]
         if self.options.trunks_frozen or not self.training:
-            with torch.no_grad() if self.options.trunks_frozen else torch.enable_grad():
+            with torch.no_grad() if self.options.trunks_frozen else nullcontext():
                 parts = frames.split(self.frames_at_once)
                 return torch.cat([trunk_features(trunk, part, None) for part in parts])
         if self.activation_checkpointing:

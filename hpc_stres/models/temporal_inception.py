@@ -69,9 +69,7 @@ class SequenceConv(nn.Module):
 class SequenceBranch(nn.Module):
     """Convolution along time, normalisation, ReLU."""
 
-    def __init__(
-        self, channels_in: int, channels_out: int, kernel: int, options: SequenceOptions
-    ) -> None:
+    def __init__(self, channels_in: int, channels_out: int, kernel: int, options: SequenceOptions) -> None:
         super().__init__()
         self.conv = SequenceConv(channels_in, channels_out, kernel, options.even_padding)
         self.bn = SubBatchNorm2d(channels_out, options.norm_group, average=options.norm_average)
@@ -88,9 +86,7 @@ class TemporalInception(nn.Module):
         self.merge = options.merge
         count = len(options.kernels)
         concatenates = options.merge == "concatenate"
-        widths: Sequence[int] = (
-            shared_out(channels, count) if concatenates else [channels] * count
-        )
+        widths: Sequence[int] = shared_out(channels, count) if concatenates else [channels] * count
         if min(widths) < 1:
             raise ValueError(f"{channels} channels are too few to share among {count} kernels")
         self.branches = nn.ModuleList(

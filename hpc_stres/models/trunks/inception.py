@@ -236,9 +236,7 @@ class AuxiliaryHead(nn.Module):
     def __init__(self, channels_in: int, num_classes: int, options: InceptionOptions) -> None:
         super().__init__()
         self.conv0 = ConvNormReLU(channels_in, Step("conv0", 128), options)
-        self.conv1 = ConvNormReLU(
-            options.channels(128), Step("conv1", 768, (5, 5), 1, NO_PADDING), options
-        )
+        self.conv1 = ConvNormReLU(options.channels(128), Step("conv1", 768, (5, 5), 1, NO_PADDING), options)
         self.fc = Classifier(options.channels(768), num_classes)
 
     def forward(self, x: Tensor, groups: NormGroups | None = None) -> Tensor:
