@@ -10,7 +10,7 @@ both ways give the same numbers to rounding.
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -39,7 +39,7 @@ class StfnOptions:
     head_reads: HeadReads = "own"
     segment_pool: SegmentPool = "mean"
     trunks_frozen: bool = False
-    sequence: SequenceOptions = SequenceOptions()
+    sequence: SequenceOptions = field(default_factory=SequenceOptions)
 
 
 class Stfn(nn.Module):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hpc_stres.errors import UserError
+from hpc_stres.models import caffe
 from hpc_stres.models.state import refuse_bad_state, some
 from hpc_stres.models.temporal import inflate
 from hpc_stres.models.two_stream import FLOW_PLANES, RGB_PLANES, TwoStream
@@ -55,8 +56,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such weights file\n{WHERE_TO_GET}")
+    state: Any
+    if path.suffix in caffe.SUFFIXES:
+        state = caffe.read_caffe(path)
+        refuse_bad_state(state, str(path))
+        return state
     try:
-        state: Any = (
+        state = (
             _read_safetensors(path)
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
