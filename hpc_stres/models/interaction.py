@@ -78,6 +78,8 @@ class Interaction(nn.Module):
         super().__init__()
         self.operation, self.direction, self.placement = operation, direction, placement
         self.learned_scale = learned_scale
+        if self.receivers and not channels and (learned_scale or operation == "concatenate"):
+            raise ValueError("a learned scale or a concatenation needs the channels of each stage")
         self.scale, self.convolution = nn.ModuleDict(), nn.ModuleDict()
         for number, width in enumerate(channels, 1):
             for receiver in self.receivers:

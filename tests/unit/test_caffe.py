@@ -170,7 +170,7 @@ def test_numbers_in_double_precision_and_one_by_one_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda layers: layers.update(inception_3a=[np.ones(3, np.float32)]), "no place in a ResNet for the layers inception_3a"),
+        (lambda layers: layers.update(inception_3a=[np.ones(3, np.float32)]), "for the layers inception_3a"),
         (lambda layers: layers.update(bn_conv1=layers["bn_conv1"][:2]), "layer bn_conv1: 2 arrays where 3"),
         (lambda layers: layers["bn_conv1"].__setitem__(2, np.zeros(1, np.float32)), "not a number above 0"),
         (lambda layers: layers["bn_conv1"].__setitem__(2, np.full(1, np.nan, np.float32)), "not a number above 0"),
@@ -196,7 +196,7 @@ def test_a_shape_that_lies_is_refused(tmp_path):
         blob.shape.dim.extend(sizes)
         path = tmp_path / "net.caffemodel"
         path.write_bytes(net.SerializeToString())
-        with pytest.raises(UserError, match="a blob of .* has 0 numbers"):
+        with pytest.raises(UserError, match=r"a blob of .* has 0 numbers"):
             read_caffe(path)
 
 
@@ -222,7 +222,7 @@ def test_files_of_other_kinds_are_refused(tmp_path):
 
 def test_no_damage_gives_a_traceback(tmp_path):
     """Cut at any place and with any bytes changed, a file is refused in a sentence or still read."""
-    refused = 0
+    said = []
     for suffix in (".caffemodel", ".npz"):
         whole = write(tmp_path / f"net{suffix}", made_up(network((1,)), False)).read_bytes()
         numbers = random.Random(8)
@@ -237,7 +237,6 @@ def test_no_damage_gives_a_traceback(tmp_path):
             try:
                 read_state(path)
             except UserError as error:
-                refused += 1
-                assert str(path) in str(error)
-                assert len(str(error).splitlines()) <= 3
-    assert refused > 100
+                said.append(str(error))
+    assert len(said) > 100
+    assert all(str(tmp_path / "broken") in text and len(text.splitlines()) <= 3 for text in said)
