@@ -188,10 +188,10 @@ def _convert(target: Target, blobs: list[Array]) -> dict[str, Array]:
         return {f"{module}.weight": blobs[0].reshape(-1), f"{module}.bias": blobs[1].reshape(-1)}
     if blobs[2].size != 1 or not float(blobs[2].reshape(-1)[0]) > 0:
         raise ValueError("the weight of its statistics is not a number above 0")
-    weight = np.float64(blobs[2].reshape(-1)[0])
+    share = 1.0 / float(blobs[2].reshape(-1)[0])
     return {
-        f"{module}.running_mean": blobs[0].reshape(-1) / weight,
-        f"{module}.running_var": blobs[1].reshape(-1) / weight,
+        f"{module}.running_mean": blobs[0].reshape(-1) * share,
+        f"{module}.running_var": blobs[1].reshape(-1) * share,
     }
 
 

@@ -19,10 +19,10 @@ from torch.utils.checkpoint import checkpoint
 
 from hpc_stres.models.dropout import DropoutShape, Masks, drop
 from hpc_stres.models.norm import NormGroups, interleaved_groups, statistics_dtype
-from hpc_stres.models.resnet import Trunk, run_units
+from hpc_stres.models.resnet import run_units
 from hpc_stres.models.sequence_fusion import FusionBlock, FusionDirection, FusionOperation, join
 from hpc_stres.models.temporal_inception import SequenceOptions, TemporalInception
-from hpc_stres.models.trunks.inception import InceptionV3
+from hpc_stres.models.trunks import AnyTrunk
 from hpc_stres.models.two_stream import FLOW_PLANES, FRAMES_AT_ONCE, RGB_PLANES, Logits
 
 HeadReads = Literal["own", "joined"]
@@ -30,7 +30,7 @@ SegmentPool = Literal["mean", "maximum"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class StfnOptions:
+class JoinOptions:
     """How the sequences of both streams meet; see the family's options for what each means."""
 
     blocks: int = 2
@@ -48,9 +48,9 @@ class Stfn(nn.Module):
     def __init__(
         self,
         num_classes: int,
-        appearance: Trunk | InceptionV3,
-        motion: Trunk | InceptionV3,
-        options: StfnOptions,
+        appearance: AnyTrunk,
+        motion: AnyTrunk,
+        options: JoinOptions,
         dropout: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class Stfn(nn.Module):
             self._classify("motion", m, segments, masks),
         )
 
-    def features_of(self, trunk: Trunk | InceptionV3, clips: Tensor, groups: NormGroups | None) -> Tensor:
+    def features_of(self, trunk: AnyTrunk, clips: Tensor, groups: NormGroups | None) -> Tensor:
         """A stream's features (videos * segments, features, 1, 1), averaged over space."""
         frames = clips.flatten(0, 1)
         if clips.ndim == 3:
@@ -173,7 +173,7 @@ class Stfn(nn.Module):
         return rgb.shape[0], rgb.shape[1]
 
 
-def trunk_features(trunk: Trunk | InceptionV3, frames: Tensor, groups: NormGroups | None) -> Tensor:
+def trunk_features(trunk: AnyTrunk, frames: Tensor, groups: NormGroups | None) -> Tensor:
     """Features of single frames, averaged over space: (frames, features, 1, 1)."""
     x = trunk.stem(frames, groups)
     for stage in trunk.stages():

@@ -46,5 +46,6 @@ def _load_file(model: TwoStream, phase: TrainPhase, source: str, streams: list[s
         how = phase.model
         inflation = (how.conv1_inflation, how.conv1_rescale) if isinstance(how, MotionOptions) else ("mirror", False)
         state = to_streams(state, streams, *inflation)
-    state = {key: value for key, value in state.items() if key.split(".")[0] in streams}
+    if len(streams) < len(phase.family.streams):
+        state = {key: value for key, value in state.items() if key.split(".")[0] in streams}
     return f"starts from {path}: {load_into(model, drop_other_streams(state, model), str(path))}"

@@ -89,7 +89,7 @@ class Trainer:
         if self.config.training.compile:
             model.compile()
         self.groups = [self.norm_groups(share) for share in self.layout.shares[self.world.rank]]
-        self.dropout_shapes = model.dropout_shapes(self.phase.clips.chunks)
+        self.dropout_shapes = model.dropout_shapes(self.phase.clips.times)
         model.train()
 
     def resume(self, model: torch.nn.Module, found: checkpoint.Checkpoint, allowed: tuple[str, ...]) -> None:
@@ -149,7 +149,7 @@ class Trainer:
         """The norm groups of one micro-step's videos."""
         owners = torch.tensor(share.local_groups, dtype=torch.long, device=self.device)
         count = max(share.local_groups, default=0) + 1
-        return assign_groups(owners, count, self.phase.clips.chunks, statistics_dtype(self.dtype), self.team)
+        return assign_groups(owners, count, self.phase.clips.times, statistics_dtype(self.dtype), self.team)
 
     def say(self, text: str) -> None:
         """One line from the first rank, into the log that stdout goes to."""

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from hpc_stres.models.resnet import Trunk, TrunkOptions
 from hpc_stres.models.sequence_fusion import FusionBlock, join
-from hpc_stres.models.stfn import Stfn, StfnOptions
+from hpc_stres.models.stfn import Stfn, JoinOptions
 from hpc_stres.models.temporal_inception import (
     SequenceConv,
     SequenceOptions,
@@ -27,7 +27,7 @@ def sequence(videos=3, segments=5, channels=10):
 def network(options=None, trunk=SMALL, classes=6, **dropout):
     torch.manual_seed(2)
     model = Stfn(classes, Trunk(3, classes, trunk), Trunk(20, classes, trunk),
-                 options or StfnOptions(), dropout)  # fmt: skip
+                 options or JoinOptions(), dropout)  # fmt: skip
     model = model.double()
     for name, tensor in model.state_dict().items():
         if name.endswith(("running_mean", "bias")):
@@ -102,7 +102,7 @@ def test_only_a_receiver_feels_the_other_stream(direction):
 
 
 def test_features_of_frozen_trunks_give_what_the_clips_give():
-    frozen = network(StfnOptions(trunks_frozen=True, blocks=1))
+    frozen = network(JoinOptions(trunks_frozen=True, blocks=1))
     rgb, flow = clips(3, 5)
     a = frozen.features_of(frozen.appearance, rgb, None).flatten(1).unflatten(0, (3, 5))
     m = frozen.features_of(frozen.motion, flow, None).flatten(1).unflatten(0, (3, 5))
@@ -116,7 +116,7 @@ def test_features_of_frozen_trunks_give_what_the_clips_give():
 
 
 def test_frozen_trunks_learn_nothing_and_keep_their_statistics():
-    model = network(StfnOptions(trunks_frozen=True)).train()
+    model = network(JoinOptions(trunks_frozen=True)).train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     logits = model(*clips())
     (logits.appearance.square().sum() + logits.motion.square().sum()).backward()
@@ -138,7 +138,7 @@ def test_every_trainable_parameter_gets_a_gradient(frozen):
         ("average", 2, "own", "both", "mean"), ("multiply", 1, "joined", "both", "maximum"),
         ("maximum", 0, "joined", "both", "mean"), ("average", 1, "own", "motion_to_appearance", "mean"),
     ):  # fmt: skip
-        model = network(StfnOptions(
+        model = network(JoinOptions(
             operation=operation, direction=direction, blocks=blocks, head_reads=reads,
             segment_pool=pool, trunks_frozen=frozen,
         )).train()  # fmt: skip
@@ -151,7 +151,7 @@ def test_every_trainable_parameter_gets_a_gradient(frozen):
 
 
 def test_plain_feature_fusion_is_two_classifiers_on_the_joined_features():
-    model = network(StfnOptions(blocks=0, head_reads="joined")).eval()
+    model = network(JoinOptions(blocks=0, head_reads="joined")).eval()
     rgb, flow = clips()
     a = model.features_of(model.appearance, rgb, None)
     m = model.features_of(model.motion, flow, None)
@@ -201,12 +201,12 @@ def test_trunks_of_two_kinds_meet_where_their_features_are_as_many():
     inception = InceptionV3(3, 6, InceptionOptions(width=4))
     resnet = Trunk(20, 6, TrunkOptions(stages=(1, 1, 1, 1), width=4))
     assert inception.features == resnet.features == 128
-    model = Stfn(6, inception, resnet, StfnOptions(blocks=1)).eval()
+    model = Stfn(6, inception, resnet, JoinOptions(blocks=1)).eval()
     output = model(torch.zeros(1, 3, 3, 75, 80), torch.zeros(1, 3, 20, 32, 32))
     assert output.motion.shape == (1, 1, 6)
     narrow = Trunk(20, 6, TrunkOptions(stages=(1, 1), width=4))
     with pytest.raises(ValueError, match="the appearance trunk has 128 and the motion trunk 32"):
-        Stfn(6, inception, narrow, StfnOptions())
+        Stfn(6, inception, narrow, JoinOptions())
 
 
 @pytest.mark.parametrize(
