@@ -138,6 +138,7 @@ class TrainPhase(Phase):
         optimise = self._applied_optimise(config.training, sources)
         applied = replace(self, model=replace(self.model, **trunks), optimise=optimise)
         _refuse_sides(trunks)
+        refuse_unfit_features(applied, config)
         return applied, sources
 
     def _applied_optimise(self, training: Any, sources: dict[str, str]) -> OptimiseSection:
@@ -176,6 +177,36 @@ def _applied_trunk(trunk: TrunkSection, config: Any, path: str, sources: dict[st
     if trunk.depth is None:
         changes["depth"], sources[f"{path}.depth"] = config.model.depth, "model.depth"
     return replace(trunk, **changes)
+
+
+def refuse_unfit_features(phase: TrainPhase, config: Any) -> None:
+    """A phase that reads cached features sees what the phase that made them saw."""
+    parents = [name for name in phase.starts_from if name in config.phases]
+    caches = [name for name in parents if config.phases[name].kind == "features"]
+    if not caches:
+        return
+    (name, *others) = phase.starts_from
+    cached: Any = config.phases[name]
+    if others:
+        raise ConfigError(f"starts_from: {caches[0]} makes features of both streams; expected it alone")
+    if getattr(phase.model, "trunks", None) != "frozen":
+        raise ConfigError(f"model.trunks: {name} caches what trunks say; expected frozen trunks")
+    if phase.clips.crop != "centre":
+        raise ConfigError(f"clips.crop: {name} caches the middle square of each frame; expected centre")
+    for key in ("frame_grid", "short_video", "antialias"):
+        own, other = getattr(phase.clips, key), getattr(cached, key)
+        if own != other:
+            raise ConfigError(f"clips.{key}: {own}, but {name} made features with {other}; expected the same")
+    streams = cached.streams(config.phases)
+    for stream in phase.family.streams:
+        if stream not in streams:
+            raise ConfigError(f"starts_from: {name} has no features of the {stream} stream")
+        source = config.phases[streams[stream]].trunk(stream)
+        other = _applied_trunk(source, config, "", {})
+        if replace(phase.trunk(stream), weights=None) != replace(other, weights=None):
+            raise ConfigError(
+                f"model.{stream}: another trunk than that of {streams[stream]}, whose features {name} has"
+            )
 
 
 def _refuse_sides(trunks: Mapping[str, TrunkSection]) -> None:
@@ -259,4 +290,6 @@ def train_phase(config: Any, name: str) -> TrainPhase:
     return phase
 
 
-PHASE_KINDS.register(PhaseKind(name="train", options=TrainPhase, run="hpc_stres.training.phase:train"))
+PHASE_KINDS.register(
+    PhaseKind(name="train", options=TrainPhase, run="hpc_stres.training.phase:train", reads=("train", "features"))
+)

@@ -7,6 +7,7 @@ from torch import Tensor
 from hpc_stres.config.schema import Config
 from hpc_stres.models import TwoStream
 from hpc_stres.models.weights import drop_other_streams, is_trunk, load_into, read_state, to_streams
+from hpc_stres.phases.features import FeaturesPhase
 from hpc_stres.phases.train import TrainPhase, train_phase
 from hpc_stres.registry.model import MotionOptions
 from hpc_stres.run.paths import PhasePaths, RunPaths
@@ -18,7 +19,7 @@ def load_first_weights(model: TwoStream, config: Config, name: str, paths: RunPa
     phase = train_phase(config, name)
     if phase.starts_from:
         state: dict[str, Tensor] = {}
-        for parent in phase.starts_from:
+        for parent in _sources(config, phase):
             state |= read_state(finished_weights(paths, parent))
         report = load_into(model, drop_other_streams(state, model), " + ".join(phase.starts_from))
         return f"starts from {' + '.join(phase.starts_from)}: {report}"
@@ -32,6 +33,15 @@ def load_first_weights(model: TwoStream, config: Config, name: str, paths: RunPa
             files.setdefault(source, []).append(stream)
     said = [_load_file(model, phase, source, streams) for source, streams in files.items()]
     return "; ".join(said) or "starts from random weights"
+
+
+def _sources(config: Config, phase: TrainPhase) -> list[str]:
+    """Phases whose weights the parents stand for: a cache's are those of the streams behind it."""
+    found: list[str] = []
+    for parent in phase.starts_from:
+        kind = config.phases[parent]
+        found += kind.starts_from if isinstance(kind, FeaturesPhase) else [parent]
+    return found
 
 
 def _load_file(model: TwoStream, phase: TrainPhase, source: str, streams: list[str]) -> str:
