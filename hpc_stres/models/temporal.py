@@ -71,7 +71,9 @@ class TemporalConv(nn.Module):
             y = functional.conv2d(folded, self.weight, self.bias)
         else:
             y = functional.conv2d(folded, self.weight, self.bias, padding=(KERNEL // 2, 0))
-        return unfold_time(y, height, width)
+        out = unfold_time(y, height, width)
+        # In the input's order in memory, so that the layers behind it round as they do without this one.
+        return out.contiguous() if x.is_contiguous() else out
 
 
 def inflate(weight: Tensor) -> Tensor:
