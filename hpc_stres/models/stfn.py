@@ -121,7 +121,9 @@ class Stfn(nn.Module):
             return frames[:, :, None, None]
         if self.options.trunks_frozen or not self.training:
             with torch.no_grad() if self.options.trunks_frozen else nullcontext():
-                parts = frames.split(self.frames_at_once)
+                # Traced for export, a clip goes through as a whole: its length is then free.
+                is_traced = torch.compiler.is_exporting()
+                parts = (frames,) if is_traced else frames.split(self.frames_at_once)
                 return torch.cat([trunk_features(trunk, part, None) for part in parts])
         if self.activation_checkpointing:
             y: Tensor = checkpoint(

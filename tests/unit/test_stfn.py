@@ -220,3 +220,16 @@ def test_trunks_of_two_kinds_meet_where_their_features_are_as_many():
 def test_inputs_of_the_wrong_shape_are_refused(rgb, flow, message):
     with pytest.raises(ValueError, match=message):
         network()(*(None if s is None else torch.zeros(s).double() for s in (rgb, flow)))
+
+
+def test_it_is_built_by_name_like_every_model():
+    from hpc_stres.models import build_model
+
+    model = build_model("stfn", 6, stages=(2, 2), width=4, norm_group=2, blocks=1, kernels=(3,), dropout=0.5)
+    assert len(model.fusion) == 1
+    assert {m.group_size for m in model.modules() if hasattr(m, "group_size")} == {2}
+    assert set(model.dropout_shapes(7)) == {"appearance", "motion"}
+    output = model.eval()(torch.zeros(2, 7, 3, 32, 32), torch.zeros(2, 7, 20, 32, 32))
+    assert output.appearance.shape == output.motion.shape == (2, 1, 6)
+    with pytest.raises(ValueError, match="no option 'kernel'"):
+        build_model("stfn", 6, kernel=3)

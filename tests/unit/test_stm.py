@@ -64,7 +64,9 @@ def streams_before_pool(model, stream, rgb, flow):
     return seen["x"]
 
 
-@pytest.mark.parametrize(("init", "taps"), [("identity", (0, 1, 0)), ("average", (1, 1, 1)), ("difference", (-1, 3, -1))])
+@pytest.mark.parametrize(
+    ("init", "taps"), [("identity", (0, 1, 0)), ("average", (1, 1, 1)), ("difference", (-1, 3, -1))]
+)
 def test_new_layers_begin_as_filters_of_each_channel(init, taps):
     x = torch.randn(2 * 6, 3, 2, 2, dtype=torch.float64)
     layer = TemporalConv(3, 3, init, bias=True).double()
@@ -193,11 +195,18 @@ def test_recipes_of_stm_carry_the_released_numbers():
     assert (stm.clips.chunks, stm.clips.stride, stm.clips.window) == (5, (5, 35), "released")
     assert (stm.clips.stride_shared_by, stm.clips.short_video) == ("group", "repeat")
     assert (stm.optimise.global_batch, stm.optimise.norm_group, stm.optimise.dropout) == (128, 4, 0.8)
-    assert (stm.model.operation, stm.model.temporal_pool, stm.model.norm_average) == ("multiply", "before_average", "sigma")
+    assert (stm.model.operation, stm.model.temporal_pool, stm.model.norm_average) == (
+        "multiply",
+        "before_average",
+        "sigma",
+    )
     assert steps(ucf, "stm_resnet") == [(746, 1e-3), (373, 1e-4), (373, 1e-5), (373, 1e-6)]
     assert ucf.phases["motion"].model.conv1_inflation == "mean"
     deep = load_config(ROOT / "configs" / "ucf101.yaml", ["recipe=stm_released_r152"])
-    assert (deep.phases["stm_resnet"].trunk("motion").depth, deep.phases["stm_resnet"].trunk("appearance").depth) == (152, 50)
+    assert (deep.phases["stm_resnet"].trunk("motion").depth, deep.phases["stm_resnet"].trunk("appearance").depth) == (
+        152,
+        50,
+    )
     assert deep.phases["stm_resnet"].model.temporal_units == "as_released"
 
 
@@ -216,7 +225,9 @@ def test_hmdb51_takes_its_own_lengths():
         assert steps(config, "stm_resnet") == [(280, 1e-3), (140, 1e-4), (140, 1e-5), (140, 1e-6)]
         assert config.phases["stm_resnet"].optimise.dropout == dropout
     # What a config says of its own is laid over both.
-    own = load_config(ROOT / "configs" / "hmdb51.yaml", ["recipe=released", "phases.motion.optimise.schedule=[[5, 0.1]]"])
+    own = load_config(
+        ROOT / "configs" / "hmdb51.yaml", ["recipe=released", "phases.motion.optimise.schedule=[[5, 0.1]]"]
+    )
     assert steps(own, "motion") == [(5, 0.1)]
     with pytest.raises(ConfigError, match="there are .*released, stfn"):
         load_config(ROOT / "configs" / "hmdb51.yaml", ["recipe=relesed"])
