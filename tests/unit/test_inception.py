@@ -66,3 +66,22 @@ def test_frames_that_are_too_small_and_widths_that_do_not_divide_are_refused():
         model.stem(torch.zeros(1, 3, 74, 90), None)
     with pytest.raises(ValueError, match="width is 6; Inception-v3 takes multiples of 4"):
         InceptionOptions(width=6)
+
+
+def test_a_published_file_starts_either_stream():
+    from hpc_stres.models import build_model
+    from hpc_stres.models.weights import is_trunk, load_into, to_streams
+    from hpc_stres.registry.model import TrunkSection
+
+    published = lively(InceptionV3(3, 1000, InceptionOptions(width=4, auxiliary_head=True)))
+    state = published.state_dict()
+    assert is_trunk(state)
+    trunk = TrunkSection(family="inception_v3", width=4)
+    for stream in ("appearance", "motion"):
+        model = build_model(stream, 5, **{stream: trunk})
+        report = load_into(model, to_streams(state, [stream], "mirror", False), "file")
+        assert report.replaced == [f"{stream}.fc.weight", f"{stream}.fc.bias"]
+        assert not report.missing
+        first = getattr(model, stream).Conv2d_1a_3x3.conv.weight
+        order = [0, 1, 2] if stream == "appearance" else [(0, 1, 2, 2, 1, 0)[n % 6] for n in range(20)]
+        assert torch.equal(first, published.Conv2d_1a_3x3.conv.weight[:, order])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from hpc_stres.data import segments
+from hpc_stres.data.requests import segment_places
 from hpc_stres.data.segments import places, segment_frames
 
 
@@ -32,3 +33,19 @@ def test_places_and_test_clips():
     assert [segments.test_clips(25, s) for s in (1, 3, 5, 7, 30)] == [25, 8, 5, 3, 1]
     assert segments.test_shares(1) == [0.5]
     assert segments.test_shares(2) == pytest.approx([0.25, 0.75])
+
+
+def test_every_length_of_video_has_places_inside_it():
+    """Shorter than a flow stack, exactly one, longer; a grid coarser than the video."""
+    for count in range(1, 60):
+        for every in (1, 2, 7, 100):
+            choices = segment_places(count, every)
+            assert 0 <= min(choices)
+            assert max(choices) < count
+            has_stack = count >= 11
+            assert min(choices) == (5 if has_stack else 0)
+            assert max(choices) <= (count - 6 if has_stack else count - 1)
+            for shares in ([0.0, 0.999999, 0.5], [0.999999] * 9):
+                frames = segment_frames(choices, shares)
+                assert set(frames) <= set(choices)
+                assert list(frames) == sorted(frames)

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from hpc_stres.models.resnet import Trunk, TrunkOptions
 from hpc_stres.models.sequence_fusion import FusionBlock, join
-from hpc_stres.models.stfn import Stfn, JoinOptions
+from hpc_stres.models.stfn import JoinOptions, Stfn
 from hpc_stres.models.temporal_inception import (
     SequenceConv,
     SequenceOptions,

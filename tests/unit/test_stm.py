@@ -229,5 +229,5 @@ def test_hmdb51_takes_its_own_lengths():
         ROOT / "configs" / "hmdb51.yaml", ["recipe=released", "phases.motion.optimise.schedule=[[5, 0.1]]"]
     )
     assert steps(own, "motion") == [(5, 0.1)]
-    with pytest.raises(ConfigError, match="there are .*released, stfn"):
+    with pytest.raises(ConfigError, match=r"there are .*released, stfn"):
         load_config(ROOT / "configs" / "hmdb51.yaml", ["recipe=relesed"])
