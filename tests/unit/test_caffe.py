@@ -110,8 +110,10 @@ def network(stages=(2, 4, 3, 2), name="appearance"):
     torch.manual_seed(5)
     model = build_model(name, 9, stages=stages, width=4, variant="msra")
     for key, tensor in model.state_dict().items():
-        if not key.endswith("num_batches_tracked"):
-            tensor.copy_(torch.rand_like(tensor) + 0.1)
+        if key.endswith(("running_var", "bn1.weight", "bn2.weight", "bn3.weight")):
+            tensor.copy_(torch.rand_like(tensor) + 0.5)
+        elif not key.endswith(("num_batches_tracked", "conv1.weight", "conv2.weight", "conv3.weight")):
+            tensor.copy_(torch.rand_like(tensor) - 0.5)
     return model
 
 
@@ -127,6 +129,8 @@ def test_a_caffe_file_gives_the_network_it_was_made_from(tmp_path, suffix, deep,
     assert all(name.endswith("num_batches_tracked") for name in report.missing)
     x = torch.rand(1, 1, 3, 40, 48)
     one, two = (m.eval()(x, None).appearance for m in (model, other))
+    assert bool(torch.isfinite(one).all())
+    assert float(one.detach().std()) > 0.1
     torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
 
 
@@ -150,6 +154,16 @@ def test_the_file_starts_a_motion_stream_by_model_weights(tmp_path):
     assert report.replaced == ["motion.fc.weight", "motion.fc.bias"]
     rgb = read_state(path)["conv1.weight"].mean(1)
     torch.testing.assert_close(motion.motion.conv1.weight[:, 7], rgb)
+
+
+def test_a_length_beyond_the_end_is_noticed():
+    from hpc_stres.models import protobuf_wire as wire
+
+    for message, said in (([0x0A, 5, 1], "5 bytes announced at byte 0 where 1 are left"), ([0x0D, 1, 2], "4 bytes"),
+                          ([0x09, 1], "8 bytes"), ([0x08], "cut off"), ([0x08] + [0x80] * 11, "without an end"),
+                          ([0x0B], "type 3"), ([0x00], "field number 0")):  # fmt: skip
+        with pytest.raises(wire.WireError, match=said):
+            list(wire.fields(memoryview(bytes(message))))
 
 
 def test_numbers_in_double_precision_and_one_by_one_are_read(tmp_path):
