@@ -78,7 +78,7 @@ WHOLE_VIDEO = TestClips()
 
 
 def describe(config: EvaluationConfig, clips: TestClips = WHOLE_VIDEO) -> str:
-    """The protocol in words, as it stands beside every number."""
+    """The protocol in words, as it is printed beside every number."""
     if clips.segments is not None or clips.side is not None:
         return _describe_segments(config, clips)
     if config.protocol == "quick":

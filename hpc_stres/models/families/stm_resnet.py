@@ -20,7 +20,7 @@ class StmOptions(JointOptions):
     """What the streams do to each other: one gates the other, is added to it, or both are concatenated and go
     through a 1x1 convolution that begins as the receiver alone."""
     temporal_pool: Literal["after_pool5", "before_average"] = "before_average"
-    """The temporal max pool stands before the spatial average (released code) or after it."""
+    """The temporal max pool is before the spatial average (released code) or after it."""
     temporal_init: Literal["identity", "average", "difference"] = "identity"
     """What the new temporal layers begin as: a channel passes its own step (chosen), the mean of three steps, or three
     times its step less the neighbours' (switches of the released code)."""
