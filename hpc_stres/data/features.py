@@ -1,4 +1,4 @@
-"""Requests to features: where trunks are frozen, a cache of what they say stands for the clips."""
+"""Requests to features: where trunks are frozen, a cache of what they say replaces the clips."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 
 def places(first: int, last: int, every: int) -> range:
-    """Frames that a chunk can stand at: every n-th from `first` to `last`."""
+    """Frames at which a chunk can be: every n-th from `first` to `last`."""
     return range(first, last + 1, every)
 
 
 def segment_frames(choices: Sequence[int], shares: Sequence[float]) -> tuple[int, ...]:
-    """One frame of each segment; a share from 0 to below 1 says where in its segment it stands."""
+    """One frame of each segment; a share from 0 to below 1 says where in its segment it is."""
     count, segments = len(choices), len(shares)
     frames = []
     for number, share in enumerate(shares):
@@ -24,7 +24,7 @@ def segment_frames(choices: Sequence[int], shares: Sequence[float]) -> tuple[int
 
 
 def test_shares(clips: int) -> list[float]:
-    """Where the frames of each of some test clips stand in their segments: evenly, one the middle."""
+    """Where in their segments the frames of each of some test clips are: evenly, one the middle."""
     return [(number + 0.5) / clips for number in range(clips)]
 
 

@@ -20,7 +20,7 @@ class ClipsSection:
     """In place of chunks at a stride: a video is cut into so many segments, with one chunk from each (STFN: 7 are the
     poster's best, 5 its ablations'). Tested on the middle of each segment, or evenly spread clips of them."""
     frame_grid: int = 1
-    """With segments: chunks stand at every n-th frame only, so that a cache of features need not hold the others."""
+    """With segments: chunks are at every n-th frame only, so that a cache of features need not hold the others."""
     stride: tuple[int, int] = (1, 1)
     """Smallest and largest temporal stride tau between chunks, drawn uniformly."""
     stride_shared_by: Literal["video", "group"] = "video"

@@ -4,9 +4,9 @@
     STORE/features/KEY/part-RANK-ATTEMPT.jsonl   one sealed line a video: where, how many, checksum
     STORE/features/KEY/index.json                sealed, written last: the cache is whole
 
-KEY stands for everything that the numbers depend on. Each rank of each attempt writes two files of
+KEY is a checksum of everything that the numbers depend on. Each rank of each attempt writes two files of
 its own, the numbers before the line, so that no file has two writers and a kill costs one video.
-Of one video there are, by stream, (flips, places, features) numbers; both streams stand at the
+Of one video there are, by stream, (flips, places, features) numbers; both streams are at the
 same places.
 """
 

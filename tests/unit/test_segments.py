@@ -40,7 +40,7 @@ def test_every_length_of_video_has_places_inside_it():
     for count in range(1, 60):
         for every in (1, 2, 7, 100):
             choices = segment_places(count, every)
-            assert 0 <= min(choices)
+            assert min(choices) >= 0
             assert max(choices) < count
             has_stack = count >= 11
             assert min(choices) == (5 if has_stack else 0)

@@ -212,7 +212,7 @@ def test_what_does_not_fit_is_refused_in_words(tmp_path, data_root, changes, mes
 
 
 OPTIONS = [
-    {"blocks": 0, "head_reads": "joined"},
+    {"blocks": 0, "head_reads": "joined", "engine": "deepspeed"},
     {"blocks": 1, "operation": "maximum", "direction": "motion_to_appearance"},
     {"blocks": 3, "operation": "multiply", "direction": "appearance_to_motion", "segment_pool": "maximum"},
     {"kernels": [2, 4], "merge": "sum", "even_padding": "before", "norm_average": "sigma"},
@@ -223,8 +223,10 @@ OPTIONS = [
 def test_every_option_trains_on_the_same_features(finished, tmp_path, data_root, options):
     """The trunks' features are there: each of these costs a second."""
     _, run_dir = finished
-    changes = {f"stfn__model__{key}": value for key, value in options.items()}
-    config = load(tmp_path, data_root, **changes)
+    own = {key: value for key, value in options.items() if key != "engine"}
+    changes = {f"stfn__model__{key}": value for key, value in own.items()}
+    engine = options.get("engine", "ddp")
+    config = load(tmp_path, data_root, f"training.engine={engine}", **changes)
     other = beside(run_dir, tmp_path / "run")
     shutil.copytree(run_dir / "phases" / "features", other / "phases" / "features")
     train(config, "stfn", other, ("phases",))

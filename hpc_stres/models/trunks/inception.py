@@ -23,7 +23,7 @@ from hpc_stres.models.norm import NormAverage, NormGroups, SubBatchNorm2d
 from hpc_stres.models.resnet import Classifier
 
 EPS = 1e-3
-# The published widths are multiples of 16; `width` 64 stands for them, as in a ResNet.
+# The published widths are multiples of 16; `width` 64 means them, as in a ResNet.
 FULL_WIDTH, SMALLEST_WIDTH = 64, 4
 LEAST_SIDE = 75
 POOL_SIDE = 8
@@ -155,7 +155,7 @@ STEM = (
     Step("Conv2d_2b_3x3", 64, (3, 3)), Step("Conv2d_3b_1x1", 80),
     Step("Conv2d_4a_3x3", 192, (3, 3), 1, NO_PADDING),
 )  # fmt: skip
-# The stem's max pools stand behind these.
+# The stem's max pools are behind these.
 POOLED = ("Conv2d_2b_3x3", "Conv2d_4a_3x3")
 STAGES = (
     {"Mixed_5b": _block_a(32), "Mixed_5c": _block_a(64), "Mixed_5d": _block_a(64)},
