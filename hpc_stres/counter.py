@@ -11,7 +11,7 @@ import numpy as np
 
 # Kinds of random numbers, which must never meet. Their values are part of what a seed means: do not
 # change them.
-SAMPLE, GROUP, ORDER, WEIGHTS = 0, 1, 2, 3
+SAMPLE, GROUP, ORDER, WEIGHTS, SEGMENTS = 0, 1, 2, 3, 4
 DROPOUT = {"appearance": 16, "motion": 17}
 
 

@@ -17,7 +17,7 @@ import yaml
 
 from hpc_stres import SOURCES
 from hpc_stres.config.recipe import ordered_phases
-from hpc_stres.config.schema import Config
+from hpc_stres.config.schema import Config, DataConfig
 from hpc_stres.config.tree import Node, merge, origins, parse_overrides, read_file, shown
 from hpc_stres.config.upgrade import upgrade
 from hpc_stres.config.values import NEAR, build, expect
@@ -45,7 +45,7 @@ def load_with_origins(
     chosen_profile = own.value.get("profile")
     if chosen_profile is not None and chosen_profile.value is not None:
         tree = merge(_library("clusters", chosen_profile), tree)
-    recipe = _library("recipes", own.value.get("recipe", Node("nips2016", "default")))
+    recipe = _recipe(own.value.get("recipe", Node("nips2016", "default")), tree)
     _refuse_unknown_phases(recipe, tree)
     tree = merge(recipe, tree)
     return _whole(tree), dict(origins(tree, ""))
@@ -154,11 +154,21 @@ def plain(value: Any) -> Any:
     return value
 
 
+def _recipe(name: Node, tree: Node) -> Node:
+    """A recipe, and over it what it changes for the config's data set: NAME.KIND.yaml, where there is one."""
+    recipe = _library("recipes", name)
+    data = tree.value.get("data", Node({}, "")).value
+    kind = data["kind"].value if isinstance(data, dict) and "kind" in data else DataConfig.kind
+    path = CONFIGS / "recipes" / f"{name.value}.{kind}.yaml"
+    is_word = isinstance(kind, str) and re.fullmatch(r"\w{1,100}", kind)
+    return merge(recipe, read_file(path)) if is_word and path.is_file() else recipe
+
+
 def _library(folder: str, name: Node) -> Node:
     is_word = isinstance(name.value, str) and re.fullmatch(r"[\w.-]{1,100}", name.value)
     path = CONFIGS / folder / f"{name.value if is_word else '?'}.yaml"
     if not is_word or not path.is_file():
-        known = sorted(p.stem for p in (CONFIGS / folder).glob("*.yaml"))
+        known = sorted(p.stem for p in (CONFIGS / folder).glob("*.yaml") if "." not in p.stem)
         raise ConfigError(
             f"{name.origin}: no {shown(name.value)}.yaml in configs/{folder}; there are {', '.join(known)}"
         )

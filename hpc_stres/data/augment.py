@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # The kernel's own limits (resize.cpp), and its answer when memory ran out.
 MOST_PLANES, MOST_SIDE, MOST_BYTES = 64, 65535, 1 << 30
 NO_MEMORY = 2
+# Of a resized picture: a square's, or height and width.
+Side = int | tuple[int, int]
 CUBIC_A = -0.5
 CUBIC_SUPPORT = 2.0
 # Mean of the MSRA ImageNet models; torchvision's mean and deviation on the scale of 0..255.
@@ -23,6 +25,8 @@ MSRA_MEAN = (123.15, 115.90, 103.06)
 TORCHVISION_MEAN = (123.675, 116.28, 103.53)
 TORCHVISION_STD = (58.395, 57.12, 57.375)
 FLOW_MEAN = 128.0
+# Inception-v3 was trained on levels from -1 to 1.
+INCEPTION, HALF_LEVEL = "inception_v3", 127.5
 # Flow is brought to the scale of the RGB planes that conv1's filters were trained on.
 FLOW_STD = {"msra": 1.0, "torchvision": 57.63}
 
@@ -90,15 +94,16 @@ def resize_weights(source: int, target: int, antialias: bool) -> NDArray[np.floa
     return weights
 
 
-def resize_planes(planes: "Tensor", side: int, antialias: bool) -> "Tensor":
+def resize_planes(planes: "Tensor", side: Side, antialias: bool) -> "Tensor":
     """uint8 planes (..., h, w) to float32 (..., side, side) in 0..255: two matrix products."""
     import torch
 
     height, width = planes.shape[-2:]
-    if (height, width) == (side, side):
+    high, wide = side if isinstance(side, tuple) else (side, side)
+    if (height, width) == (high, wide):
         return planes.float()
-    rows = torch.from_numpy(resize_weights(height, side, antialias)).to(planes.device)
-    columns = torch.from_numpy(resize_weights(width, side, antialias)).to(planes.device)
+    rows = torch.from_numpy(resize_weights(height, high, antialias)).to(planes.device)
+    columns = torch.from_numpy(resize_weights(width, wide, antialias)).to(planes.device)
     return (rows @ planes.float() @ columns.t()).clamp_(0.0, 255.0)
 
 
@@ -112,7 +117,9 @@ class Levels(NamedTuple):
 
     @classmethod
     def of(cls, variant: str) -> "Levels":
-        """Those that a variant's published weights were trained with."""
+        """Those that a variant's, or Inception-v3's, published weights were trained with."""
+        if variant == INCEPTION:
+            return cls((HALF_LEVEL,) * 3, (HALF_LEVEL,) * 3, FLOW_MEAN, HALF_LEVEL)
         if variant == "msra":
             return cls(MSRA_MEAN, (1.0, 1.0, 1.0), FLOW_MEAN, FLOW_STD["msra"])
         return cls(TORCHVISION_MEAN, TORCHVISION_STD, FLOW_MEAN, FLOW_STD[variant])
@@ -121,7 +128,10 @@ class Levels(NamedTuple):
     def of_phase(cls, phase: "TrainPhase") -> "Levels":
         """Those of a phase's trunks: their variants', or their own."""
         appearance, motion = phase.trunk("appearance"), phase.trunk("motion")
-        rgb, flow = cls.of(appearance.variant or "torchvision"), cls.of(motion.variant or "torchvision")
+        rgb, flow = (
+            cls.of(INCEPTION if trunk.family == INCEPTION else trunk.variant or "torchvision")
+            for trunk in (appearance, motion)
+        )
         return cls(
             appearance.mean or rgb.rgb_mean,
             appearance.deviation or rgb.rgb_deviation,
@@ -148,7 +158,7 @@ def flow_scale_and_shift(levels: Levels, flip: bool) -> tuple[NDArray[np.float32
 
 
 def finish_planes(
-    planes: "Tensor", side: int | None, antialias: bool, scale_shift: tuple[NDArray[np.float32], NDArray[np.float32]],
+    planes: "Tensor", side: Side | None, antialias: bool, scale_shift: tuple[NDArray[np.float32], NDArray[np.float32]],
     flip: bool,
 ) -> "Tensor":  # fmt: skip
     """uint8 planes (..., channels, h, w) to floats: resized, mirrored, scaled. The arithmetic of both processors."""
@@ -162,7 +172,7 @@ def finish_planes(
 
 
 def finish_on_cpu(
-    pictures: "list[NDArray[np.uint8]]", side: int | None, antialias: bool,
+    pictures: "list[NDArray[np.uint8]]", side: Side | None, antialias: bool,
     scale_shift: tuple[NDArray[np.float32], NDArray[np.float32]], flip: bool, out: NDArray[np.float32],
 ) -> None:  # fmt: skip
     """`finish_planes` of one stack in one go: gray pictures (h, w) or (h, w, 1), or one with channels last, to `out`
@@ -175,7 +185,8 @@ def finish_on_cpu(
     height, width = pictures[0].shape[:2]
     packed = pictures[0].ndim == 3 and pictures[0].shape[2] > 1
     count = pictures[0].shape[2] if packed else len(pictures)
-    rows, columns = _checked_side(side, height), _checked_side(side, width)
+    high, wide = side if isinstance(side, tuple) else (side, side)
+    rows, columns = _checked_side(high, height), _checked_side(wide, width)
     scale, shift = scale_shift
     _check_floats("scale", scale, (count,))
     _check_floats("shift", shift, (count,))

@@ -142,8 +142,10 @@ class ClipReader:
         threads: int = 1,
         device_id: int | None = None,
         most: int = 2048,
+        scale: float | None = None,
     ) -> None:
-        self.store, self.side, self.antialias = store, side, antialias
+        """Crops become squares of `side` pixels, or `scale` times as large, or stay as they are."""
+        self.store, self.side, self.antialias, self.scale = store, side, antialias, scale
         # By a variant's name: the levels that its published weights were trained with.
         self.levels = augment.Levels.of(levels) if isinstance(levels, str) else levels
         self.device_id = device_id
@@ -212,24 +214,32 @@ class ClipReader:
                 (torch.stack([p[..., 0] for p in s]) if len(s) > 1 else s[0].permute(2, 0, 1)) for s, _, _ in work
             ]
             stacks = [
-                augment.finish_planes(plane, self.side, self.antialias, scale_shift, flip)
+                augment.finish_planes(plane, self._target(plane.shape[-2:]), self.antialias, scale_shift, flip)
                 for plane, (_, scale_shift, flip) in zip(planes, work, strict=True)
             ]
             flat = torch.stack(stacks).contiguous(memory_format=torch.channels_last)
         return flat.unflatten(0, (len(batch), len(work) // len(batch)))
+
+    def _target(self, shape: Sequence[int]) -> augment.Side | None:
+        """What pictures of (height, width) are resized to; none where they stay."""
+        if self.side is not None or self.scale is None:
+            return self.side
+        height, width = (round(self.scale * length) for length in shape)
+        return height, width
 
     def _finish_on_cpu(self, work: "list[Stack]") -> "Tensor":
         import torch
 
         pictures, _, _ = work[0]
         channels = len(pictures) if len(pictures) > 1 else pictures[0].shape[2]
-        height, width = (self.side, self.side) if self.side else pictures[0].shape[:2]
+        target = self._target(pictures[0].shape[:2]) or pictures[0].shape[:2]
+        height, width = target if isinstance(target, tuple) else (target, target)
         arrays = self.buffers.take((len(work), height, width, channels))
         out = torch.from_numpy(arrays)
 
         def finish(number: int) -> None:
             stack, scale_shift, flip = work[number]
-            augment.finish_on_cpu(stack, self.side, self.antialias, scale_shift, flip, arrays[number])
+            augment.finish_on_cpu(stack, (height, width), self.antialias, scale_shift, flip, arrays[number])
 
         list(self.pool.map(finish, range(len(work))))
         return out.permute(0, 3, 1, 2)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hpc_stres import counter
 from hpc_stres.config.schema import FLOW_STACK, Config
+from hpc_stres.data.segments import places, segment_frames
 from hpc_stres.errors import UserError
 from hpc_stres.phases.train import TrainPhase, train_phase
 from hpc_stres.store.held_out import trained_on
@@ -77,7 +78,7 @@ def sampler(config: Config, phase: str, store: Store) -> Sampler:
         )
     trained = train_phase(config, phase)
     short_side = config.data.short_side
-    return Sampler(config.seed, phase, trained, trained.side, short_side, store.rows, videos)
+    return Sampler(config.seed, phase, trained, config.data.crop, short_side, store.rows, videos)
 
 
 def requests(config: Sampler | Config, step: int, phase: str | None = None) -> list[Request]:
@@ -126,7 +127,11 @@ def _request(source: Sampler, step: int, position: int, group: int) -> Request:
     draws, common = own.random(8), shared.random(8)
     stride_draw = common[0] if phase.clips.stride_shared_by == "group" else draws[0]
     place_draws = common[3:8] if phase.clips.crop_shared_by == "group" else draws[3:8]
-    frames = choose_frames(phase, row.frames, float(stride_draw), float(draws[1]))
+    if phase.clips.segments is None:
+        frames = choose_frames(phase, row.frames, float(stride_draw), float(draws[1]))
+    else:
+        shares = source.generator(counter.SEGMENTS, step, position).random(phase.clips.segments)
+        frames = segment_frames(segment_places(row.frames, phase.clips.frame_grid), shares.tolist())
     return Request(
         position,
         video,
@@ -182,6 +187,18 @@ def spread_frames(count: int, chunks: int) -> tuple[int, ...]:
     return _evenly(first, last, chunks)
 
 
+def segment_places(count: int, every: int) -> range:
+    """Frames that a segment's chunk can stand at: where a flow stack lies inside the video, else all."""
+    first, last = HALF_STACK, count - 1 - HALF_STACK
+    return places(first, last, every) if last >= first else places(0, count - 1, every)
+
+
+def centre_box(row: VideoRow) -> Box:
+    """The middle square of a video's frames."""
+    side = min(row.height, row.width)
+    return Box((row.height - side) // 2, (row.width - side) // 2, side, side)
+
+
 def flow_stack(frame: int, pairs: int, short_video: str) -> tuple[int, ...]:
     """The ten flow pairs around a frame; beyond a video's ends mirrored, or repeated from the start."""
     wanted = range(frame - HALF_STACK, frame + HALF_STACK)
@@ -197,6 +214,8 @@ def _mirror(index: int, count: int) -> int:
 
 
 def _box(source: Sampler, row: VideoRow, own: np.random.Generator, place: NDArray[np.float64]) -> Box:
+    if source.phase.clips.crop == "centre":
+        return centre_box(row)
     sizes = own.random(2)
     if source.phase.clips.crop == "corners":
         scales = [CORNER_SCALES[int(draw * len(CORNER_SCALES))] for draw in sizes]

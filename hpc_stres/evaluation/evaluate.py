@@ -214,9 +214,10 @@ def _scoring(config: Config, name: str, paths: RunPaths, store: Store, videos: l
             f"was trained on: {', '.join(differing)}\nEvaluate on the data set of the training: check data.root."
         )
     evaluation = {key: value for key, value in plain(config.evaluation).items() if key not in UNSCORED}
+    clips = protocol.TestClips.of(train_phase(config, name), config.data.crop)
     made_by = {
         "phase": name, "split": config.data.split, "weights": finished.weights_sha256,
-        "protocol": protocol.describe(config.evaluation), "evaluation": evaluation,
+        "protocol": protocol.describe(config.evaluation, clips), "evaluation": evaluation,
         "options": plain(config.phases[name]), "precision": config.training.precision,
     }  # fmt: skip
     common = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode())
@@ -251,12 +252,16 @@ def _score_phase(
     name = scoring.name
     phase = train_phase(config, name)
     model = networks.finished_model(config, name, scoring.weights, len(store.classes)).to(device).eval()
-    reader = ClipReader(store, None, Levels.of_phase(phase), streams=phase.streams, device_id=device.index, most=512)
+    wanted = protocol.TestClips.of(phase, config.data.crop)
+    reader = ClipReader(
+        store, wanted.side, Levels.of_phase(phase), streams=phase.streams, device_id=device.index, most=512,
+        scale=wanted.scale,
+    )  # fmt: skip
     writer = parts.PartWriter(paths, config.data.split, name, world.rank)
     with Progress(f"test {name}", len(todo), "videos", world.is_first) as bar:
         for number, video in enumerate(todo, 1):
             index = store.number[video]
-            clips = protocol.test_requests(store.rows[index], index, config.evaluation)
+            clips = protocol.test_requests(store.rows[index], index, config.evaluation, wanted)
             given = protocol.score_video(model, reader, clips, DTYPES[config.training.precision])
             streams = {stream: value for stream, value in given._asdict().items() if value is not None}
             refuse_not_finite(streams, video, f"phase {name}", scoring.weights)

@@ -62,12 +62,15 @@ def _measure(config: Config, run_dir: Path, phase: str, store: Store) -> list[Ju
         squares.append((float(motion.double().square().mean()), float(appearance.double().square().mean())))
 
     handle = network.call.interaction.register_forward_pre_hook(note)  # type: ignore[attr-defined]
-    reader = ClipReader(store, None, network.levels, streams=network.streams, most=512)
+    reader = ClipReader(
+        store, network.clips.side, network.levels, streams=network.streams, most=512, scale=network.clips.scale
+    )
     videos = sorted(store.rows[number].id for number in store.present(config.data.split, "test"))[:VIDEOS]
     quick = replace(network.evaluation, protocol="quick")
     for name in videos:
         number = store.number[name]
-        protocol.score_video(network, reader, protocol.test_requests(store.rows[number], number, quick), network.dtype)
+        requests = protocol.test_requests(store.rows[number], number, quick, network.clips)
+        protocol.score_video(network, reader, requests, network.dtype)
     handle.remove()
     stages = len(squares) // max(1, len(videos))
     by_stage = torch.tensor(squares, dtype=torch.float64).view(len(videos), stages, 2).mean(dim=0).sqrt().tolist()

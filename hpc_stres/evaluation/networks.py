@@ -19,6 +19,7 @@ from hpc_stres.config.values import build
 from hpc_stres.data.augment import Levels
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.evaluation.finished import load_trained, read_finished
+from hpc_stres.evaluation.protocol import TestClips
 from hpc_stres.models import Logits, TwoStream
 from hpc_stres.models.building import DTYPES, build_phase_model
 from hpc_stres.models.weights import load_into, read_state
@@ -39,6 +40,7 @@ class Network:
     settings: Settings
     levels: Levels
     streams: tuple[bool, bool]
+    clips: TestClips
     evaluation: EvaluationConfig
     dtype: torch.dtype
     call: Callable[[Tensor | None, Tensor | None], Logits]
@@ -87,6 +89,7 @@ def from_run(run_dir: Path, phase: str | None, overrides: list[str], device: tor
     model = finished_model(config, name, weights, len(classes)).to(device).eval()
     return Network(
         name, classes, Settings.of(config.data), Levels.of_phase(phase_options), phase_options.streams,
+        TestClips.of(phase_options, config.data.crop),
         config.evaluation, DTYPES[config.training.precision], model, weights, config.data.labels,
     )  # fmt: skip
 
@@ -100,7 +103,9 @@ def exported_sizes(config: Config, name: str) -> dict[str, Any]:
         if stream in model:
             model[stream]["weights"] = None
     # The least phase that has these: steps and batches say nothing about a finished network.
-    return {"model": model, "clips": {"chunks": phase.clips.chunks}}
+    kept = ("chunks", "segments", "frame_grid", "crop")
+    clips = {key: getattr(phase.clips, key) for key in kept}
+    return {"model": model, "clips": clips, "stored_crop": config.data.crop}
 
 
 def from_export(folder: Path, device: torch.device) -> Network:
@@ -123,13 +128,16 @@ def _built(found: dict[str, Any], weights: Path, device: torch.device, origin: s
     if sha256(weights) != found["files"][WEIGHTS]:
         raise UserError(f"{weights}: damaged: its checksum is wrong\nExport the phase again.")
     sizes, name = found["sizes"], found["phase"]
+    # What an older export lacks says that crops were as large as the network's input.
+    crop = sizes.pop("stored_crop", None)
     phase: TrainPhase = build(TrainPhase, node_of(sizes, origin), f"phases.{name}")
     evaluation: EvaluationConfig = build(EvaluationConfig, node_of(found["evaluation"], origin), "evaluation")
     config = Config(phases={name: phase}, evaluation=evaluation)
     model = finished_model(config, name, weights, len(found["classes"])).to(device).eval()
+    clips = TestClips.of(train_phase(config, name), crop or train_phase(config, name).side)
     return Network(
         name, found["classes"], Settings.stored(found["settings"]),
-        Levels.of_phase(train_phase(config, name)), phase.streams, evaluation, torch.float32, model, weights,
+        Levels.of_phase(train_phase(config, name)), phase.streams, clips, evaluation, torch.float32, model, weights,
         found.get("labels", "single"),
     )  # fmt: skip
 

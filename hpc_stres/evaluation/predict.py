@@ -82,8 +82,10 @@ def predict(network: Network, path: Path, quick: bool) -> Prediction:
     evaluation = replace(network.evaluation, protocol="quick") if quick else network.evaluation
     video = Video(path.stem, path, 0)
     clip = PreparedClip(guard.prepare(video, network.settings, wanted=_wanted_pairs(path, evaluation)), path)
-    reader = ClipReader(clip, None, network.levels, streams=network.streams, most=512)
-    requests = protocol.test_requests(clip.rows[0], 0, evaluation)
+    reader = ClipReader(
+        clip, network.clips.side, network.levels, streams=network.streams, most=512, scale=network.clips.scale
+    )
+    requests = protocol.test_requests(clip.rows[0], 0, evaluation, network.clips)
     scores = protocol.score_video(network, reader, requests, network.dtype)
     streams = [stream for stream in scores if stream is not None]
     if not all(np.isfinite(stream).all() for stream in streams):

@@ -5,19 +5,40 @@ from typing import Any
 from hpc_stres.errors import ConfigError
 from hpc_stres.models.interaction import Interaction
 from hpc_stres.models.resnet import DEPTHS, Temporal, TrunkOptions
+from hpc_stres.models.trunks import AnyTrunkOptions
+from hpc_stres.models.trunks.inception import FULL_WIDTH, InceptionOptions
 from hpc_stres.registry import MODELS
 from hpc_stres.registry.model import JointOptions, ModelOptions, NetworkRequest, TrunkSection
 
 
 def trunks_of(request: NetworkRequest, temporal: Temporal) -> dict[str, TrunkOptions]:
-    """What each stream's trunk is built from."""
+    """What each stream's ResNet is built from."""
     return {
-        stream: trunk_options(getattr(request.options, stream), request, temporal)
+        stream: resnet_options(getattr(request.options, stream), request, temporal)
         for stream in MODELS.get(request.options.name).streams
     }
 
 
-def trunk_options(trunk: TrunkSection, request: NetworkRequest, temporal: Temporal) -> TrunkOptions:
+def frame_trunks_of(request: NetworkRequest) -> dict[str, AnyTrunkOptions]:
+    """What each stream's trunk, of any family, is built from; none of them looks along time."""
+    return {
+        stream: frame_trunk_options(getattr(request.options, stream), request)
+        for stream in MODELS.get(request.options.name).streams
+    }
+
+
+def frame_trunk_options(trunk: TrunkSection, request: NetworkRequest) -> AnyTrunkOptions:
+    """A stream's section of the config, as a trunk of its family takes it."""
+    if trunk.family == "resnet":
+        return resnet_options(trunk, request, "none")
+    return InceptionOptions(
+        width=trunk.width or FULL_WIDTH,
+        norm_group=request.norm_group,
+        norm_average=request.options.norm_average,
+    )
+
+
+def resnet_options(trunk: TrunkSection, request: NetworkRequest, temporal: Temporal) -> TrunkOptions:
     """A stream's section of the config, as the trunk takes it."""
     options = request.options
     padding = options.temporal_padding if isinstance(options, JointOptions) else "zeros"
@@ -32,10 +53,17 @@ def trunk_options(trunk: TrunkSection, request: NetworkRequest, temporal: Tempor
     )
 
 
-def interaction_of(options: ModelOptions) -> Interaction:
+def interaction_of(options: ModelOptions, trunks: dict[str, TrunkOptions]) -> Interaction:
     """The interaction that a joint network's options ask for."""
     assert isinstance(options, JointOptions)
-    return Interaction(options.operation, options.direction, options.placement)
+    channels = trunks["appearance"].stage_channels
+    others = trunks["motion"].stage_channels
+    if len(channels) != len(others) or (options.direction != "off" and channels != others):
+        raise ConfigError(
+            f"the streams meet channel by channel, but their stages have {list(channels)} (appearance) and "
+            f"{list(others)} (motion)\nGive both the same width and number of stages."
+        )
+    return Interaction(options.operation, options.direction, options.placement, options.learned_scale, channels)
 
 
 _TRUNK_KEYS = ("stages", "variant")

@@ -131,7 +131,8 @@ def table(model: nn.Module, side: int, chunks: int) -> str:
     """The table as text."""
     from hpc_stres.run.tables import text_table
 
-    if not isinstance(model, TwoStream):
+    trunks = [getattr(model, stream, None) for stream in ("appearance", "motion")]
+    if not isinstance(model, TwoStream) or any(not isinstance(t, Trunk | None) for t in trunks):
         return plain_table(model)
     parts = []
     for stream, rows in describe(model, side, chunks).items():

@@ -177,7 +177,8 @@ def defer_statistics(model: nn.Module) -> None:
 @torch.no_grad()
 def fold_statistics(model: nn.Module, distributed: bool) -> None:
     """Fold what all micro-steps of all ranks collected: one reduction for the whole network, the same on each rank."""
-    layers = norm_layers(model)
+    # Those of a frozen trunk collect nothing and keep what they have.
+    layers = [layer for layer in norm_layers(model) if layer.training]
     collected = torch.cat([layer.pending for layer in layers], dim=1)
     if distributed:
         torch.distributed.all_reduce(collected)

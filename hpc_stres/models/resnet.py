@@ -11,13 +11,16 @@ from torch.nn import functional
 from hpc_stres.models.initialise import Normal, he_normal
 from hpc_stres.models.interaction import UnitInput
 from hpc_stres.models.norm import NormAverage, NormGroups, SubBatchNorm2d
-from hpc_stres.models.temporal import TemporalConv, TemporalPadding
+from hpc_stres.models.temporal import TemporalConv, TemporalInit, TemporalPadding
 
 DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 EXPANSION = 4
 CLASSIFIER_SIGMA = 0.01
 Variant = Literal["msra", "torchvision"]
-Temporal = Literal["none", "inflated", "identity"]
+Temporal = Literal["none", "inflated", "new"]
+TemporalUnits = Literal["second", "as_released"]
+# The published trunks whose third stage is longer than this number the units of their third and fourth stage.
+MOST_LETTERED_UNITS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +32,21 @@ class TrunkOptions:
     variant: Variant = "torchvision"
     temporal: Temporal = "none"
     temporal_padding: TemporalPadding = "zeros"
+    temporal_init: TemporalInit = "identity"
+    temporal_units: TemporalUnits = "second"
     norm_group: int | None = None
     norm_average: NormAverage = "variance"
+
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """Channels of each stage's output."""
+        return tuple((self.width << number) * EXPANSION for number in range(len(self.stages)))
+
+    def temporal_of(self, stage: int, unit: int) -> Temporal:
+        """What looks along time in a unit; both are counted from 0."""
+        is_numbered = len(self.stages) > 2 and self.stages[2] > MOST_LETTERED_UNITS and stage in (1, 2)
+        is_missed = self.temporal_units == "as_released" and is_numbered
+        return self.temporal if unit == 1 and not is_missed else "none"
 
     def norm(self, channels: int, relu: bool = False) -> SubBatchNorm2d:
         """A normalisation layer as this trunk uses it, with the ReLU behind it where there is one."""
@@ -81,7 +97,7 @@ class Bottleneck(nn.Module):
     needs, or after it.
 
     With `temporal` the unit carries the published convolutions over time: both 1x1 turned into 1x1x3 (`inflated`), or
-    a new C to C one after the ReLU of the 3x3 (`identity`).
+    a new C to C one after the ReLU of the 3x3 (`new`).
     """
 
     def __init__(self, channels_in: int, width: int, stride: int, options: TrunkOptions, temporal: Temporal) -> None:
@@ -96,7 +112,9 @@ class Bottleneck(nn.Module):
         self.bn1 = options.norm(width, relu=True)
         self.conv2 = Conv2d(width, width, 3, second)
         self.bn2 = options.norm(width, relu=True)
-        self.temporal = TemporalConv(width, width, "identity", padding, bias=True) if temporal == "identity" else None
+        self.temporal = (
+            TemporalConv(width, width, options.temporal_init, padding, bias=True) if temporal == "new" else None
+        )
         self.conv3 = TemporalConv(width, out, padding=padding) if inflated else Conv2d(width, out, 1)
         self.bn3 = options.norm(out)
         self.looks_along_time = temporal != "none"
@@ -122,6 +140,9 @@ class Bottleneck(nn.Module):
 class Trunk(nn.Module):
     """conv1 to the last stage, and the classifier `fc`."""
 
+    # Of the published average pool; larger maps give several places.
+    pool_side = 7
+
     def __init__(self, planes: int, num_classes: int, options: TrunkOptions) -> None:
         super().__init__()
         self.options = options
@@ -133,7 +154,7 @@ class Trunk(nn.Module):
             stage = nn.ModuleList()
             for unit in range(units):
                 stride = 2 if unit == 0 and number > 0 else 1
-                temporal: Temporal = options.temporal if unit == 1 else "none"
+                temporal = options.temporal_of(number, unit)
                 stage.append(Bottleneck(channels, width << number, stride, options, temporal))
                 channels = (width << number) * EXPANSION
             self.add_module(f"layer{number + 1}", stage)

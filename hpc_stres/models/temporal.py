@@ -10,6 +10,9 @@ from hpc_stres.models.initialise import Normal, he_normal
 
 TemporalPadding = Literal["zeros", "replicate"]
 KERNEL = 3
+TemporalInit = Literal["identity", "average", "difference"]
+# What each channel's own filter begins as; channels do not mix at first.
+TAPS = {"identity": (0.0, 1.0, 0.0), "average": (1 / 3, 1 / 3, 1 / 3), "difference": (-1.0, 3.0, -1.0)}
 
 
 def fold_time(x: Tensor, frames: int) -> Tensor:
@@ -28,15 +31,16 @@ def unfold_time(x: Tensor, height: int, width: int) -> Tensor:
 class TemporalConv(nn.Module):
     """A 1x1x3 convolution: 1x1 in space, 3 in time, same length. The weight is (out, in, 3, 1).
 
-    `init` is `average` (a 1x1 convolution inflated to a third at each tap: ST-ResNet) or `identity` (the centre tap
-    passes its input: STM-ResNet).
+    `init` is `inflated` (a 1x1 convolution spread over the taps, a third at each: ST-ResNet) or one of the starts of
+    STM-ResNet's new layers: `identity` (the centre tap passes its input), `average` (the mean of three steps) or
+    `difference` (three times a step less its neighbours).
     """
 
     def __init__(
         self,
         channels_in: int,
         channels_out: int,
-        init: Literal["average", "identity"] = "average",
+        init: Literal["inflated"] | TemporalInit = "inflated",
         padding: TemporalPadding = "zeros",
         bias: bool = False,
     ) -> None:
@@ -51,9 +55,9 @@ class TemporalConv(nn.Module):
     def reset_parameters(self, normal: Normal = torch.randn) -> None:
         """First weights, from standard normal numbers where they are random."""
         channels_out, channels_in = self.weight.shape[:2]
-        if self.init == "identity":
-            self.weight.zero_()
-            self.weight[:, :, KERNEL // 2, 0].copy_(torch.eye(channels_out, channels_in))
+        if self.init != "inflated":
+            for tap, value in enumerate(TAPS[self.init]):
+                self.weight[:, :, tap, 0].copy_(value * torch.eye(channels_out, channels_in))
         else:
             self.weight.copy_(inflate(he_normal((channels_out, channels_in, 1, 1), normal)))
         if self.bias is not None:
@@ -67,7 +71,9 @@ class TemporalConv(nn.Module):
             y = functional.conv2d(folded, self.weight, self.bias)
         else:
             y = functional.conv2d(folded, self.weight, self.bias, padding=(KERNEL // 2, 0))
-        return unfold_time(y, height, width)
+        out = unfold_time(y, height, width)
+        # In the input's order in memory, so that the layers behind it round as they do without this one.
+        return out.contiguous() if x.is_contiguous() else out
 
 
 def inflate(weight: Tensor) -> Tensor:

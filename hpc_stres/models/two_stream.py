@@ -1,5 +1,6 @@
 """Both streams, their interaction, the pools and the classifiers: every network of the package is one of these."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -11,8 +12,9 @@ from torch.utils.checkpoint import checkpoint
 from hpc_stres.models.dropout import DropoutShape, Masks, drop
 from hpc_stres.models.interaction import Interaction, UnitInput
 from hpc_stres.models.norm import NormGroups, interleaved_groups, statistics_dtype
-from hpc_stres.models.resnet import Trunk, TrunkOptions, run_units
+from hpc_stres.models.resnet import run_units
 from hpc_stres.models.temporal import pooled_length, temporal_max_pool
+from hpc_stres.models.trunks import AnyTrunk, AnyTrunkOptions, make_trunk
 
 FLOW_PLANES = 20
 RGB_PLANES = 3
@@ -36,14 +38,13 @@ class TemporalPool:
     stride: int
 
 
-def spatial_average(x: Tensor) -> Tensor:
+def spatial_average(x: Tensor, side: int = POOL_SIDE) -> Tensor:
     """Average over 7x7 windows at stride 1, so that larger frames give several places; over everything below 7x7."""
-    side = (min(POOL_SIDE, x.shape[2]), min(POOL_SIDE, x.shape[3]))
-    return functional.avg_pool2d(x, side, stride=1)
+    return functional.avg_pool2d(x, (min(side, x.shape[2]), min(side, x.shape[3])), stride=1)
 
 
-def _trunk(planes: int, num_classes: int, options: TrunkOptions | None) -> Trunk | None:
-    return None if options is None else Trunk(planes, num_classes, options)
+def _trunk(planes: int, num_classes: int, options: AnyTrunkOptions | None) -> AnyTrunk | None:
+    return None if options is None else make_trunk(planes, num_classes, options)
 
 
 class TwoStream(nn.Module):
@@ -52,7 +53,7 @@ class TwoStream(nn.Module):
     def __init__(
         self,
         num_classes: int,
-        trunks: dict[str, TrunkOptions],
+        trunks: Mapping[str, AnyTrunkOptions],
         interaction: Interaction | None = None,
         pool: TemporalPool | None = None,
         dropout: dict[str, float] | None = None,
@@ -94,8 +95,9 @@ class TwoStream(nn.Module):
         assert flow is not None
         a = self._frame_by_frame(self.appearance.stem, rgb.flatten(0, 1), groups)
         m = self._frame_by_frame(self.motion.stem, flow.flatten(0, 1), groups)
-        for stage_a, stage_m in zip(self.appearance.stages(), self.motion.stages(), strict=True):
-            a, m = self._joint_stage(list(stage_a), list(stage_m), a, m, frames, groups)
+        stages = zip(self.appearance.stages(), self.motion.stages(), strict=True)
+        for number, (stage_a, stage_m) in enumerate(stages, 1):
+            a, m = self._joint_stage(number, list(stage_a), list(stage_m), a, m, frames, groups)
         return Logits(
             self._classify(self.appearance, a, frames, masks),
             self._classify(self.motion, m, frames, masks),
@@ -135,6 +137,7 @@ class TwoStream(nn.Module):
 
     def _joint_stage(
         self,
+        number: int,
         units_a: list[nn.Module],
         units_m: list[nn.Module],
         a: Tensor,
@@ -144,7 +147,7 @@ class TwoStream(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         sum_a = self._unit(units_a[0], UnitInput(a, a), frames, groups)
         sum_m = self._unit(units_m[0], UnitInput(m, m), frames, groups)
-        into_a, into_m = self.interaction(sum_a, torch.relu(sum_a), sum_m, torch.relu(sum_m))
+        into_a, into_m = self.interaction(sum_a, torch.relu(sum_a), sum_m, torch.relu(sum_m), number)
         a = self._unit(units_a[1], into_a, frames, groups, rectify=True)
         m = self._unit(units_m[1], into_m, frames, groups, rectify=True)
         return self._units(units_a[2:], a, frames, groups), self._units(units_m[2:], m, frames, groups)
@@ -185,11 +188,11 @@ class TwoStream(nn.Module):
             return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
         return function(*arguments)
 
-    def _classify(self, trunk: Trunk, x: Tensor, frames: int, masks: Masks | None) -> Tensor:
+    def _classify(self, trunk: AnyTrunk, x: Tensor, frames: int, masks: Masks | None) -> Tensor:
         pool = self.pool
         if pool is not None and pool.place == "before_average":
             x = temporal_max_pool(x, frames, pool.window, pool.stride)
-        x = spatial_average(x)
+        x = spatial_average(x, trunk.pool_side)
         if pool is not None and pool.place == "after_pool5":
             x = temporal_max_pool(x, frames, pool.window, pool.stride)
         # The classifier is linear: its mean over places is its value at the mean.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hpc_stres.errors import UserError
+from hpc_stres.models import caffe
 from hpc_stres.models.state import refuse_bad_state, some
 from hpc_stres.models.temporal import inflate
 from hpc_stres.models.two_stream import FLOW_PLANES, RGB_PLANES, TwoStream
@@ -19,6 +20,10 @@ STREAMS = ("appearance", "motion")
 # The key of the checksum among a .safetensors file's metadata.
 CHECKSUM = "hpc_stres.sha256"
 # The flow stack's planes take the RGB filters in the order R G B B G R and again.
+# First layer of each family of trunks.
+FIRST_FILTERS = ("conv1.weight", "Conv2d_1a_3x3.conv.weight")
+# A published file's second classifier, which fine-tuning leaves out.
+AUXILIARY = "AuxLogits."
 MIRROR_ORDER = [0, 1, 2, 2, 1, 0]
 RESCALE = RGB_PLANES / FLOW_PLANES
 WHERE_TO_GET = (
@@ -55,8 +60,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such weights file\n{WHERE_TO_GET}")
+    state: Any
+    if path.suffix in caffe.SUFFIXES:
+        state = caffe.read_caffe(path)
+        refuse_bad_state(state, str(path))
+        return state
     try:
-        state: Any = (
+        state = (
             _read_safetensors(path)
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
@@ -121,8 +131,8 @@ def inflate_conv1(weight: Tensor, how: Literal["mirror", "mean"], rescale: bool)
 
 
 def is_trunk(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict is a plain ResNet's, without stream names."""
-    return "conv1.weight" in state
+    """Whether a state dict is a plain trunk's, without stream names."""
+    return any(name in state for name in FIRST_FILTERS)
 
 
 def to_streams(
@@ -130,9 +140,10 @@ def to_streams(
 ) -> dict[str, Tensor]:
     """A plain ResNet's state dict under the names of the given streams, conv1 inflated for motion."""
     found: dict[str, Tensor] = {}
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith(AUXILIARY)}
     for stream in streams:
-        for name, tensor in state.items():
-            is_rgb = name == "conv1.weight" and tensor.ndim == 4 and tensor.shape[1] == RGB_PLANES
+        for name, tensor in kept.items():
+            is_rgb = name in FIRST_FILTERS and tensor.ndim == 4 and tensor.shape[1] == RGB_PLANES
             inflated = inflate_conv1(tensor, conv1, rescale) if stream == "motion" and is_rgb else tensor
             found[f"{stream}.{name}"] = inflated
     return found
@@ -185,13 +196,14 @@ def _is_inflatable(source: Tensor, target: Tensor) -> bool:
 def _refuse_missing(report: Report, source: str) -> None:
     # A counter, STM's identity layers, MSRA's conv1 bias and a headless backbone's classifier have start values.
     allowed = ("num_batches_tracked", ".temporal.weight", ".temporal.bias", ".conv1.bias", ".fc.weight", ".fc.bias")
-    wrong = [name for name in report.missing if not name.endswith(allowed)]
+    # What joins the streams begins anew.
+    in_trunks = [name for name in report.missing if name.split(".")[0] in STREAMS]
+    wrong = [name for name in in_trunks if not name.endswith(allowed)]
     if wrong:
         raise UserError(f"{source}: the weights lack {some(wrong)}\nIs this file of the same network?")
 
 
 def drop_other_streams(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The part of a state dict whose streams the network has."""
-    assert isinstance(model, TwoStream)
-    present = [stream for stream in STREAMS if getattr(model, stream) is not None]
-    return {name: tensor for name, tensor in state.items() if name.split(".", 1)[0] in present}
+    """The part of a state dict whose streams the network has, and what joins them."""
+    absent = [stream for stream in STREAMS if getattr(model, stream) is None]
+    return {name: tensor for name, tensor in state.items() if name.split(".", 1)[0] not in absent}

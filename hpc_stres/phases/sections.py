@@ -16,6 +16,11 @@ class ClipsSection:
 
     chunks: int = 1
     """Time steps T of one training clip."""
+    segments: int | None = None
+    """In place of chunks at a stride: a video is cut into so many segments, with one chunk from each (STFN: 7 are the
+    poster's best, 5 its ablations'). Tested on the middle of each segment, or evenly spread clips of them."""
+    frame_grid: int = 1
+    """With segments: chunks are at every n-th frame only, so that a cache of features need not hold the others."""
     stride: tuple[int, int] = (1, 1)
     """Smallest and largest temporal stride tau between chunks, drawn uniformly."""
     stride_shared_by: Literal["video", "group"] = "video"
@@ -25,9 +30,10 @@ class ClipsSection:
     valid frame and never at its first point."""
     short_video: Literal["mirror", "repeat"] = "mirror"
     """Videos too short for one flow stack: padded symmetrically (paper) or by forward repeats (released code)."""
-    crop: Literal["corners", "borders"] = "borders"
+    crop: Literal["corners", "borders", "centre"] = "borders"
     """`corners`: sides from {1, 7/8, 3/4, 21/32} of 256, at a corner or the centre (motion stream); `borders`: sides
-    jittered by 25 %, at most a quarter of the slack away from a border (all others)."""
+    jittered by 25 %, at most a quarter of the slack away from a border (all others); `centre`: the middle square
+    of the frame, at test time too, which is what cached features are of."""
     border_corners: Literal["four", "two"] = "four"
     """`borders` crops lie near any of the four corners (what the paper's words allow) or near the top-left and
     bottom-right ones only (released code)."""
@@ -38,8 +44,15 @@ class ClipsSection:
 
     def __post_init__(self) -> None:
         check_field(self.chunks >= 1, "chunks", "expected a whole number of 1 or more")
+        check_field(self.segments is None or self.segments >= 1, "segments", "expected 1 or more")
+        check_field(self.frame_grid >= 1, "frame_grid", "expected 1 or more")
         low, high = self.stride
         check_field(1 <= low <= high, "stride", f"expected 1 <= smallest <= largest, not {low}, {high}")
+
+    @property
+    def times(self) -> int:
+        """Time steps of a training clip, whichever way they are chosen."""
+        return self.segments or self.chunks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +73,11 @@ class OptimiseSection:
     """First steps that train the classifier alone (first released appearance stream); 0 in the paper."""
     loss_over_time: Literal["sum", "mean"] = "sum"
     """Cross-entropies of the time outputs are summed (released code) or averaged; the paper does not say."""
+    softmax: Literal["each", "joint"] = "each"
+    """A cross-entropy for each stream (chosen by the papers), or one for the mean of their logits, which the paper
+    found to overfit to appearance."""
+    agreement_loss: float = 0.0
+    """Weight of the distance (L1) between both streams' softmaxes: 1 in the first STM release, 0 in the last."""
     loss_weight_appearance: float = 1.0
     """Weight of the appearance stream's loss in joint phases."""
     loss_weight_motion: float = 1.0
@@ -76,7 +94,7 @@ class OptimiseSection:
         self._check_schedule()
         check_field(0.0 <= self.dropout < 1.0, "dropout", "expected a number from 0 to below 1")
         check_field(self.classifier_only_steps >= 0, "classifier_only_steps", "expected 0 or more")
-        for key in ("loss_weight_appearance", "loss_weight_motion"):
+        for key in ("loss_weight_appearance", "loss_weight_motion", "agreement_loss"):
             check_field(getattr(self, key) >= 0, key, "expected 0 or more")
 
     def _check_schedule(self) -> None:

@@ -13,6 +13,7 @@ from hpc_stres.registry import MODELS, PHASE_KINDS
 from hpc_stres.registry.model import ModelFamily, ModelOptions, TrunkSection
 from hpc_stres.registry.phase import Phase, PhaseKind
 
+INCEPTION_SIDE = 299
 # What a stream's trunk takes from the run where it is not given.
 RUN_WIDE = {"width": "width", "variant": "variant", "weights": "weights"}
 
@@ -33,10 +34,17 @@ class TrainPhase(Phase):
     def __post_init__(self) -> None:
         least = self.family.least_chunks
         check_field(
-            self.clips.chunks >= least,
-            "clips.chunks",
+            self.clips.times >= least,
+            "clips.chunks" if self.clips.segments is None else "clips.segments",
             f"{self.model.name} pools {least} time steps; expected {least} or more",
         )
+        has_segments = self.clips.segments is not None
+        needs = f"{self.model.name} reads whole videos; expected a number of segments, as 7"
+        check_field(has_segments or not self.family.segments, "clips.segments", needs)
+        for stream in self.family.streams:
+            trunk, known = getattr(self.model, stream, None), self.family.trunks
+            is_known = trunk is None or trunk.family in known
+            check_field(is_known, f"model.{stream}.family", f"{self.model.name} has {' or '.join(known)}")
         self._refuse_untrained()
         self._refuse_without_effect()
 
@@ -130,6 +138,7 @@ class TrainPhase(Phase):
         optimise = self._applied_optimise(config.training, sources)
         applied = replace(self, model=replace(self.model, **trunks), optimise=optimise)
         _refuse_sides(trunks)
+        refuse_unfit_features(applied, config)
         return applied, sources
 
     def _applied_optimise(self, training: Any, sources: dict[str, str]) -> OptimiseSection:
@@ -153,9 +162,13 @@ class TrainPhase(Phase):
 def _applied_trunk(trunk: TrunkSection, config: Any, path: str, sources: dict[str, str]) -> TrunkSection:
     """A trunk with the run's values where it has none of its own."""
     changes: dict[str, Any] = {}
+    is_resnet = trunk.family == "resnet"
     for key, run_wide in RUN_WIDE.items():
-        if getattr(trunk, key) is None:
+        # A run's weights and form are a ResNet's.
+        if getattr(trunk, key) is None and (is_resnet or key == "width"):
             changes[key], sources[f"{path}.{key}"] = getattr(config.model, run_wide), f"model.{run_wide}"
+    if not is_resnet:
+        return replace(trunk, side=trunk.side or INCEPTION_SIDE, **changes)
     if trunk.side is None:
         changes["side"], sources[f"{path}.side"] = config.data.crop, "data.crop"
     # A depth of its own means that depth's stages, not the run's.
@@ -164,6 +177,36 @@ def _applied_trunk(trunk: TrunkSection, config: Any, path: str, sources: dict[st
     if trunk.depth is None:
         changes["depth"], sources[f"{path}.depth"] = config.model.depth, "model.depth"
     return replace(trunk, **changes)
+
+
+def refuse_unfit_features(phase: TrainPhase, config: Any) -> None:
+    """A phase that reads cached features sees what the phase that made them saw."""
+    parents = [name for name in phase.starts_from if name in config.phases]
+    caches = [name for name in parents if config.phases[name].kind == "features"]
+    if not caches:
+        return
+    (name, *others) = phase.starts_from
+    cached: Any = config.phases[name]
+    if others:
+        raise ConfigError(f"starts_from: {caches[0]} makes features of both streams; expected it alone")
+    if getattr(phase.model, "trunks", None) != "frozen":
+        raise ConfigError(f"model.trunks: {name} caches what trunks say; expected frozen trunks")
+    if phase.clips.crop != "centre":
+        raise ConfigError(f"clips.crop: {name} caches the middle square of each frame; expected centre")
+    for key in ("frame_grid", "short_video", "antialias"):
+        own, other = getattr(phase.clips, key), getattr(cached, key)
+        if own != other:
+            raise ConfigError(f"clips.{key}: {own}, but {name} made features with {other}; expected the same")
+    streams = cached.streams(config.phases)
+    for stream in phase.family.streams:
+        if stream not in streams:
+            raise ConfigError(f"starts_from: {name} has no features of the {stream} stream")
+        source = config.phases[streams[stream]].trunk(stream)
+        other = _applied_trunk(source, config, "", {})
+        if replace(phase.trunk(stream), weights=None) != replace(other, weights=None):
+            raise ConfigError(
+                f"model.{stream}: another trunk than that of {streams[stream]}, whose features {name} has"
+            )
 
 
 def _refuse_sides(trunks: Mapping[str, TrunkSection]) -> None:
@@ -184,7 +227,15 @@ def _field(phase: TrainPhase, key: str) -> tuple[Any, Any]:
 
 
 def _has_clips(phase: TrainPhase) -> bool:
-    return phase.family.clips and phase.clips.chunks > 1
+    return phase.family.clips and phase.clips.chunks > 1 and phase.clips.segments is None
+
+
+def _has_times(phase: TrainPhase) -> bool:
+    return phase.family.clips and phase.clips.times > 1 and not phase.family.segments
+
+
+def _is_two_headed(phase: TrainPhase) -> bool:
+    return len(phase.family.streams) == 2
 
 
 def _inflates(phase: TrainPhase) -> bool:
@@ -204,16 +255,30 @@ ACTS_ON: dict[str, tuple[Callable[[TrainPhase], bool], str]] = {
     "model.conv1_rescale": (_inflates, _INFLATED),
     "model.operation": (_is_joined, "`direction` is off"),
     "model.placement": (_is_joined, "`direction` is off"),
-    "clips.chunks": (lambda p: p.family.clips, "it is trained on single frames"),
+    "model.learned_scale": (_is_joined, "`direction` is off"),
+    "clips.segments": (lambda p: p.family.clips, "it is trained on single frames"),
+    "clips.frame_grid": (lambda p: p.clips.segments is not None, "there are no `segments`"),
+    "clips.chunks": (
+        lambda p: p.family.clips and p.clips.segments is None,
+        "it is trained on single frames, or on `segments`",
+    ),
     "clips.stride": (_has_clips, _STRIDES),
     "clips.stride_shared_by": (_has_clips, _STRIDES),
     "clips.window": (_has_clips, "there is a window of two or more `chunks` only"),
     "clips.short_video": (lambda p: p.uses_flow, "it reads no flow"),
     "clips.border_corners": (lambda p: p.clips.crop == "borders", "`crop` is not borders"),
     "optimise.dropout": (lambda p: bool(p.family.drops), "this network drops nothing"),
-    "optimise.loss_over_time": (_has_clips, "there is a loss over time with two or more `chunks` only"),
-    "optimise.loss_weight_appearance": (lambda p: p.uses_rgb, "it has no appearance stream"),
-    "optimise.loss_weight_motion": (lambda p: p.uses_flow, "it has no motion stream"),
+    "optimise.softmax": (_is_two_headed, "it has one stream"),
+    "optimise.agreement_loss": (_is_two_headed, "it has one stream"),
+    "optimise.loss_over_time": (_has_times, "there is a loss over time with two or more `chunks` only"),
+    "optimise.loss_weight_appearance": (
+        lambda p: p.uses_rgb and p.optimise.softmax == "each",
+        "it has no appearance stream, or one joint softmax",
+    ),
+    "optimise.loss_weight_motion": (
+        lambda p: p.uses_flow and p.optimise.softmax == "each",
+        "it has no motion stream, or one joint softmax",
+    ),
 }
 
 
@@ -225,4 +290,6 @@ def train_phase(config: Any, name: str) -> TrainPhase:
     return phase
 
 
-PHASE_KINDS.register(PhaseKind(name="train", options=TrainPhase, run="hpc_stres.training.phase:train"))
+PHASE_KINDS.register(
+    PhaseKind(name="train", options=TrainPhase, run="hpc_stres.training.phase:train", reads=("train", "features"))
+)

@@ -13,6 +13,8 @@ from hpc_stres.errors import check_field
 if TYPE_CHECKING:
     from torch import nn
 
+# Below this, Inception-v3's last map is empty.
+LEAST_INCEPTION_SIDE = 75
 Variant = Literal["msra", "torchvision"]
 
 
@@ -20,30 +22,41 @@ Variant = Literal["msra", "torchvision"]
 class TrunkSection:
     """The trunk of one stream; what is not given is the run's `model.*`."""
 
-    family: Literal["resnet"] = "resnet"
-    """Family of the trunk."""
+    family: Literal["resnet", "inception_v3"] = "resnet"
+    """Family of the trunk: a bottleneck ResNet, or Inception-v3, which takes 299 pixels."""
     depth: Literal[50, 101, 152] | None = None
     """ResNet depth; none: `model.depth`."""
     stages: tuple[int, ...] | None = None
     """Units in each stage in place of those of the depth; none: `model.stages`."""
     width: int | None = None
-    """Channels after conv1; none: `model.width`."""
+    """Channels after conv1 (Inception-v3: 64 stand for its published ones); none: `model.width`."""
     variant: Variant | None = None
     """Where strides and pool padding are, and the levels of pixels; none: `model.variant`."""
     side: int | None = None
-    """Side of the input in pixels; none: `data.crop`."""
+    """Side of the input in pixels; none: `data.crop`, for Inception-v3 299. A crop is as large in the frame either way,
+    and test frames are scaled by side / `data.crop`."""
     mean: tuple[float, float, float] | None = None
     """Level of R, G and B that is subtracted (flow: the first is that of all planes); none: the variant's."""
     deviation: tuple[float, float, float] | None = None
     """What R, G and B are divided by then (flow: the first, for all planes); none: the variant's."""
     weights: str | None = None
-    """File of weights that this stream starts from; none: `model.weights`."""
+    """File of weights that this stream starts from; none: `model.weights` for a ResNet."""
 
     def __post_init__(self) -> None:
         check_field(self.width is None or self.width >= 4, "width", "expected 4 or more")
+        if self.family == "inception_v3":
+            self._check_inception()
         check_field(self.side is None or self.side >= 16, "side", "expected 16 or more pixels")
         check_field(self.deviation is None or min(self.deviation) > 0, "deviation", "expected numbers above 0")
         check_stages(self.stages)
+
+    def _check_inception(self) -> None:
+        """What only a ResNet has is not said of another trunk."""
+        for key in ("depth", "stages", "variant"):
+            check_field(getattr(self, key) is None, key, "no effect: Inception-v3 has one form")
+        check_field(not (self.width or 0) % 4, "width", "expected a multiple of 4 for Inception-v3")
+        is_large = self.side is None or self.side >= LEAST_INCEPTION_SIDE
+        check_field(is_large, "side", f"expected {LEAST_INCEPTION_SIDE} pixels or more for Inception-v3")
 
 
 def check_stages(stages: tuple[int, ...] | None) -> None:
@@ -89,12 +102,15 @@ class JointOptions(AppearanceOptions, MotionOptions):
 
     temporal_padding: Literal["zeros", "replicate"] = "zeros"
     """Frames beyond a clip's ends in temporal convolutions: zeros (released code; the paper does not say)."""
-    operation: Literal["add", "multiply"] = "add"
-    """What the streams do to each other: one is added to the other, or gates it."""
+    operation: Literal["add", "multiply", "concatenate"] = "add"
+    """What the streams do to each other: one is added to the other, gates it, or both are concatenated and go
+    through a 1x1 convolution that begins as the receiver alone."""
     direction: Literal["motion_to_appearance", "appearance_to_motion", "both", "off"] = "motion_to_appearance"
     """Which stream acts on which."""
     placement: Literal["residual", "direct"] = "residual"
     """Whether the joined signal enters the residual branch alone, or its unit's shortcut as well."""
+    learned_scale: bool = False
+    """A learned factor (0.1 at first) and offset a channel on what is sent; the released code can and does not."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +142,14 @@ class ModelFamily:
     build: Build
     clips: bool = True
     """Whether it is trained on several time steps; single frames otherwise."""
+    segments: bool = False
+    """Whether its clips are segments of a whole video."""
     least_chunks: int = 1
     """Time steps that a clip must have."""
     usual_chunks: int = 5
     """Time steps of the published training clip, for `describe`."""
+    trunks: tuple[str, ...] = ("resnet",)
+    """Families of trunks that it can have."""
     drops: tuple[str, ...] = ()
     """Streams on whose pooled features dropout acts."""
     rank: int = 100

@@ -97,7 +97,7 @@ def _feed(config: Config, phases: list[str], store: Store | None, device: torch.
     """Pictures a second of one rank's feed, and mean bytes of an RGB frame and of a flow plane."""
     if store is None or not phases:
         return TYPICAL_PICTURES_PER_S, TYPICAL_RGB_BYTES, TYPICAL_FLOW_BYTES
-    name = max(phases, key=lambda n: train_phase(config, n).clips.chunks)
+    name = max(phases, key=lambda n: train_phase(config, n).clips.times)
     phase = train_phase(config, name)
     reader = ClipReader(
         store, phase.side, Levels.of_phase(phase), phase.clips.antialias, phase.streams,
@@ -105,7 +105,7 @@ def _feed(config: Config, phases: list[str], store: Store | None, device: torch.
     )  # fmt: skip
     batch = requests(sampler(config, name, store), 0)[: max(2, phase.optimise.norm_group)]
     seconds = _best(lambda: reader.read(batch), device)
-    count = len(batch) * phase.clips.chunks * (phase.uses_rgb + 20 * phase.uses_flow)
+    count = len(batch) * phase.clips.times * (phase.uses_rgb + 20 * phase.uses_flow)
     row = store.rows[0]
     rgb = store.member(0, "rgb").nbytes / row.frames
     flow = store.member(0, "flow").nbytes / (2 * row.flow_pairs)

@@ -113,7 +113,7 @@ class PhasePlan:
 
 def pictures(phase: TrainPhase) -> tuple[int, int]:
     """RGB and flow JPEGs that one training clip of a phase reads."""
-    return phase.clips.chunks * phase.uses_rgb, phase.clips.chunks * 2 * FLOW_STACK * phase.uses_flow
+    return phase.clips.times * phase.uses_rgb, phase.clips.times * 2 * FLOW_STACK * phase.uses_flow
 
 
 def predict(config: Config, name: str, nodes: int, speeds: Speeds) -> PhasePlan:
@@ -142,8 +142,8 @@ def predict_evaluation(config: Config, nodes: int, speeds: Speeds) -> PhasePlan:
     arithmetic = feed = 0.0
     for name, speed in speeds.phases.items():
         phase = config.phase(name)
-        arithmetic += passes / phase.clips.chunks * speed.seconds_per_video * FORWARD_SHARE
-        feed += passes * sum(pictures(phase)) / phase.clips.chunks / speeds.pictures_per_s
+        arithmetic += passes / phase.clips.times * speed.seconds_per_video * FORWARD_SHARE
+        feed += passes * sum(pictures(phase)) / phase.clips.times / speeds.pictures_per_s
     videos = -(-speeds.test_videos // ranks)
     return PhasePlan(
         name="evaluate", nodes=nodes, ranks=ranks, steps=1, arithmetic_s=videos * arithmetic, feed_s=videos * feed,

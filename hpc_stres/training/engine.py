@@ -25,6 +25,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
             if isinstance(module, SubBatchNorm2d):
                 multiplier, decay = (2.0, 0.0) if name == "weight" else (1.0, 0.0)
             elif name == "bias" and not isinstance(module, TemporalConv):
@@ -160,8 +162,10 @@ class DeepSpeedEngine(Engine):
         self._set_rate(rate, classifier_only)
         if self.reduces_itself:
             for parameter in self.model.parameters():
+                if parameter.grad is None:
+                    continue  # of a frozen trunk
                 dist.all_reduce(parameter.grad)
-                parameter.grad.div_(self.ranks)  # type: ignore[union-attr]
+                parameter.grad.div_(self.ranks)
         self.engine.step()
 
     def momentum(self) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from torch import Tensor
 from hpc_stres.config.schema import Config
 from hpc_stres.models import TwoStream
 from hpc_stres.models.weights import drop_other_streams, is_trunk, load_into, read_state, to_streams
+from hpc_stres.phases.features import FeaturesPhase
 from hpc_stres.phases.train import TrainPhase, train_phase
 from hpc_stres.registry.model import MotionOptions
 from hpc_stres.run.paths import PhasePaths, RunPaths
@@ -18,7 +19,7 @@ def load_first_weights(model: TwoStream, config: Config, name: str, paths: RunPa
     phase = train_phase(config, name)
     if phase.starts_from:
         state: dict[str, Tensor] = {}
-        for parent in phase.starts_from:
+        for parent in _sources(config, phase):
             state |= read_state(finished_weights(paths, parent))
         report = load_into(model, drop_other_streams(state, model), " + ".join(phase.starts_from))
         return f"starts from {' + '.join(phase.starts_from)}: {report}"
@@ -44,6 +45,15 @@ def _files_of(phase: TrainPhase) -> dict[str, list[str]]:
     return files
 
 
+def _sources(config: Config, phase: TrainPhase) -> list[str]:
+    """Phases whose weights a phase starts from: in place of a cache, the streams behind it."""
+    found: list[str] = []
+    for parent in phase.starts_from:
+        kind = config.phases[parent]
+        found += kind.starts_from if isinstance(kind, FeaturesPhase) else [parent]
+    return found
+
+
 def _read_file(phase: TrainPhase, path: Path, streams: list[str]) -> dict[str, Tensor]:
     """The weights of some streams from a file, of one trunk or of a whole network."""
     # A finished phase knows the checksum of its weights, whether its folder or the file in it is named.
@@ -55,4 +65,6 @@ def _read_file(phase: TrainPhase, path: Path, streams: list[str]) -> dict[str, T
         how = phase.model
         inflation = (how.conv1_inflation, how.conv1_rescale) if isinstance(how, MotionOptions) else ("mirror", False)
         return to_streams(state, streams, *inflation)
+    if len(streams) == len(phase.family.streams):
+        return state
     return {key: value for key, value in state.items() if key.split(".")[0] in streams}

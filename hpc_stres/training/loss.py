@@ -45,6 +45,10 @@ def phase_loss(logits: Logits, labels: Tensor, phase: TrainPhase) -> tuple[Tenso
         sums[stream] = StreamSums(loss.detach(), right)
         total = loss * weight if total is None else total + loss * weight
     assert total is not None
+    if phase.optimise.softmax == "joint":
+        total = _joint_loss(logits, labels, phase)
+    if phase.optimise.agreement_loss > 0:
+        total = total + phase.optimise.agreement_loss * _disagreement(logits)
     return total, sums
 
 
@@ -57,3 +61,23 @@ def _single_loss(scores: Tensor, labels: Tensor) -> Tensor:
 def _several_loss(scores: Tensor, labels: Tensor) -> Tensor:
     targets = labels[:, None].expand(scores.shape).to(scores.dtype)
     return functional.binary_cross_entropy_with_logits(scores, targets, reduction="sum") / scores.shape[2]
+def _both(logits: Logits) -> tuple[Tensor, Tensor]:
+    """Both streams' scores in float32 at least."""
+    assert logits.appearance is not None
+    assert logits.motion is not None
+    one, other = (s if s.dtype == torch.float64 else s.float() for s in (logits.appearance, logits.motion))
+    return one, other
+
+
+def _joint_loss(logits: Logits, labels: Tensor, phase: TrainPhase) -> Tensor:
+    """One cross-entropy for the mean of both streams' scores."""
+    appearance, motion = _both(logits)
+    scores = (appearance + motion) / 2
+    loss = _several_loss(scores, labels) if labels.dim() == 2 else _single_loss(scores, labels)
+    return loss / scores.shape[1] if phase.optimise.loss_over_time == "mean" else loss
+
+
+def _disagreement(logits: Logits) -> Tensor:
+    """Sum over videos and time outputs of the distance (L1) between both streams' class shares."""
+    appearance, motion = (scores.softmax(dim=2) for scores in _both(logits))
+    return (appearance - motion).abs().sum()

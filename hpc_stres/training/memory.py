@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from hpc_stres.config.schema import Config
 from hpc_stres.layout import group_sizes
-from hpc_stres.models import TwoStream, assign_groups
+from hpc_stres.models import assign_groups
 from hpc_stres.models.building import DTYPES
-from hpc_stres.models.dropout import Masks
+from hpc_stres.models.dropout import DropoutShape, Masks
 from hpc_stres.models.norm import statistics_dtype
 from hpc_stres.phases.train import train_phase
 
@@ -64,7 +64,7 @@ def dry_pass(model: nn.Module, config: Config, name: str, device: torch.device, 
     phase, dtype = train_phase(config, name), DTYPES[config.training.precision]
 
     def empty(planes: int) -> Tensor:
-        shape = (videos, phase.clips.chunks, planes, phase.side, phase.side)
+        shape = (videos, phase.clips.times, planes, phase.side, phase.side)
         return torch.zeros(shape, dtype=dtype, device=device)
 
     rgb = empty(3) if phase.uses_rgb else None
@@ -72,18 +72,18 @@ def dry_pass(model: nn.Module, config: Config, name: str, device: torch.device, 
     if config.training.channels_last:
         rgb, flow = (_channels_last(clips) for clips in (rgb, flow))
     owners = torch.zeros(videos, dtype=torch.long, device=device)
-    groups = assign_groups(owners, 1, phase.clips.chunks, statistics_dtype(dtype))
+    groups = assign_groups(owners, 1, phase.clips.times, statistics_dtype(dtype))
     with torch.autocast(device.type, torch.bfloat16, enabled=config.training.precision == "bfloat16"):
-        logits = model.train()(rgb, flow, groups, _nothing_dropped(model, videos, phase.clips.chunks, device))
+        logits = model.train()(rgb, flow, groups, _nothing_dropped(model, videos, phase.clips.times, device))
     return torch.stack([scores.float().sum() for scores in logits if scores is not None]).sum()
 
 
 def _nothing_dropped(model: nn.Module, videos: int, frames: int, device: torch.device) -> Masks:
     """Dropout masks that keep everything: as large as real ones, and nothing random."""
-    assert isinstance(model, TwoStream)
+    shapes: dict[str, DropoutShape] = model.dropout_shapes(frames)  # type: ignore[operator]
     return {
         stream: torch.ones(videos, shape.times, shape.features, dtype=torch.bool, device=device)
-        for stream, shape in model.dropout_shapes(frames).items()
+        for stream, shape in shapes.items()
     }
 
 

@@ -67,14 +67,14 @@ def _train_in_group(
 ) -> bool:
     control = process_groups.make_control_group()
     with ExitStack() as ownership:
-        if not _is_left_to_do(config, name, run_dir, world, allowed, control, ownership):
+        if not is_left_to_do(config, name, run_dir, world, allowed, control, ownership):
             if world.is_first:
                 print(f"{name}: done already (step {config.steps(name)})")
             return True
         return _train_owned(Trainer(config, name, run_dir, world, device, control), allowed, profile)
 
 
-def _is_left_to_do(
+def is_left_to_do(
     config: Config, name: str, run_dir: Path, world: World, allowed: tuple[str, ...], control: Any,
     ownership: ExitStack,
 ) -> bool:  # fmt: skip

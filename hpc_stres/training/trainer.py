@@ -14,6 +14,7 @@ from hpc_stres.config.loading import plain
 from hpc_stres.config.schedule import learning_rate
 from hpc_stres.config.schema import Config
 from hpc_stres.data.augment import Levels
+from hpc_stres.data.features import FeatureReader
 from hpc_stres.data.feed import Ahead, ClipReader, Clips
 from hpc_stres.data.requests import digest, requests, sampler
 from hpc_stres.errors import UserError
@@ -35,6 +36,7 @@ from hpc_stres.run.signals import StopFlag
 from hpc_stres.store.labels import label_table
 from hpc_stres.store.staging import open_store
 from hpc_stres.training import checkpoint, memory
+from hpc_stres.training.cached import open_features
 from hpc_stres.training.engine import Engine, make_engine
 from hpc_stres.training.first_weights import load_first_weights
 from hpc_stres.training.loss import StreamSums, phase_loss
@@ -94,7 +96,7 @@ class Trainer:
         if self.config.training.compile:
             model.compile()
         self.groups = [self.norm_groups(share) for share in self.layout.shares[self.world.rank]]
-        self.dropout_shapes = model.dropout_shapes(self.phase.clips.chunks)
+        self.dropout_shapes = model.dropout_shapes(self.phase.clips.times)
         model.train()
 
     def resume(self, model: torch.nn.Module, found: checkpoint.Checkpoint, allowed: tuple[str, ...]) -> None:
@@ -154,7 +156,7 @@ class Trainer:
         """The norm groups of one micro-step's videos."""
         owners = torch.tensor(share.local_groups, dtype=torch.long, device=self.device)
         count = max(share.local_groups, default=0) + 1
-        return assign_groups(owners, count, self.phase.clips.chunks, statistics_dtype(self.dtype), self.team)
+        return assign_groups(owners, count, self.phase.clips.times, statistics_dtype(self.dtype), self.team)
 
     def say(self, text: str) -> None:
         """One line from the first rank, into the log that stdout goes to."""
@@ -166,10 +168,7 @@ class Trainer:
     def train(self) -> bool:
         """Run to the end of the phase; False when stopped before it."""
         training = self.config.training
-        reader = ClipReader(
-            self.store, self.phase.side, Levels.of_phase(self.phase), self.phase.clips.antialias,
-            self.phase.streams, max(1, torch.get_num_threads()), self.device.index,
-        )  # fmt: skip
+        reader = self.make_reader()
         log = MetricsLog(self.paths, self.step) if self.world.is_first else None
         title = Progress(self.name, self.steps, "steps", self.world.is_first, self.step)
         saved_at, first_step = time.monotonic(), self.step + 1
@@ -221,7 +220,18 @@ class Trainer:
         low = torch.bfloat16 if training.precision == "bfloat16" else self.dtype
         self.profile = StepProfile(self.paths, self.device, low, share, facts)
 
-    def micro_batches(self, reader: ClipReader) -> Iterator[Batch]:
+    def make_reader(self) -> ClipReader | FeatureReader:
+        """What requests are read by: clips from the store, or features where a phase has cached them."""
+        for parent in self.phase.starts_from:
+            if self.config.phases[parent].kind == "features":
+                cached = open_features(self.config, parent, self.run.root)
+                return FeatureReader(cached, self.store, self.device)
+        return ClipReader(
+            self.store, self.phase.side, Levels.of_phase(self.phase), self.phase.clips.antialias,
+            self.phase.streams, max(1, torch.get_num_threads()), self.device.index,
+        )  # fmt: skip
+
+    def micro_batches(self, reader: ClipReader | FeatureReader) -> Iterator[Batch]:
         """This rank's micro-batches from the current step on; runs in the feed's thread."""
         trail = self.trail
         self.trails: dict[int, str] = {}

@@ -21,6 +21,9 @@ OTHERWISE = {
     "model.motion.depth": 152, "model.motion.stages": [2, 3], "model.motion.width": 12,
     "model.motion.variant": "msra", "model.motion.side": 40, "model.motion.mean": [1.0, 2.0, 3.0],
     "model.motion.deviation": [1.0, 2.0, 3.0], "model.motion.weights": "x.pth",
+    "model.learned_scale": True, "model.temporal_init": "average", "model.temporal_units": "as_released",
+    "clips.segments": 5, "clips.frame_grid": 2,
+    "optimise.softmax": "joint", "optimise.agreement_loss": 0.5,
     "clips.chunks": 7, "clips.stride": [2, 4], "clips.stride_shared_by": "group", "clips.window": "released",
     "clips.short_video": "repeat", "clips.crop": "corners", "clips.border_corners": "two",
     "clips.crop_shared_by": "group", "clips.antialias": False,
@@ -37,12 +40,14 @@ EVERYWHERE = {
 RGB = {key for key in OTHERWISE if key.startswith("model.appearance.")} | {"optimise.loss_weight_appearance"}
 FLOW = {key for key in OTHERWISE if key.startswith("model.motion.")} | {
     "model.conv1_inflation", "model.conv1_rescale", "clips.chunks", "clips.short_video", "optimise.loss_weight_motion",
+    "clips.segments", "clips.frame_grid",
 }  # fmt: skip
+STM = {"model.temporal_init", "model.temporal_units"}
 ACTING = {
     "appearance": EVERYWHERE | RGB | {"optimise.dropout"},
     "motion": EVERYWHERE | FLOW | {"optimise.dropout"},
-    "st_resnet": set(OTHERWISE) - {"optimise.dropout", "model.temporal_pool"},
-    "st_resnet_star": set(OTHERWISE) - {"optimise.dropout"},
+    "st_resnet": set(OTHERWISE) - STM - {"optimise.dropout", "model.temporal_pool"},
+    "st_resnet_star": set(OTHERWISE) - STM - {"optimise.dropout"},
     "stm_resnet": set(OTHERWISE),
 }  # fmt: skip
 # Values that differ from the default of one model and are the default of another.
@@ -57,6 +62,8 @@ def phase_with(model, key=None, value=None):
     tree = {"model": {"name": model}}
     if model not in ("appearance", "motion"):
         tree["clips"] = {"chunks": 5}
+    if key in ("clips.segments", "clips.frame_grid") and key in ACTING[model]:
+        tree["clips"] = {"segments": 6}
     if key is not None:
         home = tree
         for part in key.split(".")[:-1]:
