@@ -92,13 +92,13 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def save_state(state: Mapping[str, Tensor], path: Path) -> None:
-    """A .safetensors file that carries a checksum of its tensors, written atomically."""
+def save_state(state: Mapping[str, Tensor], path: Path, about: Mapping[str, str] | None = None) -> None:
+    """A .safetensors file that carries a checksum of its tensors, and what is said `about` them, written atomically."""
     from safetensors.torch import save
 
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     # Through memory, so that a full disk is an OSError like any other.
-    write_bytes(path, save(whole, {CHECKSUM: _checksum(whole)}))
+    write_bytes(path, save(whole, {**(about or {}), CHECKSUM: _checksum(whole)}))
 
 
 def _checksum(state: Mapping[str, Tensor]) -> str:
