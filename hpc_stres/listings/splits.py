@@ -24,7 +24,9 @@ from hpc_stres.listings.textlists import read_lines, read_table
 
 __all__ = ["VIDEO_SUFFIXES", "Listing", "Video", "problems", "read_folder", "read_frame_folders", "read_listing"]
 
-SPLITS = (1, 2, 3)
+# Any data set may have several splits; the official ones have three.
+MOST_SPLITS = 99
+SPLITS = range(1, MOST_SPLITS + 1)
 HMDB51_TRAIN, HMDB51_TEST = "1", "2"
 CSV_COLUMNS = ("path", "label")
 
@@ -66,10 +68,10 @@ def read_ucf101(videos: Path, lists: Path) -> Listing:
     listing = Listing(list(numbers))
     homes = {name: Video("", videos, label) for label, name in enumerate(numbers)}
     for split in SPLITS:
-        if split > 1 and not (lists / f"trainlist0{split}.txt").is_file():
+        if split > 1 and not (lists / f"trainlist{split:02d}.txt").is_file():
             continue
         for kind, target in (("train", listing.train), ("test", listing.test)):
-            path = lists / f"{kind}list0{split}.txt"
+            path = lists / f"{kind}list{split:02d}.txt"
             lines = read_lines(path)
             target[split] = [_ucf101_video(line, f"{path}:{n}", homes, numbers, listing) for n, line in lines]
     return listing
@@ -151,8 +153,8 @@ def read_csv(videos: Path, table: Path) -> Listing:
     """A table with the columns path, label and split (train or test), and group where recordings
     are known.
 
-    Columns split1, split2 and split3 in place of split give up to three splits; an empty cell
-    leaves a video out.
+    Columns split1, split2 and so on in place of split give several splits; an empty cell leaves a
+    video out.
     """
     rows = read_table(table, CSV_COLUMNS)
     if not rows:
@@ -182,7 +184,7 @@ def read_csv(videos: Path, table: Path) -> Listing:
 def _split_columns(table: Path, names: set[str]) -> dict[int, str]:
     numbered = {split: f"split{split}" for split in SPLITS if f"split{split}" in names}
     if ("split" in names) == bool(numbered):
-        raise UserError(f"{table}:1: expected a column split, or columns split1, split2, split3 in its place")
+        raise UserError(f"{table}:1: expected a column split, or columns split1, split2 and so on in its place")
     return numbered or {1: "split"}
 
 
