@@ -6,6 +6,10 @@ and chunks, parameters and multiply-adds of one clip.
 """
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hpc_stres.tools.counting import Sizes
 
 NAMES = ("appearance", "motion", "st_resnet", "st_resnet_star", "stm_resnet")
 CHUNKS = {"appearance": 1, "motion": 1, "st_resnet_star": 11}
@@ -22,14 +26,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from hpc_stres.tools import counting
+
+    chunks = args.chunks or CHUNKS.get(args.model, 5)
+    if args.model in counting.STREAMS:
+        print(counting.table(_sizes(args, chunks)))
+    else:
+        print(_measured(args, chunks))
+    return 0
+
+
+def _sizes(args: argparse.Namespace, chunks: int) -> "Sizes":
+    from hpc_stres.errors import UserError
+    from hpc_stres.tools.counting import DEPTHS, TEMPORAL_WINDOW, Sizes
+
+    sizes = Sizes(
+        model=args.model, stages=DEPTHS[args.depth], width=args.width, variant=args.variant, classes=args.classes,
+        side=args.side, chunks=chunks,
+    )  # fmt: skip
+    if sizes.pools_time and chunks < TEMPORAL_WINDOW:
+        raise UserError(f"{chunks} time steps are too few for the temporal pool over {TEMPORAL_WINDOW}")
+    if min(args.width, args.classes, args.side, chunks) < 1:
+        raise UserError("--width, --classes, --side and --chunks: expected numbers of 1 or more")
+    return sizes
+
+
+def _measured(args: argparse.Namespace, chunks: int) -> str:
+    """A network that is not counted by arithmetic, measured on a dry pass."""
     from hpc_stres.errors import UserError
     from hpc_stres.models import build_model
     from hpc_stres.models.describe import table
 
-    chunks = args.chunks or CHUNKS.get(args.model, 5)
     try:
         model = build_model(args.model, args.classes, args.depth, args.width, variant=args.variant)
-        print(table(model, args.side, chunks))
+        return table(model, args.side, chunks)
     except ValueError as error:
         raise UserError(str(error)) from None
-    return 0
