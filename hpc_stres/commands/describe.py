@@ -6,17 +6,23 @@ and chunks, parameters and multiply-adds of one clip.
 """
 
 import argparse
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hpc_stres.tools.counting import Sizes
 
-NAMES = ("appearance", "motion", "st_resnet", "st_resnet_star", "stm_resnet")
-CHUNKS = {"appearance": 1, "motion": 1, "st_resnet_star": 11}
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", choices=NAMES, help=", ".join(NAMES))
+    from hpc_stres.registry import MODELS
+
+    parser.add_argument("model", metavar="MODEL", help=", ".join(MODELS.names()))
+    parser.add_argument(
+        "--extension", metavar="FILE", action="append", default=[], help="a file of one's own that registers the model"
+    )
+    parser.add_argument(
+        "--option", metavar="A=B", action="append", default=[], help="an option of the model; repeatable"
+    )
     parser.add_argument("--depth", type=int, default=50, choices=[50, 101, 152])
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--variant", default="torchvision", choices=["torchvision", "msra"])
@@ -26,13 +32,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from hpc_stres.registry import MODELS, load_extension
     from hpc_stres.tools import counting
 
-    chunks = args.chunks or CHUNKS.get(args.model, 5)
-    if args.model in counting.STREAMS:
-        print(counting.table(_sizes(args, chunks)))
-    else:
-        print(_measured(args, chunks))
+    for file in args.extension:
+        load_extension(Path(file).resolve())
+    chunks = args.chunks or MODELS.get(args.model).usual_chunks
+    # A published network as it is published is counted without torch, which takes seconds to load.
+    is_plain = args.model in counting.STREAMS and not args.extension and not args.option
+    print(counting.table(_sizes(args, chunks)) if is_plain else _measured(args, chunks))
     return 0
 
 
@@ -44,10 +52,10 @@ def _sizes(args: argparse.Namespace, chunks: int) -> "Sizes":
         model=args.model, stages=DEPTHS[args.depth], width=args.width, variant=args.variant, classes=args.classes,
         side=args.side, chunks=chunks,
     )  # fmt: skip
-    if sizes.pools_time and chunks < TEMPORAL_WINDOW:
-        raise UserError(f"{chunks} time steps are too few for the temporal pool over {TEMPORAL_WINDOW}")
     if min(args.width, args.classes, args.side, chunks) < 1:
         raise UserError("--width, --classes, --side and --chunks: expected numbers of 1 or more")
+    if sizes.pools_time and chunks < TEMPORAL_WINDOW:
+        raise UserError(f"{chunks} time steps are too few for the temporal pool over {TEMPORAL_WINDOW}")
     return sizes
 
 
@@ -58,7 +66,20 @@ def _measured(args: argparse.Namespace, chunks: int) -> str:
     from hpc_stres.models.describe import table
 
     try:
-        model = build_model(args.model, args.classes, args.depth, args.width, variant=args.variant)
+        model = build_model(
+            args.model, args.classes, args.depth, args.width, variant=args.variant, **_options(args.option)
+        )
         return table(model, args.side, chunks)
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def _options(texts: list[str]) -> dict[str, Any]:
+    """`name=value` texts; refuses others."""
+    from hpc_stres.errors import ConfigError
+
+    pairs = [text.partition("=") for text in texts]
+    for text, (name, equals, _) in zip(texts, pairs, strict=True):
+        if not name or not equals:
+            raise ConfigError(f"--option {text}: expected name=value")
+    return {name: value for name, _, value in pairs}

@@ -7,6 +7,7 @@
 import contextlib
 import dataclasses
 import difflib
+import os
 import re
 import types
 import typing
@@ -21,7 +22,11 @@ from hpc_stres.config import limits
 from hpc_stres.config.recipe import check_phase_name, ordered_phases
 from hpc_stres.config.schema import Config
 from hpc_stres.config.tree import MOST_TEXT_IN_MESSAGE, Node, merge, origins, parse_overrides, read_file, shown
+from hpc_stres.config.upgrade import MOVED, upgrade
 from hpc_stres.errors import ConfigError, FieldError
+from hpc_stres.registry import MODELS, PHASE_KINDS, Registry, load_extension
+from hpc_stres.registry.model import ModelOptions
+from hpc_stres.registry.phase import Phase
 
 # In a checkout they lie beside the package; an installed package carries them inside.
 _PLACES = (SOURCES / "configs", SOURCES / "hpc_stres" / "configs")
@@ -77,8 +82,7 @@ def load_run(run_dir: Path, overrides: Sequence[str] = ()) -> Config:
 def _whole(tree: Node) -> Config:
     """The config of a tree; refuses what only shows when all of it is known."""
     config = typing.cast(Config, build(Config, tree, ""))
-    for name in ordered_phases(config.phases):
-        config.phase(name)
+    ordered_phases(config.phases)
     return config
 
 
@@ -89,25 +93,51 @@ def _refuse_unknown_phases(recipe: Node, tree: Node) -> None:
     if not isinstance(known, dict) or not isinstance(given, dict):
         return  # not a mapping: refused with its type below
     for name, node in given.items():
-        if name in known or (isinstance(node.value, dict) and "model" in node.value):
+        if name in known or (isinstance(node.value, dict) and {"model", "kind"} & set(node.value)):
             continue
         nearest = difflib.get_close_matches(name, known, 1, NEAR)
-        hint = f"did you mean {nearest[0]}?" if nearest else "a phase of your own needs a `model`"
+        hint = f"did you mean {nearest[0]}?" if nearest else "a phase of your own needs a `model` or a `kind`"
         raise ConfigError(
             f"{node.origin}: phases.{shown(name)}: the recipe has no such phase; it has {', '.join(known)}; {hint}"
         )
 
 
 def _read_resolved(path: Path) -> Node:
-    """A run folder's config.yaml; an older version's has what was done then."""
+    """A run folder's config.yaml; an older version's is read as this version would write it."""
     node = read_file(path)
-    data = node.value.get("data")
-    if data is not None and isinstance(data.value, dict) and "flow_pyramid" not in data.value:
-        given = {key: item.value for key, item in data.value.items()}
-        if given.get("flow_frames") is None and given.get("flow_backend") != "dali":
-            origin = f"{path}: written before there was a choice"
-            data.value["flow_pyramid"] = Node("opencv4", origin)
+    _load_extensions(node, path.parent)
+    upgrade(node, str(path))
     return node
+
+
+def from_plain(value: Mapping[str, Any], origin: str) -> Config:
+    """A config from plain values, as done.json and checkpoints hold it; an older version's is upgraded."""
+    node = node_of(value, origin)
+    upgrade(node, origin)
+    return _whole(node)
+
+
+def node_of(value: Any, origin: str) -> Node:
+    """Plain values as nodes, so that they pass the same checks as a file's."""
+    if isinstance(value, Mapping):
+        return Node({key: node_of(item, origin) for key, item in value.items()}, origin)
+    if isinstance(value, list | tuple):
+        return Node([node_of(item, origin) for item in value], origin)
+    return Node(value, origin)
+
+
+def _load_extensions(node: Node, home: Path) -> None:
+    """Import the files of one's own before anything asks for what they register; relative to the config's folder."""
+    given = node.value.get("extensions")
+    if given is None or not isinstance(given.value, list):
+        return  # not a list: refused with its type below
+    files = []
+    for item in given.value:
+        _expect(isinstance(item.value, str), item, "extensions", "the name of a Python file")
+        path = Path(os.path.abspath(home / item.value))
+        load_extension(path)
+        files.append(Node(str(path), item.origin))
+    node.value["extensions"] = Node(files, given.origin)
 
 
 def dump(config: Config) -> str:
@@ -116,7 +146,10 @@ def dump(config: Config) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, tuples and mappings as plain dicts and lists."""
+    """Dataclasses, tuples and mappings as plain dicts and lists; a config as it was written."""
+    if isinstance(value, Config):
+        written = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return plain(written | {"phases": value.written_phases()})
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -140,12 +173,14 @@ def _library(folder: str, name: Node) -> Node:
 def _file_with_base(path: Path) -> Node:
     in_a_run = (path.parent / "provenance.json").is_file()
     node = _read_resolved(path) if in_a_run else read_file(path)
+    _load_extensions(node, path.parent)
     include = node.value.pop("include", None)
     if include is None:
         return node
     if not isinstance(include.value, str) or not include.value.strip():
         raise ConfigError(f"{include.origin}: include: expected the name of one file")
     base = read_file(path.parent / include.value)
+    _load_extensions(base, (path.parent / include.value).parent)
     if "include" in base.value:
         raise ConfigError(f"{base.value['include'].origin}: include: a base file may not include another")
     return merge(base, node)
@@ -159,6 +194,9 @@ def build(kind: Any, node: Node, path: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         return _build_union(args, node, path)
     if origin is Literal:
+        # YAML 1.1 reads a bare `off` as false; where the word is a choice, that is what was meant.
+        if node.value is False and "off" in args:
+            return "off"
         # bool is an int to Python: `True` must not pass for the literal 1.
         if not any(node.value == arg and type(node.value) is type(arg) for arg in args):
             nearest = difflib.get_close_matches(shown(node.value), [str(arg) for arg in args], 1)
@@ -179,15 +217,38 @@ def build(kind: Any, node: Node, path: str) -> Any:
     return _build_scalar(kind, node, path)
 
 
+def _concrete(kind: Any, node: Node, path: str) -> Any:
+    """The options of this kind of phase, or of this model, where the field declares any."""
+    if kind is Phase:
+        return _registered(PHASE_KINDS, node, path, "kind", "train").options
+    if kind is ModelOptions:
+        return _registered(MODELS, node, path, "name", None).options
+    return kind
+
+
+def _registered(registry: Registry[Any], node: Node, path: str, key: str, default: str | None) -> Any:
+    """The entry that one key of a mapping names."""
+    item = node.value.get(key) or (None if default is None else Node(default, node.origin))
+    if item is None:
+        raise ConfigError(f"{node.origin}: {path}: the key {key} is missing; there are {', '.join(registry.names())}")
+    _expect(isinstance(item.value, str), item, f"{path}.{key}", f"the name of a {registry.what}")
+    if item.value not in registry:
+        raise ConfigError(f"{item.origin}: {path}.{key}: {registry.refusal(item.value)}")
+    return registry.get(item.value)
+
+
 def _build_dataclass(kind: Any, node: Node, path: str) -> Any:
+    if kind is ModelOptions:
+        _expect(isinstance(node.value, dict), node, path, "a mapping as {name: motion}")
     _expect(isinstance(node.value, dict), node, path or "the config", "a mapping of keys")
+    kind = _concrete(kind, node, path)
     hints = typing.get_type_hints(kind)
     names = [f.name for f in dataclasses.fields(kind)]
     values = {}
     for key, item in node.value.items():
         if key not in names:
             full = f"{path}.{shown(key)}" if path else shown(key)
-            raise ConfigError(f"{item.origin}: {full}: unknown key; {_hint(key, names)}")
+            raise ConfigError(f"{item.origin}: {full}: unknown key; {_hint(key, names, path)}")
         values[key] = build(hints[key], item, f"{path}.{key}" if path else key)
     missing = [f.name for f in dataclasses.fields(kind) if _required(f) and f.name not in values]
     if missing:
@@ -195,14 +256,30 @@ def _build_dataclass(kind: Any, node: Node, path: str) -> Any:
     try:
         return kind(**values)
     except FieldError as error:
-        where = node.value[error.key].origin if error.key in node.value else node.origin
         full = f"{path}.{error.key}" if path else error.key
-        got = shown(plain(values[error.key])) if error.key in values else "the default"
-        raise ConfigError(f"{where}: {full}: {error.message}, got {got}") from None
+        given, got = _given(node, error.key)
+        raise ConfigError(f"{given.origin}: {full}: {error.message}, got {got}") from None
 
 
-def _hint(key: str, names: list[str]) -> str:
+def _given(node: Node, key: str) -> tuple[Node, str]:
+    """Where a value was written, and the value; the nearest mapping around it where it was not."""
+    for part in key.split("."):
+        if not isinstance(node.value, dict) or part not in node.value:
+            return node, "the default"
+        node = node.value[part]
+    return node, shown(_bare(node))
+
+
+def _bare(node: Node) -> Any:
+    if isinstance(node.value, dict):
+        return {key: _bare(item) for key, item in node.value.items()}
+    return [_bare(item) for item in node.value] if isinstance(node.value, list) else node.value
+
+
+def _hint(key: str, names: list[str], path: str) -> str:
     """The nearest valid key, here or in another section; where none is near, all of them."""
+    if key in MOVED and path.count(".") == 1 and path.startswith("phases."):
+        return f"it is {path}.{MOVED[key]}"
     nearest = difflib.get_close_matches(key, names, 1, NEAR)
     if nearest:
         return f"the nearest valid key is {nearest[0]}"
@@ -221,6 +298,12 @@ def _build_union(args: tuple[Any, ...], node: Node, path: str) -> Any:
     if node.value is None and type(None) in args:
         return None
     kinds = [arg for arg in args if arg is not type(None)]
+    # A mapping or a list says itself which alternative is meant, and that one gives the message.
+    for kind in kinds:
+        if isinstance(node.value, dict) and dataclasses.is_dataclass(kind):
+            return build(kind, node, path)
+        if isinstance(node.value, list) and get_origin(kind) is tuple:
+            return build(kind, node, path)
     for kind in kinds[:-1]:
         try:
             return build(kind, node, path)

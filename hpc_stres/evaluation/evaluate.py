@@ -21,6 +21,7 @@ import torch
 from hpc_stres.config.loading import plain
 from hpc_stres.config.recipe import ordered_phases
 from hpc_stres.config.schema import Config
+from hpc_stres.data.augment import Levels
 from hpc_stres.data.feed import ClipReader
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import networks, parts, protocol, scores
@@ -29,6 +30,7 @@ from hpc_stres.evaluation.results import summarise
 from hpc_stres.models.building import DTYPES
 from hpc_stres.parallel import process_groups
 from hpc_stres.parallel.world import World
+from hpc_stres.phases.train import train_phase
 from hpc_stres.run.data_set import refuse_other_data_set
 from hpc_stres.run.ownership import owned
 from hpc_stres.run.paths import RunPaths
@@ -174,10 +176,9 @@ def _scoring(config: Config, name: str, paths: RunPaths, store: Store, videos: l
             f"was trained on: {', '.join(differing)}\nEvaluate on the data set of the training: check data.root."
         )
     evaluation = {key: value for key, value in plain(config.evaluation).items() if key != "allow_missing"}
-    network = {key: value for key, value in plain(config.model).items() if key != "weights"}
     made_by = {
         "phase": name, "split": config.data.split, "weights": finished.weights_sha256,
-        "protocol": protocol.describe(config.evaluation), "evaluation": evaluation, "network": network,
+        "protocol": protocol.describe(config.evaluation), "evaluation": evaluation,
         "options": plain(config.phases[name]), "precision": config.training.precision,
     }  # fmt: skip
     common = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode())
@@ -210,11 +211,9 @@ def _score_phase(
 ) -> None:  # fmt: skip
     """This rank's share of a phase's videos, a line a video."""
     name = scoring.name
-    phase = config.phase(name)
+    phase = train_phase(config, name)
     model = networks.finished_model(config, name, scoring.weights, len(store.classes)).to(device).eval()
-    reader = ClipReader(
-        store, None, config.model.variant, streams=(phase.uses_rgb, phase.uses_flow), device_id=device.index, most=512
-    )
+    reader = ClipReader(store, None, Levels.of_phase(phase), streams=phase.streams, device_id=device.index, most=512)
     writer = parts.PartWriter(paths, config.data.split, name, world.rank)
     with Progress(f"test {name}", len(todo), "videos", world.is_first) as bar:
         for number, video in enumerate(todo, 1):

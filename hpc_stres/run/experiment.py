@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from hpc_stres.config.loading import dump, load_resolved, plain
+from hpc_stres.config.loading import dump, from_plain, load_resolved, plain
 from hpc_stres.config.schema import Config
 from hpc_stres.errors import UserError
 from hpc_stres.run.ownership import owned
@@ -89,12 +89,20 @@ def _configs_of_phases(paths: RunPaths) -> Iterator[tuple[str, dict[str, Any]]]:
         phase = PhasePaths(folder)
         done = read_done(phase)
         if done is not None and "config" in done:
-            yield f"{phase.done}: this phase", done["config"]
+            yield f"{phase.done}: this phase", as_now(done["config"], str(phase.done))
         for checkpoint in sorted(phase.checkpoints.glob("step*"), reverse=True):
             meta = read_meta(checkpoint)
             if "config" in meta:
-                yield f"{checkpoint}: this checkpoint", meta["config"]
+                yield f"{checkpoint}: this checkpoint", as_now(meta["config"], str(checkpoint))
                 break
+
+
+def as_now(config: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """A config that an older version may have written, as this version writes it."""
+    try:
+        return dict(plain(from_plain(config, place)))
+    except UserError as error:
+        raise UserError(f"{place}: its config is of another version: {error}\nUse another --run-dir.") from None
 
 
 def read_meta(checkpoint: Path) -> dict[str, Any]:

@@ -10,10 +10,13 @@ import yaml
 
 from hpc_stres.commands.config import field_documents
 from hpc_stres.config import limits, loading
-from hpc_stres.config.recipe import Phase
-from hpc_stres.config.schedule import Plateau
 from hpc_stres.config.schema import Config
-from hpc_stres.errors import ConfigError, FieldError
+from hpc_stres.errors import ConfigError
+from hpc_stres.evaluation import finished
+from hpc_stres.phases.sections import ClipsSection, OptimiseSection
+from hpc_stres.registry import MODELS
+from hpc_stres.registry.model import TrunkSection
+from hpc_stres.registry.phase import Phase
 from tests.conftest import ROOT, TINY, run_python
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -38,9 +41,9 @@ def test_every_shipped_config_loads_and_survives_a_round_trip(path, tmp_path):
         ("training.max_steps=true", "training.max_steps", "a whole number"),
         ("training.zero_stage=true", "training.zero_stage", "one of 0, 1"),
         ("training.max_micro_batch=some", "training.max_micro_batch", "auto"),
-        ("phases.motion.schedule=[[1,2,3]]", "phases.motion.schedule", "[steps, rate]"),
-        ("phases.motion.norm_group=1000", "phases.motion.norm_group", "at most the global batch"),
-        ("phases.st_resnet_star.chunks=4", "phases.st_resnet_star.chunks", "5 or more"),
+        ("phases.motion.optimise.schedule=[[1,2,3]]", "phases.motion.optimise.schedule", "[steps, rate]"),
+        ("phases.motion.optimise.norm_group=1000", "phases.motion.optimise.norm_group", "at most the global batch"),
+        ("phases.st_resnet_star.clips.chunks=4", "phases.st_resnet_star.clips.chunks", "5 or more"),
         ("data.crop=4096", "data.crop", "short_side"),
         ("seed=", "seed", "a whole number"),
     ],
@@ -86,7 +89,11 @@ def test_a_base_file_is_included_once_and_no_deeper(tmp_path):
 def test_training_overrides_reach_every_phase():
     config = loading.load_config(TINY, ["training.global_batch=6", "training.norm_group=3", "training.max_steps=2"])
     for name in config.phases:
-        assert (config.phase(name).global_batch, config.phase(name).norm_group, config.steps(name)) == (6, 3, 2)
+        assert (
+            config.phase(name).optimise.global_batch,
+            config.phase(name).optimise.norm_group,
+            config.steps(name),
+        ) == (6, 3, 2)
 
 
 def test_a_group_larger_than_an_overridden_batch_is_refused():
@@ -107,8 +114,8 @@ def test_every_field_is_frozen_keyword_only_and_documented():
 @pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "inf", "nan", "1e400"])
 @pytest.mark.parametrize(
     "key",
-    ["training.momentum", "training.weight_decay", "training.checkpoint_every_minutes", "phases.motion.dropout",
-     "phases.st_resnet.loss_weight_motion", "cluster.min_all_reduce_gb_per_s", "training.step_timeout_minutes"],
+    ["training.momentum", "training.weight_decay", "training.checkpoint_every_minutes", "phases.motion.optimise.dropout",
+     "phases.st_resnet.optimise.loss_weight_motion", "cluster.min_all_reduce_gb_per_s", "training.step_timeout_minutes"],
 )  # fmt: skip
 def test_no_number_may_be_infinite_or_not_a_number(key, value):
     with pytest.raises(ConfigError, match=f"{key}: expected a finite number"):
@@ -118,19 +125,19 @@ def test_no_number_may_be_infinite_or_not_a_number(key, value):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("phases.motion.schedule=[[10, .inf]]", "expected a finite number"),
-        ("phases.motion.schedule=[[10, -5]]", "expected rates above 0"),
-        ("phases.motion.schedule=[[10, 0]]", "expected rates above 0"),
-        ("phases.motion.schedule=[]", "at least one"),
+        ("phases.motion.optimise.schedule=[[10, .inf]]", "expected a finite number"),
+        ("phases.motion.optimise.schedule=[[10, -5]]", "expected rates above 0"),
+        ("phases.motion.optimise.schedule=[[10, 0]]", "expected rates above 0"),
+        ("phases.motion.optimise.schedule=[]", "at least one"),
         ("training={engine: deepspeed, deepspeed: {zero: {x: [.nan]}}}", "expected a finite number"),
         ("training.deepspeed={zero: 1}", "no effect with the engine ddp"),
         ("training.zero_stage=1", "no effect with the engine ddp"),
-        ("phases.st_resnet.loss_weight_motion=-5", "expected 0 or more"),
-        ("phases.st_resnet={loss_weight_motion: 0, loss_weight_appearance: 0}", "nothing would be trained"),
-        ("phases.motion.loss_weight_motion=0", "nothing would be trained"),
+        ("phases.st_resnet.optimise.loss_weight_motion=-5", "expected 0 or more"),
+        ("phases.st_resnet.optimise={loss_weight_motion: 0, loss_weight_appearance: 0}", "nothing would be trained"),
+        ("phases.motion.optimise.loss_weight_motion=0", "nothing would be trained"),
         ("model.width=1000000000", "model.width: expected at most 2048"),
         ("model.stages=[3, 1000000000]", "model.stages: expected at most 500"),
-        ("phases.st_resnet.chunks=1000000000", "phases.st_resnet.chunks: expected at most 1000"),
+        ("phases.st_resnet.clips.chunks=1000000000", "phases.st_resnet.clips.chunks: expected at most 1000"),
         ("evaluation.chunks=1000000000", "expected at most 10000"),
         ("cluster.nodes=99999999999999999999999", "expected at most 100000"),
         ("training.max_micro_batch=99999999999999", "expected at most 1e+06"),
@@ -178,55 +185,105 @@ def test_names_of_phases_are_plain_words(name, tmp_path):
 
 def test_an_overlay_for_a_phase_that_the_recipe_lacks_is_refused_unless_it_is_a_whole_phase():
     with pytest.raises(ConfigError, match=r"phases\.st_resnt: the recipe has no such phase.*did you mean st_resnet"):
-        loading.load_config(TINY, ["phases.st_resnt.chunks=5"])
+        loading.load_config(TINY, ["phases.st_resnt.clips.chunks=5"])
     with pytest.raises(ConfigError, match=r"phases\.other.*a phase of your own needs a `model`"):
-        loading.load_config(TINY, ["phases.other.global_batch=5"])
-    own = loading.load_config(TINY, ["phases.motion_again={model: motion, starts_from: [motion]}"])
+        loading.load_config(TINY, ["phases.other.optimise.global_batch=5"])
+    own = loading.load_config(TINY, ["phases.motion_again={model: {name: motion}, starts_from: [motion]}"])
     assert own.phases["motion_again"].starts_from == ("motion",)
 
 
+# Every option of a `train` phase with a value that is not its default.
 OTHERWISE = {
-    "weights": "x.pth", "chunks": 7, "stride": (1, 2), "stride_shared_by": "group", "chunk_window": "released",
-    "short_video": "repeat", "border_corners": "two", "dropout": 0.5, "loss_over_time": "mean",
-    "temporal_pool": "before_average", "temporal_padding": "replicate", "conv1_inflation": "mean",
-    "conv1_rescale": True, "loss_weight_appearance": 0.5, "loss_weight_motion": 0.5, "crop": "corners",
-    "crop_shared_by": "group", "antialias": False, "classifier_only_steps": 3, "norm_average": "sigma",
-    "starts_from": ("motion",), "global_batch": 40, "norm_group": 5, "schedule": (Plateau(3, 0.1),),
+    "weights": "x.pth", "starts_from": ("motion",),
+    "model.norm_average": "sigma", "model.conv1_inflation": "mean", "model.conv1_rescale": True,
+    "model.temporal_padding": "replicate", "model.operation": ..., "model.direction": "both",
+    "model.placement": "direct", "model.temporal_pool": ..., "model.appearance.depth": 152,
+    "model.appearance.stages": [2, 3], "model.appearance.width": 12, "model.appearance.variant": "msra",
+    "model.appearance.side": 40, "model.appearance.mean": [1.0, 2.0, 3.0],
+    "model.appearance.deviation": [1.0, 2.0, 3.0], "model.appearance.weights": "x.pth",
+    "model.motion.depth": 152, "model.motion.stages": [2, 3], "model.motion.width": 12,
+    "model.motion.variant": "msra", "model.motion.side": 40, "model.motion.mean": [1.0, 2.0, 3.0],
+    "model.motion.deviation": [1.0, 2.0, 3.0], "model.motion.weights": "x.pth",
+    "clips.chunks": 7, "clips.stride": [2, 4], "clips.stride_shared_by": "group", "clips.window": "released",
+    "clips.short_video": "repeat", "clips.crop": "corners", "clips.border_corners": "two",
+    "clips.crop_shared_by": "group", "clips.antialias": False,
+    "optimise.global_batch": 40, "optimise.norm_group": 5, "optimise.schedule": [[3, 0.1]],
+    "optimise.dropout": 0.5, "optimise.classifier_only_steps": 3, "optimise.loss_over_time": "mean",
+    "optimise.loss_weight_appearance": 0.5, "optimise.loss_weight_motion": 0.5,
 }  # fmt: skip
+# Which a model has or obeys, said here once more by hand.
 EVERYWHERE = {
-    "model", "starts_from", "global_batch", "norm_group", "schedule", "crop", "crop_shared_by", "antialias",
-    "classifier_only_steps", "norm_average", "border_corners", "weights",
+    "weights", "starts_from", "model.norm_average", "clips.crop", "clips.crop_shared_by", "clips.antialias",
+    "clips.border_corners", "optimise.global_batch", "optimise.norm_group", "optimise.schedule",
+    "optimise.classifier_only_steps",
+}  # fmt: skip
+RGB = {key for key in OTHERWISE if key.startswith("model.appearance.")} | {"optimise.loss_weight_appearance"}
+FLOW = {key for key in OTHERWISE if key.startswith("model.motion.")} | {
+    "model.conv1_inflation", "model.conv1_rescale", "clips.chunks", "clips.short_video", "optimise.loss_weight_motion",
 }  # fmt: skip
 ACTING = {
-    "appearance": EVERYWHERE | {"dropout", "loss_weight_appearance"},
-    "motion": EVERYWHERE | {"chunks", "short_video", "dropout", "conv1_inflation", "conv1_rescale",
-                            "loss_weight_motion"},
-    "st_resnet": set(OTHERWISE) - {"dropout", "temporal_pool"},
-    "st_resnet_star": set(OTHERWISE) - {"dropout"},
+    "appearance": EVERYWHERE | RGB | {"optimise.dropout"},
+    "motion": EVERYWHERE | FLOW | {"optimise.dropout"},
+    "st_resnet": set(OTHERWISE) - {"optimise.dropout", "model.temporal_pool"},
+    "st_resnet_star": set(OTHERWISE) - {"optimise.dropout"},
     "stm_resnet": set(OTHERWISE),
 }  # fmt: skip
+# Values that differ from the default of one model and are the default of another.
+BY_MODEL = {
+    "stm_resnet": {"model.operation": "add", "model.temporal_pool": "after_pool5"},
+    "st_resnet_star": {"model.operation": "multiply", "model.temporal_pool": "before_average"},
+}
+
+
+def phase_with(model, key=None, value=None):
+    """A phase of a model, several chunks long where it can be, with one more option."""
+    tree = {"model": {"name": model}}
+    if model not in ("appearance", "motion"):
+        tree["clips"] = {"chunks": 5}
+    if key is not None:
+        home = tree
+        for part in key.split(".")[:-1]:
+            home = home.setdefault(part, {})
+        home[key.split(".")[-1]] = list(value) if isinstance(value, tuple) else value
+    return loading.build(Phase, loading.node_of(tree, "here"), "phases.x")
 
 
 def test_the_table_of_options_knows_every_option():
-    assert set(OTHERWISE) | {"model"} == {f.name for f in dataclasses.fields(Phase)}
+    known = set()
+    for family in MODELS.entries():
+        if family.name in ACTING:
+            known |= set(leaves(phase_with(family.name)))
+    assert set(OTHERWISE) == known - {"kind", "model.name", "model.appearance.family", "model.motion.family"}
+
+
+def leaves(phase):
+    """Dotted names of every option that a phase has, whether it acts or not."""
+    return finished.flat(loading.plain(phase))
 
 
 @pytest.mark.parametrize("model", list(ACTING))
 def test_options_that_do_not_act_on_a_model_are_refused_and_all_others_taken(model):
-    base = {"model": model} if model in ("appearance", "motion") else {"model": model, "chunks": 5}
     for key, value in OTHERWISE.items():
+        given = BY_MODEL.get(model, BY_MODEL["st_resnet_star"])[key] if value is ... else value
         if key in ACTING[model]:
-            assert key in Phase(**{**base, key: value}).acting()
+            assert key in phase_with(model, key, given).acting()
+            assert leaves(phase_with(model, key, given)) != leaves(phase_with(model))
         else:
-            with pytest.raises(FieldError, match=f"{key}: no effect in a phase of {model}"):
-                Phase(**{**base, key: value})
-            assert key not in Phase(**base).acting()
+            with pytest.raises(ConfigError, match=f"{key}: (no effect in a phase of {model}|unknown key)|unknown key"):
+                phase_with(model, key, given)
+            assert key not in phase_with(model).acting()
+
+
+def test_an_interaction_that_is_off_has_no_operation_and_no_placement():
+    for option in ("operation: multiply", "placement: direct"):
+        with pytest.raises(ConfigError, match="no effect in a phase of st_resnet: `direction` is off"):
+            loading.load_config(TINY, [f"phases.st_resnet.model={{direction: off, {option}}}"])
 
 
 def test_what_starts_from_phases_takes_no_other_weights():
-    for key, value in (("weights", "x.pth"), ("conv1_inflation", "mean")):
+    for key, value in (("weights", "x.pth"), ("model.conv1_inflation", "mean")):
         with pytest.raises(ConfigError, match=f"{key}: no effect"):
-            loading.load_config(TINY, [f"phases.st_resnet={{starts_from: [motion], {key}: {value}}}"])
+            loading.load_config(TINY, ["phases.st_resnet.starts_from=[motion]", f"phases.st_resnet.{key}={value}"])
 
 
 def printed(*overrides):
@@ -238,16 +295,16 @@ def printed(*overrides):
 
 def test_config_prints_the_values_that_apply_and_no_others():
     found = printed("training.norm_group=3", "training.max_steps=4")
-    assert found["phases.motion.norm_group"] == "3  # --set training.norm_group"
-    assert found["phases.motion.global_batch"].startswith("10  # ")
-    assert "tiny.yaml" in found["phases.motion.global_batch"]
-    assert found["phases.st_resnet.schedule"].endswith("(cut to 4 steps by training.max_steps)")
-    assert "phases.appearance.stride" not in found
+    assert found["phases.motion.optimise.norm_group"] == "3  # --set training.norm_group"
+    assert found["phases.motion.optimise.global_batch"].startswith("10  # ")
+    assert "tiny.yaml" in found["phases.motion.optimise.global_batch"]
+    assert found["phases.st_resnet.optimise.schedule"].endswith("(cut to 4 steps by training.max_steps)")
+    assert "phases.appearance.clips.stride" not in found
     assert "model.depth" not in found
     assert "data.test_fraction" not in found
     assert "data.binding.frames" in found
-    assert "phases.st_resnet.dropout" not in found
-    assert found["phases.st_resnet.chunks"].startswith("5  #")
+    assert "phases.st_resnet.optimise.dropout" not in found
+    assert found["phases.st_resnet.clips.chunks"].startswith("5  #")
 
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -339,6 +396,9 @@ def numbers(kind, path):
         if dataclasses.is_dataclass(hint):
             yield from numbers(hint, key)
         elif name == "phases":
-            yield from numbers(Phase, "phases.*")
+            yield from numbers(ClipsSection, "phases.*.clips")
+            yield from numbers(OptimiseSection, "phases.*.optimise")
+            for stream in ("appearance", "motion"):
+                yield from numbers(TrunkSection, f"phases.*.model.{stream}")
         elif any(word in str(hint) for word in ("int", "float", "Plateau")):
             yield key, hint
