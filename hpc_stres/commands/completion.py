@@ -100,10 +100,10 @@ def bash(commands: list[Command]) -> str:
         "_hpc_stres() {",
         '  local word="${COMP_WORDS[COMP_CWORD]}" before="${COMP_WORDS[COMP_CWORD-1]}" command="" part',
         '  for part in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do',
-        '    [[ $part != -* ]] && { command=$part; break; }',
+        "    [[ $part != -* ]] && { command=$part; break; }",
         "  done",
         "  COMPREPLY=()",
-        '  if [[ -z $command ]]; then',
+        "  if [[ -z $command ]]; then",
         f'    COMPREPLY=($(compgen -W "{" ".join(c.name for c in commands)} --help --version" -- "$word")); return',
         "  fi",
         '  case "$command $before" in',
@@ -116,7 +116,7 @@ def bash(commands: list[Command]) -> str:
     lines += ["  esac", '  case "$command" in']
     for command in commands:
         options = " ".join(name for option in command.options for name in option.names)
-        lines += [f'    {command.name})', f'      [[ $word == -* ]] && {{ {_bash_words(options)} return; }}']
+        lines += [f"    {command.name})", f"      [[ $word == -* ]] && {{ {_bash_words(options)} return; }}"]
         lines += [f"      {_bash_value(value)}" for value in command.values[:1]]
         lines.append("      ;;")
     return "\n".join([*lines, "  esac", "}", f"complete -F _hpc_stres {PROGRAM}", ""])

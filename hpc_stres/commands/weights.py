@@ -1,7 +1,7 @@
 """Pretrained weights: where each file comes from, fetched, checked and converted to what a config reads.
 
   hpc-stres weights                          the files that are known, their licences and checksums
-  hpc-stres weights resnet50                 fetch it (on a login node), check it, write data/weights/resnet50.safetensors
+  hpc-stres weights resnet50                 fetch (on a login node), check, write data/weights/resnet50.safetensors
   hpc-stres weights resnet50 --to W          the same from and into the folder W; a copy in W needs no network
   hpc-stres weights some_file.pth            what is in a file of weights, and whether it is a published one
 
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", nargs="*", metavar="NAME|FILE", help="published files by name, or files to look into")
-    parser.add_argument(
-        "--to", metavar="DIR", default="data/weights", help="folder of weights (default: %(default)s)"
-    )
+    parser.add_argument("--to", metavar="DIR", default="data/weights", help="folder of weights (default: %(default)s)")
     parser.add_argument("--again", action="store_true", help="convert again what is there already")
 
 
@@ -96,5 +94,6 @@ def _look_into(path: Path) -> str:
     entry, trunk = recognise(path), trunk_of(state)
     known = f"this is {entry.file}: hpc-stres weights {entry.name}" if entry else "no published file that is known here"
     streams = sorted({name.split(".", 1)[0] for name in state if name.count(".") > 1} & {"appearance", "motion"})
-    kind = str(trunk) if trunk else f"a network of this package: {' and '.join(streams)}" if streams else "unknown names"
+    other = f"a network of this package: {' and '.join(streams)}" if streams else "unknown names"
+    kind = str(trunk) if trunk else other
     return f"{path}: {kind}; {len(state)} tensors, {numbers} numbers\n  SHA-256 {sha256(path)}\n  {known}"

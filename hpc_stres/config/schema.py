@@ -125,7 +125,8 @@ class ModelConfig:
     variant: Literal["msra", "torchvision"] = "torchvision"
     """Where strides and pool padding stand; must be the one that the weights were trained with."""
     weights: str | None = None
-    """ImageNet weights (torchvision's or timm's names; .pth or .safetensors) for phases that start from no other."""
+    """ImageNet weights for phases that start from no other: a file with torchvision's or timm's names (.pth or
+    .safetensors), or a name that `hpc-stres weights` knows; none: from scratch."""
 
     def __post_init__(self) -> None:
         check_field(self.width >= 4, "width", "expected 4 or more")
@@ -146,6 +147,8 @@ class TrainingConfig:
     """Videos in one SGD step; none: the recipe's."""
     norm_group: int | None = None
     """Videos that share normalisation moments; none: the recipe's."""
+    schedule_scale: float | None = None
+    """How many times as long every phase's schedule is, its plateaus kept; none: the recipe's."""
     max_steps: int | None = None
     """Cut every phase to this many steps; none: the recipe's schedule."""
     max_micro_batch: int | Literal["auto"] = "auto"
@@ -185,6 +188,8 @@ class TrainingConfig:
         for key in ("global_batch", "norm_group", "max_steps"):
             value = getattr(self, key)
             check_field(value is None or value >= 1, key, "expected a whole number of 1 or more")
+        scale = self.schedule_scale
+        check_field(scale is None or 0.0 < scale <= 1000.0, "schedule_scale", "expected a number above 0, up to 1000")
         micro = self.max_micro_batch
         check_field(micro == "auto" or micro >= 1, "max_micro_batch", "expected auto, or 1 or more")
         check_field(0.0 <= self.momentum < 1.0, "momentum", "expected a number from 0 to below 1")

@@ -84,7 +84,8 @@ def _read(root: Path, cut: tuple[float, int], walk: Walk, probe: Walk) -> Listin
     if by_split:
         return _read_splits(root, by_split, walk)
     listing = Listing([path.name for path in found])
-    listing.train, listing.test = ({split: [] for split in range(1, folds + 1)} for _ in "12")
+    listing.train = {split: [] for split in range(1, folds + 1)}
+    listing.test = {split: [] for split in range(1, folds + 1)}
     # Numbers are put in order by their value.
     listing.classes = sorted_classes(set(listing.classes))
     for label, name in enumerate(listing.classes):

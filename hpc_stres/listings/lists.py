@@ -1,8 +1,9 @@
 """A data set given by text lists of any number of splits: train.txt and test.txt, or train1.txt, test1.txt and so on.
 
-A line is a path, and after a space, tab or comma the class, by name or by number. `classes.txt` (or classInd.txt) beside
-the lists gives the classes in their order, a name a line, with its number before it where that does not count from 0.
-A line that ends with the name of a video file has no class of its own: the first folder of its path is the class.
+A line is a path, and after a space, tab or comma the class, by name or by number. `classes.txt` (or
+classInd.txt) beside the lists gives the classes in their order, a name a line, with its number
+before it where that does not count from 0. A line that ends with the name of a video file has no
+class of its own: the first folder of its path is the class.
 """
 
 import posixpath
@@ -25,7 +26,10 @@ from hpc_stres.listings.textlists import read_lines
 MOST_SPLITS = 99
 CLASS_FILES = ("classes.txt", "classInd.txt")
 # train.txt, test_2.csv, trainlist01.txt, val-split3.txt
-LIST_NAME = re.compile(r"(train|test|val)(?:ing|idation)?[-_ ]?(?:list|split)?[-_ ]?0*([1-9]\d?)?\.(?:txt|csv|tsv|lst)", re.I)
+LIST_NAME = re.compile(
+    r"(train|test|val)(?:ing|idation)?[-_ ]?(?:list|split)?[-_ ]?0*([1-9]\d?)?\.(?:txt|csv|tsv|lst)",
+    re.IGNORECASE,
+)
 NAMES_HINT = "Expected train.txt and test.txt, or train1.txt, test1.txt, train2.txt, test2.txt and so on."
 
 # A path that ends as videos do, then the class, which may hold spaces.

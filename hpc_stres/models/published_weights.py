@@ -204,6 +204,5 @@ def refuse_other_trunk(entry: PublishedWeights, state: Mapping[str, "Tensor"], p
     trunk = trunk_of(state)
     expected = (entry.family, entry.stages)
     if trunk is None or (trunk.family, trunk.stages) != expected:
-        raise UserError(f"{path}: expected the tensors of {entry.name}, this file has those of {trunk or 'something else'}")
+        raise UserError(f"{path}: expected the tensors of {entry.name}, found those of {trunk or 'something else'}")
     return trunk
-

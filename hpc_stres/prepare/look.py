@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from hpc_stres.errors import UserError
-from hpc_stres.listings.lists import LIST_NAME
 from hpc_stres.listings.listing import Listing, Video, printable
+from hpc_stres.listings.lists import LIST_NAME
 from hpc_stres.listings.sources import size
 from hpc_stres.prepare.disk import cores
 from hpc_stres.store.location import Settings

@@ -25,6 +25,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
             if isinstance(module, SubBatchNorm2d):
                 multiplier, decay = (2.0, 0.0) if name == "weight" else (1.0, 0.0)
             elif name == "bias" and not isinstance(module, TemporalConv):
@@ -159,7 +161,7 @@ class DeepSpeedEngine(Engine):
     def step(self, rate: float, classifier_only: bool = False) -> None:
         self._set_rate(rate, classifier_only)
         if self.reduces_itself:
-            for parameter in self.model.parameters():
+            for parameter in filter(lambda p: p.requires_grad, self.model.parameters()):
                 dist.all_reduce(parameter.grad)
                 parameter.grad.div_(self.ranks)  # type: ignore[union-attr]
         self.engine.step()

@@ -1,20 +1,26 @@
 """What a phase starts from: its parents' weights, a file's, or random ones."""
 
-from pathlib import Path
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from hpc_stres.config.schema import Config
 from hpc_stres.models import TwoStream
 from hpc_stres.models.weights import drop_other_streams, is_trunk, load_into, read_state, to_streams
-from hpc_stres.phases.train import TrainPhase, train_phase
+from hpc_stres.phases.train import train_phase
 from hpc_stres.registry.model import MotionOptions
-from hpc_stres.run.paths import PhasePaths, RunPaths
-from hpc_stres.run.product import checked_weights, finished_weights
+from hpc_stres.run.paths import RunPaths
+from hpc_stres.run.product import finished_weights
+from hpc_stres.run.starts import find_start, keeps_classifier
 
 
-def load_first_weights(model: TwoStream, config: Config, name: str, paths: RunPaths) -> str:
-    """Load what the phase starts from; returns one line that says what that was."""
+def load_first_weights(
+    model: TwoStream, config: Config, name: str, paths: RunPaths, classes: Sequence[str] | None = None
+) -> str:
+    """Load what the phase starts from; returns one line that says what that was.
+
+    `classes` are the data set's: another run's classifier is kept where it is of the same ones.
+    """
     phase = train_phase(config, name)
     if phase.starts_from:
         state: dict[str, Tensor] = {}
@@ -23,28 +29,36 @@ def load_first_weights(model: TwoStream, config: Config, name: str, paths: RunPa
         report = load_into(model, drop_other_streams(state, model), " + ".join(phase.starts_from))
         return f"starts from {' + '.join(phase.starts_from)}: {report}"
     if phase.weights is not None:
-        return _load_file(model, phase, phase.weights, [*phase.family.streams])
+        return _load_source(model, config, name, (phase.weights, [*phase.family.streams]), classes)
     # Each stream may start from a file of its own.
     files: dict[str, list[str]] = {}
     for stream in phase.family.streams:
         source = phase.trunk(stream).weights
         if source is not None:
             files.setdefault(source, []).append(stream)
-    said = [_load_file(model, phase, source, streams) for source, streams in files.items()]
+    said = [_load_source(model, config, name, item, classes) for item in files.items()]
     return "; ".join(said) or "starts from random weights"
 
 
-def _load_file(model: TwoStream, phase: TrainPhase, source: str, streams: list[str]) -> str:
-    """Load a file of weights into some streams."""
-    path = Path(source)
-    # A finished phase vouches for its weights, whether its folder or the file in it is named.
-    phase_paths = PhasePaths(path if path.is_dir() else path.parent)
-    if path.is_dir() or (path == phase_paths.weights and phase_paths.done.exists()):
-        path = checked_weights(phase_paths)
-    state = read_state(path)
-    if is_trunk(state):
+def _load_source(
+    model: TwoStream, config: Config, name: str, source: tuple[str, list[str]], classes: Sequence[str] | None
+) -> str:
+    """Load what a value of `weights` names into some streams; a classifier of other classes is not loaded."""
+    phase, (text, streams) = train_phase(config, name), source
+    start = find_start(text, name, phase.model.name, config.data.root)
+    state = read_state(start.path)
+    is_plain = is_trunk(state)
+    if is_plain:
         how = phase.model
         inflation = (how.conv1_inflation, how.conv1_rescale) if isinstance(how, MotionOptions) else ("mirror", False)
         state = to_streams(state, streams, *inflation)
     state = {key: value for key, value in state.items() if key.split(".")[0] in streams}
-    return f"starts from {path}: {load_into(model, drop_other_streams(state, model), str(path))}"
+    # A plain trunk's classifier is ImageNet's, or of classes that nobody can tell.
+    dropped: list[str] = []
+    if is_plain or (classes is not None and not keeps_classifier(start, classes)):
+        dropped = [key for key in state if ".fc." in key]
+    kept = {key: value for key, value in state.items() if key not in dropped}
+    report = load_into(model, drop_other_streams(kept, model), str(start.path))
+    report.missing = [key for key in report.missing if key not in dropped]
+    report.replaced += dropped
+    return f"starts from {start.path}: {report}"

@@ -2,9 +2,11 @@
 
 import pytest
 
-from hpc_stres.errors import UserError
+from hpc_stres.config.schema import DataConfig
+from hpc_stres.errors import FieldError, UserError
 from hpc_stres.listings import splits
 from hpc_stres.listings.lists import read_lists
+from hpc_stres.listings.sources import read_listing
 
 
 def write(folder, **files):
@@ -84,22 +86,28 @@ def test_classes_of_frame_folders_and_absolute_paths(tmp_path):
     assert str(listing.videos["abs/w"].path) == "/abs/w.mp4"
 
 
+A, B = "a/1.mp4\n", "a/2.mp4\n"
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
         ({}, r"no lists here\nExpected train.txt and test.txt"),
-        ({"train__txt": "a/1.mp4\n"}, "split 1 has no test list"),
-        ({"train1__txt": "a/1.mp4\n", "test1__txt": "a/2.mp4\n", "test3__txt": "a/2.mp4\n"}, "split 2 has no train and no"),
-        ({"train__txt": "a/1.mp4\n", "train1__csv": "a/1.mp4\n", "test__txt": "a/2.mp4\n"}, "both train.txt and train1.csv"),
-        ({"train__txt": "a/1.mp4 x\n", "test__txt": "a/1.mp4 y\n"}, r"test\.txt:1: a/1\.mp4 is of class y here, of x in .*train"),
+        ({"train__txt": A}, "split 1 has no test list"),
+        ({"train1__txt": A, "test1__txt": B, "test3__txt": B}, "split 2 has no train and no"),
+        ({"train__txt": A, "train1__csv": A, "test__txt": B}, "both train.txt and train1.csv"),
+        (
+            {"train__txt": "a/1.mp4 x\n", "test__txt": "a/1.mp4 y\n"},
+            r"test\.txt:1: a/1\.mp4 is of class y here, of x in .*train",
+        ),
         ({"train__txt": "a/1.mp4 x\n", "test__txt": "a/1.avi x\n"}, "have one name"),
-        ({"train__txt": "1.mp4\n", "test__txt": "a/2.mp4\n"}, r"train\.txt:1: '1.mp4': no class"),
-        ({"train__txt": "a/1.mp4\nb/1.mp4\n", "test__txt": "a/2.mp4\n"}, "no test video in split 1 of: b"),
-        ({"train__txt": "a/1.mp4 3\n", "test__txt": "a/2.mp4\n", "classes__txt": "a\nb\n"}, "'3' is no class of the file"),
-        ({"train__txt": "a/1.mp4\n", "test__txt": "a/2.mp4\n", "classes__txt": "a\na\n"}, r"classes\.txt:2: the class a is"),
-        ({"train__txt": "word\n", "test__txt": "a/2.mp4\n"}, r"train\.txt:1: 'word': expected a path and a class"),
-        ({"train__txt": ".. 3\n", "test__txt": "a/2.mp4\n"}, "expected a path and a class"),
-        ({"train__txt": "a/1.mp4\n", "test__txt": "a/2.mp4\n", "classes__txt": "\n"}, "no classes"),
+        ({"train__txt": "1.mp4\n", "test__txt": B}, r"train\.txt:1: '1.mp4': no class"),
+        ({"train__txt": A + "b/1.mp4\n", "test__txt": B}, "no test video in split 1 of: b"),
+        ({"train__txt": "a/1.mp4 3\n", "test__txt": B, "classes__txt": "a\nb\n"}, "'3' is no class of the"),
+        ({"train__txt": A, "test__txt": B, "classes__txt": "a\na\n"}, r"classes\.txt:2: the class a is"),
+        ({"train__txt": "word\n", "test__txt": B}, r"train\.txt:1: 'word': expected a path and a class"),
+        ({"train__txt": ".. 3\n", "test__txt": B}, "expected a path and a class"),
+        ({"train__txt": A, "test__txt": B, "classes__txt": "\n"}, "no classes"),
     ],
 )
 def test_a_mistake_is_refused_with_its_place(tmp_path, files, message):
@@ -144,7 +152,20 @@ def test_folders_of_train_and_test_are_one_split(tmp_path):
 
 def test_a_table_may_have_more_than_three_splits(tmp_path):
     header = "path,label," + ",".join(f"split{n}" for n in range(1, 6))
-    rows = [f"v{n}.mp4,{'ab'[n % 2]}," + ",".join("test" if n // 2 == k else "train" for k in range(5)) for n in range(10)]
+    rows = [
+        f"v{n}.mp4,{'ab'[n % 2]}," + ",".join("test" if n // 2 == k else "train" for k in range(5)) for n in range(10)
+    ]
     (tmp_path / "videos.csv").write_text("\n".join([header, *rows]))
     listing = splits.read_csv(tmp_path, tmp_path / "videos.csv")
     assert [listing.test[k] for k in range(1, 6)] == [[f"v{2 * k}", f"v{2 * k + 1}"] for k in range(5)]
+
+
+def test_a_config_reads_lists_and_folds_and_has_no_other_split(tmp_path):
+    make(tmp_path / "v", *(f"{label}/{n}.mp4" for label in ("run", "sit") for n in range(5)))
+    write(tmp_path / "l", train__txt="run/0.mp4\nsit/0.mp4\n", test__txt="run/1.mp4\nsit/1.mp4\n")
+    own = DataConfig(kind="lists", videos=str(tmp_path / "v"), lists=str(tmp_path / "l"), split=1)
+    assert read_listing(own).train == {1: ["run/0", "sit/0"]}
+    folds = DataConfig(kind="folder", videos=str(tmp_path / "v"), folds=5, split=5)
+    assert sorted(read_listing(folds).test) == [1, 2, 3, 4, 5]
+    with pytest.raises(FieldError, match="1 to 99"):
+        DataConfig(split=100)
