@@ -50,7 +50,7 @@ def load_with_origins(
     path: str | Path, overrides: Sequence[str] = (), profile: str | None = None
 ) -> tuple[Config, dict[str, str]]:
     """The config and, for each value that a file or an option gave, where it was given."""
-    own = merge(_file_with_base(Path(path)), parse_overrides(overrides))
+    own = merge(_file_with_base(Path(path)), _overrides(overrides))
     if profile is not None:
         own = merge(own, Node({"profile": Node(profile, "--cluster")}, "--cluster"))
     tree = own
@@ -74,9 +74,16 @@ def load_run(run_dir: Path, overrides: Sequence[str] = ()) -> Config:
     if not path.is_file():
         raise ConfigError(f"{run_dir}: this is no run folder: it has no config.yaml")
     base = _read_resolved(path)
-    changes = parse_overrides(overrides)
+    changes = _overrides(overrides)
     _refuse_unknown_phases(base, changes)
     return _whole(merge(base, changes))
+
+
+def _overrides(texts: Sequence[str]) -> Node:
+    """`--set` options; the files that they name are relative to where the command was typed."""
+    node = parse_overrides(texts)
+    _load_extensions(node, Path.cwd())
+    return node
 
 
 def _whole(tree: Node) -> Config:

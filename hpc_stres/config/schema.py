@@ -90,7 +90,7 @@ class DataConfig:
     """Sizes of the demonstration data set."""
 
     def __post_init__(self) -> None:
-        check_field(self.kind in DATA_SETS, "kind", f"expected one of {', '.join(DATA_SETS.names())}")
+        check_field(self.kind in DATA_SETS, "kind", DATA_SETS.refusal(self.kind))
         check_field(1 <= self.split <= 99, "split", "expected 1 to 99")
         check_field(1 <= self.folds <= 99, "folds", "expected 1 to 99")
         check_field(self.flow_frames is None or self.frames is not None, "flow_frames", "expected `frames` beside it")

@@ -30,7 +30,7 @@ def read_finished(paths: RunPaths, phase: str) -> Finished:
     done = read_done(paths.phase(phase))
     if done is None:
         raise UserError(f"{paths.phase(phase).root}: phase {phase} is not finished\nTrain it first: --phase {phase}")
-    return Finished(done["sha256"], list(done["classes"]))
+    return Finished(done["sha256"], list(done.get("classes", ())))
 
 
 def load_trained(run_dir: Path, overrides: list[str]) -> Config:

@@ -24,6 +24,8 @@ from hpc_stres.registry.schedule import Schedule
 
 __all__ = ["DATA_SETS", "MODELS", "PHASE_KINDS", "SCHEDULES", "Registry", "load_extension"]
 
+# Names of the modules that extensions become.
+PREFIX = "hpc_stres_extension_"
 # Nearest name that is worth a hint.
 NEAR = 0.6
 
@@ -110,8 +112,8 @@ def load_extension(path: Path) -> None:
     if not path.is_file():
         raise ConfigError(f"extensions: {path}: no such file")
     content = path.read_bytes()
-    # By its content: the same file may be read again, and an edited one is another module.
-    name = f"hpc_stres_extension_{hashlib.sha256(str(path).encode() + content).hexdigest()[:16]}"
+    # By its content: a run's copy of a file is that file, and an edited one is another.
+    name = f"{PREFIX}{hashlib.sha256(content).hexdigest()[:16]}"
     if name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(name, path)
@@ -135,9 +137,13 @@ def load_extension(path: Path) -> None:
 @contextmanager
 def temporarily() -> Iterator[None]:
     """What is registered inside is gone afterwards, for tests."""
+    modules = set(sys.modules)
     before = [(dict(r._entries), dict(r._origins)) for r in _ALL if r.names() is not None]
     try:
         yield
     finally:
         for registry, (entries, origins) in zip(_ALL, before, strict=True):
             registry._entries, registry._origins = entries, origins
+        for name in set(sys.modules) - modules:
+            if name.startswith(PREFIX):
+                del sys.modules[name]
