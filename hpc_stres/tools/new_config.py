@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_stres.config.schema import Config
+from hpc_stres.phases.train import TrainPhase
 from hpc_stres.prepare.look import Look
 from hpc_stres.tools import counting, planner
 from hpc_stres.tools.planner import PhasePlan, Speed, Speeds
@@ -169,12 +170,14 @@ def plan(config: Config, look: Look) -> list[PhasePlan]:
 
 def sizes_of(config: Config, name: str, classes: int) -> counting.Sizes | None:
     """What a phase's network is counted from; none where it is not one that is counted by arithmetic."""
-    phase, model = config.phase(name), config.model
-    if phase.model not in counting.STREAMS:
+    phase = config.phase(name)
+    if not isinstance(phase, TrainPhase) or phase.model.name not in counting.STREAMS:
         return None
+    trunk = phase.trunk(phase.family.streams[0])
+    assert trunk.depth is not None, "a phase of a config has it from `model`"
     return counting.Sizes(
-        model=phase.model, stages=tuple(model.stages or counting.DEPTHS[model.depth]), width=model.width,
-        variant=model.variant, classes=classes, side=config.data.crop, chunks=phase.chunks,
+        model=phase.model.name, stages=tuple(trunk.stages or counting.DEPTHS[trunk.depth]), width=trunk.width or 64,
+        variant=trunk.variant or "torchvision", classes=classes, side=phase.side, chunks=phase.clips.chunks,
     )  # fmt: skip
 
 

@@ -30,10 +30,12 @@ def run(data_root, tmp_path_factory):
     config = tiny_config(data_root)
     paths = make_run(config, folder, CLASSES, list(config.phases))
     for phase in config.phases:
-        state = {
-            name: value + 0.25 if name.endswith(("running_mean", "running_var")) else value
-            for name, value in load_file(paths.phase(phase).weights).items()
-        }
+        state = load_file(paths.phase(phase).weights)
+        for name, value in state.items():
+            if not value.is_floating_point():
+                continue
+            # Means below zero keep what lies behind the ReLUs alive.
+            value += {"running_mean": -0.25, "running_var": 0.25}.get(name.rsplit(".", 1)[1], 0.25 * (".fc." in name))
         from tests.unit.untrained import finish
 
         finish(config, paths, phase, state, CLASSES)
@@ -81,7 +83,7 @@ def test_the_classifier_of_other_classes_is_never_kept(data_root, run, tmp_path,
         state, said = started(data_root, "motion", source, classes)
         for name, value in expected.items():
             is_same = state[name].shape == value.shape and torch.equal(state[name], value)
-            assert is_same == (".fc." not in name or not value.any()), name
+            assert is_same == (".fc." not in name), name
         assert "2 replaced (motion.fc" in said
 
 
@@ -144,15 +146,16 @@ MOVES = {
 }
 
 
-@pytest.mark.parametrize("engine", ["ddp", "deepspeed"])
-@pytest.mark.parametrize(("trainable", "phase"), [("head", "motion"), ("last_stage", "motion"), ("temporal", "st_resnet")])
-def test_only_the_chosen_part_moves_and_the_rest_is_what_it_was(data_root, run, tmp_path, trainable, phase, engine):
+CASES = [("head", "motion"), ("last_stage", "motion"), ("temporal", "st_resnet")]
+
+
+@pytest.mark.parametrize(("trainable", "phase"), CASES)
+def test_only_the_chosen_part_moves_and_the_rest_is_what_it_was(data_root, run, tmp_path, trainable, phase):
     """Weights, running statistics and their counters of all that is frozen are bit for bit the same afterwards."""
     before = load_file(run / "phases" / phase / "weights.safetensors")
     after = train(
         data_root, tmp_path / "tuned", phase, f"phases.{phase}.weights={json.dumps(str(run))}",
-        f"phases.{phase}.optimise.trainable={trainable}", f"training.engine={engine}", "training.max_steps=3",
-        *(["training.precision=float64"] if engine == "deepspeed" else []),
+        f"phases.{phase}.optimise.trainable={trainable}", f"phases.{phase}.optimise.schedule=[[3, 0.1]]",
     )  # fmt: skip
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     for name, value in before.items():
