@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpc_stres.config.loading import build, node_of, plain
+from hpc_stres.config.loading import node_of, plain
 from hpc_stres.config.recipe import ordered_phases
 from hpc_stres.config.schema import Config, EvaluationConfig
+from hpc_stres.config.values import build
 from hpc_stres.data.augment import Levels
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.evaluation.finished import load_trained, read_finished

@@ -15,7 +15,8 @@ MICRO_STEPS = "training.max_micro_batch=4"
 CASES = {
     "motion": ["phases.motion.optimise.dropout=0.8"],
     "st_resnet": [
-        "phases.st_resnet.optimise.dropout=0.5", "phases.st_resnet.model.name=stm_resnet", "phases.st_resnet.clips.chunks=6",
+        "phases.st_resnet.optimise.dropout=0.5", "phases.st_resnet.model.name=stm_resnet",
+        "phases.st_resnet.clips.chunks=6",
         "phases.st_resnet.optimise.schedule=[[4, 0.001]]", "training.global_batch=7",
     ],
 }  # fmt: skip
