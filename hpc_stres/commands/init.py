@@ -80,25 +80,18 @@ def _choose(args: argparse.Namespace) -> "tuple[Choice, Look]":
     """Look at the videos and at this machine, and decide."""
     from hpc_stres.config.schema import DataConfig
     from hpc_stres.errors import ConfigError
-    from hpc_stres.listings import splits
-    from hpc_stres.listings.listing import require_utf8
-    from hpc_stres.listings.sources import read_listing
-    from hpc_stres.prepare.look import find_kind, look
+    from hpc_stres.prepare.look import find_kind, look, read
     from hpc_stres.store.location import Settings
     from hpc_stres.tools.new_config import Choice
 
     videos, root = Path(args.videos).expanduser().absolute(), Path(args.root).expanduser().absolute()
-    for path in (videos, root):
-        require_utf8(path)
     kind, lists = find_kind(videos, Path(args.lists).expanduser().absolute() if args.lists else None)
     if args.folds < 1 or (args.folds > 1 and kind != "folder"):
         raise ConfigError(f"--folds {args.folds}: expected 1 or more, and folders of classes; lists give their splits")
     data = DataConfig(
         kind=kind, root=str(root), videos=str(videos), lists=None if lists is None else str(lists), folds=args.folds
     )
-    listing = read_listing(data)
-    faults = splits.problems(listing)
-    listing.notes += faults[:5] + ([f"and {len(faults) - 5} more like these"] if len(faults) > 5 else [])
+    listing = read(data)
     model, starts, weights = _first_weights(args, root)
     has_cluster = bool(shutil.which("sbatch") or shutil.which("nvidia-smi"))
     is_small = args.size == "small" or (args.size == "auto" and not has_cluster and args.source is None)
@@ -114,8 +107,9 @@ def _choose(args: argparse.Namespace) -> "tuple[Choice, Look]":
 
 def _first_weights(args: argparse.Namespace, root: Path) -> tuple[dict[str, Any], dict[str, str], str | None]:
     """Values of `model`, weights of single phases, and `model.weights`."""
+    from hpc_stres.config.places import is_published_name
     from hpc_stres.errors import ConfigError
-    from hpc_stres.run.starts import find_start, is_published_name, published_path
+    from hpc_stres.run.starts import find_start, published_path
 
     if args.trainable != "all" and args.source is None:
         raise ConfigError(f"--trainable {args.trainable}: expected --from as well: only trained weights are kept")

@@ -16,10 +16,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from hpc_stres.config.schema import DataConfig
 from hpc_stres.errors import UserError
-from hpc_stres.listings.listing import Listing, Video, printable
+from hpc_stres.listings.listing import Listing, Video, printable, require_utf8
 from hpc_stres.listings.lists import LIST_NAME
-from hpc_stres.listings.sources import size
+from hpc_stres.listings.sources import read_listing, size
+from hpc_stres.listings.splits import problems
 from hpc_stres.prepare.disk import cores
 from hpc_stres.store.location import Settings
 
@@ -28,6 +30,7 @@ PROBED, MEASURED, FRAMES = 200, 3, 17
 PROBE_SECONDS, MEASURE_SECONDS = 20.0, 120.0
 # Broken or endless videos after which the rest is not looked at.
 PATIENCE = 5
+SHOWN_FAULTS = 5
 TABLE_COLUMNS = frozenset({"path", "label"})
 
 
@@ -66,6 +69,17 @@ def _is_table(path: Path) -> bool:
         return False
     cells = next(csv.reader([first.replace(";", ",").replace("\t", ",")]), [])
     return {cell.strip().lower() for cell in cells} >= TABLE_COLUMNS
+
+
+def read(data: DataConfig) -> Listing:
+    """The listing of a data set, with what is wrong with it among its notes."""
+    for place in (data.videos, data.root):
+        require_utf8(place)
+    listing = read_listing(data)
+    faults = problems(listing)
+    listing.notes += faults[:SHOWN_FAULTS]
+    listing.notes += [f"and {len(faults) - SHOWN_FAULTS} more like these"] if len(faults) > SHOWN_FAULTS else []
+    return listing
 
 
 @dataclass(frozen=True)

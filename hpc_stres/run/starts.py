@@ -1,19 +1,17 @@
 """What `weights` in a config may name, found and vouched for: a file, a published file by name, a phase, a run, an
 export. Pure, no torch."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpc_stres.config.places import is_published_name
 from hpc_stres.errors import UserError
 from hpc_stres.run.paths import PhasePaths, RunPaths, read_sealed, sha256
 from hpc_stres.run.product import checked_weights, read_done
 
 EXPORT_MANIFEST, EXPORT_WEIGHTS = "export.json", "weights.safetensors"
-# A bare word is the name of a published file: ROOT/weights/WORD.safetensors.
-BARE_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 @dataclass(frozen=True)
@@ -23,11 +21,6 @@ class Start:
     path: Path
     classes: list[str] | None
     """The classes that its classifier tells apart, in its order; none: the file does not say."""
-
-
-def is_published_name(source: str) -> bool:
-    """Whether a value of `weights` is the name of a published file rather than a path."""
-    return BARE_WORD.fullmatch(source) is not None and not Path(source).exists()
 
 
 def published_path(source: str, root: str) -> Path:
