@@ -211,8 +211,12 @@ def _said(choice: "Choice", config: "Config") -> list[str]:
         else f"the published networks: {_network(config)}"
     ]
     lines.append(f"schedules times {config.training.schedule_scale:g}, plateaus kept: {_steps(config)}")
-    clips = [f"{name} {p.clips.chunks} chunks, stride {p.clips.stride[0]} to {p.clips.stride[1]}"
-             for name, p in config.phases.items() if p.clips.chunks > 1]  # fmt: skip
+    sections = {name: config.phase(name).clips for name in config.phases}
+    clips = [
+        f"{name} {clip.chunks} chunks, stride {clip.stride[0]} to {clip.stride[1]}"
+        for name, clip in sections.items()
+        if clip.chunks > 1
+    ]
     lines.append(f"clips: {'; '.join(clips)}")
     if choice.starts:
         lines += [f"{name} starts from {source}" for name, source in choice.starts.items()]
