@@ -1,16 +1,15 @@
 """The config of a data set of one's own: what is chosen for it, why, and what it will take."""
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hpc_stres.config.schema import Config
-from hpc_stres.phases.train import TrainPhase
 from hpc_stres.prepare.look import Look
 from hpc_stres.tools import counting, planner
+from hpc_stres.tools.needs import run_bytes, sizes_of
 from hpc_stres.tools.planner import PhasePlan, Speed, Speeds
 
 # Training videos of UCF101's first split, which the published schedules are for.
@@ -166,24 +165,3 @@ def plan(config: Config, look: Look) -> list[PhasePlan]:
     )  # fmt: skip
     assumed = planner.assumed(known, PLANNED_GPU, config.training.precision)
     return planner.predict_all(with_gpu, list(speeds), 1, assumed)
-
-
-def sizes_of(config: Config, name: str, classes: int) -> counting.Sizes | None:
-    """What a phase's network is counted from; none where it is not one that is counted by arithmetic."""
-    phase = config.phase(name)
-    if not isinstance(phase, TrainPhase) or phase.model.name not in counting.STREAMS:
-        return None
-    trunk = phase.trunk(phase.family.streams[0])
-    assert trunk.depth is not None, "a phase of a config has it from `model`"
-    return counting.Sizes(
-        model=phase.model.name, stages=tuple(trunk.stages or counting.DEPTHS[trunk.depth]), width=trunk.width or 64,
-        variant=trunk.variant or "torchvision", classes=classes, side=phase.side, chunks=phase.clips.chunks,
-    )  # fmt: skip
-
-
-def run_bytes(config: Config, classes: int, phases: Sequence[str] | None = None) -> float:
-    """Bytes of a run folder: of each phase its weights, and checkpoints of weights and momentum, three at a time."""
-    every = list(config.phases) if phases is None else phases
-    known = [sizes for name in every if (sizes := sizes_of(config, name, classes)) is not None]
-    bytes_of_number = 8 if config.training.precision == "float64" else 4
-    return math.fsum(counting.parameters(sizes) * bytes_of_number * (1 + 3 * 2) for sizes in known)
