@@ -49,7 +49,7 @@ def find_start(source: str, phase: str, model: str, root: str) -> Start:
         return _from_export(path.parent)
     if not path.is_file():
         raise UserError(
-            f"{path}: no such file or folder of weights\n"
+            f"{path}: no such weights file, run or export\n"
             "`hpc-stres weights` says where pretrained files come from; without any: model.weights: null"
         )
     return Start(path, None)

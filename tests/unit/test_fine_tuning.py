@@ -119,7 +119,7 @@ def test_a_run_gives_the_phase_of_the_same_name_or_of_the_same_model(data_root, 
         (lambda run: (run / "phases/motion/done.json").unlink(), "neither a run, nor a phase|is not finished|which phase"),
         (lambda run: (run / "phases/motion/weights.safetensors").write_bytes(b"x"), "are not the weights"),
         (lambda run: (run / "phases/motion/weights.safetensors").unlink(), "are not the weights"),
-        (lambda run: shutil.rmtree(run), "no such file or folder of weights"),
+        (lambda run: shutil.rmtree(run), "no such weights file, run or export"),
     ],
 )
 def test_what_is_missing_or_damaged_is_refused(run, tmp_path, damage, message):

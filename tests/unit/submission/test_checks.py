@@ -82,12 +82,12 @@ def test_videos_of_a_list_that_are_not_here_and_splits_that_it_does_not_have(own
 
 def test_weights_that_are_not_here_or_not_whole(own, tmp_path):
     (found,) = faults(own(f"model.weights={tmp_path}/no.pth"), tmp_path)
-    assert found.startswith(f"{tmp_path}/no.pth: no such file or folder of weights")
+    assert found.startswith(f"{tmp_path}/no.pth: no such weights file, run or export")
     (found,) = faults(own("model.weights=resnet50"), tmp_path)
     assert "hpc-stres weights resnet50 --to" in found
     config = own(f"phases.motion.weights={tmp_path}/other/phases/motion")
     (found,) = faults(config, tmp_path)
-    assert f"{tmp_path}/other/phases/motion: no such file or folder of weights" in found
+    assert f"{tmp_path}/other/phases/motion: no such weights file, run or export" in found
     from hpc_stres.run.paths import RunPaths
 
     finish_without_weights(config, RunPaths(tmp_path / "other"), "motion")
