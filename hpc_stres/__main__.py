@@ -18,6 +18,7 @@ COMMANDS = {
     "weights": ("weights", "say where pretrained weights come from; fetch, check and convert them"),
     "submit": ("submit", "submit the phases of a run as dependent jobs, or cancel a run"),
     "status": ("status", "show how far the phases of a run are"),
+    "ablate": ("ablate", "train a phase with other options and several seeds, and print one table"),
     "prepare": ("prepare", "decode videos, compute optical flow and pack both into the clip store"),
     "verify": ("verify", "re-read the clip store and name every damaged member"),
     "plan": ("plan", "predict hours and node-hours of each phase, and what limits them"),

@@ -57,7 +57,7 @@ def _data(config: Config, jobs: Sequence[Job]) -> list[str]:
 
 
 def _weights(config: Config, run_dir: Path, phases: Sequence[str]) -> list[str]:
-    """What phases begin with is here, whole, and vouched for; one that resumes has begun already."""
+    """What phases begin with is here and whole; one that resumes has begun already."""
     found: dict[str, None] = {}
     for name in phases:
         if RunPaths(run_dir).phase(name).latest.is_file():

@@ -1,4 +1,4 @@
-"""What a phase leaves behind, read in one place: done.json, the weights that it vouches for,
+"""What a phase leaves behind, read in one place: done.json, the weights whose checksum it holds,
 metrics. Pure, no torch.
 
 done.json carries its own checksum and the weights' one, so that a bit that changed in either is
@@ -50,7 +50,7 @@ def write_product(run_dir: Path, phase: str, files: Sequence[str], facts: dict[s
 
 
 def checked_product(paths: PhasePaths) -> dict[str, Any]:
-    """done.json of such a phase; refuses files that are not those that it vouches for."""
+    """done.json of such a phase; refuses files that are not those whose checksums it holds."""
     done = read_done(paths)
     if done is None:
         raise UserError(f"{paths.root}: this phase is not finished\nRun it first: --phase {paths.root.name}")
@@ -81,7 +81,7 @@ def phase_is_done(paths: PhasePaths, steps: int) -> bool:
 
 
 def changed_files(paths: PhasePaths, done: Mapping[str, Any]) -> list[Path]:
-    """Files of a finished phase that are missing or are not those that its done.json vouches for."""
+    """Files of a finished phase that are missing or are not those that its done.json knows the checksums of."""
     sums = done.get("products")
     expected = sums if isinstance(sums, dict) else {paths.weights.name: done["sha256"]}
     return [paths.root / name for name, digest in expected.items() if _digest_now(paths.root / name) != digest]

@@ -1,4 +1,4 @@
-"""What `weights` in a config may name, found and vouched for: a file, a published file by name, a phase, a run, an
+"""What `weights` in a config may name, found and checked: a file, a published file by name, a phase, a run, an
 export. Pure, no torch."""
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ def find_start(source: str, phase: str, model: str, root: str) -> Start:
     if path.is_dir():
         return _from_folder(path, phase, model)
     beside = PhasePaths(path.parent)
-    # A finished phase vouches for its weights, whether its folder or the file in it is named.
+    # A finished phase knows the checksum of its weights, whether its folder or the file in it is named.
     if path == beside.weights and beside.done.exists():
         return _from_phase(beside)
     if path.name == EXPORT_WEIGHTS and (path.parent / EXPORT_MANIFEST).is_file():
