@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     write_text(target, text)
     config = load_config(target)
     print(f"\nwritten: {target}")
-    for line in [*_said(choice, config), *takes(config, look)]:
+    for line in [*_said(choice, config), *takes(config, look, choice.is_small)]:
         print(f"  {line}")
     print("\nnext:")
     for line in _next_steps(choice, config, target):

@@ -8,6 +8,7 @@ from typing import Any
 
 from hpc_stres.config.schema import Config
 from hpc_stres.prepare.look import Look
+from hpc_stres.run.tables import size_text
 from hpc_stres.tools import counting, planner
 from hpc_stres.tools.needs import run_bytes, sizes_of
 from hpc_stres.tools.planner import PhasePlan, Speed, Speeds
@@ -124,23 +125,26 @@ def _phase_lines(choice: Choice, look: Look, name: str) -> list[str]:
     return [f"  {name}:", *lines] if lines else []
 
 
-def takes(config: Config, look: Look) -> list[str]:
+def takes(config: Config, look: Look, is_small: bool) -> list[str]:
     """What preparing and training will take, and where each figure comes from."""
     lines = []
     if look.stored_bytes is not None and look.core_hours is not None and look.cost is not None:
         lines.append(
-            f"store: about {look.stored_bytes / 2**30:.2g} GiB, twice that while it is made; {look.core_hours:.2g} "
+            f"store: about {size_text(look.stored_bytes)}, twice that while it is made; {look.core_hours:.2g} "
             f"core-hours to prepare (measured here on {look.cost.frames} frames)"
         )
     else:
         lines.append("store: no video could be prepared to measure what it takes")
+    size = size_text(run_bytes(config, len(look.listing.classes)))
+    lines.append(f"checkpoints and weights: about {size}")
+    if is_small:
+        return [*lines, "training: minutes on a few cores; `hpc-stres plan` measures it"]
     plans = plan(config, look)
     hours = planner.chain_hours(config, {p.name: p for p in plans})
     lines.append(
         f"training: about {hours:.2g} hours on one {PLANNED_GPU.upper()} "
         f"({sum(p.steps for p in plans[:-1])} steps; assumed speeds, `hpc-stres plan` measures them on a node)"
     )
-    lines.append(f"checkpoints and weights: about {run_bytes(config, len(look.listing.classes)) / 2**30:.2g} GiB")
     return lines
 
 
