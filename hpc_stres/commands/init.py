@@ -109,6 +109,7 @@ def _first_weights(args: argparse.Namespace, root: Path) -> tuple[dict[str, Any]
     """Values of `model`, weights of single phases, and `model.weights`."""
     from hpc_stres.config.places import is_published_name
     from hpc_stres.errors import ConfigError
+    from hpc_stres.models.published_weights import by_name
     from hpc_stres.run.starts import find_start, published_path
 
     if args.trainable != "all" and args.source is None:
@@ -117,6 +118,7 @@ def _first_weights(args: argparse.Namespace, root: Path) -> tuple[dict[str, Any]
         weights = None if args.from_scratch else str(published_path(DEFAULT_WEIGHTS, str(root)))
         return {}, {}, weights
     if is_published_name(args.source):
+        by_name(args.source)  # refuses a word that is none, with the nearest
         start = find_start(args.source, "motion", "motion", str(root))
         phases = ("motion", "appearance")
         return _sizes_of(start.path), dict.fromkeys(phases, str(start.path)), None

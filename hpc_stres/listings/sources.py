@@ -30,6 +30,11 @@ def _folder(root: Path, name: str, label: str) -> Path:
     return nested if nested.is_dir() else root / name
 
 
+def is_made_here(data: DataConfig) -> bool:
+    """Whether this package makes the videos itself, so that none have to be there."""
+    return DATA_SETS.get(data.kind).make is not None
+
+
 def exists(video: Video) -> bool:
     """Whether the original is there and may be read about."""
     try:

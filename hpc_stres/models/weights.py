@@ -23,7 +23,7 @@ MIRROR_ORDER = [0, 1, 2, 2, 1, 0]
 RESCALE = RGB_PLANES / FLOW_PLANES
 WHERE_TO_GET = (
     "ImageNet weights: torchvision's resnet50-0676ba61.pth (variant torchvision) or timm's resnet50 as .safetensors;\n"
-    "download one where there is a network, copy it here and set model.weights to it"
+    "`hpc-stres weights` lists them, fetches one where there is a network, and checks it; then set model.weights to it"
 )
 
 

@@ -34,7 +34,7 @@ def find_start(source: str, phase: str, model: str, root: str) -> Start:
         path = published_path(source, root)
         if not path.is_file():
             raise UserError(
-                f"weights: {source}: not here yet: {path}\n"
+                f"weights: {source}: no such file or run, and as a published file it is not here yet: {path}\n"
                 f"On a machine with a network: hpc-stres weights {source} --to '{path.parent}'"
             )
         return Start(path, None)

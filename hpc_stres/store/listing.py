@@ -11,7 +11,6 @@ from hpc_stres.config.schema import Config, DataConfig
 from hpc_stres.errors import UserError
 from hpc_stres.listings import sources, splits
 from hpc_stres.listings.splits import Listing
-from hpc_stres.registry import DATA_SETS
 from hpc_stres.run.paths import checksum
 from hpc_stres.store.fingerprint import UNKNOWN, QuickLook, read_seen
 from hpc_stres.store.format import PREPARE, Source
@@ -177,10 +176,10 @@ def splits_of(config: Config) -> list[int]:
 def missing_originals(config: Config) -> list[str]:
     """What preparing this config's store would fail for, a sentence each: lists, videos, a split that is not here."""
     data = config.data
-    if DATA_SETS.get(data.kind).make is not None:
+    if sources.is_made_here(data):
         return []
     if not originals_are_there(data):
-        lists = "" if DATA_SETS.get(data.kind).is_folder else f" and its lists at {splits.list_folder(data)}"
+        lists = "" if data.kind == "folder" else f" and its lists at {splits.list_folder(data)}"
         return [f"data: the videos are expected in {data.frames or splits.video_folder(data)}{lists}: not here"]
     listing = sources.read_listing(data)
     found = []

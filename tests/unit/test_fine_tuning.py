@@ -100,7 +100,7 @@ def test_a_plain_trunks_classifier_is_never_kept(data_root, tmp_path):
 
 def test_a_published_file_is_found_by_its_name(data_root, tmp_path):
     plain = to_torchvision(build_model("appearance", 5, stages=(2, 2), width=4).state_dict(), "appearance")
-    with pytest.raises(UserError, match=r"weights: resnet50: not here yet: .*\n.*hpc-stres weights resnet50 --to"):
+    with pytest.raises(UserError, match=r"weights: resnet50: .* not here yet: .*\n.*hpc-stres weights resnet50 --to"):
         find_start("resnet50", "motion", "motion", str(tmp_path))
     save_state(plain, tmp_path / "weights" / "resnet50.safetensors")
     assert find_start("resnet50", "motion", "motion", str(tmp_path)).path.name == "resnet50.safetensors"

@@ -14,6 +14,7 @@ from hpc_stres.prepare import look as looking
 from hpc_stres.prepare.look import Probe
 from hpc_stres.store.location import Settings
 from hpc_stres.tools.new_config import quoted, schedule_scale, stride_for
+from tests.unit import faulty_jobs
 from tests.unit.test_fine_tuning import CLASSES
 from tests.unit.untrained import make_run
 
@@ -149,7 +150,7 @@ def test_what_cannot_be_read_is_said_and_does_not_stop_the_look(videos, here, ca
         (["mine", "--videos", "."], "no class folders here"),
         (["mine", "--videos", ".", "--lists", "none.csv"], "no such folder or table"),
         (["mine", "--videos", "VIDEOS", "--trainable", "head"], "expected --from as well"),
-        (["mine", "--videos", "VIDEOS", "--from", "nowhere"], "no such weights file"),
+        (["mine", "--videos", "VIDEOS", "--from", "nowhere"], "no published weights 'nowhere', and no such file"),
         (["mine", "--videos", "VIDEOS", "--folds", "0"], "--folds 0"),
     ],
 )
@@ -201,21 +202,13 @@ def test_any_path_is_read_back_as_it_was():
         assert yaml.safe_load(f"key: {quoted(text)}   # note") == {"key": text}
 
 
-def dies(path):
-    os._exit(3) if path == "bad" else None
-    return path
-
-
-def hangs(path):
-    import time
-
-    time.sleep(60 if path == "bad" else 0)
-    return path
-
-
-@pytest.mark.parametrize(("job", "reason"), [(dies, "its decoder breaks off"), (hangs, "it takes longer than")])
-def test_a_video_that_breaks_or_holds_its_decoder_costs_itself_alone(job, reason):
-    answers = looking._in_children(job, [("a",), ("bad",), ("b",)], 8.0)
+@pytest.mark.parametrize(
+    ("job", "reason"), [(faulty_jobs.dies, "its decoder breaks off"), (faulty_jobs.hangs, "it takes longer than")]
+)
+def test_a_video_that_breaks_or_holds_its_decoder_costs_itself_alone(job, reason, monkeypatch):
+    if job is faulty_jobs.hangs:
+        monkeypatch.setattr(looking, "cores", lambda: 1)  # two at once would wait twice
+    answers = looking._in_children(job, [("a",), ("bad",), ("b",)], 10.0)
     assert [answers[0], answers[2]] == ["a", "b"]
     assert answers[1].startswith(reason)
 
