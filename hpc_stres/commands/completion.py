@@ -15,7 +15,7 @@ from dataclasses import dataclass
 SHELLS = ("bash", "zsh", "fish")
 PROGRAM = "hpc-stres"
 # What a value is, by the name that the help gives it.
-FILES = ("F", "FILE", "VIDEO", "SCORES", "NAME|FILE")
+FILES = ("F", "FILE", "VIDEO", "SCORES", "NAME|FILE", "RUN|FILE")
 FOLDERS = ("D", "DIR", "RUN")
 
 

@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", help="config to write (default: NAME.yaml)")
     parser.add_argument("--force", action="store_true", help="replace a config that is there")
     parser.add_argument("--size", default="auto", choices=["auto", "full", "small"], help="of the networks")
-    parser.add_argument("--from", dest="source", metavar="RUN", help="run, phase, export, file or name to fine-tune")
+    parser.add_argument(
+        "--from", "--init-from", dest="source", metavar="RUN|FILE", help="run, phase, export, file or name to fine-tune"
+    )
     parser.add_argument(
         "--trainable", default="all", choices=["all", "temporal", "last_stage", "head"], help="what fine-tuning moves"
     )
@@ -44,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from hpc_stres.config.loading import load_config
+    from hpc_stres.errors import UserError
     from hpc_stres.run.paths import write_text
     from hpc_stres.tools.new_config import takes, text_of
 
@@ -53,7 +56,10 @@ def run(args: argparse.Namespace) -> int:
     config = _checked(text, target)
     for line in look.lines():
         print(line)
-    write_text(target, text)
+    try:
+        write_text(target, text)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written: {error.strerror}\nName another place with --out.") from None
     config = load_config(target)
     print(f"\nwritten: {target}")
     for line in [*_said(choice, config), *takes(config, look, choice.is_small)]:

@@ -31,6 +31,8 @@ PROBE_SECONDS, MEASURE_SECONDS = 20.0, 120.0
 # Broken or endless videos after which the rest is not looked at.
 PATIENCE = 5
 SHOWN_FAULTS = 5
+# `data.max_rejected` of a new config.
+ACCEPTED_SHARE = 0.01
 TABLE_COLUMNS = frozenset({"path", "label"})
 
 
@@ -145,12 +147,24 @@ class Look:
             lines.append(f"{len(set(groups))} recordings by the names: clips of one never both train and test")
         if self.probes:
             lines.append(self._lengths())
-        lines += [f"{len(self.unread)} videos that cannot be read: {self.unread[0]}"] if self.unread else []
+        lines += self._broken()
         lines += [f"note: {note}" for note in listing.notes]
         if listing.ignored:
             counts = ", ".join(f"{n} {suffix}" for suffix, n in listing.ignored.items())
             lines.append(f"files that are not read: {counts}")
         return lines
+
+    def _broken(self) -> list[str]:
+        """Videos that cannot be read, and what prepare will say of them."""
+        if not self.unread:
+            return []
+        looked_at = len(self.probes) + len(self.unread)
+        line = (
+            f"cannot be read: {len(self.unread)} of {looked_at} videos that were looked at, the first {self.unread[0]}"
+        )
+        if len(self.unread) <= ACCEPTED_SHARE * looked_at:
+            return [line]
+        return [line, "  prepare will refuse so many: remove them, or raise data.max_rejected in the config"]
 
     def _lengths(self) -> str:
         frames = [probe.frames for probe in self.probes]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_stres.config.schema import Config
-from hpc_stres.prepare.look import Look
+from hpc_stres.prepare.look import ACCEPTED_SHARE, Look
 from hpc_stres.run.tables import size_text
 from hpc_stres.tools import counting, planner
 from hpc_stres.tools.needs import run_bytes, sizes_of
@@ -78,7 +78,7 @@ def text_of(choice: Choice, look: Look) -> str:
     lines += [f"  lists: {quoted(choice.lists)}"] if choice.lists is not None else []
     if choice.kind == "folder":
         lines += [f"  folds: {choice.folds}"] if choice.folds > 1 else ["  test_fraction: 0.25"]
-    lines += ["  max_rejected: 0.01   # share of videos that may fail to decode"]
+    lines += [f"  max_rejected: {ACCEPTED_SHARE}   # share of videos that may fail to decode"]
     lines += ["  short_side: 64", "  crop: 56"] if choice.is_small else []
     lines += ["model:", *_model_lines(choice), "training:", f"  precision: {choice.precision}"]
     scale = schedule_scale(train, choice.is_small)

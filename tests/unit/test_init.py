@@ -92,6 +92,12 @@ def test_a_config_that_is_there_stays_unless_forced(videos, here):
     assert load_config(here / "mine.yaml").data.kind == "folder"
 
 
+def test_a_place_that_cannot_be_written_is_said(videos, here):
+    (here / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/mine\.yaml: cannot be written: .*\nName another place with --out"):
+        run("mine", "--videos", videos, "--out", here / "file" / "mine.yaml")
+
+
 def test_tables_and_lists_are_found_beside_the_videos(videos, here, capsys):
     rows = "".join(
         f"{label}/{label} {n}.avi,{label},{'test' if n else 'train'}\n" for label in ("run", "sit") for n in (0, 1)
@@ -136,7 +142,8 @@ def test_what_cannot_be_read_is_said_and_does_not_stop_the_look(videos, here, ca
     (videos / "run" / "notes.txt").write_text("x")
     run("mine", "--videos", videos)
     out = capsys.readouterr().out
-    assert "1 videos that cannot be read: " in out
+    assert "cannot be read: 1 of 11 videos" in out
+    assert "prepare will refuse so many" in out
     assert "broken.avi" in out
     assert "files that are not read: 1 .txt" in out
 
