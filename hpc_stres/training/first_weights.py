@@ -56,7 +56,7 @@ def _load_source(
     # A plain trunk's classifier is ImageNet's, or of classes that nobody can tell.
     dropped: list[str] = []
     if is_plain or (classes is not None and not keeps_classifier(start, classes)):
-        dropped = [key for key in state if ".fc." in key]
+        dropped = [key for key in model.state_dict() if ".fc." in key and key in state]
     kept = {key: value for key, value in state.items() if key not in dropped}
     report = load_into(model, drop_other_streams(kept, model), str(start.path))
     report.missing = [key for key in report.missing if key not in dropped]
