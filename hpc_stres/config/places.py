@@ -14,6 +14,8 @@ from hpc_stres.config.tree import Node
 
 ROOT = "data"
 OF_DATA = ("root", "videos", "lists", "frames", "flow_frames")
+# What people write for no weights, where YAML has null.
+NO_WEIGHTS = "none"
 STREAMS = ("appearance", "motion")
 # A bare word is the name of a published file of weights: ROOT/weights/WORD.safetensors.
 BARE_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -33,6 +35,8 @@ def make_absolute(tree: Node) -> None:
             _write_out(data.value, key)
     for section in _sections_with_weights(tree):
         given = section.get("weights")
+        if given is not None and given.value == NO_WEIGHTS:
+            section["weights"] = given = Node(None, given.origin)
         if given is not None and isinstance(given.value, str) and not is_published_name(given.value):
             _write_out(section, "weights")
 

@@ -126,7 +126,7 @@ class ModelConfig:
     """Where strides and pool padding are; must be the one that the weights were trained with."""
     weights: str | None = None
     """ImageNet weights for phases that start from no other: a file with torchvision's or timm's names (.pth or
-    .safetensors), or a name that `hpc-stres weights` knows; none: from scratch."""
+    .safetensors), or a name that `hpc-stres weights` knows; null or none: from scratch."""
 
     def __post_init__(self) -> None:
         check_field(self.width >= 4, "width", "expected 4 or more")

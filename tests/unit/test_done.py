@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from hpc_stres.config.loading import load_config, load_run
+from hpc_stres.errors import UserError
 from hpc_stres.launch.jobs import evaluation_is_done, is_done
 from hpc_stres.run.experiment import claim_run_folder
 from hpc_stres.run.paths import RunPaths, write_sealed
@@ -94,11 +95,26 @@ def test_a_run_folder_means_the_same_files_from_every_folder(tmp_path, monkeypat
     claim_run_folder(load_config(TINY, spelt), home / "run")
 
 
+def test_a_project_that_was_moved_is_the_same_experiment(tmp_path, monkeypatch):
+    """The paths of its config are absolute; its data set is known by its content, wherever it is."""
+    places = ["data.root=data", "data.kind=folder", "data.videos=videos"]
+    for name in ("before", "after"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        if name == "after":
+            shutil.copytree(tmp_path / "before" / "run", "run")
+        claim_run_folder(load_config(TINY, places), tmp_path / name / "run", update=True)
+    assert load_run(tmp_path / "after" / "run").data.videos == str(tmp_path / "after" / "videos")
+    with pytest.raises(UserError, match="of another experiment"):
+        claim_run_folder(load_config(TINY, [*places, "data.folds=3"]), tmp_path / "after" / "run")
+
+
 def test_names_of_published_weights_and_home_folders_are_no_relative_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
     config = load_config(TINY, ["model.weights=resnet50", "data.root=~/data"])
     assert config.model.weights == "resnet50"
     assert config.data.root == str(tmp_path / "me" / "data")
+    assert load_config(TINY, ["model.weights=none"]).model.weights is None
     (tmp_path / "resnet50").mkdir()
     assert load_config(TINY, ["model.weights=resnet50"]).model.weights == str(tmp_path / "resnet50")
