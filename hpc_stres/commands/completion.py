@@ -40,10 +40,12 @@ class Value:
 
     @property
     def is_file(self) -> bool:
+        """Whether it names a file."""
         return self.name in FILES
 
     @property
     def is_folder(self) -> bool:
+        """Whether it names a folder."""
         return self.name in FOLDERS
 
 

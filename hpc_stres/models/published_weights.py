@@ -1,7 +1,7 @@
 """Pretrained files that others publish: where they are, what they are, and how a copy of one is checked.
 
 Their makers write the first eight digits of a file's SHA-256 into its name; that much is always compared. The whole
-digest stands here where several public projects record the same one for the file; nothing here was computed from a
+digest is here where several public projects record the same one for the file; nothing here was computed from a
 file of our own, and no digest is invented.
 """
 

@@ -118,6 +118,7 @@ class Look:
 
     @property
     def median_frames(self) -> int:
+        """Frames that half of the videos have at most."""
         return int(statistics.median(probe.frames for probe in self.probes)) if self.probes else 0
 
     @property

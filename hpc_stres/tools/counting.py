@@ -38,6 +38,7 @@ class Sizes:
 
     @property
     def pools_time(self) -> bool:
+        """Whether the network has a max pool over time."""
         return self.model == "st_resnet_star"
 
     @property

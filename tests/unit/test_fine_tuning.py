@@ -116,7 +116,10 @@ def test_a_run_gives_the_phase_of_the_same_name_or_of_the_same_model(data_root, 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda run: (run / "phases/motion/done.json").unlink(), "neither a run, nor a phase|is not finished|which phase"),
+        (
+            lambda run: (run / "phases/motion/done.json").unlink(),
+            "neither a run, nor a phase|is not finished|which phase",
+        ),
         (lambda run: (run / "phases/motion/weights.safetensors").write_bytes(b"x"), "are not the weights"),
         (lambda run: (run / "phases/motion/weights.safetensors").unlink(), "are not the weights"),
         (lambda run: shutil.rmtree(run), "no such weights file, run or export"),
@@ -169,7 +172,9 @@ def test_only_the_chosen_part_moves_and_the_rest_is_what_it_was(data_root, run, 
             assert is_same != MOVES[trainable](name), name
         else:
             assert is_same or MOVES[trainable](name), name
-    momentum = load_file(next((tmp_path / "tuned/phases" / phase / "checkpoints").glob("step*")) / "momentum.safetensors")
+    momentum = load_file(
+        next((tmp_path / "tuned/phases" / phase / "checkpoints").glob("step*")) / "momentum.safetensors"
+    )
     assert all(MOVES[trainable](name) for name in momentum)
     assert any(".fc." in name for name in momentum)
 
