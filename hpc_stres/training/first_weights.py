@@ -7,11 +7,11 @@ from torch import Tensor
 from hpc_stres.config.schema import Config
 from hpc_stres.models import TwoStream
 from hpc_stres.models.weights import drop_other_streams, is_trunk, load_into, read_state, to_streams
-from hpc_stres.phases.train import train_phase
+from hpc_stres.phases.train import TrainPhase, train_phase
 from hpc_stres.registry.model import MotionOptions
 from hpc_stres.run.paths import RunPaths
 from hpc_stres.run.product import finished_weights
-from hpc_stres.run.starts import find_start, keeps_classifier
+from hpc_stres.run.starts import Start, find_start, keeps_classifier
 
 
 def load_first_weights(
@@ -28,37 +28,43 @@ def load_first_weights(
             state |= read_state(finished_weights(paths, parent))
         report = load_into(model, drop_other_streams(state, model), " + ".join(phase.starts_from))
         return f"starts from {' + '.join(phase.starts_from)}: {report}"
+    files = _files_of(phase)
+    if not files:
+        return "starts from random weights"
+    starts = {source: find_start(source, name, phase.model.name, config.data.root) for source in files}
+    dropped: list[str] = []
+    state = {}
+    for source, streams in files.items():
+        own, is_plain = _read_streams(phase, starts[source], streams)
+        # A plain trunk's classifier is ImageNet's, or of classes that nobody can tell.
+        if is_plain or (classes is not None and not keeps_classifier(starts[source], classes)):
+            dropped += [key for key in model.state_dict() if ".fc." in key and key in own]
+        state |= {key: value for key, value in own.items() if key not in dropped}
+    named = " + ".join(str(start.path) for start in starts.values())
+    report = load_into(model, drop_other_streams(state, model), named)
+    report.missing = [key for key in report.missing if key not in dropped]
+    report.replaced += dropped
+    return f"starts from {named}: {report}"
+
+
+def _files_of(phase: TrainPhase) -> dict[str, list[str]]:
+    """Values of `weights`, and the streams that start from each."""
     if phase.weights is not None:
-        return _load_source(model, config, name, (phase.weights, [*phase.family.streams]), classes)
-    # Each stream may start from a file of its own.
+        return {phase.weights: [*phase.family.streams]}
     files: dict[str, list[str]] = {}
     for stream in phase.family.streams:
         source = phase.trunk(stream).weights
         if source is not None:
             files.setdefault(source, []).append(stream)
-    said = [_load_source(model, config, name, item, classes) for item in files.items()]
-    return "; ".join(said) or "starts from random weights"
+    return files
 
 
-def _load_source(
-    model: TwoStream, config: Config, name: str, source: tuple[str, list[str]], classes: Sequence[str] | None
-) -> str:
-    """Load what a value of `weights` names into some streams; a classifier of other classes is not loaded."""
-    phase, (text, streams) = train_phase(config, name), source
-    start = find_start(text, name, phase.model.name, config.data.root)
+def _read_streams(phase: TrainPhase, start: Start, streams: list[str]) -> tuple[dict[str, Tensor], bool]:
+    """The weights of some streams from a file, and whether it is a plain trunk rather than a whole network."""
     state = read_state(start.path)
     is_plain = is_trunk(state)
     if is_plain:
         how = phase.model
         inflation = (how.conv1_inflation, how.conv1_rescale) if isinstance(how, MotionOptions) else ("mirror", False)
         state = to_streams(state, streams, *inflation)
-    state = {key: value for key, value in state.items() if key.split(".")[0] in streams}
-    # A plain trunk's classifier is ImageNet's, or of classes that nobody can tell.
-    dropped: list[str] = []
-    if is_plain or (classes is not None and not keeps_classifier(start, classes)):
-        dropped = [key for key in model.state_dict() if ".fc." in key and key in state]
-    kept = {key: value for key, value in state.items() if key not in dropped}
-    report = load_into(model, drop_other_streams(kept, model), str(start.path))
-    report.missing = [key for key in report.missing if key not in dropped]
-    report.replaced += dropped
-    return f"starts from {start.path}: {report}"
+    return {key: value for key, value in state.items() if key.split(".")[0] in streams}, is_plain
