@@ -7,11 +7,15 @@ import sys
 from collections.abc import Sequence
 
 from hpc_stres import __version__
+from hpc_stres.commands.parser import Parser
 from hpc_stres.errors import UserError
 
+INTERRUPTED = 130
 # Command: module of hpc_stres.commands, one line of help.
 COMMANDS = {
     "demo": ("demo", "run the whole chain on data that it makes itself, in a few minutes"),
+    "init": ("init", "look at a folder of videos and write a config for it"),
+    "weights": ("weights", "say where pretrained weights come from; fetch, check and convert them"),
     "submit": ("submit", "submit the phases of a run as dependent jobs, or cancel a run"),
     "status": ("status", "show how far the phases of a run are"),
     "ablate": ("ablate", "train a phase with other options and several seeds, and print one table"),
@@ -33,24 +37,23 @@ COMMANDS = {
     "config": ("config", "print the resolved config with the origin of every value"),
     "doctor": ("doctor", "say what is on this machine and what would go wrong"),
     "bench": ("bench", "measure speed as ratios within one run"),
+    "completion": ("completion", "print what makes bash, zsh or fish complete these commands"),
     "flow-preview": ("flow_preview", "draw frames and colour-coded flow of a video into a PNG"),
 }
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser with all commands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="hpc-stres",
         description="Train and evaluate spatiotemporal residual networks for video action recognition.",
         epilog="`hpc-stres demo` shows everything at work; `hpc-stres submit` starts a chain of phases.",
     )
     parser.add_argument("--version", action="version", version=f"hpc_stres {__version__}")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     for name, (module, text) in COMMANDS.items():
         command = importlib.import_module(f"hpc_stres.commands.{module}")
-        sub = subparsers.add_parser(
-            name, help=text, description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        sub = subparsers.add_parser(name, help=text, description=command.__doc__)
         command.add_arguments(sub)
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         sub.set_defaults(run=command.run)
@@ -59,26 +62,33 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; errors that a user can fix are a few lines on stderr and an exit code."""
-    args = build_parser().parse_args(argv)
+    name = "hpc-stres"
+    try:
+        args = build_parser().parse_args(argv)
+        name = f"hpc-stres {args.command}"
+        return _run(args, name)
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; the same command resumes from here", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(args: argparse.Namespace, name: str) -> int:
     try:
         return int(args.run(args))
     except UserError as error:
         if args.debug:
             raise
-        print(f"hpc-stres {args.command}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return error.code
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): that is its right, and no error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        print(f"hpc-stres {args.command}: interrupted; the same command resumes from here", file=sys.stderr)
-        return 130
     except Exception as error:
         if args.debug:
             raise
-        name = type(error).__name__
-        print(f"hpc-stres {args.command}: unexpected {name}: {error}\nAdd --debug for the traceback.", file=sys.stderr)
+        kind = type(error).__name__
+        print(f"{name}: unexpected {kind}: {error}\nAdd --debug for the traceback.", file=sys.stderr)
         return 1
 
 

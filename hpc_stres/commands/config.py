@@ -41,7 +41,8 @@ def _acts(config: "Config", key: str) -> bool:
         acting = config.phases[rest[0]].acting()
         return any(f"{option}.".startswith(f"{name}.") for name in acting)
     unused = {
-        "data.binding": config.data.kind != "binding", "data.test_fraction": config.data.kind != "folder",
+        "data.binding": config.data.kind != "binding", "data.folds": config.data.kind != "folder",
+        "data.test_fraction": config.data.kind != "folder" or config.data.folds > 1,
         "model.depth": config.model.stages is not None, "training.zero_stage": config.training.engine == "ddp",
         "training.deepspeed": config.training.engine == "ddp",
         "evaluation.chunks": config.evaluation.protocol == "quick",
@@ -62,9 +63,12 @@ def _cut(config: "Config", key: str) -> str:
     """Whether a schedule ends early."""
     section, *rest = key.split(".")
     most = config.training.max_steps
-    if section != "phases" or rest[1:] != ["optimise", "schedule"] or most is None:
+    if section != "phases" or rest[1:] != ["optimise", "schedule"]:
         return ""
-    return f" (cut to {config.steps(rest[0])} steps by training.max_steps)"
+    scale = config.phase(rest[0]).optimise.schedule_scale
+    notes = [f"times {scale:g} by optimise.schedule_scale"] if scale != 1.0 else []
+    notes += [f"cut to {config.steps(rest[0])} steps by training.max_steps"] if most is not None else []
+    return f" ({'; '.join(notes)})" if notes else ""
 
 
 class Leaf(NamedTuple):

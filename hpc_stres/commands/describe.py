@@ -7,7 +7,10 @@ and chunks, parameters and multiply-adds of one clip.
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hpc_stres.tools.counting import Sizes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,22 +32,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hpc_stres.errors import UserError
-    from hpc_stres.models import build_model
-    from hpc_stres.models.describe import table
     from hpc_stres.registry import MODELS, load_extension
+    from hpc_stres.tools import counting
 
     for file in args.extension:
         load_extension(Path(file).resolve())
     chunks = args.chunks or MODELS.get(args.model).usual_chunks
+    # A published network as it is published is counted without torch, which takes seconds to load.
+    is_plain = args.model in counting.STREAMS and not args.extension and not args.option
+    print(counting.table(_sizes(args, chunks)) if is_plain else _measured(args, chunks))
+    return 0
+
+
+def _sizes(args: argparse.Namespace, chunks: int) -> "Sizes":
+    from hpc_stres.errors import UserError
+    from hpc_stres.tools.counting import DEPTHS, TEMPORAL_WINDOW, Sizes
+
+    sizes = Sizes(
+        model=args.model, stages=DEPTHS[args.depth], width=args.width, variant=args.variant, classes=args.classes,
+        side=args.side, chunks=chunks,
+    )  # fmt: skip
+    if min(args.width, args.classes, args.side, chunks) < 1:
+        raise UserError("--width, --classes, --side and --chunks: expected numbers of 1 or more")
+    if sizes.pools_time and chunks < TEMPORAL_WINDOW:
+        raise UserError(f"{chunks} time steps are too few for the temporal pool over {TEMPORAL_WINDOW}")
+    return sizes
+
+
+def _measured(args: argparse.Namespace, chunks: int) -> str:
+    """A network that is not counted by arithmetic, measured on a dry pass."""
+    from hpc_stres.errors import UserError
+    from hpc_stres.models import build_model
+    from hpc_stres.models.describe import table
+
     try:
         model = build_model(
             args.model, args.classes, args.depth, args.width, variant=args.variant, **_options(args.option)
         )
-        print(table(model, args.side, chunks))
+        return table(model, args.side, chunks)
     except ValueError as error:
         raise UserError(str(error)) from None
-    return 0
 
 
 def _options(texts: list[str]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from hpc_stres import SOURCES
+from hpc_stres.config.places import make_absolute
 from hpc_stres.config.recipe import ordered_phases
 from hpc_stres.config.schema import Config, DataConfig
 from hpc_stres.config.tree import Node, merge, origins, parse_overrides, read_file, shown
@@ -76,6 +77,7 @@ def _overrides(texts: Sequence[str]) -> Node:
 
 def _whole(tree: Node) -> Config:
     """The config of a tree; refuses what only shows when all of it is known."""
+    make_absolute(tree)
     config = typing.cast(Config, build(Config, tree, ""))
     ordered_phases(config.phases)
     return config

@@ -1,7 +1,7 @@
 """Learning rate as a pure function of the step: plateaus, or a named curve of the registry."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from hpc_stres.errors import ConfigError, FieldError, check_field
@@ -43,6 +43,20 @@ class Curve:
 
 
 Schedule = Sequence[Plateau] | Curve
+
+
+def scaled_steps(steps: int, scale: float) -> int:
+    """So many times as many steps: the nearest whole number, at least one."""
+    return max(1, round(steps * scale))
+
+
+def scaled(schedule: tuple[Plateau, ...] | Curve, scale: float) -> tuple[Plateau, ...] | Curve:
+    """A schedule of the same shape that is so many times as long: every plateau is kept, and its rate."""
+    if scale == 1.0:
+        return schedule
+    if isinstance(schedule, Curve):
+        return replace(schedule, steps=scaled_steps(schedule.steps, scale))
+    return tuple(Plateau(scaled_steps(steps, scale), rate) for steps, rate in schedule)
 
 
 def total_steps(schedule: Schedule, max_steps: int | None = None) -> int:

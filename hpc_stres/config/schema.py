@@ -45,7 +45,8 @@ class DataConfig:
     """Where videos come from and how they are stored."""
 
     kind: str = "ucf101"
-    """Data set: binding (made by this package), ucf101, hmdb51, folder (one folder a class), csv, or an extension's."""
+    """Data set: binding (made by this package), ucf101, hmdb51, folder (one folder a class), csv (a table), lists (text
+    lists of one's own), or an extension's."""
     root: str = "data"
     """Folder that holds data sets, stores and caches."""
     videos: str | None = None
@@ -59,9 +60,11 @@ class DataConfig:
     labels: Literal["single", "multi"] = "single"
     """One class a video, or several: with multi a CSV's cell is `run|wave`, and the loss binary cross-entropy."""
     split: int = 1
-    """Split number, 1 to 3 (a folder or CSV has split 1 only)."""
+    """Number of the split, from 1; the official lists have three."""
     test_fraction: float = 0.25
     """For a folder data set: share of each class's recordings, chosen by a hash of the name, kept for testing."""
+    folds: int = 1
+    """For a folder data set: splits, each recording testing in one of them; 1: a single split by `test_fraction`."""
     short_side: int = 256
     """Stored frames are resized so that their shorter side has this many pixels."""
     crop: int = 224
@@ -91,7 +94,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_field(self.kind in DATA_SETS, "kind", DATA_SETS.refusal(self.kind))
-        check_field(1 <= self.split <= 3, "split", "expected 1, 2 or 3")
+        check_field(1 <= self.split <= 99, "split", "expected 1 to 99")
+        check_field(1 <= self.folds <= 99, "folds", "expected 1 to 99")
         check_field(self.labels == "single" or self.kind == "csv", "labels", "expected single, or data.kind csv")
         check_field(self.flow_frames is None or self.frames is not None, "flow_frames", "expected `frames` beside it")
         pyramid_counts = self.flow_backend != "dali" and self.flow_frames is None
@@ -125,7 +129,8 @@ class ModelConfig:
     variant: Literal["msra", "torchvision"] = "torchvision"
     """Where strides and pool padding are; must be the one that the weights were trained with."""
     weights: str | None = None
-    """ImageNet weights (torchvision's or timm's names; .pth or .safetensors) for phases that start from no other."""
+    """ImageNet weights for phases that start from no other: a file with torchvision's or timm's names (.pth or
+    .safetensors), or a name that `hpc-stres weights` knows; null or none: from scratch."""
 
     def __post_init__(self) -> None:
         check_field(self.width >= 4, "width", "expected 4 or more")
@@ -146,6 +151,8 @@ class TrainingConfig:
     """Videos in one SGD step; none: the recipe's."""
     norm_group: int | None = None
     """Videos that share normalisation moments; none: the recipe's."""
+    schedule_scale: float | None = None
+    """How many times as long every phase's schedule is, its plateaus kept; none: the recipe's."""
     max_steps: int | None = None
     """Cut every phase to this many steps; none: the recipe's schedule."""
     max_micro_batch: int | Literal["auto"] = "auto"
@@ -185,6 +192,8 @@ class TrainingConfig:
         for key in ("global_batch", "norm_group", "max_steps"):
             value = getattr(self, key)
             check_field(value is None or value >= 1, key, "expected a whole number of 1 or more")
+        scale = self.schedule_scale
+        check_field(scale is None or 0.0 < scale <= 1000.0, "schedule_scale", "expected a number above 0, up to 1000")
         micro = self.max_micro_batch
         check_field(micro == "auto" or micro >= 1, "max_micro_batch", "expected auto, or 1 or more")
         check_field(0.0 <= self.momentum < 1.0, "momentum", "expected a number from 0 to below 1")

@@ -1,7 +1,9 @@
 """One chain of phases: what is done, what is in the queue, and what is submitted now."""
 
 import contextlib
+import re
 import shlex
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ from hpc_stres.config.loading import load_resolved, plain
 from hpc_stres.config.recipe import select_phases
 from hpc_stres.config.schema import Config
 from hpc_stres.errors import UserError
+from hpc_stres.launch import checks
 from hpc_stres.launch import jobs as job_list
 from hpc_stres.launch.jobs import EVALUATE, PREPARE, Job
 from hpc_stres.launch.journal import Journal
@@ -39,6 +42,8 @@ class Request:
     prepares it."""
     forget: str = ""
     """Ids of jobs that the user is certain have ended."""
+    allow_cpu: bool = False
+    """Whether a recipe for GPUs is meant for CPU ranks."""
 
     @property
     def prepare_home(self) -> Path:
@@ -46,7 +51,7 @@ class Request:
         if self.group is not None:
             return self.group
         above = self.run_dir.parent
-        is_split = self.run_dir.name in ("split1", "split2", "split3") and not RunPaths(above).config.exists()
+        is_split = re.fullmatch(r"split[1-9]\d?", self.run_dir.name) and not RunPaths(above).config.exists()
         return above if is_split and RunPaths(above).jobs.exists() else self.run_dir
 
     @property
@@ -135,9 +140,20 @@ def preview(requests: Sequence[Request]) -> None:
         queued = {PREPARE: ["<prepare>"]} if prepared_by_another else {}
         jobs = request.jobs(queued)
         show(request, jobs, queued)
+        _show_faults(request, jobs)
         if request.config.cluster.scheduler == "slurm":
             _show_scripts(request, jobs, queued)
         prepared_by_another |= any(job.name == PREPARE for job in jobs) and request.group is not None
+
+
+def _show_faults(request: Request, jobs: Sequence[Job]) -> None:
+    """What a submit would refuse."""
+    found = checks.faults(request.config, request.run_dir, jobs, request.allow_cpu)
+    if request.config.cluster.scheduler == "slurm" and shutil.which("sbatch"):
+        refused, notes = checks.ask_scheduler(request.config, request.run_dir, jobs)
+        found += refused + notes
+    for line in found:
+        print(f"  not yet: {line}")
 
 
 def _show_scripts(request: Request, jobs: Sequence[Job], queued: Mapping[str, list[str]]) -> None:
@@ -160,7 +176,9 @@ def submit(request: Request) -> None:
     wanted = select_phases(request.config.phases, request.phases)
     may_be_queued = on_slurm and RunPaths(request.run_dir).jobs.exists()
     others = {name: [""] for name in request.config.phases if name not in wanted and may_be_queued}
-    request.jobs(others)  # what cannot work whatever the queue has is refused before the folder is made
+    # What cannot work whatever the queue has is refused before the folder is made.
+    jobs = request.jobs(others)
+    checks.refuse(checks.faults(request.config, request.run_dir, jobs, request.allow_cpu))
     jobs, queued = (_submit_slurm if on_slurm else _submit_here)(request)
     if not jobs:
         print("  every phase is done; nothing to submit" if not queued else "  nothing more to submit")
@@ -221,6 +239,10 @@ def _submit_missing(
     show(request, jobs, queue.alive)
     if not jobs:
         return []
+    refused, notes = checks.ask_scheduler(config, run_dir, jobs)
+    checks.refuse(refused)
+    for note in notes:
+        print(f"  {note}")
     if not queue.alive or not RunPaths(run_dir).config.is_file():
         claim_run_folder(config, run_dir, update=True)
     write_provenance(run_dir, config)

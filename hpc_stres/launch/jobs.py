@@ -19,7 +19,7 @@ from hpc_stres.evaluation.table import read_results
 from hpc_stres.launch.scheduler import Token
 from hpc_stres.registry import PHASE_KINDS
 from hpc_stres.run.paths import RunPaths, read_json
-from hpc_stres.run.product import phase_is_done
+from hpc_stres.run.product import phase_is_done, read_done
 from hpc_stres.tools.planner import read_hours
 
 # What __main__ writes when a command fails: `hpc-stres COMMAND: MESSAGE`; libraries write `[Gloo]
@@ -149,7 +149,8 @@ def is_done(config: Config, paths: RunPaths, name: str) -> bool:
 
 
 def evaluation_is_done(config: Config, paths: RunPaths) -> bool:
-    """Whether results.json speaks of every phase that is finished, as it is now."""
+    """Whether results.json speaks of every scored phase that is finished, as it is now: by the checksums of what was
+    scored, so that a copied run is the run."""
     if not paths.results.is_file():
         return False
     try:
@@ -157,9 +158,11 @@ def evaluation_is_done(config: Config, paths: RunPaths) -> bool:
     except UserError:
         return False  # a damaged table is none: it is made again from the scores
     table = results.get("splits", {}).get(str(config.data.split), {})
-    finished = [name for name in config.phases if paths.phase(name).done.is_file()]
-    written = paths.results.stat().st_mtime
-    return all(name in table and paths.phase(name).done.stat().st_mtime <= written for name in finished)
+    for name, phase in config.phases.items():
+        done = read_done(paths.phase(name)) if PHASE_KINDS.get(phase.kind).is_scored else None
+        if done is not None and table.get(name, {}).get("weights") != done["sha256"]:
+            return False
+    return True
 
 
 def layout_line(config: Config, job: Job) -> str:

@@ -15,9 +15,6 @@ from hpc_stres.launch.survey import Survey, settle
 
 # Pauses before sbatch is called again for a controller that said it was busy.
 RETRY_SECONDS = (2, 5, 15)
-# A controller that did not understand or take the request says one of these; anything else is a
-# refusal.
-BUSY = ("timed out", "Unable to contact", "temporarily", "try again", "Connection", "Zero Bytes", "communication")
 LOOKS = 3
 CANCEL_PATIENCE_SECONDS = 60.0
 
@@ -80,7 +77,7 @@ class Submission:
                 reason = str(error).splitlines()[0]
             else:
                 reason = f"sbatch: {answer.reason}"
-            is_busy = answer is not None and answer.code != 0 and any(word in answer.error for word in BUSY)
+            is_busy = answer is not None and answer.code != 0 and any(word in answer.error for word in scheduler.BUSY)
             is_refusal = answer is not None and answer.code != 0 and not is_busy
             number = scheduler.number_in(answer) if answer is not None else ""
             if number:

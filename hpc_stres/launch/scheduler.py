@@ -34,6 +34,10 @@ NAME = re.compile(rf"stres-(?P<phase>[^|]+)-(?P<run>{RUN_ID})-(?P<attempt>\d+)-(
 # than submit one job.
 HIDING = ("SQUEUE_", "SACCT_", "SCONTROL_", "SBATCH_WAIT", "SBATCH_ARRAY_INX", "SBATCH_TEST_ONLY")
 
+# A controller that did not understand or take the request says one of these; anything else is a
+# refusal.
+BUSY = ("timed out", "Unable to contact", "temporarily", "try again", "Connection", "Zero Bytes", "communication")
+
 
 class NoAnswer(UserError):
     """The scheduler did not answer, or its answer makes no sense."""

@@ -26,6 +26,7 @@ from hpc_stres.config.schema import Config
 from hpc_stres.errors import ConfigError, UserError
 
 INTERRUPTED = 130
+MOST_SPLITS = 99
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cluster", default="auto", help="auto, slurm, local, or a profile of configs/clusters")
     parser.add_argument("--set", metavar="K=V", action="append", default=[], dest="overrides", help="override a value")
     parser.add_argument("--run-dir", metavar="D", help="run folder (default: runs/NAME_OF_CONFIG)")
-    parser.add_argument("--split", default=None, choices=["1", "2", "3", "all"], help="split, or all three")
+    parser.add_argument("--split", metavar="N", help="number of a split, or all: a run folder for each")
+    parser.add_argument("--allow-cpu", action="store_true", help="train on CPUs what would take them weeks")
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted")
     parser.add_argument("--watch", action="store_true", help="on Slurm: watch the jobs after submitting them")
     parser.add_argument("--cancel", metavar="RUN", help="end all jobs of this run folder, and submit nothing")
@@ -102,7 +104,7 @@ def _run(args: argparse.Namespace) -> None:
         cancel_run(Path(args.cancel).absolute())
         return
     every = args.split == "all"
-    splits = (1, 2, 3) if every else (None if args.split is None else int(args.split),)
+    splits = _splits(args)
     configs = [resolve(args, split) for split in splits]
     if configs[0].cluster.scheduler == "slurm" and not args.dry_run:
         from hpc_stres.launch.slurm import require_slurm
@@ -113,7 +115,7 @@ def _run(args: argparse.Namespace) -> None:
         raise ConfigError(f"--run-dir {root}: this is a file; name a folder")
     group = root if every and share_a_store(configs) else None
     requests = [
-        Request(config, root / f"split{split}" if every else root, args.phase, group, args.forget)
+        Request(config, root / f"split{split}" if every else root, args.phase, group, args.forget, args.allow_cpu)
         for split, config in zip(splits, configs, strict=True)
     ]
     if args.dry_run:
@@ -125,6 +127,19 @@ def _run(args: argparse.Namespace) -> None:
         from hpc_stres.launch.status import watch
 
         watch([request.run_dir for request in requests])
+
+
+def _splits(args: argparse.Namespace) -> list[int | None]:
+    """The splits of the command line; for `all` those that the data set has."""
+    from hpc_stres.store.listing import splits_of
+
+    if args.split is None:
+        return [None]
+    if args.split == "all":
+        return list(splits_of(resolve(args, None)))
+    if not args.split.isdecimal() or not 1 <= int(args.split) <= MOST_SPLITS:
+        raise ConfigError(f"--split {args.split}: expected the number of a split, or all")
+    return [int(args.split)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,6 +20,7 @@ from hpc_stres.listings.listing import (
     require_utf8,
     sorted_classes,
     split_by_hash,
+    split_in_folds,
 )
 
 SYSTEM_FOLDERS = frozenset(
@@ -34,9 +35,9 @@ MORE_VIDEOS = "Put more videos into each class's folder (a class needs two recor
 Walk = Callable[[Path], Iterator[Path]]
 
 
-def read_folder(videos: Path, test_fraction: float) -> Listing:
-    """One folder a class, split by a hash of the recordings' names; or one folder a split, then one
-    a class.
+def read_folder(videos: Path, test_fraction: float, folds: int = 1) -> Listing:
+    """One folder a class, split by a hash of the recordings' names, once or (`folds`) so that each
+    recording tests in one of so many splits; or one folder a split, then one a class.
     """
     ignored: Counter[str] = Counter()
 
@@ -47,7 +48,7 @@ def read_folder(videos: Path, test_fraction: float) -> Listing:
             else:
                 ignored[path.suffix.lower() or "(no suffix)"] += 1
 
-    listing = _read(videos, test_fraction, files, _files)
+    listing = _read(videos, (test_fraction, folds), files, _files)
     listing.ignored = dict(sorted(ignored.items()))
     if not listing.videos:
         there = ", ".join(f"{count} x {suffix}" for suffix, count in listing.ignored.items()) or "no files"
@@ -60,32 +61,43 @@ def read_folder(videos: Path, test_fraction: float) -> Listing:
     return listing
 
 
-def read_frame_folders(frames: Path, test_fraction: float) -> Listing:
+def read_frame_folders(frames: Path, test_fraction: float, folds: int = 1) -> Listing:
     """`read_folder` for folders of frames: FRAMES/CLASS/VIDEO/*.jpg."""
-    listing = _read(frames, test_fraction, _folders, _folders)
+    listing = _read(frames, (test_fraction, folds), _folders, _folders)
     if not listing.videos:
         raise UserError(f"{frames}: no folders of frames in the class folders\nSet data.frames.")
     return listing
 
 
-def _read(root: Path, test_fraction: float, walk: Walk, probe: Walk) -> Listing:
-    """`walk` gives the videos of a class's folder; `probe` the same without counting what it leaves
-    out.
+def _read(root: Path, cut: tuple[float, int], walk: Walk, probe: Walk) -> Listing:
+    """`cut` is the test fraction and the number of folds; `walk` gives the videos of a class's
+    folder, `probe` the same without counting what it leaves out.
     """
+    test_fraction, folds = cut
     found = list(_folders(root))
     if not found:
         raise UserError(f"{root}: no class folders here\nPut each class's videos into a folder of its own.")
     by_split = _split_folders(found, probe)
+    if by_split and folds > 1:
+        names = " and ".join(sorted(path.name + "/" for path in by_split.values()))
+        raise UserError(f"{root}: {names} are the one split of this data set\nSet data.folds to 1.")
     if by_split:
         return _read_splits(root, by_split, walk)
-    listing = Listing([path.name for path in found], train={1: []}, test={1: []})
+    listing = Listing([path.name for path in found])
+    listing.train = {split: [] for split in range(1, folds + 1)}
+    listing.test = {split: [] for split in range(1, folds + 1)}
     # Numbers are put in order by their value.
     listing.classes = sorted_classes(set(listing.classes))
     for label, name in enumerate(listing.classes):
         ids = [_add(listing, path, root, root / name, label) for path in walk(root / name)]
-        if ids:
+        if ids and folds > 1:
+            split_in_folds(listing, ids, folds)
+        elif ids:
             split_by_hash(listing, ids, test_fraction)
-    if listing.videos:
+    if listing.videos and folds > 1:
+        few = f"data.folds is {folds}: each class needs as many recordings. {MORE_VIDEOS}"
+        refuse_empty_classes(listing, root, {"training": few, "test": few})
+    elif listing.videos:
         fraction = f"data.test_fraction is {test_fraction:g}. "
         refuse_empty_classes(listing, root, {"training": fraction + MORE_VIDEOS, "test": fraction + MORE_VIDEOS})
     return listing

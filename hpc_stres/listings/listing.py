@@ -132,6 +132,24 @@ def split_by_hash(listing: Listing, ids: list[str], test_fraction: float) -> Non
         (listing.test if recording in tests else listing.train)[1].extend(sorted(names))
 
 
+def split_in_folds(listing: Listing, ids: list[str], folds: int) -> None:
+    """Give the videos of one class to as many splits: each recording tests in one of them and trains in the others.
+
+    Recordings are ranked by a hash of their name and dealt out in turn.
+    """
+    recordings: dict[str, list[str]] = {}
+    for name in ids:
+        recordings.setdefault(listing.videos[name].group or name, []).append(name)
+    ranked = sorted(recordings, key=lambda name: (_hash(name), name))
+    for place, recording in enumerate(ranked):
+        for split in range(1, folds + 1):
+            tests = place % folds == split - 1
+            (listing.test if tests else listing.train)[split].extend(sorted(recordings[recording]))
+    for split in range(1, folds + 1):
+        listing.train[split].sort()
+        listing.test[split].sort()
+
+
 def _hash(name: str) -> bytes:
     # The same name in both of Unicode's spellings: some file systems change one into the other.
     return hashlib.sha256(unicodedata.normalize("NFC", name).encode()).digest()

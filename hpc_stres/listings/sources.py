@@ -17,7 +17,7 @@ def read_listing(data: DataConfig) -> Listing:
     if not root.is_dir():
         raise UserError(f"data.frames: {root}: no such folder")
     if DATA_SETS.get(data.kind).is_folder:
-        return splits.read_frame_folders(root, data.test_fraction)
+        return splits.read_frame_folders(root, data.test_fraction, data.folds)
     listing = splits.read_listing(data)
     for name, video in listing.videos.items():
         label = listing.classes[video.label] if listing.label_sets is None else ""
@@ -29,6 +29,11 @@ def read_listing(data: DataConfig) -> Listing:
 def _folder(root: Path, name: str, label: str) -> Path:
     nested = root / label / name
     return nested if nested.is_dir() else root / name
+
+
+def is_made_here(data: DataConfig) -> bool:
+    """Whether this package makes the videos itself, so that none have to be there."""
+    return DATA_SETS.get(data.kind).make is not None
 
 
 def exists(video: Video) -> bool:

@@ -25,7 +25,9 @@ from hpc_stres.registry import DATA_SETS
 
 __all__ = ["VIDEO_SUFFIXES", "Listing", "Video", "problems", "read_folder", "read_frame_folders", "read_listing"]
 
-SPLITS = (1, 2, 3)
+# Any data set may have several splits; the official ones have three.
+MOST_SPLITS = 99
+SPLITS = range(1, MOST_SPLITS + 1)
 HMDB51_TRAIN, HMDB51_TEST = "1", "2"
 CSV_COLUMNS = ("path", "label")
 
@@ -61,10 +63,10 @@ def read_ucf101(videos: Path, lists: Path) -> Listing:
     listing = Listing(list(numbers))
     homes = {name: Video("", videos, label) for label, name in enumerate(numbers)}
     for split in SPLITS:
-        if split > 1 and not (lists / f"trainlist0{split}.txt").is_file():
+        if split > 1 and not (lists / f"trainlist{split:02d}.txt").is_file():
             continue
         for kind, target in (("train", listing.train), ("test", listing.test)):
-            path = lists / f"{kind}list0{split}.txt"
+            path = lists / f"{kind}list{split:02d}.txt"
             lines = read_lines(path)
             target[split] = [_ucf101_video(line, f"{path}:{n}", homes, numbers, listing) for n, line in lines]
     return listing
@@ -146,10 +148,8 @@ def read_csv(videos: Path, table: Path, several: bool = False) -> Listing:
     """A table with the columns path, label and split (train or test), and group where recordings
     are known.
 
-    With `several`, a cell of labels holds one class or more: `run|wave`.
-
-    Columns split1, split2 and split3 in place of split give up to three splits; an empty cell
-    leaves a video out.
+    Columns split1, split2 and so on in place of split give several splits; an empty cell leaves a
+    video out. With `several`, a cell of labels holds one class or more: `run|wave`.
     """
     rows = read_table(table, CSV_COLUMNS)
     if not rows:
@@ -196,7 +196,7 @@ def _classes_in(cell: str, several: bool, place: str) -> list[str]:
 def _split_columns(table: Path, names: set[str]) -> dict[int, str]:
     numbered = {split: f"split{split}" for split in SPLITS if f"split{split}" in names}
     if ("split" in names) == bool(numbered):
-        raise UserError(f"{table}:1: expected a column split, or columns split1, split2, split3 in its place")
+        raise UserError(f"{table}:1: expected a column split, or columns split1, split2 and so on in its place")
     return numbered or {1: "split"}
 
 

@@ -28,7 +28,7 @@ MIRROR_ORDER = [0, 1, 2, 2, 1, 0]
 RESCALE = RGB_PLANES / FLOW_PLANES
 WHERE_TO_GET = (
     "ImageNet weights: torchvision's resnet50-0676ba61.pth (variant torchvision) or timm's resnet50 as .safetensors;\n"
-    "download one where there is a network, copy it here and set model.weights to it"
+    "`hpc-stres weights` lists them, fetches one where there is a network, and checks it; then set model.weights to it"
 )
 
 
@@ -102,13 +102,13 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def save_state(state: Mapping[str, Tensor], path: Path) -> None:
-    """A .safetensors file that carries a checksum of its tensors, written atomically."""
+def save_state(state: Mapping[str, Tensor], path: Path, about: Mapping[str, str] | None = None) -> None:
+    """A .safetensors file that carries a checksum of its tensors, and what is said `about` them, written atomically."""
     from safetensors.torch import save
 
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     # Through memory, so that a full disk is an OSError like any other.
-    write_bytes(path, save(whole, {CHECKSUM: _checksum(whole)}))
+    write_bytes(path, save(whole, {**(about or {}), CHECKSUM: _checksum(whole)}))
 
 
 def _checksum(state: Mapping[str, Tensor]) -> str:

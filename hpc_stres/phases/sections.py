@@ -6,7 +6,7 @@ Where the paper and the released code disagree there is one field, and its docst
 from dataclasses import dataclass
 from typing import Literal
 
-from hpc_stres.config.schedule import Curve, Plateau
+from hpc_stres.config.schedule import Curve, Plateau, scaled, scaled_steps
 from hpc_stres.errors import check_field
 
 
@@ -67,6 +67,12 @@ class OptimiseSection:
     schedule: tuple[Plateau, ...] | Curve = (Plateau(1000, 0.01),)
     """Plateaus `[steps, learning rate]`, or a schedule by name: {name: cosine, steps: 1000, options: {rate: 0.01}}.
     The paper and the code agree on rates, not on lengths."""
+    schedule_scale: float = 1.0
+    """Every plateau (or curve), and `classifier_only_steps`, takes so many times its steps: a smaller data set wants
+    shorter schedules of the same shape."""
+    trainable: Literal["all", "temporal", "last_stage", "head"] = "all"
+    """What moves: all of the network, or besides the classifiers nothing (head: a linear probe), the convolutions over
+    time, or the last stage. The rest stays as it was, normalisation with its stored statistics included."""
     dropout: float = 0.0
     """Dropout on the pooled features: 0 in the paper, 0.8 for the motion stream in the released code."""
     classifier_only_steps: int = 0
@@ -92,10 +98,21 @@ class OptimiseSection:
             f"expected at most the global batch of {self.global_batch}",
         )
         self._check_schedule()
+        check_field(0.0 < self.schedule_scale <= 1000.0, "schedule_scale", "expected a number above 0, up to 1000")
         check_field(0.0 <= self.dropout < 1.0, "dropout", "expected a number from 0 to below 1")
         check_field(self.classifier_only_steps >= 0, "classifier_only_steps", "expected 0 or more")
         for key in ("loss_weight_appearance", "loss_weight_motion", "agreement_loss"):
             check_field(getattr(self, key) >= 0, key, "expected 0 or more")
+
+    @property
+    def scaled_schedule(self) -> tuple[Plateau, ...] | Curve:
+        """The schedule as it is trained."""
+        return scaled(self.schedule, self.schedule_scale)
+
+    @property
+    def scaled_classifier_only_steps(self) -> int:
+        """First steps that train the classifier alone, as they are trained."""
+        return scaled_steps(self.classifier_only_steps, self.schedule_scale) if self.classifier_only_steps else 0
 
     def _check_schedule(self) -> None:
         if isinstance(self.schedule, Curve):

@@ -23,7 +23,8 @@ class TrainPhase(Phase):
     """Trains a network."""
 
     weights: str | None = None
-    """A weights file (or a finished run's phase folder) to start from; HMDB51's motion stream starts from UCF101's."""
+    """What to start from: a file, a published file by its name (`hpc-stres weights`), a finished run, a phase of one,
+    or an exported model. The classifier is replaced where the classes are others."""
     model: ModelOptions
     """The network: its name and its own options."""
     clips: ClipsSection = field(default_factory=ClipsSection)
@@ -45,6 +46,10 @@ class TrainPhase(Phase):
             trunk, known = getattr(self.model, stream, None), self.family.trunks
             is_known = trunk is None or trunk.family in known
             check_field(is_known, f"model.{stream}.family", f"{self.model.name} has {' or '.join(known)}")
+        check_field(
+            self.optimise.trainable != "temporal" or "temporal_kernels" in self.family.probes,
+            "optimise.trainable", f"{self.model.name} has no convolutions over time; expected all, last_stage or head",
+        )  # fmt: skip
         self._refuse_untrained()
         self._refuse_without_effect()
 
@@ -94,7 +99,7 @@ class TrainPhase(Phase):
         return self.family.published
 
     def steps(self, config: Any) -> int:
-        return total_steps(self.optimise.schedule, config.training.max_steps)
+        return total_steps(self.optimise.scaled_schedule, config.training.max_steps)
 
     def explain(self, config: Any, ranks: int) -> str:
         limit = config.training.max_micro_batch
@@ -154,6 +159,9 @@ class TrainPhase(Phase):
                 sources[f"optimise.{key}"] = f"training.{key}"
         if group != own.norm_group and "optimise.norm_group" not in sources:
             sources["optimise.norm_group"] = "training.global_batch"
+        if training.schedule_scale is not None:
+            changes["schedule_scale"] = training.schedule_scale
+            sources["optimise.schedule_scale"] = "training.schedule_scale"
         if training.dropout is not None and "optimise.dropout" in self.acting():
             changes["dropout"], sources["optimise.dropout"] = training.dropout, "training.dropout"
         return replace(own, **changes)
@@ -267,6 +275,7 @@ ACTS_ON: dict[str, tuple[Callable[[TrainPhase], bool], str]] = {
     "clips.window": (_has_clips, "there is a window of two or more `chunks` only"),
     "clips.short_video": (lambda p: p.uses_flow, "it reads no flow"),
     "clips.border_corners": (lambda p: p.clips.crop == "borders", "`crop` is not borders"),
+    "optimise.classifier_only_steps": (lambda p: p.optimise.trainable != "head", "the classifier is all that moves"),
     "optimise.dropout": (lambda p: bool(p.family.drops), "this network drops nothing"),
     "optimise.softmax": (_is_two_headed, "it has one stream"),
     "optimise.agreement_loss": (_is_two_headed, "it has one stream"),

@@ -28,6 +28,8 @@ BEFORE = {"data.labels": "single", "evaluation.validation_share": 0.0, "evaluati
 # What may differ between a checkpoint and the run that resumes from it: layout and logging, not learning.
 FREE_KEYS = (
     "cluster", "profile", *FREE_EVALUATION, "extensions", "data.root", "data.workers", "data.stage",
+    # Where the videos are does not matter: data_set.json knows what is in them.
+    "data.videos", "data.lists", "data.frames", "data.flow_frames",
     "data.max_rejected", "data.shard_mib", "training.engine", "training.zero_stage",
     "training.max_micro_batch", "training.checkpoint_every_steps", "training.checkpoint_every_minutes",
     "training.log_every_steps", "training.prefetch", "training.start_timeout_minutes", "training.step_timeout_minutes",

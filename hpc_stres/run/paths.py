@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -129,7 +130,13 @@ def split_folders(root: Path) -> list[Path]:
     """Run folders of single splits under the folder that `submit.py --split all` was given; none elsewhere."""
     if RunPaths(root).config.is_file():
         return []
-    return [path for path in sorted(root.glob("split[0-9]")) if RunPaths(path).config.is_file()]
+    return [path for path in _numbered(root) if RunPaths(path).config.is_file()]
+
+
+def _numbered(root: Path) -> list[Path]:
+    """Its folders split1, split2 and so on, in the order of their numbers."""
+    found = [path for path in root.glob("split*") if re.fullmatch(r"split[1-9]\d?", path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("split")))
 
 
 @contextmanager

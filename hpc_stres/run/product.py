@@ -8,7 +8,8 @@ noticed by whoever reads them: the launcher, a later phase, evaluation, export.
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,38 @@ def _remedy(paths: PhasePaths) -> str:
 
 
 def phase_is_done(paths: PhasePaths, steps: int) -> bool:
-    """Whether a phase is finished and was trained for at least so many steps."""
+    """Whether a phase is finished, was trained for at least so many steps, and its product is there as it was made.
+
+    By checksums alone: a copied run is the run, whatever times its files have.
+    """
     done = read_done(paths)
-    return done is not None and int(done["step"]) >= steps
+    if done is None or int(done["step"]) < steps:
+        return False
+    wrong = changed_files(paths, done)
+    for path in wrong:
+        print(f"{path}: missing, or not what the phase finished with; the phase is not done", file=sys.stderr)
+    return not wrong
+
+
+def changed_files(paths: PhasePaths, done: Mapping[str, Any]) -> list[Path]:
+    """Files of a finished phase that are missing or are not those that its done.json knows the checksums of."""
+    sums = done.get("products")
+    expected = sums if isinstance(sums, dict) else {paths.weights.name: done["sha256"]}
+    return [paths.root / name for name, digest in expected.items() if _digest_now(paths.root / name) != digest]
+
+
+def _digest_now(path: Path) -> str | None:
+    """SHA-256 of a file as it is; none where it cannot be read. Read once for as long as the file stays the same."""
+    try:
+        stat = path.stat()
+        return _digest_of(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=256)
+def _digest_of(path: Path, *stamp: int) -> str:
+    return sha256(path)
 
 
 def checked_weights(paths: PhasePaths) -> Path:

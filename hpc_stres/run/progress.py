@@ -1,6 +1,7 @@
 """One progress line for a person who watches; a plain line now and then where there is no terminal."""
 
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -42,6 +43,9 @@ class Progress:
             return
         self.last_line = now
         line = self.line(done, note, now - self.started)
+        if self.terminal:
+            # A line that wraps could not be drawn over again.
+            line = line[: shutil.get_terminal_size().columns - 1]
         print(
             f"\r\x1b[2K{line}" if self.terminal else line,
             end="" if self.terminal else "\n",

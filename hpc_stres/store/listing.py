@@ -14,13 +14,15 @@ from hpc_stres.listings.splits import Listing
 from hpc_stres.run.paths import checksum
 from hpc_stres.store.fingerprint import UNKNOWN, QuickLook, read_seen
 from hpc_stres.store.format import PREPARE, Source
-from hpc_stres.store.location import data_of, home_of, relative_to
+from hpc_stres.store.location import data_of, home_of, relative_to, store_folder
 from hpc_stres.store.writer import Catalogue
 
 if TYPE_CHECKING:
     from hpc_stres.store.reader import Store
 
 SHOWN = 3
+# Of UCF101 and HMDB51, and of the demonstration, which is not made yet when it is submitted first.
+OFFICIAL_SPLITS = (1, 2, 3)
 
 
 def catalogue(data: DataConfig, listing: Listing, contents: Mapping[str, Source]) -> Catalogue:
@@ -162,6 +164,37 @@ def originals_are_there(data: DataConfig) -> bool:
         return False
     lists = splits.list_folder(data)
     return lists.is_file() if data.kind == "csv" else lists.is_dir() and any(lists.iterdir())
+
+
+def splits_of(config: Config) -> list[int]:
+    """Numbers of the splits of a config's data set: as its lists say, else its store, else the official three."""
+    from hpc_stres.store.reader import Store
+
+    data = data_of(config)
+    if originals_are_there(data):
+        return sorted(sources.read_listing(data).train)
+    try:
+        return sorted(map(int, Store(store_folder(config)).manifest["train"]))
+    except UserError:
+        return list(OFFICIAL_SPLITS)
+
+
+def missing_originals(config: Config) -> list[str]:
+    """What preparing this config's store would fail for, a sentence each: lists, videos, a split that is not here."""
+    data = config.data
+    if sources.is_made_here(data):
+        return []
+    if not originals_are_there(data):
+        lists = "" if data.kind == "folder" else f" and its lists at {splits.list_folder(data)}"
+        return [f"data: the videos are expected in {data.frames or splits.video_folder(data)}{lists}: not here"]
+    listing = sources.read_listing(data)
+    found = []
+    if data.split not in listing.train:
+        found.append(f"data.split: {data.split}: the data set has split {', '.join(map(str, listing.train))}")
+    gone = [video for video in listing.videos.values() if not sources.exists(video)]
+    if len(gone) > data.max_rejected * len(listing.videos):
+        found.append(f"{len(gone)} of {len(listing.videos)} videos are not here, the first: {gone[0].path}")
+    return found
 
 
 def check_matches(store: "Store", config: Config) -> None:

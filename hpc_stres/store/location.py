@@ -81,6 +81,8 @@ def identity(config: Config) -> dict[str, Any]:
     found |= {key: None for key, value in defaults.items() if found[key] == value}
     if data.kind == "folder":
         found["test_fraction"] = data.test_fraction
+        if data.folds > 1:
+            found["folds"] = data.folds
     if data.kind == "binding":
         found["binding"] = binding_made_of(config)
     return found

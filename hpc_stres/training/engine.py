@@ -161,11 +161,9 @@ class DeepSpeedEngine(Engine):
     def step(self, rate: float, classifier_only: bool = False) -> None:
         self._set_rate(rate, classifier_only)
         if self.reduces_itself:
-            for parameter in self.model.parameters():
-                if parameter.grad is None:
-                    continue  # of a frozen trunk
+            for parameter in filter(lambda p: p.requires_grad, self.model.parameters()):
                 dist.all_reduce(parameter.grad)
-                parameter.grad.div_(self.ranks)
+                parameter.grad.div_(self.ranks)  # type: ignore[union-attr]
         self.engine.step()
 
     def momentum(self) -> dict[str, Tensor]:

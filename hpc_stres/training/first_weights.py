@@ -1,6 +1,6 @@
 """What a phase starts from: its parents' weights, a file's, or random ones."""
 
-from pathlib import Path
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -10,12 +10,18 @@ from hpc_stres.models.weights import drop_other_streams, is_trunk, load_into, re
 from hpc_stres.phases.features import FeaturesPhase
 from hpc_stres.phases.train import TrainPhase, train_phase
 from hpc_stres.registry.model import MotionOptions
-from hpc_stres.run.paths import PhasePaths, RunPaths
-from hpc_stres.run.product import checked_weights, finished_weights
+from hpc_stres.run.paths import RunPaths
+from hpc_stres.run.product import finished_weights
+from hpc_stres.run.starts import Start, find_start, keeps_classifier
 
 
-def load_first_weights(model: TwoStream, config: Config, name: str, paths: RunPaths) -> str:
-    """Load what the phase starts from; returns one line that says what that was."""
+def load_first_weights(
+    model: TwoStream, config: Config, name: str, paths: RunPaths, classes: Sequence[str] | None = None
+) -> str:
+    """Load what the phase starts from; returns one line that says what that was.
+
+    `classes` are the data set's: another run's classifier is kept where it is of the same ones.
+    """
     phase = train_phase(config, name)
     if phase.starts_from:
         state: dict[str, Tensor] = {}
@@ -26,15 +32,24 @@ def load_first_weights(model: TwoStream, config: Config, name: str, paths: RunPa
     files = _files_of(phase)
     if not files:
         return "starts from random weights"
+    starts = {source: find_start(source, name, phase.model.name, config.data.root) for source in files}
+    dropped: list[str] = []
     state = {}
     for source, streams in files.items():
-        state |= _read_file(phase, Path(source), streams)
-    named = " + ".join(files)
-    return f"starts from {named}: {load_into(model, drop_other_streams(state, model), named)}"
+        own, is_plain = _read_streams(phase, starts[source], streams)
+        # A plain trunk's classifier is ImageNet's, or of classes that nobody can tell.
+        if is_plain or (classes is not None and not keeps_classifier(starts[source], classes)):
+            dropped += [key for key in model.state_dict() if ".fc." in key and key in own]
+        state |= {key: value for key, value in own.items() if key not in dropped}
+    named = " + ".join(str(start.path) for start in starts.values())
+    report = load_into(model, drop_other_streams(state, model), named)
+    report.missing = [key for key in report.missing if key not in dropped]
+    report.replaced += dropped
+    return f"starts from {named}: {report}"
 
 
 def _files_of(phase: TrainPhase) -> dict[str, list[str]]:
-    """Files of weights, and the streams that start from each."""
+    """Values of `weights`, and the streams that start from each."""
     if phase.weights is not None:
         return {phase.weights: [*phase.family.streams]}
     files: dict[str, list[str]] = {}
@@ -54,17 +69,14 @@ def _sources(config: Config, phase: TrainPhase) -> list[str]:
     return found
 
 
-def _read_file(phase: TrainPhase, path: Path, streams: list[str]) -> dict[str, Tensor]:
-    """The weights of some streams from a file, of one trunk or of a whole network."""
-    # A finished phase knows the checksum of its weights, whether its folder or the file in it is named.
-    phase_paths = PhasePaths(path if path.is_dir() else path.parent)
-    if path.is_dir() or (path == phase_paths.weights and phase_paths.done.exists()):
-        path = checked_weights(phase_paths)
-    state = read_state(path)
-    if is_trunk(state):
+def _read_streams(phase: TrainPhase, start: Start, streams: list[str]) -> tuple[dict[str, Tensor], bool]:
+    """The weights of some streams from a file, and whether it is a plain trunk rather than a whole network."""
+    state = read_state(start.path)
+    is_plain = is_trunk(state)
+    if is_plain:
         how = phase.model
         inflation = (how.conv1_inflation, how.conv1_rescale) if isinstance(how, MotionOptions) else ("mirror", False)
-        return to_streams(state, streams, *inflation)
-    if len(streams) == len(phase.family.streams):
-        return state
-    return {key: value for key, value in state.items() if key.split(".")[0] in streams}
+        state = to_streams(state, streams, *inflation)
+    elif len(streams) == len(phase.family.streams):
+        return state, False  # what joins the streams comes with them
+    return {key: value for key, value in state.items() if key.split(".")[0] in streams}, is_plain

@@ -19,7 +19,7 @@ from hpc_stres.data.feed import Ahead, ClipReader, Clips
 from hpc_stres.data.requests import digest, requests, sampler
 from hpc_stres.errors import UserError
 from hpc_stres.layout import Layout, Share, plan
-from hpc_stres.models import assign_groups, defer_statistics, fold_statistics
+from hpc_stres.models import assign_groups, defer_statistics
 from hpc_stres.models.building import DTYPES, build_phase_model
 from hpc_stres.models.dropout import Masks, draw_masks
 from hpc_stres.models.norm import NormGroups, statistics_dtype
@@ -42,6 +42,7 @@ from hpc_stres.training.first_weights import load_first_weights
 from hpc_stres.training.loss import StreamSums, phase_loss
 from hpc_stres.training.metrics import Heartbeat, MetricsLog, Stopwatch, memory_gib
 from hpc_stres.training.profile import StepProfile
+from hpc_stres.training.trainable import fold_moving_statistics, freeze, set_training_mode
 
 # What the feed hands over for one micro-step: clips and their dropout masks, or nothing where a
 # rank has no share.
@@ -80,9 +81,12 @@ class Trainer:
         model = build_phase_model(self.config, self.name, len(self.store.classes)).to(self.device)
         found = checkpoint.newest(self.paths, warn=self.world.is_first)
         if found is None:
-            self.say(load_first_weights(model, self.config, self.name, self.run))
+            self.say(load_first_weights(model, self.config, self.name, self.run, self.store.classes))
         else:
             self.resume(model, found, allowed)
+        said = freeze(model, self.phase.optimise.trainable)
+        if said:
+            self.say(said)
         process_groups.refuse_different_starts(self.fingerprint(model), self.control)
         self.layout = self.make_layout(model, found)
         self.say(self.layout.explain())
@@ -97,7 +101,7 @@ class Trainer:
             model.compile()
         self.groups = [self.norm_groups(share) for share in self.layout.shares[self.world.rank]]
         self.dropout_shapes = model.dropout_shapes(self.phase.clips.times)
-        model.train()
+        set_training_mode(model)
 
     def resume(self, model: torch.nn.Module, found: checkpoint.Checkpoint, allowed: tuple[str, ...]) -> None:
         """Take up a checkpoint of this phase and this experiment."""
@@ -179,13 +183,13 @@ class Trainer:
             while self.step < self.steps:
                 for micro in range(self.layout.micro_steps):
                     self.micro_step(micro, clock.waiting(feed))
-                alone = self.phase.optimise.classifier_only_steps
+                alone = self.phase.optimise.scaled_classifier_only_steps
                 if self.step == alone > 0:
                     self.engine.forget_trunk_momentum()
                 self.engine.step(
-                    learning_rate(self.phase.optimise.schedule, self.step), classifier_only=self.step < alone
+                    learning_rate(self.phase.optimise.scaled_schedule, self.step), classifier_only=self.step < alone
                 )
-                fold_statistics(self.model, self.world.size > 1)
+                fold_moving_statistics(self.model, self.world.size > 1)
                 self.step += 1
                 if self.profile is not None:
                     self.profile.step_done(self.step)
@@ -295,7 +299,8 @@ class Trainer:
         torch.distributed.all_reduce(values, group=self.control)
         steps, seconds, waited = clock.lap()
         videos = steps * self.phase.optimise.global_batch
-        row: dict[str, Any] = {"step": self.step, "rate": learning_rate(self.phase.optimise.schedule, self.step - 1)}
+        rate = learning_rate(self.phase.optimise.scaled_schedule, self.step - 1)
+        row: dict[str, Any] = {"step": self.step, "rate": rate}
         for name, (loss, right) in zip(names, values.tolist(), strict=True):
             row[f"loss_{name}"] = loss / videos
             row[f"accuracy_{name}"] = right / videos

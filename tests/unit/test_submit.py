@@ -13,6 +13,7 @@ from hpc_stres.launch import jobs as job_list
 from hpc_stres.launch.scheduler import Token
 from hpc_stres.launch.slurm import dependency_of, sbatch_text
 from hpc_stres.run.paths import RunPaths, write_json, write_sealed
+from hpc_stres.run.product import read_done
 from tests.conftest import ROOT, TINY, run_python
 from tests.unit.untrained import finish_without_weights
 
@@ -52,7 +53,11 @@ def test_a_phase_that_is_done_is_not_submitted_again(config, tmp_path):
     for name in ("st_resnet", "st_resnet_star"):
         finish_without_weights(config, paths, name)
     assert set(tree(config, tmp_path, ready=True)) == {"evaluate"}
-    write_sealed(paths.results, {"splits": {"1": {name: {} for name in config.phases}}})
+    sums = {name: read_done(paths.phase(name))["sha256"] for name in config.phases}
+    table = {name: {"weights": digest} for name, digest in sums.items()}
+    write_sealed(paths.results, {"splits": {"1": table | {"st_resnet": {"weights": sums["motion"]}}}})
+    assert set(tree(config, tmp_path, ready=True)) == {"evaluate"}, "of weights that were replaced"
+    write_sealed(paths.results, {"splits": {"1": table}})
     assert tree(config, tmp_path, ready=True) == {}
 
 

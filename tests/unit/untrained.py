@@ -7,7 +7,7 @@ from hpc_stres.evaluation.evaluate import evaluate
 from hpc_stres.models.building import build_phase_model
 from hpc_stres.models.weights import save_state
 from hpc_stres.parallel.world import find_world
-from hpc_stres.run.paths import RunPaths, sha256, write_text
+from hpc_stres.run.paths import RunPaths, sha256, write_bytes, write_text
 from hpc_stres.run.product import write_done
 
 
@@ -32,7 +32,10 @@ def finish(config, paths, name, state, classes):
 def finish_without_weights(config, paths, name, step=None):
     """Word that a phase is done, for those who ask no more than that."""
     step = config.steps(name) if step is None else step
-    write_done(paths.phase(name), {"phase": name, "step": step, "sha256": "", "classes": [], "config": plain(config)})
+    write_bytes(paths.phase(name).weights, name.encode())
+    digest = sha256(paths.phase(name).weights)
+    done = {"phase": name, "step": step, "sha256": digest, "classes": [], "config": plain(config)}
+    write_done(paths.phase(name), done)
 
 
 def evaluate_here(run_dir, *overrides, phases=None):

@@ -1,8 +1,9 @@
-"""Data sets of one's own: a folder for each class, or a table of paths and labels."""
+"""Data sets of one's own: a folder for each class, a table of paths and labels, or text lists."""
 
 from hpc_stres.config.schema import DataConfig
 from hpc_stres.listings.folders import read_folder
 from hpc_stres.listings.listing import Listing
+from hpc_stres.listings.lists import read_lists
 from hpc_stres.listings.splits import list_folder, read_csv, video_folder
 from hpc_stres.registry import DATA_SETS
 from hpc_stres.registry.dataset import DataSet
@@ -10,7 +11,7 @@ from hpc_stres.registry.dataset import DataSet
 
 def folder(data: DataConfig) -> Listing:
     """One folder a class, split by a hash of each recording's name."""
-    return read_folder(video_folder(data), data.test_fraction)
+    return read_folder(video_folder(data), data.test_fraction, data.folds)
 
 
 def csv(data: DataConfig) -> Listing:
@@ -18,5 +19,11 @@ def csv(data: DataConfig) -> Listing:
     return read_csv(video_folder(data), list_folder(data), several=data.labels == "multi")
 
 
+def lists(data: DataConfig) -> Listing:
+    """train.txt and test.txt, or those of several splits."""
+    return read_lists(video_folder(data), list_folder(data))
+
+
 DATA_SETS.register(DataSet(name="folder", read=folder, is_folder=True))
 DATA_SETS.register(DataSet(name="csv", read=csv, lists="videos.csv"))
+DATA_SETS.register(DataSet(name="lists", read=lists))

@@ -1,0 +1,47 @@
+"""What a recipe needs, counted without torch and before anything is made: arithmetic, and bytes of a run folder."""
+
+import math
+from collections.abc import Sequence
+
+from hpc_stres.config.schema import Config
+from hpc_stres.phases.train import TrainPhase
+from hpc_stres.tools import counting
+
+# Forward and backward together, and a multiply-add is two operations.
+FLOP_OF_A_MULTIPLY_ADD = 3 * 2
+# Far above what a core of today does with these networks.
+MOST_FLOP_A_CORE = 1e11
+# Weights, and three checkpoints of weights and momentum: two are kept while a third is written.
+COPIES = 1 + 3 * 2
+
+
+def sizes_of(config: Config, name: str, classes: int) -> counting.Sizes | None:
+    """What a phase's network is counted from; none where it is not one that is counted by arithmetic."""
+    phase = config.phase(name)
+    if not isinstance(phase, TrainPhase) or phase.model.name not in counting.STREAMS:
+        return None
+    trunk = phase.trunk(phase.family.streams[0])
+    assert trunk.depth is not None, "a phase of a config has it from `model`"
+    return counting.Sizes(
+        model=phase.model.name, stages=tuple(trunk.stages or counting.DEPTHS[trunk.depth]), width=trunk.width or 64,
+        variant=trunk.variant or "torchvision", classes=classes, side=phase.side, chunks=phase.clips.chunks,
+    )  # fmt: skip
+
+
+def run_bytes(config: Config, classes: int, phases: Sequence[str] | None = None) -> float:
+    """Bytes that a run folder takes at most: of each phase its weights and checkpoints."""
+    every = list(config.phases) if phases is None else phases
+    known = [sizes for name in every if (sizes := sizes_of(config, name, classes)) is not None]
+    bytes_of_number = 8 if config.training.precision == "float64" else 4
+    return math.fsum(counting.parameters(sizes) * bytes_of_number * COPIES for sizes in known)
+
+
+def flop(config: Config, phases: Sequence[str], classes: int) -> float:
+    """Operations of training some phases."""
+    total = 0.0
+    for name in phases:
+        sizes = sizes_of(config, name, classes)
+        if sizes is not None:
+            videos = config.steps(name) * config.phase(name).optimise.global_batch
+            total += FLOP_OF_A_MULTIPLY_ADD * counting.multiply_adds(sizes) * videos
+    return total

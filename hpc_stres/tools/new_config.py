@@ -1,0 +1,171 @@
+"""The config of a data set of one's own: what is chosen for it, why, and what it will take."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hpc_stres.config.schema import Config
+from hpc_stres.prepare.look import ACCEPTED_SHARE, Look
+from hpc_stres.run.tables import size_text
+from hpc_stres.tools import counting, planner
+from hpc_stres.tools.needs import run_bytes, sizes_of
+from hpc_stres.tools.planner import PhasePlan, Speed, Speeds
+
+# Training videos of UCF101's first split, which the published schedules are for.
+PUBLISHED_VIDEOS = 9537
+# A small network learns the demonstration's 256 videos in its schedules.
+SMALL_VIDEOS = 256
+SMALL_SCHEDULES = {
+    "motion": "[[80, 2.0e-2], [20, 2.0e-3]]", "appearance": "[[80, 2.0e-2], [20, 2.0e-3]]",
+    "st_resnet": "[[140, 1.0e-2], [30, 1.0e-3]]", "st_resnet_star": "[[20, 1.0e-3], [10, 1.0e-4]]",
+}  # fmt: skip
+# Phases with several chunks and the strides that the paper draws from.
+STRIDES = {"st_resnet": (5, (5, 15)), "st_resnet_star": (11, (1, 15))}
+SMALL_CHUNKS = {"st_resnet_star": 7}
+FLOW_FRAMES = 10
+TYPICAL_PICTURES_PER_S, ALL_REDUCE_BYTES_PER_S = 2_000.0, 10e9
+PLANNED_GPU = "a100"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What a new config is made of."""
+
+    name: str
+    kind: str
+    root: Path
+    videos: Path
+    lists: Path | None
+    folds: int
+    is_small: bool
+    precision: str
+    weights: str | None
+    """Of `model.weights`; none: from scratch."""
+    starts: Mapping[str, str]
+    """Weights of single phases, by name, for fine-tuning."""
+    trainable: str
+    model: Mapping[str, Any]
+    """Further values of `model`, as the run that fine-tuning starts from has them."""
+
+
+def schedule_scale(train_videos: int, is_small: bool) -> float:
+    """How long schedules are beside the published ones: as many passes over the videos."""
+    if is_small:
+        return float(f"{max(1.0, train_videos / SMALL_VIDEOS):.3g}")
+    return float(f"{train_videos / PUBLISHED_VIDEOS:.3g}")
+
+
+def stride_for(frames: int, chunks: int, published: tuple[int, int]) -> tuple[int, int]:
+    """The published strides, cut to what a video of so many frames has room for."""
+    room = max(1, (frames - FLOW_FRAMES) // (chunks - 1))
+    return min(published[0], max(1, room // 2)), min(published[1], room)
+
+
+def text_of(choice: Choice, look: Look) -> str:
+    """The config file."""
+    train = len(next(iter(look.listing.train.values())))
+    lines = [
+        f"# {choice.name}: written by `hpc-stres init`. Its paths are absolute, so that it works from any folder.",
+        "# `hpc-stres config --config THIS --explain` prints every key, what it means and where it was given.",
+        "recipe: nips2016",
+        "data:",
+        f"  kind: {choice.kind}",
+        f"  root: {quoted(choice.root)}   # stores and caches: a large, fast file system",
+        f"  videos: {quoted(choice.videos)}",
+    ]
+    lines += [f"  lists: {quoted(choice.lists)}"] if choice.lists is not None else []
+    if choice.kind == "folder":
+        lines += [f"  folds: {choice.folds}"] if choice.folds > 1 else ["  test_fraction: 0.25"]
+    lines += [f"  max_rejected: {ACCEPTED_SHARE}   # share of videos that may fail to decode"]
+    lines += ["  short_side: 64", "  crop: 56"] if choice.is_small else []
+    lines += ["model:", *_model_lines(choice), "training:", f"  precision: {choice.precision}"]
+    scale = schedule_scale(train, choice.is_small)
+    lines.append(f"  schedule_scale: {scale:g}   # every plateau of every schedule times this: {train} training videos")
+    lines += ["  global_batch: 32", "  norm_group: 8"] if choice.is_small else []
+    phases = [line for name in _phases(choice) for line in _phase_lines(choice, look, name)]
+    lines += ["phases:", *phases] if phases else []
+    lines += ["evaluation:", "  chunks: 7"] if choice.is_small else []
+    return "\n".join(lines) + "\n"
+
+
+def quoted(value: object) -> str:
+    """Text as YAML reads it back, whatever letters are in it."""
+    return json.dumps(str(value), ensure_ascii=False)
+
+
+def _phases(choice: Choice) -> list[str]:
+    return list(SMALL_SCHEDULES) if choice.is_small else list(dict.fromkeys([*STRIDES, *choice.starts]))
+
+
+def _model_lines(choice: Choice) -> list[str]:
+    given = {"stages": [2, 2, 2], "width": 16} if choice.is_small else {}
+    lines = [f"  {key}: {json.dumps(value)}" for key, value in {**given, **choice.model}.items() if value is not None]
+    if choice.weights is None:
+        return [*lines, "  weights: null   # from scratch"]
+    return [*lines, f"  weights: {quoted(choice.weights)}"]
+
+
+def _phase_lines(choice: Choice, look: Look, name: str) -> list[str]:
+    lines = [f"    weights: {quoted(choice.starts[name])}"] if name in choice.starts else []
+    clips = {}
+    if name in STRIDES:
+        chunks, published = STRIDES[name]
+        if choice.is_small and name in SMALL_CHUNKS:
+            clips["chunks"] = chunks = SMALL_CHUNKS[name]
+        stride = stride_for(look.median_frames, chunks, published) if look.probes else published
+        if stride != published:
+            clips["stride"] = list(stride)  # type: ignore[assignment]
+    if clips:
+        lines.append(f"    clips: {json.dumps(clips).replace(chr(34), '')}")
+    optimise = [f"schedule: {SMALL_SCHEDULES[name]}"] if choice.is_small else []
+    optimise += [f"trainable: {choice.trainable}"] if choice.trainable != "all" and name in choice.starts else []
+    lines += [f"    optimise: {{{', '.join(optimise)}}}"] if optimise else []
+    return [f"  {name}:", *lines] if lines else []
+
+
+def takes(config: Config, look: Look, is_small: bool) -> list[str]:
+    """What preparing and training will take, and where each figure comes from."""
+    lines = []
+    if look.stored_bytes is not None and look.core_hours is not None and look.cost is not None:
+        lines.append(
+            f"store: about {size_text(look.stored_bytes)}, twice that while it is made; {look.core_hours:.2g} "
+            f"core-hours to prepare (measured here on {look.cost.frames} frames)"
+        )
+    else:
+        lines.append("store: no video could be prepared to measure what it takes")
+    size = size_text(run_bytes(config, len(look.listing.classes)))
+    lines.append(f"checkpoints and weights: about {size}")
+    if is_small:
+        return [*lines, "training: minutes on a few cores; `hpc-stres plan` measures it"]
+    plans = plan(config, look)
+    hours = planner.chain_hours(config, {p.name: p for p in plans})
+    lines.append(
+        f"training: about {hours:.2g} hours on one {PLANNED_GPU.upper()} "
+        f"({sum(p.steps for p in plans[:-1])} steps; assumed speeds, `hpc-stres plan` measures them on a node)"
+    )
+    return lines
+
+
+def plan(config: Config, look: Look) -> list[PhasePlan]:
+    """Every phase on one GPU of an assumed kind, by the planner's formulas."""
+    with_gpu = replace(config, cluster=replace(config.cluster, nodes=1, gpus_per_node=1))
+    classes, tests = len(look.listing.classes), len(look.listing.test.get(config.data.split, []))
+    speeds = {}
+    for name in config.phases:
+        sizes = sizes_of(config, name, classes)
+        if sizes is not None:
+            gradients = 4 * counting.parameters(sizes)
+            flop = 2.0 * counting.multiply_adds(sizes)
+            speeds[name] = Speed(
+                seconds_per_video=0.0, overhead_s=0.0, update_s=0.0, gradient_bytes=gradients, flop_per_video=flop
+            )
+    cost = look.cost
+    known = Speeds(
+        phases=speeds, pictures_per_s=TYPICAL_PICTURES_PER_S, rgb_bytes=cost.rgb_bytes if cost else 0.0,
+        flow_bytes=cost.flow_bytes / 2 if cost else 0.0, network_bytes_per_s=ALL_REDUCE_BYTES_PER_S,
+        test_videos=tests, on_cpu=False, source="assumed", network_source="assumed",
+    )  # fmt: skip
+    assumed = planner.assumed(known, PLANNED_GPU, config.training.precision)
+    return planner.predict_all(with_gpu, list(speeds), 1, assumed)

@@ -1,0 +1,186 @@
+"""The command line for people: misspelt words, narrow terminals, completion, Ctrl-C."""
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hpc_stres.__main__ import COMMANDS, build_parser, main
+from hpc_stres.commands import completion
+from hpc_stres.run.tables import text_table
+from tests.conftest import ROOT, TINY
+
+EVERY = sorted(COMMANDS)
+
+
+def said(*words):
+    """Exit status, stdout and stderr of a command line."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main(words)
+        except SystemExit as end:
+            code = end.code
+    return code, out.getvalue(), err.getvalue()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_misspelt_command_gets_the_right_one(name):
+    for wrong in (name[:-1], name[0] + name[2:], name + name[-1], name[1] + name[0] + name[2:]):
+        if wrong in COMMANDS:
+            continue
+        code, _, err = said(wrong)
+        assert code == 2
+        assert re.search(r"did you mean ([a-z-]+)\?", err)[1] in COMMANDS
+        assert len(err.splitlines()) == 2
+    assert said("xyzzy")[2].startswith("hpc-stres: no command 'xyzzy'\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["train", "--conifg", "x", "--phase", "p", "--run-dir", "d"], "no option --conifg; did you mean --config?"),
+        (["submit", "--phases=motion"], "no option --phases; did you mean --phase?"),
+        (["train", "--phase", "p", "--run-dir", "d", "--zzz"], "no option --zzz\n"),
+        (["describe", "st_resnet", "--variant", "torchvison"], "did you mean torchvision?"),
+        (["train"], "the following arguments are required: --phase, --run-dir"),
+        (["completion", "basch"], "did you mean bash?"),
+        ([], "the following arguments are required: COMMAND"),
+    ],
+)
+def test_a_wrong_command_line_is_two_lines(words, expected):
+    code, out, err = said(*words)
+    assert code == 2
+    assert expected in err
+    assert len(err.splitlines()) == 2
+    assert out == ""
+
+
+@pytest.mark.parametrize("columns", [60, 200])
+@pytest.mark.parametrize("name", ["", *EVERY])
+def test_help_fits_the_terminal(name, columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    code, out, _ = said(*([name] if name else []), "--help")
+    assert code == 0
+    for line in out.splitlines():
+        # A word that is longer than the line stays whole.
+        assert len(line) <= columns or len(line.split()) <= 2, line
+
+
+def test_examples_in_help_stay_commands_that_can_be_pasted(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "50")
+    _, out, _ = said("train", "--help")
+    text = re.sub(r" \\\n +", " ", out)
+    assert "hpc-stres train --config configs/binding.yaml --phase motion --run-dir runs/try" in text
+
+
+def test_a_table_wider_than_the_terminal_is_a_block_for_each_row():
+    header, rows = (
+        ["phase", "state", "", "error"],
+        [["motion", "running", "step 3 of 9", ""], ["st", "x", "", "no " * 30]],
+    )
+    wide = text_table(header, rows, 200)
+    assert wide == text_table(header, rows)
+    assert wide.splitlines()[1] == "-" * max(map(len, wide.splitlines()))
+    narrow = text_table(header, rows, 40)
+    assert max(map(len, narrow.splitlines())) <= 40
+    assert narrow.splitlines()[:3] == ["motion", "  state: running", "  step 3 of 9"]
+    assert narrow.count("no") == 30
+
+
+# ---- completion
+
+
+def test_every_command_and_option_is_completed():
+    commands = list(completion.commands_of(build_parser()))
+    assert [command.name for command in commands] == list(COMMANDS)
+    for write in (completion.bash, completion.zsh, completion.fish):
+        text = write(commands)
+        for command in commands:
+            assert command.name in text
+            for option in command.options:
+                for name in option.names:
+                    assert name.lstrip("-") in text, (write.__name__, command.name, name)
+
+
+def completed(script, *words):
+    lines = f'source "{script}"; COMP_WORDS=("$@"); COMP_CWORD=$(($#-1)); _hpc_stres 2>/dev/null'
+    show = f"{lines}; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    return subprocess.run(["bash", "-c", show, "x", *words], capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+
+
+def test_bash_completes(tmp_path):
+    (tmp_path / "a folder").mkdir()
+    (tmp_path / "a file.yaml").touch()
+    script = tmp_path / "completion.bash"
+    script.write_text(said("completion", "bash")[1])
+    assert completed(script, "hpc-stres", "tr")[:-1] == ["train"]
+    assert completed(script, "hpc-stres", "train", "--max")[:-1] == ["--max-micro-batch"]
+    assert completed(script, "hpc-stres", "describe", "--variant", "")[:-1] == ["torchvision", "msra"]
+    assert completed(script, "hpc-stres", "completion", "z")[:-1] == ["zsh"]
+    assert completed(script, "hpc-stres", "train", "--run-dir", f"{tmp_path}/a")[:-1] == [f"{tmp_path}/a folder"]
+    assert f"{tmp_path}/a file.yaml" in completed(script, "hpc-stres", "train", "--config", f"{tmp_path}/a f")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_itself_reads_the_script(shell, tmp_path):
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here")
+    path = tmp_path / "script"
+    path.write_text(said("completion", shell)[1])
+    subprocess.run([shell, "-n", path], check=True)
+
+
+# ---- Ctrl-C
+
+
+ENDLESS = ["--set", "phases.motion.optimise.schedule=[[9999999, 0.001]]"]
+MANY = ["--set", "data.binding.train_videos=2000"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.5, ["prepare", *MANY]),
+        (2.0, ["prepare", *MANY]),
+        (2.5, ["train", "--phase", "motion", "--run-dir", "RUN", *ENDLESS]),
+        (2.5, ["submit", "--cluster", "local", "--run-dir", "RUN", *MANY]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else str(value),
+)
+def test_ctrl_c_is_one_sentence(tmp_path, seconds, words):
+    """As a terminal sends it: to every process of the foreground."""
+    command = [sys.executable, "-m", "hpc_stres", *words, "--config", str(TINY), "--set", f"data.root={tmp_path}/data"]
+    command = [str(tmp_path / "run") if word == "RUN" else word for word in command]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    lines = [line for line in err.splitlines() if "steps/s" not in line and "videos/s" not in line]
+    # Python ends itself by the signal where that met it in the midst of an import: a shell sees 130 both times.
+    assert process.returncode in (130, -signal.SIGINT), err
+    assert 1 <= len(lines) <= 2, err
+    assert "interrupted" in lines[0]
+    assert "Traceback" not in err
+
+
+def test_ctrl_c_before_a_command_has_begun_is_one_sentence(monkeypatch):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hpc_stres.__main__.build_parser", interrupt)
+    code, _, err = said("train")
+    assert code == 130
+    assert err == "hpc-stres: interrupted; the same command resumes from here\n"
