@@ -14,7 +14,7 @@ from hpc_stres.config.loading import plain
 from hpc_stres.config.schedule import learning_rate
 from hpc_stres.config.schema import Config
 from hpc_stres.data.feed import Ahead, ClipReader, Clips
-from hpc_stres.data.requests import digest, requests, sampler
+from hpc_stres.data.requests import requests_at, sampler
 from hpc_stres.errors import UserError
 from hpc_stres.layout import Layout, Share, plan
 from hpc_stres.models import assign_groups, defer_statistics, fold_statistics
@@ -36,6 +36,7 @@ from hpc_stres.training.engine import Engine, make_engine
 from hpc_stres.training.first_weights import load_first_weights
 from hpc_stres.training.loss import StreamSums, phase_loss
 from hpc_stres.training.metrics import Heartbeat, MetricsLog, Stopwatch, memory_gib
+from hpc_stres.training.trail import Trail
 
 # What the feed hands over for one micro-step: clips and their dropout masks, or nothing where a
 # rank has no share.
@@ -163,6 +164,7 @@ class Trainer:
             self.store, self.config.data.crop, self.config.model.variant, self.phase.antialias,
             (self.phase.uses_rgb, self.phase.uses_flow), max(1, torch.get_num_threads()), self.device.index,
         )  # fmt: skip
+        self.marks = Trail(self.step, self.trail)
         log = MetricsLog(self.paths, self.step) if self.world.is_first else None
         title = Progress(self.name, self.steps, "steps", self.world.is_first, self.step)
         saved_at, first_step = time.monotonic(), self.step + 1
@@ -196,19 +198,16 @@ class Trainer:
 
     def micro_batches(self, reader: ClipReader) -> Iterator[Batch]:
         """This rank's micro-batches from the current step on; runs in the feed's thread."""
-        trail = self.trail
-        self.trails: dict[int, str] = {}
         for step in range(self.step, self.steps):
-            batch = requests(self.sampler, step)
-            trail = hashlib.sha256((trail + digest(batch)).encode()).hexdigest()[:16]
-            self.trails[step + 1] = trail
             for share in self.layout.shares[self.world.rank]:
+                batch = requests_at(self.sampler, step, share.positions)
+                self.marks.add(step, batch)
                 if not share.positions:
                     yield None
                     continue
                 seed, positions = self.config.seed, share.positions
                 masks = draw_masks(seed, self.name, step, positions, self.dropout_shapes, self.device)
-                yield reader.read([batch[p] for p in positions]), masks
+                yield reader.read(batch), masks
 
     def micro_step(self, number: int, work: Batch) -> None:
         """Forward and backward of one micro-batch; nothing here waits for the device."""
@@ -264,7 +263,8 @@ class Trainer:
         self.last_loss = sum(loss for loss, _ in values.tolist()) / videos
         row |= {"loss": self.last_loss, "videos_per_s": videos / seconds, "data_wait": waited / seconds}
         row |= {"memory_gib": memory_gib(self.device), "clips_per_statistic": self.phase.norm_group}
-        row |= {"requests": self.trails[self.step], "world_size": self.world.size}
+        self.trail = self.marks.after(self.step, self.control)
+        row |= {"requests": self.trail, "world_size": self.world.size}
         self.sums = {}
         if log is not None:
             log.write(row)
@@ -280,8 +280,8 @@ class Trainer:
         if mine < 0:
             raise UserError(f"{self.name}: another rank met a loss that is not finite at step {step}")
         positions = [p for share in self.layout.shares[self.world.rank] for p in share.positions]
-        batch = requests(self.sampler, step)
-        ids = ", ".join(self.store.rows[batch[p].video].id for p in positions[:8])
+        batch = requests_at(self.sampler, step, positions[:8])
+        ids = ", ".join(self.store.rows[request.video].id for request in batch)
         raise UserError(
             f"{self.name}: the loss is not finite at step {step} on rank {self.world.rank}; its videos: {ids}\n"
             "The last checkpoint is untouched. Lower the learning rate, or use float32."
@@ -302,10 +302,11 @@ class Trainer:
         started = time.monotonic()
         momentum = self.engine.momentum()
         self.refuse_bad_state(momentum)
+        self.trail = self.marks.after(self.step, self.control)
         failed = ""
         if self.world.is_first:
             meta = {
-                "phase": self.name, "config": plain(self.config), "trail": self.trails[self.step],
+                "phase": self.name, "config": plain(self.config), "trail": self.trail,
                 "world_size": self.world.size, "micro_batch": self.micro_batch, "loss": self.last_loss,
             }  # fmt: skip
             try:
@@ -331,6 +332,6 @@ class Trainer:
         done = {
             "phase": self.name, "step": self.step, "sha256": sha256(self.paths.weights),
             "classes": self.store.classes, "config": plain(self.config),
-            "requests": self.trails.get(self.step, self.trail),
+            "requests": self.trail,
         }  # fmt: skip
         write_done(self.paths, done)
