@@ -20,8 +20,8 @@ from hpc_stres.errors import UserError
 from hpc_stres.run.paths import sha256
 from hpc_stres.store import checks
 from hpc_stres.store.format import REPAIR, Offsets, PreparedVideo, Source, StorePaths, Stream, VideoRow, places_crc
+from hpc_stres.store.packing import write_store
 from hpc_stres.store.table import OpenFile, Table
-from hpc_stres.store.writer import write_store
 
 __all__ = ["PreparedVideo", "Store", "StorePaths", "Stream", "VideoRow", "verify", "write_store"]
 

@@ -95,13 +95,11 @@ def count_needs(config: Config, phases: list[str]) -> dict[str, Needs]:
     """Operations and gradients of each phase's network, counted on tensors without memory: nothing is computed."""
     store = _store(config)
     classes = len(store.classes) if store else DEFAULT_CLASSES
-    # Tensors without memory know no autocast; the operations are as many in every precision.
-    plain = replace(config, training=replace(config.training, precision="float32"))
     needs = {}
     for name in phases:
         with torch.device("meta"):
-            model = build_phase_model(plain, name, classes)
-        needs[name] = Needs(_flop(model, plain, name, torch.device("meta")), _gradient_bytes(model, config))
+            model = build_phase_model(config, name, classes)
+        needs[name] = Needs(_flop(model, config, name), _gradient_bytes(model, config))
     return needs
 
 
@@ -126,9 +124,7 @@ def side_by_side(config: Config, phases: list[str], ranks: int, classes: int) ->
     if ranks == 1:
         with _lone_world():
             return [_measure_rank(config, phases, classes, 1)]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     work = [(config, phases, classes, rank, ranks, port) for rank in range(ranks)]
     with ProcessPoolExecutor(ranks, get_context("spawn")) as pool:
         return list(pool.map(_measure_as_rank, work))
@@ -148,18 +144,34 @@ def _lone_world() -> Iterator[None]:
             process_groups.stop()
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def joined(rank: int, ranks: int, port: int) -> Iterator[torch.device]:
+    """This process as one rank of several on this machine."""
+    names = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
+    with kept_environment():
+        os.environ.update({name: str(value) for name, value in names.items()})
+        os.environ["MASTER_ADDR"] = "127.0.0.1"
+        world = find_world()
+        device = process_groups.choose_device(world)
+        process_groups.start(world, device)
+        try:
+            yield device
+        finally:
+            process_groups.stop()
+
+
 def _measure_as_rank(work: tuple[Config, list[str], int, int, int, int]) -> RankFigures:
     """One of several ranks, in a process of its own."""
     config, phases, classes, rank, ranks, port = work
-    names = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in names.items()})
-    os.environ["MASTER_ADDR"] = "127.0.0.1"
-    world = find_world()
-    process_groups.start(world, process_groups.choose_device(world))
-    try:
+    with joined(rank, ranks, port):
         return _measure_rank(config, phases, classes, ranks)
-    finally:
-        process_groups.stop()
 
 
 def _measure_rank(config: Config, phases: list[str], classes: int, ranks: int) -> RankFigures:
@@ -219,7 +231,7 @@ def _speed(config: Config, name: str, classes: int, device: torch.device) -> Spe
     per_video = max((more - few) / (count - FEW), 1e-9)
     return Speed(
         seconds_per_video=per_video, overhead_s=max(few - FEW * per_video, 0.0), update_s=update,
-        gradient_bytes=_gradient_bytes(model, config), flop_per_video=_flop(model, config, name, device),
+        gradient_bytes=_gradient_bytes(model, config), flop_per_video=_flop(model, config, name),
     )  # fmt: skip
 
 
@@ -232,12 +244,22 @@ def _pass(model: torch.nn.Module, config: Config, name: str, device: torch.devic
     memory.dry_pass(model, config, name, device, videos).backward()
 
 
-def _flop(model: torch.nn.Module, config: Config, name: str, device: torch.device) -> float:
-    """Floating-point operations of a forward pass of one video, counted by torch."""
+def _flop(model: torch.nn.Module, config: Config, name: str) -> float:
+    """Floating-point operations of a forward pass of one video, counted by torch where the model's weights are.
+
+    As in testing: what training does besides is no product of matrices, and tensors without memory know no autocast.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
+    phase, side = config.phase(name), config.data.crop
+    weight = next(model.parameters())
+    rgb, flow = (
+        torch.empty(1, phase.chunks, planes, side, side, dtype=weight.dtype, device=weight.device) if used else None
+        for planes, used in ((3, phase.uses_rgb), (2 * FLOW_STACK, phase.uses_flow))
+    )
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        memory.dry_pass(model, config, name, device, 1)
+        model.eval()(rgb, flow)
+    model.train()
     return float(counter.get_total_flops())
 
 

@@ -1,6 +1,7 @@
 """One training step of ST-ResNet-50."""
 
 from hpc_stres.tools.bench.figures import Figure, interleaved, quotients, ratio
+from hpc_stres.tools.bench.resnet50 import share_figures
 from hpc_stres.tools.bench.scene import SIDE
 
 
@@ -34,4 +35,5 @@ def bench_step(threads: int, repeats: int) -> list[Figure]:
         Figure("step", name, timing.median_s / 2, "s/video", spread=timing.spread)
         for name, timing in zip(names, timings, strict=True)
     ]
-    return [*figures, ratio("step", "channels-last over contiguous", quotients(timings[0], timings[1]))]
+    over = ratio("step", "channels-last over contiguous", quotients(timings[0], timings[1]))
+    return [*figures, over, *share_figures(repeats)]
