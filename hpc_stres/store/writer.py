@@ -179,7 +179,7 @@ def _write_offsets(
             yield flow
 
     total = sum(p.row.frames + 1 + 2 * p.row.flow_pairs + 1 for p, _ in chosen)
-    return _save_stream(store, "offsets", total, stream_places()), rows
+    return save_stream(store, "offsets", total, stream_places()), rows
 
 
 def _as_tuple(row: VideoRow, listed: int, crc: int) -> tuple[Any, ...]:
@@ -189,10 +189,10 @@ def _as_tuple(row: VideoRow, listed: int, crc: int) -> tuple[Any, ...]:
 
 
 def _save(store: StorePaths, role: str, rows: Any) -> dict[str, Any]:
-    return _save_stream(store, role, len(rows), [rows])
+    return save_stream(store, role, len(rows), [rows])
 
 
-def _save_stream(store: StorePaths, role: str, count: int, pieces: Iterable[Any]) -> dict[str, Any]:
+def save_stream(store: StorePaths, role: str, count: int, pieces: Iterable[Any]) -> dict[str, Any]:
     """A .npy file of one column of rows under the name of its content."""
     dtype = DTYPES[role]
     store.index.mkdir(parents=True, exist_ok=True)
