@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_stres import counter
-from hpc_stres.config.recipe import Phase
 from hpc_stres.config.schema import FLOW_STACK, Config
 from hpc_stres.errors import UserError
+from hpc_stres.phases.train import TrainPhase, train_phase
 from hpc_stres.store.reader import Store, VideoRow
 
 HALF_STACK = FLOW_STACK // 2
@@ -61,7 +61,7 @@ class Sampler:
 
     seed: int
     name: str
-    phase: Phase
+    phase: TrainPhase
     crop: int
     short_side: int
     rows: Sequence[VideoRow]
@@ -74,7 +74,7 @@ class Sampler:
     @property
     def group_count(self) -> int:
         """Norm groups of a global batch; position p is in group p modulo their number."""
-        return -(-self.phase.global_batch // self.phase.norm_group)
+        return -(-self.phase.optimise.global_batch // self.phase.optimise.norm_group)
 
 
 def sampler(config: Config, phase: str, store: Store) -> Sampler:
@@ -85,9 +85,9 @@ def sampler(config: Config, phase: str, store: Store) -> Sampler:
             f"phase {phase}: split {config.data.split} has no training video in the store\n"
             "Check data.split and the lists against what `hpc-stres prepare` said."
         )
-    return Sampler(
-        config.seed, phase, config.phase(phase), config.data.crop, config.data.short_side, store.rows, videos
-    )
+    trained = train_phase(config, phase)
+    short_side = config.data.short_side
+    return Sampler(config.seed, phase, trained, trained.side, short_side, store.rows, videos)
 
 
 def requests(config: Sampler | Config, step: int, phase: str | None = None) -> list[Request]:
@@ -96,7 +96,7 @@ def requests(config: Sampler | Config, step: int, phase: str | None = None) -> l
     Takes a Sampler, or a Config with the name of a phase, whose store is then opened.
     """
     source = _open_sampler(config, phase) if isinstance(config, Config) else config
-    return requests_at(source, step, range(source.phase.global_batch))
+    return requests_at(source, step, range(source.phase.optimise.global_batch))
 
 
 def requests_at(source: Sampler, step: int, positions: Iterable[int]) -> list[Request]:
@@ -145,7 +145,7 @@ _short_order, _long_order = lru_cache(maxsize=64)(_draw_order), lru_cache(maxsiz
 
 
 def _request(source: Sampler, step: int, position: int, common: Sequence[float]) -> Request:
-    number = step * source.phase.global_batch + position
+    number = step * source.phase.optimise.global_batch + position
     epoch, place = divmod(number, len(source.videos))
     order = order_of_pass(source.seed, source.name, len(source.videos), epoch)
     video = source.videos[int(order[place])]
@@ -153,31 +153,31 @@ def _request(source: Sampler, step: int, position: int, common: Sequence[float])
     phase = source.phase
     # Every draw is made whether it is used or not, so that one option never shifts the numbers of another.
     draws = source.draws(counter.SAMPLE, step, position, DRAWS_OF_POSITION)
-    stride_draw = common[0] if phase.stride_shared_by == "group" else draws[0]
-    place_draws = common[3:8] if phase.crop_shared_by == "group" else draws[3:8]
+    stride_draw = common[0] if phase.clips.stride_shared_by == "group" else draws[0]
+    place_draws = common[3:8] if phase.clips.crop_shared_by == "group" else draws[3:8]
     frames = choose_frames(phase, row.frames, stride_draw, draws[1])
     return Request(
         position,
         video,
         row.label,
         frames,
-        tuple(flow_stack(frame, row.flow_pairs, phase.short_video) for frame in frames),
+        tuple(flow_stack(frame, row.flow_pairs, phase.clips.short_video) for frame in frames),
         _box(source, row, draws[8:10], place_draws),
         place_draws[4] < 0.5,
     )
 
 
-def choose_frames(phase: Phase, count: int, stride_draw: float, start_draw: float) -> tuple[int, ...]:
+def choose_frames(phase: TrainPhase, count: int, stride_draw: float, start_draw: float) -> tuple[int, ...]:
     """RGB frame of each chunk of a training clip from a video of `count` frames."""
     if not phase.uses_flow:
         return (int(start_draw * count),)
     first, last = HALF_STACK, count - 1 - HALF_STACK
-    low, high = phase.stride
+    low, high = phase.clips.stride
     stride = low + int(stride_draw * (high - low + 1))
-    chunks = phase.chunks
+    chunks = phase.clips.chunks
     if last < first:
         return spread_frames(count, chunks) if chunks > 1 else (int(start_draw * count),)
-    if phase.chunk_window == "released" and chunks > 1:
+    if phase.clips.window == "released" and chunks > 1:
         return _released_window(first, last, stride, chunks, start_draw)
     span = (chunks - 1) * stride
     if span > last - first:
@@ -228,14 +228,14 @@ def _mirror(index: int, count: int) -> int:
 
 
 def _box(source: Sampler, row: VideoRow, sizes: Sequence[float], place: Sequence[float]) -> Box:
-    if source.phase.crop == "corners":
+    if source.phase.clips.crop == "corners":
         scales = [CORNER_SCALES[int(draw * len(CORNER_SCALES))] for draw in sizes]
         height, width = (round(scale * source.short_side) for scale in scales)
     else:
         factors = (1 - BORDER_JITTER + 2 * BORDER_JITTER * draw for draw in sizes)
         height, width = (round(source.crop * factor) for factor in factors)
     height, width = min(height, row.height), min(width, row.width)
-    down, right = _corner_place(place) if source.phase.crop == "corners" else _border_place(source.phase, place)
+    down, right = _corner_place(place) if source.phase.clips.crop == "corners" else _border_place(source.phase, place)
     return Box(round(down * (row.height - height)), round(right * (row.width - width)), height, width)
 
 
@@ -245,11 +245,11 @@ def _corner_place(draws: Sequence[float]) -> tuple[float, float]:
     return places[int(draws[0] * len(places))]
 
 
-def _border_place(phase: Phase, draws: Sequence[float]) -> tuple[float, float]:
+def _border_place(phase: TrainPhase, draws: Sequence[float]) -> tuple[float, float]:
     """At most a quarter of the slack from a corner, on a lattice of 20 by 20 points."""
     inset = [int(draw * LATTICE) / (LATTICE - 1) * 0.25 for draw in draws[:2]]
     far = [draws[2] < 0.5, draws[3] < 0.5]
-    if phase.border_corners == "two":
+    if phase.clips.border_corners == "two":
         far[1] = far[0]
     return tuple(1 - value if is_far else value for value, is_far in zip(inset, far, strict=True))  # type: ignore[return-value]
 

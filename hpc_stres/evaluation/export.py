@@ -21,12 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from hpc_stres.config.schema import Config
+from hpc_stres.data.augment import Levels
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import networks
 from hpc_stres.evaluation.finished import read_finished
 from hpc_stres.models import TwoStream
+from hpc_stres.models.resnet import DEPTHS
 from hpc_stres.models.two_stream import POOL_SIDE
 from hpc_stres.models.weights import STREAMS, read_state, save_state, to_torchvision
+from hpc_stres.phases.train import TrainPhase, train_phase
 from hpc_stres.run.paths import RunPaths, atomic_path, sha256, write_bytes, write_sealed
 from hpc_stres.run.product import finished_weights
 from hpc_stres.store.location import Settings, store_folder
@@ -51,10 +54,16 @@ class Flat(nn.Module):
         return tuple(stream for stream in logits if stream is not None)
 
 
+def _stages(phase: TrainPhase) -> int:
+    """Stages of the deepest trunk: its frames must be halved so often."""
+    trunks = [phase.trunk(stream) for stream in phase.family.streams]
+    return max(len(trunk.stages or DEPTHS[trunk.depth or 50]) for trunk in trunks)
+
+
 def export(config: Config, run_dir: Path, phase: str | None, folder: Path) -> dict[str, Any]:
     """Write all files; returns export.json's content. Refuses when a file does not compute what the network does."""
     name = phase or networks.best_phase(config, run_dir)
-    kind, paths = config.phase(name), RunPaths(run_dir)
+    kind, paths = train_phase(config, name), RunPaths(run_dir)
     weights = finished_weights(paths, name)
     classes = read_finished(paths, name).classes
     model = networks.finished_model(config, name, weights, len(classes)).float().eval()
@@ -67,7 +76,7 @@ def export(config: Config, run_dir: Path, phase: str | None, folder: Path) -> di
     traced = _clips(inputs, chunks, size)
     # A pool over 5 chunks that leaves a single time fixes the number of chunks; from 7 on it is free.
     longer = chunks + 2 if chunks >= FREE_CHUNKS else chunks
-    other = _clips(inputs, longer, _other_size(size, len(model.trunk_options.stages)))
+    other = _clips(inputs, longer, _other_size(size, _stages(kind)))
     program = _export_program(flat, traced)
     archive = io.BytesIO()
     torch.export.save(program, archive)
@@ -81,7 +90,7 @@ def export(config: Config, run_dir: Path, phase: str | None, folder: Path) -> di
         expected = flat(*other)
     found: dict[str, Any] = {
         "phase": name, "classes": classes, "streams": inputs, "outputs": outputs,
-        "variant": config.model.variant, "settings": Settings.of(config.data).as_json(),
+        "levels": Levels.of_phase(kind)._asdict(), "settings": Settings.of(config.data).as_json(),
         "evaluation": asdict(config.evaluation), "weights_sha256": sha256(weights),
         "sizes": networks.exported_sizes(config, name),
         "ranges": {str(symbol): str(span) for symbol, span in dict(program.range_constraints).items()},

@@ -21,11 +21,13 @@ import torch
 import torch.distributed as dist
 
 from hpc_stres.config.schema import FLOW_STACK, Config
+from hpc_stres.data.augment import Levels
 from hpc_stres.data.feed import ClipReader
 from hpc_stres.data.requests import requests_at, sampler
 from hpc_stres.models.building import DTYPES, build_phase_model
 from hpc_stres.parallel import process_groups
 from hpc_stres.parallel.world import World, find_world, kept_environment
+from hpc_stres.phases.train import train_phase
 from hpc_stres.store.location import store_folder
 from hpc_stres.store.reader import Store
 from hpc_stres.tools.planner import Needs, Speed, Speeds, Wire
@@ -62,6 +64,7 @@ def measure(config: Config, phases: list[str], network_gb_per_s: float, run_dir:
         ranks = min(ranks, torch.cuda.device_count())
     store = _store(config)
     classes = len(store.classes) if store else DEFAULT_CLASSES
+    phases = trained(config, phases)
     figures = side_by_side(config, phases, ranks, classes)
     slowest = _slowest([figure.phases for figure in figures])
     feed = min(figures, key=lambda figure: figure.pictures_per_s)
@@ -96,11 +99,16 @@ def count_needs(config: Config, phases: list[str]) -> dict[str, Needs]:
     store = _store(config)
     classes = len(store.classes) if store else DEFAULT_CLASSES
     needs = {}
-    for name in phases:
+    for name in trained(config, phases):
         with torch.device("meta"):
             model = build_phase_model(config, name, classes)
         needs[name] = Needs(_flop(model, config, name), _gradient_bytes(model, config))
     return needs
+
+
+def trained(config: Config, phases: list[str]) -> list[str]:
+    """Those of some phases that train a network."""
+    return [name for name in phases if config.phases[name].kind == "train"]
 
 
 def _store(config: Config) -> Store | None:
@@ -251,10 +259,11 @@ def _flop(model: torch.nn.Module, config: Config, name: str) -> float:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    phase, side = config.phase(name), config.data.crop
+    phase = train_phase(config, name)
+    side, chunks = phase.side, phase.clips.chunks
     weight = next(model.parameters())
     rgb, flow = (
-        torch.empty(1, phase.chunks, planes, side, side, dtype=weight.dtype, device=weight.device) if used else None
+        torch.empty(1, chunks, planes, side, side, dtype=weight.dtype, device=weight.device) if used else None
         for planes, used in ((3, phase.uses_rgb), (2 * FLOW_STACK, phase.uses_flow))
     )
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -268,16 +277,16 @@ def _feed(config: Config, phases: list[str], store: Store | None, device: torch.
     rgb, flow = _picture_bytes(store)
     if store is None or not phases:
         return TYPICAL_PICTURES_PER_S, rgb, flow
-    name = max(phases, key=lambda n: config.phases[n].chunks)
-    phase = config.phase(name)
+    name = max(phases, key=lambda n: train_phase(config, n).clips.chunks)
+    phase = train_phase(config, name)
     reader = ClipReader(
-        store, config.data.crop, config.model.variant, phase.antialias, (phase.uses_rgb, phase.uses_flow),
+        store, phase.side, Levels.of_phase(phase), phase.clips.antialias, phase.streams,
         max(1, torch.get_num_threads()), device.index,
     )  # fmt: skip
-    count = min(max(2, phase.norm_group), phase.global_batch)
+    count = min(max(2, phase.optimise.norm_group), phase.optimise.global_batch)
     batch = requests_at(sampler(config, name, store), 0, range(count))
     (seconds,) = turns(device, lambda: reader.read(batch))
-    return count * phase.chunks * (phase.uses_rgb + 2 * FLOW_STACK * phase.uses_flow) / seconds, rgb, flow
+    return count * phase.clips.chunks * (phase.uses_rgb + 2 * FLOW_STACK * phase.uses_flow) / seconds, rgb, flow
 
 
 def _picture_bytes(store: Store | None) -> tuple[float, float]:

@@ -37,7 +37,7 @@ def folders(run_dir):
 
 
 def test_an_overflow_in_the_last_step_is_no_product(data_root, tmp_path):
-    options = ["phases.motion.schedule=[[4, 1.0e-6], [1, 1.0e+38]]", "training.weight_decay=1000"]
+    options = ["phases.motion.optimise.schedule=[[4, 1.0e-6], [1, 1.0e+38]]", "training.weight_decay=1000"]
     options.append("training.checkpoint_every_steps=2")
     with pytest.raises(UserError, match=r"NaN or infinite values in motion\..* after step 5; they were not saved") as e:
         train(data_root, tmp_path, "motion", *options)

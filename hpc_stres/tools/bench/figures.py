@@ -55,8 +55,9 @@ def spread(values: tuple[float, ...]) -> float:
 def interleaved(repeats: int, *contestants: Contestant, clock: Callable[[], float] = time.perf_counter) -> list[Timing]:
     """Seconds of each contestant in rounds in which all take turns, so that a busy minute of the machine meets all.
 
-    With `time.thread_time` as the clock they are this thread's on a core: what a busy machine does not change. Each goes once untimed before its turn: a contestant would pay for its predecessor else. A DataLoader forks, and
-    every page that this process writes next is copied.
+    With `time.thread_time` as the clock they are this thread's on a core: what a busy machine does not change. Each
+    goes once untimed before its turn: a contestant would pay for its predecessor else. A DataLoader forks, and every
+    page that this process writes next is copied.
     """
     seconds: list[list[float]] = [[] for _ in contestants]
     for _ in range(repeats):

@@ -114,7 +114,8 @@ def _sampler(store: "Store") -> "Sampler":
 
     config = load_config(CONFIGS / "ucf101.yaml", [f"data.root={store.paths.root}"])
     source = sampler(config, "st_resnet", store)
-    return replace(source, phase=replace(source.phase, global_batch=GLOBAL_BATCH, norm_group=NORM_GROUP))
+    sizes = replace(source.phase.optimise, global_batch=GLOBAL_BATCH, norm_group=NORM_GROUP)
+    return replace(source, phase=replace(source.phase, optimise=sizes))
 
 
 def _requests(root: Path, videos: int, repeats: int) -> list[Figure]:
@@ -123,7 +124,7 @@ def _requests(root: Path, videos: int, repeats: int) -> list[Figure]:
     from hpc_stres.store.reader import Store
 
     source = _sampler(Store(root))
-    batch, group = source.phase.global_batch, source.phase.norm_group
+    batch, group = source.phase.optimise.global_batch, source.phase.optimise.norm_group
     layouts = {ranks: plan(batch, group, ranks, batch) for ranks in RANKS}
 
     def steps(positions: list[tuple[int, ...]]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hpc_stres.config.loading import CONFIGS, dump, load_config
 from hpc_stres.config.schema import Config
+from hpc_stres.phases.train import train_phase
 from hpc_stres.run.paths import read_json_lines, write_text
 from hpc_stres.tools.bench.figures import Figure
 
@@ -86,7 +87,8 @@ def _real_step_s(config: Config, name: str, run_dir: Path, ranks: int) -> float:
     command = [sys.executable, *launcher, *words, "--run-dir", str(run_dir)]
     subprocess.run(command, check=True, capture_output=True)
     rows = read_json_lines(run_dir / "phases" / name / "metrics.jsonl")[WARM_UP:]
-    return statistics.median(config.phase(name).global_batch / row["videos_per_s"] for row in rows)
+    batch = train_phase(config, name).optimise.global_batch
+    return statistics.median(batch / row["videos_per_s"] for row in rows)
 
 
 # -- the all-reduce ----------------------------------------------------------------------------------------------------
