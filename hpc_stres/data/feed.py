@@ -20,6 +20,7 @@ from hpc_stres.errors import UserError
 from hpc_stres.store.reader import VideoRow
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Item = TypeVar("Item")
@@ -142,11 +143,14 @@ class ClipReader:
         threads: int = 1,
         device_id: int | None = None,
         most: int = 2048,
+        dtype: "torch.dtype | None" = None,
     ) -> None:
         self.store, self.side, self.antialias = store, side, antialias
         # By a variant's name: the levels that its published weights were trained with.
         self.levels = augment.Levels.of(levels) if isinstance(levels, str) else levels
         self.device_id = device_id
+        # What clips are delivered in; float32 where nothing is said. The kernel writes float32 and bfloat16 itself.
+        self.dtype = dtype
         self.buffers = Buffers()
         # The kernels let go of Python's lock, so that plain threads share them out.
         self.pool = ThreadPoolExecutor(threads)
@@ -216,7 +220,7 @@ class ClipReader:
                 for plane, (_, scale_shift, flip) in zip(planes, work, strict=True)
             ]
             flat = torch.stack(stacks).contiguous(memory_format=torch.channels_last)
-        return flat.unflatten(0, (len(batch), len(work) // len(batch)))
+        return flat.to(self.dtype or torch.float32).unflatten(0, (len(batch), len(work) // len(batch)))
 
     def _finish_on_cpu(self, work: "list[Stack]") -> "Tensor":
         import torch
@@ -224,8 +228,11 @@ class ClipReader:
         pictures, _, _ = work[0]
         channels = len(pictures) if len(pictures) > 1 else pictures[0].shape[2]
         height, width = (self.side, self.side) if self.side else pictures[0].shape[:2]
-        arrays = self.buffers.take((len(work), height, width, channels))
+        is_half = self.dtype == torch.bfloat16
+        arrays = self.buffers.take((len(work), height, width, channels), np.uint16 if is_half else np.float32)
         out = torch.from_numpy(arrays)
+        if is_half:
+            out = out.view(torch.bfloat16)
 
         def finish(number: int) -> None:
             stack, scale_shift, flip = work[number]

@@ -55,6 +55,8 @@ class Trainer:
         self.phase, self.steps = train_phase(config, name), config.steps(name)
         self.run, self.paths = RunPaths(run_dir), RunPaths(run_dir).phase(name)
         self.dtype = DTYPES[config.training.precision]
+        # What the first layer computes in: under autocast it would round float32 clips to bfloat16 itself.
+        self.input_dtype = torch.bfloat16 if config.training.precision == "bfloat16" else self.dtype
         self.store = open_store(config)
         self.sampler = sampler(config, name, self.store)
         self.stop = StopFlag()
@@ -164,7 +166,7 @@ class Trainer:
         training = self.config.training
         reader = ClipReader(
             self.store, self.phase.side, Levels.of_phase(self.phase), self.phase.clips.antialias,
-            self.phase.streams, max(1, torch.get_num_threads()), self.device.index,
+            self.phase.streams, max(1, torch.get_num_threads()), self.device.index, dtype=self.input_dtype,
         )  # fmt: skip
         self.marks = Trail(self.step, self.trail)
         log = MetricsLog(self.paths, self.step) if self.world.is_first else None
@@ -233,10 +235,11 @@ class Trainer:
             self.sums[stream] = StreamSums(old.loss + value.loss, old.right + value.right) if old else value
 
     def as_input(self, clips: Tensor | None) -> Tensor | None:
-        """Clips in the network's type. The feed's are channels-last, and convolutions keep the order of their input."""
+        """Clips in the network's order. The feed's are channels-last, and convolutions keep the order of their input;
+        their type is the network's already."""
         if clips is None or self.config.training.channels_last:
-            return None if clips is None else clips.to(self.dtype)
-        return clips.to(self.dtype, memory_format=torch.contiguous_format)
+            return clips
+        return clips.to(memory_format=torch.contiguous_format)
 
     # -- between steps --------------------------------------------------------------------------------------------
 
