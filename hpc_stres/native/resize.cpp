@@ -294,17 +294,31 @@ void put_past_caches(const T* row, size_t count, T* out) {
 void put(const float* row, size_t count, float* out) { put_past_caches(row, count, out); }
 
 // As bfloat16: the upper half of a float's bits, rounded to the nearest, ties to even, as torch does it.
+inline uint16_t half_of(uint32_t bits) {
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fc0u;  // not a number
+  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
 void put(const float* row, size_t count, uint16_t* out) {
+  typedef uint32_t Words __attribute__((vector_size(32)));
+  typedef int32_t Signed __attribute__((vector_size(32)));
+  typedef uint16_t Halves __attribute__((vector_size(16)));
   thread_local std::vector<uint16_t> halves;
   if (halves.size() < count) halves.resize(count);
   uint16_t* to = halves.data();
-#pragma GCC ivdep
-  for (size_t i = 0; i < count; ++i) {
+  const Words zero{}, none = zero + 0x7fc0u;
+  size_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    const Words bits = load<Words>(row + i);
+    const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const Words kept = (Signed)(bits & 0x7fffffffu) > 0x7f800000 ? none : rounded;
+    const Halves eight = __builtin_convertvector(kept, Halves);
+    std::memcpy(to + i, &eight, sizeof eight);
+  }
+  for (; i < count; ++i) {
     uint32_t bits;
     std::memcpy(&bits, row + i, sizeof bits);
-    const bool is_number = (bits & 0x7fffffffu) <= 0x7f800000u;
-    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    to[i] = static_cast<uint16_t>(is_number ? rounded : 0x7fc0u);
+    to[i] = half_of(bits);
   }
   put_past_caches(to, count, out);
 }
