@@ -131,3 +131,22 @@ def test_figures_are_written_after_each_part(tmp_path, monkeypatch, capsys):
     assert [one["part"] for one in content["figures"]] == ["norm", "step"]
     assert set(content["machine"]) >= {"cpu", "cores", "threads", "torch", "load"}
     assert figures.read_figure(tmp_path / "b.json", "step", "w") == 1.0
+
+
+@pytest.mark.parametrize("order", ["as listed", "shuffled", "sparse", "none"])
+def test_what_weights_depend_on_is_the_checksum_of_the_whole_list(tmp_path, monkeypatch, order):
+    from hpc_stres.run.paths import checksum
+    from hpc_stres.store import listing
+
+    growth.write_synthetic_index(tmp_path, 500, frames=4)
+    store = Store(tmp_path)
+    rows = np.arange(500, dtype=np.int32)
+    mixed = np.random.default_rng(1).permutation(rows)
+    chosen = {"as listed": rows, "shuffled": mixed, "sparse": rows[::37], "none": rows[:0]}[order]
+    store.split_rows = np.ascontiguousarray(chosen)
+    store.manifest["train"]["1"] = [0, len(chosen)]
+    ids, _, sources = store.read_listing()
+    whole = [[ids[row], int(store.labels[row]), sources[row].sha256, True] for row in chosen]
+    for at_once in (7, 10_000):
+        monkeypatch.setattr(listing, "DIGEST_ROWS", at_once)
+        assert listing.facts_of(store, 1)["digest"] == checksum(whole)

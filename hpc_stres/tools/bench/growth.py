@@ -4,6 +4,7 @@ Opening is timed and its memory taken in a process of its own, as a rank opens a
 ST-ResNet in batches of 256, those of one rank out of 1 to 256. Packing is timed on real shards of small videos.
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -127,8 +128,10 @@ def _requests(root: Path, videos: int, repeats: int) -> list[Figure]:
     batch, group = source.phase.optimise.global_batch, source.phase.optimise.norm_group
     layouts = {ranks: plan(batch, group, ranks, batch) for ranks in RANKS}
 
+    number = itertools.count()
+
     def steps(positions: list[tuple[int, ...]]) -> None:
-        for step in range(STEPS):
+        for step in itertools.islice(number, STEPS):  # always new ones: a large store's rows are then new as well
             for some in positions:
                 total(step, requests_at(source, step, some))
 
