@@ -32,13 +32,20 @@ class Trail:
 
     def after(self, step: int, group: Any) -> str:
         """The trail after so many steps, of all ranks of a group; every one of them must ask."""
+        sums = torch.tensor(self.pieces(step), dtype=torch.float64)
+        dist.all_reduce(sums, group=group)
+        return self.joined(sums.tolist())
+
+    def pieces(self, step: int) -> list[float]:
+        """This rank's sum after a step, in numbers that may be added to other ranks'. No earlier step is asked for
+        again: a long phase keeps no number for each of its steps."""
         mine = self._after_step[step]
-        # What lies before is not asked for again: a long phase keeps no number for each of its steps.
         for old in [number for number in list(self._after_step) if number < step]:
             del self._after_step[old]
         mask = (1 << PIECE_BITS) - 1
-        pieces = [float(mine >> PIECE_BITS * n & mask) for n in range(PIECES)]
-        sums = torch.tensor(pieces, dtype=torch.float64)
-        dist.all_reduce(sums, group=group)
-        everyone = sum(int(piece) << PIECE_BITS * n for n, piece in enumerate(sums.tolist()))
+        return [float(mine >> PIECE_BITS * n & mask) for n in range(PIECES)]
+
+    def joined(self, sums: list[float]) -> str:
+        """The text of all ranks' added pieces, and of what lies before this run."""
+        everyone = sum(int(piece) << PIECE_BITS * n for n, piece in enumerate(sums))
         return f"{(self._before + everyone) % (1 << MARK_BITS):016x}"
