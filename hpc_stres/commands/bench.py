@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from hpc_stres.tools.bench.parts import PARTS, measure
 
     if args.part == "list":
-        print(text_table(["part", "what is measured"], [list(item) for item in PARTS.items()]))
+        print(text_table(["part", "what is measured"], [[name, part.text] for name, part in PARTS.items()]))
         return 0
     for option in ("threads", "repeats"):
         if getattr(args, option) < 1:

@@ -16,7 +16,7 @@ RESNET50_FLOP = 2 * 4.089e9
 STEP_SHARE = 0.6
 STEP_SHARE_SOURCE = "this package's own bench step"
 # The name of that figure in the JSON of `hpc-stres bench step`.
-SHARE_FIGURE = "ST-ResNet-50 videos/s over ResNet-50 images/s / 12.8"
+SHARE_FIGURE = "videos/s over ResNet-50 images/s / 12.8"
 # What one CPU core of the feed delivers: ready planes, from docs/benchmarks.md.
 PICTURES_PER_S_OF_A_CORE = 6_000.0
 
