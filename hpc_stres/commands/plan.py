@@ -5,7 +5,7 @@
   hpc-stres plan --config configs/ucf101.yaml --nodes 4 --run-dir runs/ucf101          (submit.py then asks for it)
 
 Measure where the jobs will run: in an interactive job on one node, all of whose ranks then measure at once. With
---gpu nothing is measured: hours are a range between speeds that were published for that GPU. The formulas stand in
+--gpu nothing is measured: hours are a range between speeds that were published for that GPU. The formulas are in
 hpc_stres/tools/planner.py, the published speeds and their sources in gpus.py; `hpc-stres bench plan` checks plans
 against real runs on one and two processes.
 """

@@ -36,7 +36,7 @@ class Buffers:
         self._waiting: deque[NDArray[np.float32]] = deque(maxlen=MOST_WAITING)
 
     def take(self, shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
-        """An array of a shape; what stands in it is of no meaning."""
+        """An array of a shape; its content means nothing."""
         count = math.prod(shape)
         size = -(-count * np.dtype(dtype).itemsize // np.dtype(np.float32).itemsize)
         memory = self._fitting(size)

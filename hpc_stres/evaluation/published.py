@@ -1,4 +1,4 @@
-"""Published figures, and beside which numbers they may stand: those of the same data set, protocol and splits."""
+"""Published figures, and beside which numbers they may be printed: those of the same data set, protocol and splits."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any

@@ -37,7 +37,7 @@ def load_first_weights(model: TwoStream, config: Config, name: str, paths: RunPa
 def _load_file(model: TwoStream, phase: TrainPhase, source: str, streams: list[str]) -> str:
     """Load a file of weights into some streams."""
     path = Path(source)
-    # A finished phase vouches for its weights, whether its folder or the file in it is named.
+    # A finished phase knows the checksum of its weights, whether its folder or the file in it is named.
     phase_paths = PhasePaths(path if path.is_dir() else path.parent)
     if path.is_dir() or (path == phase_paths.weights and phase_paths.done.exists()):
         path = checked_weights(phase_paths)
