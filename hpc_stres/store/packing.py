@@ -79,7 +79,7 @@ def batches(sizes: Mapping[str, int], shard_bytes: int) -> Iterator[list[str]]:
 
 
 def free_numbers(first: int, taken: Collection[int]) -> Iterator[int]:
-    """Numbers for new shards from `first` on. A run that goes on gives those that a straight run would give: whole
+    """Numbers for new shards from `first` on. A resumed run gives those that a straight run would give: whole
     shards are taken out of the sorted videos, which leaves the borders between the others where they were."""
     number = first
     while True:

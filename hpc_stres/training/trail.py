@@ -21,7 +21,7 @@ class Trail:
     """One rank's part of the trail. The feed's thread adds to it, some steps ahead of the training."""
 
     def __init__(self, step: int = 0, text: str = "") -> None:
-        """Go on after a step, from what its checkpoint says of all ranks."""
+        """Resume after a step, from what its checkpoint says of all ranks."""
         self._before, self._mine = int(text or "0", 16), 0
         self._after_step = {step: 0}
 

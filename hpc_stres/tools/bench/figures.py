@@ -56,7 +56,7 @@ def interleaved(repeats: int, *contestants: Contestant, clock: Callable[[], floa
     """Seconds of each contestant in rounds in which all take turns, so that a busy minute of the machine meets all.
 
     With `time.thread_time` as the clock they are this thread's on a core: what a busy machine does not change. Each
-    goes once untimed before its turn: a contestant would pay for its predecessor else. A DataLoader forks, and every
+    runs once untimed before its turn: a contestant would pay for its predecessor else. A DataLoader forks, and every
     page that this process writes next is copied.
     """
     seconds: list[list[float]] = [[] for _ in contestants]

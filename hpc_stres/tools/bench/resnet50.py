@@ -16,7 +16,7 @@ STAGES = ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2))
 
 
 class Bottleneck(nn.Module):
-    """The stride stands in the 3 x 3 convolution, as in what GPUs are measured with (v1.5)."""
+    """The stride is in the 3 x 3 convolution, as in what GPUs are measured with (v1.5)."""
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
