@@ -2,12 +2,13 @@
 # make test    set everything up and run all tests
 # make lint    formatter, linter, type checker
 # make setup   set up only
+# make bench   measure everything against its references, about 15 minutes; figures in bench.json
 # make image   build the apptainer image; make image-test proves its recipe where there is no apptainer
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
 PATHS := hpc_stres launch tests env
 
-.PHONY: demo test unit lint setup image image-test
+.PHONY: demo test unit lint setup bench image image-test
 
 setup:
 	@bash env/setup.sh
@@ -21,6 +22,9 @@ test:
 
 unit: setup
 	@$(PYTHON) -m pytest tests/unit
+
+bench: setup
+	@$(PYTHON) -m hpc_stres bench all --threads 1 --json bench.json
 
 lint:
 	@bash env/setup.sh --lint

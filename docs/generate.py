@@ -141,10 +141,11 @@ def benchmarks_page() -> str:
         content = json.loads(path.read_text(encoding="utf-8"))
         machine = content["machine"]
         where = ", ".join(f"{key}: {value}" for key, value in machine.items() if value is not None)
-        rows = ["| part | what | measured | target | |", "|---|---|---|---|---|"]
+        rows = ["| part | what | measured | spread | target | |", "|---|---|---|---|---|---|"]
         for figure in content["figures"]:
             measured = f"{figure['value']:.4g} {figure['unit']}"
-            cells = (figure["part"], figure["what"], measured, figure["target"], figure["verdict"])
+            spread = f"{100 * figure['spread']:.0f} %" if figure.get("spread") else ""
+            cells = (figure["part"], figure["what"], measured, spread, figure["target"], figure["verdict"])
             rows.append(table_row(*cells))
         parts.append(f"### {path.stem}\n\n{where}\n\n" + "\n".join(rows))
     return "\n\n".join(parts) + "\n"

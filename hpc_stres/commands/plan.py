@@ -4,14 +4,21 @@
   hpc-stres plan --config configs/ucf101.yaml --nodes 4 --gpus-per-node 4 --gpu a100   (a GPU that is not here)
   hpc-stres plan --config configs/ucf101.yaml --nodes 4 --run-dir runs/ucf101          (submit.py then asks for it)
 
-Measure where the jobs will run: in an interactive job on one node. The formulas are in hpc_stres/tools/planner.py;
-`hpc-stres bench plan` checks them against real runs on one and two processes.
+Measure where the jobs will run: in an interactive job on one node, all of whose ranks then measure at once. With
+--gpu nothing is measured: hours are a range between speeds that were published for that GPU. The formulas are in
+hpc_stres/tools/planner.py, the published speeds and their sources in gpus.py; `hpc-stres bench plan` checks plans
+against real runs on one and two processes.
 """
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hpc_stres.commands import add_config_arguments, config_path
+from hpc_stres.config.schema import Config
+
+if TYPE_CHECKING:
+    from hpc_stres.tools.planner import Speeds
 
 OTHER_NODES = (1, 2, 8, 64)
 
@@ -22,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpus-per-node", type=int, metavar="G", help="GPUs of a node, one rank each")
     parser.add_argument("--phase", default="all", help="all, or names with commas between")
     parser.add_argument("--gpu", metavar="KIND", help="plan for a GPU that is not here: v100, a100, h100, h200, l40s")
+    parser.add_argument("--bench", metavar="FILE", help="figures of `hpc-stres bench step --json`, for --gpu")
     parser.add_argument(
         "--network-gb-per-s", type=float, default=10.0, metavar="X",
         help="all-reduce speed between nodes where no preflight has measured it (default: %(default)s)",
@@ -33,10 +41,6 @@ def run(args: argparse.Namespace) -> int:
     from hpc_stres.config.loading import load_config
     from hpc_stres.config.recipe import select_phases
     from hpc_stres.errors import ConfigError
-    from hpc_stres.run.paths import RunPaths, write_sealed
-    from hpc_stres.run.tables import text_table
-    from hpc_stres.tools import planner
-    from hpc_stres.tools.measure import measure
 
     overrides = list(args.overrides)
     for key, value in (("nodes", args.nodes), ("gpus_per_node", args.gpus_per_node)):
@@ -45,22 +49,83 @@ def run(args: argparse.Namespace) -> int:
     phases = select_phases(config.phases, args.phase)
     if args.network_gb_per_s <= 0:
         raise ConfigError("--network-gb-per-s: expected a number above 0")
-    if args.gpu:
-        planner.assumed_kind(args.gpu)
-    run_dir = Path(args.run_dir) if args.run_dir else None
-    speeds = measure(config, phases, args.network_gb_per_s, run_dir)
-    if args.gpu:
-        speeds = planner.assumed(speeds, args.gpu, config.training.precision)
+    if args.bench and not args.gpu:
+        raise ConfigError("--bench: it says how fast a GPU that is not here would be; give --gpu as well")
+    return _plan_published(config, phases, args) if args.gpu else _plan_measured(config, phases, args)
+
+
+def _plan_measured(config: Config, phases: list[str], args: argparse.Namespace) -> int:
+    """Measure, print, and leave plan.json."""
+    from hpc_stres.run.tables import text_table
+    from hpc_stres.tools import planner
+    from hpc_stres.tools.measure import measure
+
+    speeds = measure(config, phases, args.network_gb_per_s, _run_dir(args))
     plans = planner.predict_all(config, phases, config.cluster.nodes, speeds)
-    print(f"{config.cluster.nodes} nodes, {config.cluster.ranks} ranks; {speeds.source}")
-    print(f"network: {speeds.network_bytes_per_s / 1e9:.3g} GB/s, {speeds.network_source}\n")
+    _print_head(config, speeds)
     print(text_table(list(planner.HEADINGS), planner.rows(plans)))
     hours = planner.chain_hours(config, {p.name: p for p in plans})
     print(f"\nfrom the first job to the last, without queueing: {hours:.2f} hours\n")
-    print(
-        text_table(["nodes", "hours", "node-hours", "limits"], planner.comparison(config, phases, speeds, OTHER_NODES))
-    )
-    if run_dir is not None:
-        write_sealed(RunPaths(run_dir).plan, planner.as_json(plans, speeds))
-        print(f"\nwritten: {RunPaths(run_dir).plan}; submit.py asks for these wall times")
+    _print_other_nodes(config, phases, speeds)
+    _write(args, planner.as_json(plans, speeds))
     return 0
+
+
+def _plan_published(config: Config, phases: list[str], args: argparse.Namespace) -> int:
+    """A range out of published speeds; submit.py is told the slow end of it."""
+    from hpc_stres.run.tables import text_table
+    from hpc_stres.tools import gpus, planner
+
+    gpus.published(args.gpu, config.training.precision)  # refuses before torch is imported
+    share, source = _step_share(args.bench)
+    from hpc_stres.tools.measure import count_needs, network_only
+
+    network = network_only(config, args.network_gb_per_s, _run_dir(args))
+    ends = planner.published_speeds(config, count_needs(config, phases), args.gpu, share, source, network)
+    slow, fast = (planner.predict_all(config, phases, config.cluster.nodes, speeds) for speeds in ends)
+    _print_head(config, ends[0])
+    print(text_table(["phase", "limit", "hours", "node-hours"], planner.range_rows(config, slow, fast)))
+    print("\non other numbers of nodes, at the slow end:\n")
+    _print_other_nodes(config, phases, ends[0])
+    _write(args, planner.as_json(slow, ends[0]))
+    return 0
+
+
+def _step_share(bench: str | None) -> tuple[float, str]:
+    """Our step's speed beside ResNet-50's: of a file of `hpc-stres bench step`, or the one that was committed."""
+    from hpc_stres.tools import gpus
+    from hpc_stres.tools.bench.figures import read_figure
+
+    if bench is None:
+        return gpus.STEP_SHARE, gpus.STEP_SHARE_SOURCE
+    return read_figure(Path(bench), "step", gpus.SHARE_FIGURE), f"of {bench}"
+
+
+def _run_dir(args: argparse.Namespace) -> Path | None:
+    return Path(args.run_dir) if args.run_dir else None
+
+
+def _print_head(config: Config, speeds: "Speeds") -> None:
+    print(f"{config.cluster.nodes} nodes, {config.cluster.ranks} ranks; {speeds.source}")
+    wire = speeds.wire(config.cluster.nodes)
+    inside = config.cluster.nodes == 1 and speeds.node is not None
+    source = "measured between the ranks of this node" if inside else speeds.network_source
+    print(f"network: {wire.bytes_per_s / 1e9:.3g} GB/s, {wire.latency_s * 1e6:.0f} us a message, {source}\n")
+
+
+def _print_other_nodes(config: Config, phases: list[str], speeds: "Speeds") -> None:
+    from hpc_stres.run.tables import text_table
+    from hpc_stres.tools import planner
+
+    table = planner.comparison(config, phases, speeds, OTHER_NODES)
+    print(text_table(["nodes", "hours", "node-hours", "limits"], table))
+
+
+def _write(args: argparse.Namespace, content: dict[str, Any]) -> None:
+    """plan.json, where a run folder is given."""
+    from hpc_stres.run.paths import RunPaths, write_sealed
+
+    run_dir = _run_dir(args)
+    if run_dir is not None:
+        write_sealed(RunPaths(run_dir).plan, content)
+        print(f"\nwritten: {RunPaths(run_dir).plan}; submit.py asks for these wall times")

@@ -173,10 +173,12 @@ def finish_planes(
 
 def finish_on_cpu(
     pictures: "list[NDArray[np.uint8]]", side: Side | None, antialias: bool,
-    scale_shift: tuple[NDArray[np.float32], NDArray[np.float32]], flip: bool, out: NDArray[np.float32],
+    scale_shift: tuple[NDArray[np.float32], NDArray[np.float32]], flip: bool,
+    out: "NDArray[np.float32] | NDArray[np.uint16]",
 ) -> None:  # fmt: skip
     """`finish_planes` of one stack in one go: gray pictures (h, w) or (h, w, 1), or one with channels last, to `out`
-    (h, w, channels). Pictures may have any strides; what the kernel cannot take is a ValueError."""
+    (h, w, channels): float32, or the bits of bfloat16 as uint16, rounded as torch rounds. Pictures may have any
+    strides; what the kernel cannot take is a ValueError."""
     import ctypes
 
     from hpc_stres import native
@@ -190,7 +192,8 @@ def finish_on_cpu(
     scale, shift = scale_shift
     _check_floats("scale", scale, (count,))
     _check_floats("shift", shift, (count,))
-    _check_floats("out", out, (rows, columns, count))
+    is_half = isinstance(out, np.ndarray) and out.dtype == np.uint16
+    _check_floats("out", out, (rows, columns, count), np.uint16 if is_half else np.float32)
     if not out.flags.writeable:
         raise ValueError("out: this array is read-only")
     down, across = resize_taps(height, rows, antialias), resize_taps(width, columns, antialias)
@@ -199,7 +202,8 @@ def finish_on_cpu(
     def at(array: NDArray[Any]) -> ctypes.c_void_p:
         return ctypes.c_void_p(array.__array_interface__["data"][0])
 
-    refused = native.load("resize").resize_stack(
+    kernels = native.load("resize")
+    refused = (kernels.resize_stack_bfloat16 if is_half else kernels.resize_stack)(
         pointers, int(packed), count, height, width, rows, columns,
         at(down[0]), at(down[1]), down[1].shape[1], at(across[0]), at(across[1]), across[1].shape[1],
         at(scale), at(shift), int(bool(flip)), at(out),
@@ -246,9 +250,9 @@ def _checked_side(side: int | None, source: int) -> int:
     return int(side)
 
 
-def _check_floats(name: str, array: NDArray[np.float32], shape: tuple[int, ...]) -> None:
+def _check_floats(name: str, array: Any, shape: tuple[int, ...], dtype: Any = np.float32) -> None:
     """Whether the kernel may go through an array of floats of this shape from its first byte on."""
-    if not isinstance(array, np.ndarray) or array.dtype != np.float32:
+    if not isinstance(array, np.ndarray) or array.dtype != dtype:
         kind = getattr(array, "dtype", type(array).__name__)
         raise ValueError(f"{name}: an array of float32, got {kind}")
     if array.shape != shape:

@@ -3,6 +3,7 @@
 import math
 import weakref
 from collections import deque
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ class _Loan:
 
 
 class Buffers:
-    """Arrays of floats whose memory is used again once nobody holds the array, a view of it or a
+    """Arrays whose memory is used again once nobody holds the array, a view of it or a
     tensor made of either any more.
 
     There is no lock: memory comes back in the middle of whatever Python does just then, in `take`
@@ -34,15 +35,16 @@ class Buffers:
         # When one too many comes back, the one that has waited longest goes.
         self._waiting: deque[NDArray[np.float32]] = deque(maxlen=MOST_WAITING)
 
-    def take(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    def take(self, shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
         """An array of a shape; its content means nothing."""
-        size = math.prod(shape)
+        count = math.prod(shape)
+        size = -(-count * np.dtype(dtype).itemsize // np.dtype(np.float32).itemsize)
         memory = self._fitting(size)
         if memory is None:
             memory = np.empty(size, np.float32)
         loan = _Loan(memory)
         weakref.finalize(loan, self._waiting.append, memory).atexit = False
-        return np.asarray(loan)[:size].reshape(shape)
+        return np.asarray(loan)[:size].view(dtype)[:count].reshape(shape)
 
     def _fitting(self, size: int) -> NDArray[np.float32] | None:
         """Waiting memory that is large enough, and not much too large; it waits no longer then."""

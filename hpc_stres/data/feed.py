@@ -20,6 +20,7 @@ from hpc_stres.errors import UserError
 from hpc_stres.store.reader import VideoRow
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Item = TypeVar("Item")
@@ -143,12 +144,15 @@ class ClipReader:
         device_id: int | None = None,
         most: int = 2048,
         scale: float | None = None,
+        dtype: "torch.dtype | None" = None,
     ) -> None:
         """Crops become squares of `side` pixels, or `scale` times as large, or stay as they are."""
         self.store, self.side, self.antialias, self.scale = store, side, antialias, scale
         # By a variant's name: the levels that its published weights were trained with.
         self.levels = augment.Levels.of(levels) if isinstance(levels, str) else levels
         self.device_id = device_id
+        # What clips are delivered in; float32 where nothing is said. The kernel writes float32 and bfloat16 itself.
+        self.dtype = dtype
         self.buffers = Buffers()
         # The kernels let go of Python's lock, so that plain threads share them out.
         self.pool = ThreadPoolExecutor(threads)
@@ -218,7 +222,7 @@ class ClipReader:
                 for plane, (_, scale_shift, flip) in zip(planes, work, strict=True)
             ]
             flat = torch.stack(stacks).contiguous(memory_format=torch.channels_last)
-        return flat.unflatten(0, (len(batch), len(work) // len(batch)))
+        return flat.to(self.dtype or torch.float32).unflatten(0, (len(batch), len(work) // len(batch)))
 
     def _target(self, shape: Sequence[int]) -> augment.Side | None:
         """What pictures of (height, width) are resized to; none where they stay."""
@@ -234,8 +238,11 @@ class ClipReader:
         channels = len(pictures) if len(pictures) > 1 else pictures[0].shape[2]
         target = self._target(pictures[0].shape[:2]) or pictures[0].shape[:2]
         height, width = target if isinstance(target, tuple) else (target, target)
-        arrays = self.buffers.take((len(work), height, width, channels))
+        is_half = self.dtype == torch.bfloat16
+        arrays = self.buffers.take((len(work), height, width, channels), np.uint16 if is_half else np.float32)
         out = torch.from_numpy(arrays)
+        if is_half:
+            out = out.view(torch.bfloat16)
 
         def finish(number: int) -> None:
             stack, scale_shift, flip = work[number]

@@ -1,11 +1,12 @@
 """The global batch of any step as a pure function of config and step number.
 
 Every random number comes from a counter-based generator keyed by seed and phase, with step and position as its counter.
-So resuming is a number, and another world size is another way of slicing the same list.
+So resuming is a number, and another world size is another way of slicing the same list: a rank computes the positions
+that it reads and no others. What all ranks read together is told by a sum over positions, which no layout changes.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -25,6 +26,11 @@ HALF_STACK = FLOW_STACK // 2
 CORNER_SCALES = (1.0, 7 / 8, 3 / 4, 21 / 32)
 BORDER_JITTER = 0.25
 LATTICE = 20
+# Numbers drawn for each position and for each norm group of a step.
+DRAWS_OF_POSITION, DRAWS_OF_GROUP = 10, 8
+# Passes over a data set of no more videos are kept many at a time.
+MOST_SHORT = 1 << 14
+MARK_BITS = 64
 
 
 class Box(NamedTuple):
@@ -61,17 +67,22 @@ class Sampler:
     crop: int
     short_side: int
     rows: Sequence[VideoRow]
-    videos: tuple[int, ...]
+    videos: "Sequence[int] | NDArray[np.int32]"
 
-    def generator(self, kind: int, step: int, position: int) -> np.random.Generator:
+    def draws(self, kind: int, step: int, position: int, count: int) -> list[float]:
         """The random numbers of one position of one step."""
-        return counter.generator(self.seed, self.name, kind, step, position)
+        return counter.uniforms(self.seed, self.name, kind, step, position, count)
+
+    @property
+    def group_count(self) -> int:
+        """Norm groups of a global batch; position p is in group p modulo their number."""
+        return -(-self.phase.optimise.global_batch // self.phase.optimise.norm_group)
 
 
 def sampler(config: Config, phase: str, store: Store) -> Sampler:
     """The sampler of a phase over the training videos of the configured split."""
     videos = trained_on(store, config)
-    if not videos:
+    if not len(videos):
         raise UserError(
             f"phase {phase}: split {config.data.split} has no training video in the store\n"
             "Check data.split and the lists against what `hpc-stres prepare` said."
@@ -87,9 +98,20 @@ def requests(config: Sampler | Config, step: int, phase: str | None = None) -> l
     Takes a Sampler, or a Config with the name of a phase, whose store is then opened.
     """
     source = _open_sampler(config, phase) if isinstance(config, Config) else config
-    batch = source.phase.optimise.global_batch
-    groups = -(-batch // source.phase.optimise.norm_group)
-    return [_request(source, step, position, position % groups) for position in range(batch)]
+    return requests_at(source, step, range(source.phase.optimise.global_batch))
+
+
+def requests_at(source: Sampler, step: int, positions: Iterable[int]) -> list[Request]:
+    """Some positions of the global batch of a step: the same as those places of `requests`, at the cost of no other."""
+    # What a group shares is drawn from the group's own counter: whoever has a position of it draws the same.
+    shared: dict[int, list[float]] = {}
+    batch = []
+    for position in positions:
+        group = position % source.group_count
+        if group not in shared:
+            shared[group] = source.draws(counter.GROUP, step, group, DRAWS_OF_GROUP)
+        batch.append(_request(source, step, position, shared[group]))
+    return batch
 
 
 @lru_cache(maxsize=8)
@@ -109,37 +131,45 @@ def _open_sampler(config: Config, phase: str | None) -> Sampler:
     return sampler(config, name, _cached_store(str(store_folder(config)), written_ns))
 
 
-@lru_cache(maxsize=4)
-def _order(seed: int, name: str, count: int, epoch: int) -> NDArray[np.int64]:
-    return counter.generator(seed, name, counter.ORDER, epoch).permutation(count)
+def order_of_pass(seed: int, name: str, count: int, epoch: int) -> NDArray[np.int32]:
+    """The order of the videos in one pass over them. Few passes of many videos are kept, many of few."""
+    kept = _short_order if count <= MOST_SHORT else _long_order
+    return kept(seed, name, count, epoch)
 
 
-def _request(source: Sampler, step: int, position: int, group: int) -> Request:
+def _draw_order(seed: int, name: str, count: int, epoch: int) -> NDArray[np.int32]:
+    # Shuffled as four-byte numbers: the same order as of eight-byte ones, in half the memory.
+    return counter.generator(seed, name, counter.ORDER, epoch).permutation(np.arange(count, dtype=np.int32))
+
+
+# A batch that is larger than the data set meets many passes in one step; a large data set's two at its seam.
+_short_order, _long_order = lru_cache(maxsize=64)(_draw_order), lru_cache(maxsize=2)(_draw_order)
+
+
+def _request(source: Sampler, step: int, position: int, common: Sequence[float]) -> Request:
     number = step * source.phase.optimise.global_batch + position
     epoch, place = divmod(number, len(source.videos))
-    order = _order(source.seed, source.name, len(source.videos), epoch)
+    order = order_of_pass(source.seed, source.name, len(source.videos), epoch)
     video = source.videos[int(order[place])]
     row = source.rows[video]
-    own = source.generator(counter.SAMPLE, step, position)
-    shared = source.generator(counter.GROUP, step, group)
     phase = source.phase
     # Every draw is made whether it is used or not, so that one option never shifts the numbers of another.
-    draws, common = own.random(8), shared.random(8)
+    draws = source.draws(counter.SAMPLE, step, position, DRAWS_OF_POSITION)
     stride_draw = common[0] if phase.clips.stride_shared_by == "group" else draws[0]
     place_draws = common[3:8] if phase.clips.crop_shared_by == "group" else draws[3:8]
     if phase.clips.segments is None:
-        frames = choose_frames(phase, row.frames, float(stride_draw), float(draws[1]))
+        frames = choose_frames(phase, row.frames, stride_draw, draws[1])
     else:
-        shares = source.generator(counter.SEGMENTS, step, position).random(phase.clips.segments)
-        frames = segment_frames(segment_places(row.frames, phase.clips.frame_grid), shares.tolist())
+        shares = source.draws(counter.SEGMENTS, step, position, phase.clips.segments)
+        frames = segment_frames(segment_places(row.frames, phase.clips.frame_grid), shares)
     return Request(
         position,
         video,
         row.label,
         frames,
         tuple(flow_stack(frame, row.flow_pairs, phase.clips.short_video) for frame in frames),
-        _box(source, row, own, place_draws),
-        bool(place_draws[4] < 0.5),
+        _box(source, row, draws[8:10], place_draws),
+        place_draws[4] < 0.5,
     )
 
 
@@ -202,6 +232,8 @@ def centre_box(row: VideoRow) -> Box:
 def flow_stack(frame: int, pairs: int, short_video: str) -> tuple[int, ...]:
     """The ten flow pairs around a frame; beyond a video's ends mirrored, or repeated from the start."""
     wanted = range(frame - HALF_STACK, frame + HALF_STACK)
+    if wanted.start >= 0 and wanted.stop <= pairs:
+        return tuple(wanted)
     if short_video == "repeat":
         return tuple(pair % pairs for pair in wanted)
     return tuple(_mirror(pair, pairs) for pair in wanted)
@@ -213,28 +245,27 @@ def _mirror(index: int, count: int) -> int:
     return index if index < count else 2 * count - 1 - index
 
 
-def _box(source: Sampler, row: VideoRow, own: np.random.Generator, place: NDArray[np.float64]) -> Box:
+def _box(source: Sampler, row: VideoRow, sizes: Sequence[float], place: Sequence[float]) -> Box:
     if source.phase.clips.crop == "centre":
         return centre_box(row)
-    sizes = own.random(2)
     if source.phase.clips.crop == "corners":
         scales = [CORNER_SCALES[int(draw * len(CORNER_SCALES))] for draw in sizes]
         height, width = (round(scale * source.short_side) for scale in scales)
     else:
-        factors = 1 - BORDER_JITTER + 2 * BORDER_JITTER * sizes
-        height, width = (round(source.crop * float(factor)) for factor in factors)
+        factors = (1 - BORDER_JITTER + 2 * BORDER_JITTER * draw for draw in sizes)
+        height, width = (round(source.crop * factor) for factor in factors)
     height, width = min(height, row.height), min(width, row.width)
     down, right = _corner_place(place) if source.phase.clips.crop == "corners" else _border_place(source.phase, place)
     return Box(round(down * (row.height - height)), round(right * (row.width - width)), height, width)
 
 
-def _corner_place(draws: NDArray[np.float64]) -> tuple[float, float]:
+def _corner_place(draws: Sequence[float]) -> tuple[float, float]:
     """One of the four corners or the centre, as shares of the free slack."""
     places = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.5, 0.5))
     return places[int(draws[0] * len(places))]
 
 
-def _border_place(phase: TrainPhase, draws: NDArray[np.float64]) -> tuple[float, float]:
+def _border_place(phase: TrainPhase, draws: Sequence[float]) -> tuple[float, float]:
     """At most a quarter of the slack from a corner, on a lattice of 20 by 20 points."""
     inset = [int(draw * LATTICE) / (LATTICE - 1) * 0.25 for draw in draws[:2]]
     far = [draws[2] < 0.5, draws[3] < 0.5]
@@ -243,6 +274,18 @@ def _border_place(phase: TrainPhase, draws: NDArray[np.float64]) -> tuple[float,
     return tuple(1 - value if is_far else value for value, is_far in zip(inset, far, strict=True))  # type: ignore[return-value]
 
 
-def digest(batch: Sequence[Request]) -> str:
-    """A short hash of a global batch, to compare sequences of requests between runs."""
-    return hashlib.sha256(repr([tuple(request) for request in batch]).encode()).hexdigest()[:16]
+def mark(step: int, request: Request) -> int:
+    """64 bits that tell one position of one step from any other, and from what another run read there."""
+    text = f"{step} {tuple(request)}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=MARK_BITS // 8).digest(), "big")
+
+
+def total(step: int, batch: Iterable[Request]) -> int:
+    """The marks of some positions of a step in one number. It is a sum, so that parts of a batch add up to the whole
+    in any order, over any ranks and micro-steps."""
+    return sum(mark(step, request) for request in batch) % (1 << MARK_BITS)
+
+
+def digest(batch: Iterable[Request], step: int = 0) -> str:
+    """`total` as a short text, to compare batches between runs."""
+    return f"{total(step, batch):016x}"

@@ -1,4 +1,4 @@
-// Resize, mirror and normalise one stack of pictures that share a crop, into channels-last floats.
+// Resize, mirror and normalise one stack of pictures that share a crop, into channels-last floats or bfloat16.
 //
 // The planes are interleaved first, so that both passes of the separable filter run over neighbouring values: down over a
 // whole row of all planes, across over the planes of one pixel. A flow stack's 20 planes are two vectors and a half,
@@ -275,18 +275,57 @@ void blend_stack_columns(const float* line, const Axis& axis, int side, const fl
 }
 
 // A finished row to where nobody reads it soon: past the caches, where the processor can do that.
-void put(const float* row, size_t count, float* out) {
+template <typename T>
+void put_past_caches(const T* row, size_t count, T* out) {
+  const size_t size = count * sizeof(T);
 #ifdef __SSE2__
-  if (reinterpret_cast<uintptr_t>(out) % 16 == 0 && count % 4 == 0) {
-    for (size_t i = 0; i < count; i += 4) __builtin_ia32_movntps(out + i, load<Half>(row + i));
+  typedef long long Line __attribute__((vector_size(16)));
+  if (reinterpret_cast<uintptr_t>(out) % 16 == 0 && size % 16 == 0) {
+    const auto* from = reinterpret_cast<const uint8_t*>(row);
+    auto* to = reinterpret_cast<uint8_t*>(out);
+    for (size_t i = 0; i < size; i += 16)
+      __builtin_ia32_movntdq(reinterpret_cast<Line*>(to + i), load<Line>(from + i));
     return;
   }
 #endif
-  std::memcpy(out, row, count * sizeof(float));
+  std::memcpy(out, row, size);
 }
 
+void put(const float* row, size_t count, float* out) { put_past_caches(row, count, out); }
+
+// As bfloat16: the upper half of a float's bits, rounded to the nearest, ties to even, as torch does it.
+inline uint16_t half_of(uint32_t bits) {
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fc0u;  // not a number
+  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+void put(const float* row, size_t count, uint16_t* out) {
+  typedef uint32_t Words __attribute__((vector_size(32)));
+  typedef int32_t Signed __attribute__((vector_size(32)));
+  typedef uint16_t Halves __attribute__((vector_size(16)));
+  thread_local std::vector<uint16_t> halves;
+  if (halves.size() < count) halves.resize(count);
+  uint16_t* to = halves.data();
+  const Words zero{}, none = zero + 0x7fc0u;
+  size_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    const Words bits = load<Words>(row + i);
+    const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const Words kept = (Signed)(bits & 0x7fffffffu) > 0x7f800000 ? none : rounded;
+    const Halves eight = __builtin_convertvector(kept, Halves);
+    std::memcpy(to + i, &eight, sizeof eight);
+  }
+  for (; i < count; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, row + i, sizeof bits);
+    to[i] = half_of(bits);
+  }
+  put_past_caches(to, count, out);
+}
+
+template <typename T>
 void resize(const uint8_t* const* planes, bool packed, int count, int height, int width, int side_y, int side_x,
-            const Axis& down, const Axis& across, const float* scale, const float* shift, bool mirror, float* out) {
+            const Axis& down, const Axis& across, const float* scale, const float* shift, bool mirror, T* out) {
   const bool stack = !packed && count == kStack, colour = packed && count == kColours;
   const int places = stack ? kStack : (colour ? kColourPlaces : count);
   const size_t area = static_cast<size_t>(height) * width, row = static_cast<size_t>(width) * places;
@@ -314,6 +353,23 @@ void resize(const uint8_t* const* planes, bool packed, int count, int height, in
 #endif
 }
 
+template <typename T>
+int checked_resize(const uint8_t* const* planes, int packed, int count, int height, int width, int side_y, int side_x,
+                   const Axis& down, const Axis& across, const float* scale, const float* shift, int mirror, T* out) {
+  if (!planes || !scale || !shift || !out || count < 1 || count > kMostPlanes) return 1;
+  if (height < 1 || width < 1 || height > kMostSide || width > kMostSide) return 1;
+  if (static_cast<uint64_t>(height) * width * count > kMostBytes) return 1;
+  const uint8_t* const* const end = planes + (packed ? 1 : count);
+  if (std::find(planes, end, nullptr) != end) return 1;
+  if (!down.fits(height, side_y) || !across.fits(width, side_x)) return 1;
+  try {
+    resize(planes, packed, count, height, width, side_y, side_x, down, across, scale, shift, mirror, out);
+  } catch (const std::bad_alloc&) {
+    return 2;
+  }
+  return 0;
+}
+
 }  // namespace
 
 // `planes` holds `count` gray pictures, or with `packed` one picture whose `count` channels are
@@ -323,17 +379,15 @@ extern "C" int resize_stack(const uint8_t* const* planes, int packed, int count,
                             int side_x, const int32_t* first_y, const float* weights_y, int taps_y,
                             const int32_t* first_x, const float* weights_x, int taps_x, const float* scale,
                             const float* shift, int mirror, float* out) {
-  if (!planes || !scale || !shift || !out || count < 1 || count > kMostPlanes) return 1;
-  if (height < 1 || width < 1 || height > kMostSide || width > kMostSide) return 1;
-  if (static_cast<uint64_t>(height) * width * count > kMostBytes) return 1;
-  const uint8_t* const* const end = planes + (packed ? 1 : count);
-  if (std::find(planes, end, nullptr) != end) return 1;
   const Axis down{first_y, weights_y, taps_y}, across{first_x, weights_x, taps_x};
-  if (!down.fits(height, side_y) || !across.fits(width, side_x)) return 1;
-  try {
-    resize(planes, packed, count, height, width, side_y, side_x, down, across, scale, shift, mirror, out);
-  } catch (const std::bad_alloc&) {
-    return 2;
-  }
-  return 0;
+  return checked_resize(planes, packed, count, height, width, side_y, side_x, down, across, scale, shift, mirror, out);
+}
+
+// The same into the 16 bits of bfloat16.
+extern "C" int resize_stack_bfloat16(const uint8_t* const* planes, int packed, int count, int height, int width,
+                                     int side_y, int side_x, const int32_t* first_y, const float* weights_y, int taps_y,
+                                     const int32_t* first_x, const float* weights_x, int taps_x, const float* scale,
+                                     const float* shift, int mirror, uint16_t* out) {
+  const Axis down{first_y, weights_y, taps_y}, across{first_x, weights_x, taps_x};
+  return checked_resize(planes, packed, count, height, width, side_y, side_x, down, across, scale, shift, mirror, out);
 }

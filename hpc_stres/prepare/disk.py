@@ -52,11 +52,13 @@ def estimate(todo: list[Video], settings: Settings, data: DataConfig, workers: i
     seconds = time.perf_counter() - started
     scale = sum(map(sources.size, todo)) / source if source else 0.0
     inodes = len(todo) + int(stored * scale / (data.shard_mib << 20)) + STORE_FILES
-    # Parts and shards are side by side until the index points to the shards.
-    refuse_full_disk(root, int(2 * stored * scale), inodes)
+    # A shard's parts go when it is finished: what is there twice are the shards under work.
+    in_work = min(stored * scale, workers * (data.shard_mib << 20))
+    needed = stored * scale + in_work
+    refuse_full_disk(root, int(needed), inodes)
     return (
         f"{len(todo)} videos to prepare: about {size_text(stored * scale)}, "
-        f"{seconds * scale / 3600:.2f} core-hours; {size_text(2 * stored * scale)} and {inodes} inodes while it runs, "
+        f"{seconds * scale / 3600:.2f} core-hours; {size_text(needed)} and {inodes} inodes while it runs, "
         f"{inodes - len(todo)} inodes afterwards; {workers} workers"
     )
 

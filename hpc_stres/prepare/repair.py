@@ -23,7 +23,7 @@ from hpc_stres.listings.splits import Video
 from hpc_stres.prepare import disk, imports, reuse, run, worker_tasks
 from hpc_stres.run.paths import sha256
 from hpc_stres.run.progress import Progress
-from hpc_stres.store import checks, fingerprint, writer
+from hpc_stres.store import checks, fingerprint, packing, writer
 from hpc_stres.store.format import Meta, Offsets, StorePaths, VideoRow, member_bytes, read_part
 from hpc_stres.store.listing import catalogue_of
 from hpc_stres.store.location import Settings, data_of, store_folder
@@ -131,7 +131,7 @@ def _rewrite_shard(store: Store, number: int, again: Collection[str], work: Path
     temporary = store.paths.shards / f".{number:05d}.tar.{os.getpid()}.tmp"
     store.paths.shards.mkdir(exist_ok=True)
     parts = [_part(work, row.id) for row in rows]
-    made, offsets = writer.write_shard(temporary, parts, number)
+    made, offsets = packing.write_shard(temporary, parts, number)
     path, digest = store.paths.shard(number), sha256(temporary)
     if digest == store.manifest["shards"][path.name]["sha256"]:
         writer.put_in_place(temporary, path)

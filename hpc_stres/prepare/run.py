@@ -24,11 +24,12 @@ from hpc_stres.registry import DATA_SETS
 from hpc_stres.registry.phase import entry_point
 from hpc_stres.run.ownership import owned
 from hpc_stres.run.progress import Progress
-from hpc_stres.store import fingerprint, writer
+from hpc_stres.store import fingerprint, packing, writer
 from hpc_stres.store.fingerprint import UNKNOWN
 from hpc_stres.store.format import Source, Stamp, StorePaths, read_part
 from hpc_stres.store.listing import Changes, catalogue, catalogue_of, difference
 from hpc_stres.store.location import Settings, data_of, home_of, relative_to, store_folder, store_is_ready
+from hpc_stres.store.packing import PackedShard
 from hpc_stres.store.reader import Store
 from hpc_stres.store.writer import Contents, Packed
 
@@ -133,6 +134,9 @@ class Preparation:
         self.settings = Settings.of(self.data)
         self.stamps: dict[str, Stamp] = {}
         self.sources: dict[str, Source] = {}
+        # What a killed run has packed: the shards, and which of them each video is in.
+        self.packed: list[PackedShard] = []
+        self.shard_of: dict[str, PackedShard] = {}
 
     def complete(self, before: Store | None, recovered: Contents | None = None) -> list[str]:
         """Bring the store up to date; `recovered` is what shards hold whose index is lost."""
@@ -145,6 +149,7 @@ class Preparation:
             if name in listing.videos and self.sources.get(name, packed.source) == packed.source
         }
         self.sources |= {name: packed.source for name, packed in kept.items()}
+        self._recall_packed(old, listing.videos)
         rejected = {
             name: row
             for name, row in old.rejected.items()
@@ -155,6 +160,8 @@ class Preparation:
         rejected |= self._new_rejections(rest)
         self._refuse_many_rejected(rejected, len(listing.videos))
         moved = self._unpack_sparse_shards(old, kept)
+        # What the index has already, it has from there.
+        self.shard_of = {name: shard for name, shard in self.shard_of.items() if name not in kept}
         fresh = self._pack([*made, *moved], old)
         kept_contents = Contents(kept, old.contents.shards, old.contents.places)
         new = catalogue(self.data, listing, self.sources)
@@ -222,6 +229,18 @@ class Preparation:
 
     # -- what is done ----------------------------------------------------------------------------------------------
 
+    def _recall_packed(self, old: Old, videos: Mapping[str, Video]) -> None:
+        """Find the shards that a killed run finished, and which of their videos are still wanted as they are."""
+        self.packed = packing.all_packed(self.store, self.settings.as_json(), old.contents.shards)
+        for shard in self.packed:
+            for name, packed in shard.videos.items():
+                stamp = shard.stamps[name]
+                # One without a stamp came out of an old shard, and is compared by its content.
+                if name in videos and self._is_as_it_was(videos[name], stamp, packed.source):
+                    self.shard_of[name] = shard
+                    self.store.part(name).unlink(missing_ok=True)
+                    self.stamps[name], self.sources[name] = stamp or self.stamps[name], packed.source
+
     def _prepare_all(self, rest: Mapping[str, Video], total: int) -> list[str]:
         """Make the parts of the videos that need one; returns the ids that have one."""
         todo = [video for video in rest.values() if not self._is_done(video)]
@@ -238,7 +257,9 @@ class Preparation:
         made = []
         for name in rest:
             part = worker_tasks.found_part(self.store, name, self.settings)
-            if part is not None:
+            if name in self.shard_of:
+                made.append(name)
+            elif part is not None:
                 made.append(name)
                 self.stamps[name], self.sources[name] = part[0] or self.stamps[name], part[1]
         return made
@@ -248,6 +269,8 @@ class Preparation:
 
     def _is_done(self, video: Video) -> bool:
         """Whether a killed run has prepared or rejected this very content."""
+        if video.id in self.shard_of:
+            return True
         part = worker_tasks.found_part(self.store, video.id, self.settings)
         if part is not None and self._is_as_it_was(video, *part):
             return True
@@ -286,7 +309,7 @@ class Preparation:
         found = {}
         for name, video in rest.items():
             row = worker_tasks.found_rejection(self.store, name)
-            if row is None or self.store.part(name).is_file():
+            if row is None or name in self.shard_of or self.store.part(name).is_file():
                 continue
             path = relative_to(video.path, home_of(self.data))
             kept = {key: row[key] for key in ("reason", "source", "limits")}
@@ -317,17 +340,21 @@ class Preparation:
         moved = [name for name, packed in kept.items() if packed.row.shard in sparse]
         for name in moved:
             packed = kept.pop(name)
+            if name in self.shard_of:
+                continue  # a killed run has done it
             video = reuse.read_back(old.store, old.store.number[name])
             video.write_part(self.store.part(name), packed.source, self.settings.as_json())
         return moved
 
     def _pack(self, names: list[str], old: Old) -> list[Contents]:
         """Parts into new shards, several at once; the same shards whatever the number of workers."""
-        sizes = {name: read_part(self.store.part(name))[1].payload_bytes for name in names}
+        sizes = {n: read_part(self.store.part(n))[1].payload_bytes for n in names if n not in self.shard_of}
         first = 1 + max((int(name.split(".")[0]) for name in old.contents.shards), default=-1)
-        chosen = list(enumerate(writer.batches(sizes, self.data.shard_mib << 20), first))
+        taken = {shard.number for shard in self.packed}
+        batches = packing.batches(sizes, self.data.shard_mib << 20)
+        chosen = [(number, ids) for ids, number in zip(batches, packing.free_numbers(first, taken), strict=False)]
         if len(chosen) == 1:
-            worker_tasks.pack(self.store.root, chosen[0][1], first)
+            worker_tasks.pack(self.store.root, chosen[0][1], chosen[0][0])
             futures = []
         else:
             work = [(self.store.root, ids, number) for number, ids in chosen]
@@ -336,7 +363,12 @@ class Preparation:
             for count, future in enumerate(as_completed(futures), 1):
                 future.result()
                 progress.update(count)
-        return [writer.packed_contents(self.store, ids, number) for number, ids in chosen]
+        self.packed += [shard for number, _ in chosen if (shard := packing.read_packed(self.store, number))]
+        self.shard_of |= {name: shard for shard in self.packed[len(taken) :] for name in shard.videos}
+        return [shard.contents(self.store, self._used_of(shard)) for shard in self.packed]
+
+    def _used_of(self, shard: PackedShard) -> set[str]:
+        return {name for name in shard.videos if self.shard_of.get(name) is shard}
 
     # -- what is said ----------------------------------------------------------------------------------------------
 

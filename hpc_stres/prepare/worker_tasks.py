@@ -21,7 +21,7 @@ from hpc_stres.store import fingerprint
 from hpc_stres.store.fingerprint import UNKNOWN
 from hpc_stres.store.format import Source, Stamp, StorePaths, read_part
 from hpc_stres.store.location import Settings
-from hpc_stres.store.writer import pack_shard
+from hpc_stres.store.packing import pack_shard
 
 # A source that changes again and again while it is prepared is rejected.
 TRIES = 3

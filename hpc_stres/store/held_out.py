@@ -10,6 +10,9 @@ import unicodedata
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hpc_stres.config.schema import Config
 from hpc_stres.errors import ConfigError
 from hpc_stres.listings.listing import recording_of
@@ -47,10 +50,11 @@ def held_out(store: "Store", config: Config) -> list[int]:
     return [row for row in rows if row in chosen]
 
 
-def trained_on(store: "Store", config: Config) -> tuple[int, ...]:
-    """Row numbers of the training videos that are trained on."""
-    left_out = set(held_out(store, config))
-    return tuple(row for row in store.present(config.data.split, "train") if row not in left_out)
+def trained_on(store: "Store", config: Config) -> NDArray[np.int32]:
+    """Row numbers of the training videos that are trained on, as an array: there may be millions."""
+    rows = store.present_rows(config.data.split, "train")
+    left_out = held_out(store, config)
+    return rows[~np.isin(rows, left_out)] if left_out else rows
 
 
 def _recording(video_id: str, label: str, wanted: str) -> str:

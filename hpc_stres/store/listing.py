@@ -1,5 +1,7 @@
 """A config's listing against the listing of its store: what was added, removed, relabelled, moved or replaced."""
 
+import hashlib
+import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -7,11 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hpc_stres.config.schema import Config, DataConfig
 from hpc_stres.errors import UserError
 from hpc_stres.listings import sources, splits
 from hpc_stres.listings.splits import Listing
-from hpc_stres.run.paths import checksum
 from hpc_stres.store.fingerprint import UNKNOWN, QuickLook, read_seen
 from hpc_stres.store.format import PREPARE, Source
 from hpc_stres.store.location import data_of, home_of, relative_to, store_folder
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
 SHOWN = 3
 # Of UCF101 and HMDB51, and of the demonstration, which is not made yet when it is submitted first.
 OFFICIAL_SPLITS = (1, 2, 3)
+# Videos of a split whose ids and contents are in memory at once.
+DIGEST_ROWS = 16_384
 
 
 def catalogue(data: DataConfig, listing: Listing, contents: Mapping[str, Source]) -> Catalogue:
@@ -64,12 +70,28 @@ def facts_of(store: "Store", split: int) -> dict[str, Any]:
 
     Test videos may change: they are tested as they are, and none of them has trained.
     """
-    ids, _, contents = store.read_listing()
-    labels, rows = store.labels.tolist(), store.row_of_listed.tolist()
-    if store.label_sets is not None:
-        labels = [store.label_sets[label] for label in labels]
-    train = [[ids[row], labels[row], contents[row].sha256, rows[row] >= 0] for row in store.listed_in(split, "train")]
-    return {"split": split, "classes": store.classes, "train": len(train), "digest": checksum(train)}
+    train = store.listed_in(split, "train")
+    return {"split": split, "classes": store.classes, "train": len(train), "digest": _digest_of(store, train)}
+
+
+def _digest_of(store: "Store", listed: NDArray[np.int32]) -> str:
+    """`checksum` of the list of [id, label, content, whether it is prepared], a few thousand of them in memory."""
+    digest = hashlib.sha256(b"[")
+    for first in range(0, len(listed), DIGEST_ROWS):
+        rows = listed[first : first + DIGEST_ROWS]
+        facts = [
+            [name, _label_of(store, int(store.labels[row])), source.sha256, bool(store.row_of_listed[row] >= 0)]
+            for row, (name, source) in zip(rows.tolist(), store.ids_and_sources(rows), strict=True)
+        ]
+        text = json.dumps(facts, ensure_ascii=False)[1:-1]
+        digest.update(((", " if first else "") + text).encode())
+    digest.update(b"]")
+    return digest.hexdigest()
+
+
+def _label_of(store: "Store", label: int) -> Any:
+    """A class, or where videos have several the classes of one."""
+    return label if store.label_sets is None else store.label_sets[label]
 
 
 @dataclass

@@ -20,8 +20,8 @@ from hpc_stres.errors import UserError
 from hpc_stres.run.paths import sha256
 from hpc_stres.store import checks
 from hpc_stres.store.format import REPAIR, Offsets, PreparedVideo, Source, StorePaths, Stream, VideoRow, places_crc
+from hpc_stres.store.packing import write_store
 from hpc_stres.store.table import OpenFile, Table
-from hpc_stres.store.writer import write_store
 
 __all__ = ["PreparedVideo", "Store", "StorePaths", "Stream", "VideoRow", "verify", "write_store"]
 
@@ -29,6 +29,8 @@ Kind = Literal["train", "test"]
 Item = TypeVar("Item")
 # Rows, offsets of videos and open shards that are kept at hand.
 KEPT_ROWS, KEPT_PLACES, KEPT_FILES = 16384, 2048, 256
+# Rows of the listing are read one by one where so many others lie between them.
+SPARSE = 4
 
 
 class Kept(Generic[Item]):
@@ -161,6 +163,22 @@ class Store:
             sources.append(Source(size, digest.hex()))
         return ids, paths, sources
 
+    def ids_and_sources(self, listed: NDArray[np.int32]) -> Iterator[tuple[str, Source]]:
+        """Id and content at some rows of the listing; read in one piece where they lie together."""
+        if not len(listed):
+            return
+        low, high = int(listed.min()), int(listed.max()) + 1
+        if high - low > SPARSE * len(listed):
+            yield from ((self.id_of(int(row)), self.source_of(int(row))) for row in listed)
+            return
+        rows = self.listing.part(low, high)
+        start = int(rows["start"].min())
+        texts = self.names.part(start, int((rows["start"] + rows["id_bytes"]).max())).tobytes()
+        for row in rows[listed - low]:
+            first = int(row["start"]) - start
+            name = texts[first : first + int(row["id_bytes"])].decode()
+            yield name, Source(int(row["source_bytes"]), row["source_sha256"].tobytes().hex())
+
     def source_of(self, listed: int) -> Source:
         """The content that a listed video had when it was prepared."""
         row = self.listing[listed]
@@ -197,8 +215,12 @@ class Store:
 
     def present(self, split: int, kind: Kind) -> list[int]:
         """Row numbers of a split's videos that were prepared."""
+        return self.present_rows(split, kind).tolist()
+
+    def present_rows(self, split: int, kind: Kind) -> NDArray[np.int32]:
+        """The same in four bytes a video."""
         rows = self.row_of_listed[self.listed_in(split, kind)]
-        return [int(row) for row in rows[rows >= 0]]
+        return rows[rows >= 0]
 
     @cached_property
     def remarks(self) -> list[dict[str, Any]]:

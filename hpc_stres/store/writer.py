@@ -9,8 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import tarfile
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -19,27 +17,19 @@ from typing import Any
 
 import numpy as np
 
-from hpc_stres.errors import UserError
-from hpc_stres.run.paths import SEAL, atomic_path, checksum, sealed, sha256, write_bytes, write_sealed
+from hpc_stres.run.paths import SEAL, atomic_path, sealed, sha256, write_bytes, write_sealed
 from hpc_stres.store.format import (
     DTYPES,
     FORMAT,
     LISTING,
-    NO_SHA256,
-    PREPARE,
     ROLES,
     VIDEOS,
-    Meta,
     Offsets,
-    PreparedVideo,
     Source,
     StorePaths,
     VideoRow,
-    add_member,
     check_id,
-    member_bytes,
     places_crc,
-    read_part,
 )
 
 Places = tuple[Offsets, Offsets]
@@ -84,85 +74,6 @@ class Catalogue:
         """The class names of a video."""
         label = self.labels[video_id]
         return [self.classes[n] for n in ([label] if self.label_sets is None else self.label_sets[label])]
-
-
-# -- shards ------------------------------------------------------------------------------------------------------------
-
-
-def batches(sizes: Mapping[str, int], shard_bytes: int) -> Iterator[list[str]]:
-    """Ids, in sorted order, of one shard after the other."""
-    batch: list[str] = []
-    size = 0
-    for video_id in sorted(sizes):
-        batch.append(video_id)
-        size += sizes[video_id]
-        if size >= shard_bytes:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def pack_shard(store: StorePaths, ids: Sequence[str], number: int) -> None:
-    """One shard from the parts of some videos, and beside the parts what it holds. A finished one is left alone."""
-    metas = [read_part(store.part(video_id))[1] for video_id in ids]
-    key = checksum([json.loads(meta.as_json()) for meta in metas])
-    unfinished = (OSError, ValueError, KeyError, zipfile.BadZipFile)
-    with suppress(*unfinished), np.load(store.packed(number)) as done:
-        size = store.shard(number).stat().st_size
-        if str(done["key"]) == key and int(done["bytes"]) == size:
-            return
-    with atomic_path(store.shard(number)) as temporary:
-        rows, offsets = write_shard(temporary, [store.part(video_id) for video_id in ids], number)
-        digest, size = sha256(temporary), temporary.stat().st_size
-    firsts = np.array([(row.rgb_first, row.flow_first) for row in rows], np.int64)
-    with atomic_path(store.packed(number)) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, key=key, bytes=size, sha256=digest, firsts=firsts, offsets=offsets)
-
-
-def write_shard(path: Path, parts: Iterable[Path], number: int) -> tuple[list[VideoRow], Offsets]:
-    """A tar of the members of parts; its rows, and its offsets."""
-    rows: list[VideoRow] = []
-    offsets: list[Offsets] = []
-    count = 0
-    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
-        for part in parts:
-            meta, rgb, flow = _read_members(part)
-            add_member(tar, f"{meta.id}.json", meta.as_json())
-            firsts = []
-            for stream, data, sizes in (("rgb", rgb, meta.rgb_bytes), ("flow", flow, meta.flow_bytes)):
-                start = add_member(tar, f"{meta.id}.{stream}.mjpeg", data)
-                offsets.append(start + np.cumsum([0, *sizes], dtype=np.int64))
-                firsts.append(count)
-                count += len(sizes) + 1
-            rows.append(meta.row(number, *firsts))
-    return rows, np.concatenate(offsets)
-
-
-def _read_members(part: Path) -> tuple[Meta, bytes, bytes]:
-    try:
-        with tarfile.open(part) as tar:
-            blobs = [member_bytes(tar, member) for member in tar.getmembers()[1:4]]
-        meta = Meta.read(blobs[0])
-        sums = [hashlib.sha256(blob).hexdigest() for blob in blobs[1:]]
-        if sums != [meta.rgb_sha256, meta.flow_sha256]:
-            raise ValueError("its checksum is wrong")
-    except (ValueError, IndexError, tarfile.TarError) as error:
-        part.unlink(missing_ok=True)
-        raise UserError(f"{part}: damaged since it was written: {error}\n{PREPARE}") from None
-    return meta, blobs[1], blobs[2]
-
-
-def packed_contents(store: StorePaths, ids: Sequence[str], number: int) -> Contents:
-    """What `pack_shard` wrote."""
-    with np.load(store.packed(number)) as done:
-        firsts, offsets = done["firsts"], np.asarray(done["offsets"], np.int64)
-        sums = {"bytes": int(done["bytes"]), "sha256": str(done["sha256"])}
-    videos = {}
-    for video_id, (rgb_first, flow_first) in zip(ids, firsts.tolist(), strict=True):
-        meta = read_part(store.part(video_id))[1]
-        videos[video_id] = Packed(meta.row(number, rgb_first, flow_first), meta.source, meta.note)
-    return Contents(videos, {store.shard(number).name: sums}, lambda row: slices(offsets, row))
 
 
 def slices(offsets: Any, row: VideoRow) -> Places:
@@ -275,7 +186,7 @@ def _write_offsets(
             yield flow
 
     total = sum(p.row.frames + 1 + 2 * p.row.flow_pairs + 1 for p, _ in chosen)
-    return _save_stream(store, "offsets", total, stream_places()), rows
+    return save_stream(store, "offsets", total, stream_places()), rows
 
 
 def _as_tuple(row: VideoRow, listed: int, crc: int) -> tuple[Any, ...]:
@@ -285,10 +196,10 @@ def _as_tuple(row: VideoRow, listed: int, crc: int) -> tuple[Any, ...]:
 
 
 def _save(store: StorePaths, role: str, rows: Any) -> dict[str, Any]:
-    return _save_stream(store, role, len(rows), [rows])
+    return save_stream(store, role, len(rows), [rows])
 
 
-def _save_stream(store: StorePaths, role: str, count: int, pieces: Iterable[Any]) -> dict[str, Any]:
+def save_stream(store: StorePaths, role: str, count: int, pieces: Iterable[Any]) -> dict[str, Any]:
     """A .npy file of one column of rows under the name of its content."""
     dtype = DTYPES[role]
     store.index.mkdir(parents=True, exist_ok=True)
@@ -340,25 +251,3 @@ def remove_temporaries(store: StorePaths) -> None:
     for folder in (store.root, store.parts, store.shards, store.index):
         for path in folder.glob(".*.tmp"):
             path.unlink(missing_ok=True)
-
-
-def write_store(
-    root: Path,
-    videos: Sequence[PreparedVideo],
-    classes: Sequence[str],
-    train: Sequence[str] = (),
-    test: Sequence[str] = (),
-    settings: dict[str, Any] | None = None,
-) -> None:
-    """A whole store of videos in memory, with one split and one shard."""
-    store = StorePaths(root)
-    for video in videos:
-        video.write_part(store.part(video.id))
-    ids = sorted(video.id for video in videos)
-    pack_shard(store, ids, 0)
-    labels = {video.id: video.label for video in videos}
-    sources = dict.fromkeys(ids, Source(0, NO_SHA256))
-    split = {1: list(train)}, {1: list(test)}
-    catalogue = Catalogue("csv", list(classes), labels, dict.fromkeys(ids, ""), sources, *split)
-    write_index(store, catalogue, [packed_contents(store, ids, 0)], [], settings or {})
-    shutil.rmtree(store.parts)

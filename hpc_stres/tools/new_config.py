@@ -9,9 +9,9 @@ from typing import Any
 from hpc_stres.config.schema import Config
 from hpc_stres.prepare.look import ACCEPTED_SHARE, Look
 from hpc_stres.run.tables import size_text
-from hpc_stres.tools import counting, planner
+from hpc_stres.tools import counting, gpus, planner
 from hpc_stres.tools.needs import run_bytes, sizes_of
-from hpc_stres.tools.planner import PhasePlan, Speed, Speeds
+from hpc_stres.tools.planner import Needs, PhasePlan, Speeds
 
 # Training videos of UCF101's first split, which the published schedules are for.
 PUBLISHED_VIDEOS = 9537
@@ -152,20 +152,17 @@ def plan(config: Config, look: Look) -> list[PhasePlan]:
     """Every phase on one GPU of an assumed kind, by the planner's formulas."""
     with_gpu = replace(config, cluster=replace(config.cluster, nodes=1, gpus_per_node=1))
     classes, tests = len(look.listing.classes), len(look.listing.test.get(config.data.split, []))
-    speeds = {}
+    needs = {}
     for name in config.phases:
         sizes = sizes_of(config, name, classes)
         if sizes is not None:
-            gradients = 4 * counting.parameters(sizes)
-            flop = 2.0 * counting.multiply_adds(sizes)
-            speeds[name] = Speed(
-                seconds_per_video=0.0, overhead_s=0.0, update_s=0.0, gradient_bytes=gradients, flop_per_video=flop
-            )
+            needs[name] = Needs(2.0 * counting.multiply_adds(sizes), 4 * counting.parameters(sizes))
     cost = look.cost
     known = Speeds(
-        phases=speeds, pictures_per_s=TYPICAL_PICTURES_PER_S, rgb_bytes=cost.rgb_bytes if cost else 0.0,
+        phases={}, pictures_per_s=TYPICAL_PICTURES_PER_S, rgb_bytes=cost.rgb_bytes if cost else 0.0,
         flow_bytes=cost.flow_bytes / 2 if cost else 0.0, network_bytes_per_s=ALL_REDUCE_BYTES_PER_S,
         test_videos=tests, on_cpu=False, source="assumed", network_source="assumed",
     )  # fmt: skip
-    assumed = planner.assumed(known, PLANNED_GPU, config.training.precision)
-    return planner.predict_all(with_gpu, list(speeds), 1, assumed)
+    share, source = gpus.STEP_SHARE, gpus.STEP_SHARE_SOURCE
+    slow, _ = planner.published_speeds(with_gpu, needs, PLANNED_GPU, share, source, known)
+    return planner.predict_all(with_gpu, list(needs), 1, slow)

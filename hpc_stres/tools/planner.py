@@ -4,13 +4,15 @@ With N ranks, of which the busiest takes b videos of a step in m micro-steps:
 
     arithmetic  = m * overhead + b * seconds a video + update
     feed        = b * pictures a video / pictures a second of one rank's feed
-    all-reduce  = 2 (N - 1) / N * bytes of the gradients / bytes a second between nodes
+    all-reduce  = 2 (N - 1) * latency + 2 (N - 1) / N * bytes of the gradients / bytes a second
     step        = max(arithmetic, feed) + all-reduce      (on a GPU the feed runs beside the arithmetic)
                 = arithmetic + feed + all-reduce          (on CPU ranks both take the same cores)
     hours       = steps * step / 3600,  node-hours = hours * nodes
 
 A rank's pictures are one JPEG for each RGB frame and two for each flow pair. The storage must deliver their bytes, of
 all ranks together, within a step. Evaluation passes forward only: a third of the training time of as many chunks.
+Latency and bytes a second are those between the nodes; on one node those between its ranks, where they were measured.
+The speeds of a GPU that is not here are a range: `gpus` has what was published, and its sources.
 """
 
 import math
@@ -24,29 +26,24 @@ from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.layout import plan
 from hpc_stres.phases.train import TrainPhase, train_phase
 from hpc_stres.run.paths import read_sealed
+from hpc_stres.tools import gpus
 
 FORWARD_SHARE = 1 / 3
 Limit = Literal["arithmetic", "feed", "all-reduce"]
 
 
 @dataclass(frozen=True)
-class GpuKind:
-    """Published dense peaks of a GPU in TFLOP/s."""
+class Wire:
+    """How ranks reach each other: a message's latency and the bytes a second of a long one."""
 
-    float32: float
-    bfloat16: float
+    latency_s: float
+    bytes_per_s: float
 
-
-# From the makers' data sheets; V100 has no bfloat16 and is planned with float32.
-GPU_KINDS = {
-    "v100": GpuKind(15.7, 15.7),
-    "a100": GpuKind(19.5, 312.0),
-    "h100": GpuKind(66.9, 989.0),
-    "h200": GpuKind(66.9, 989.0),
-    "l40s": GpuKind(91.6, 362.0),
-}
-# Share of the peak that convolutions of this kind are assumed to reach; measure on a node to replace the assumption.
-ASSUMED_EFFICIENCY = {"float32": 0.5, "bfloat16": 0.25}
+    def all_reduce_s(self, ranks: int, size: int) -> float:
+        """A ring: every rank sends and receives 2 (N - 1) messages of an Nth of the bytes."""
+        if ranks == 1:
+            return 0.0
+        return 2 * (ranks - 1) * self.latency_s + 2 * (ranks - 1) / ranks * size / self.bytes_per_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +70,15 @@ class Speeds:
     on_cpu: bool
     source: str
     network_source: str
+    network_latency_s: float = 0.0
+    # Between the ranks of one node, where that was measured.
+    node: Wire | None = None
+
+    def wire(self, nodes: int) -> Wire:
+        """What the gradients go over."""
+        if nodes == 1 and self.node is not None:
+            return self.node
+        return Wire(self.network_latency_s, self.network_bytes_per_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +131,7 @@ def predict(config: Config, name: str, nodes: int, speeds: Speeds) -> PhasePlan:
     videos = layout.busiest
     rgb, flow = pictures(phase)
     arithmetic = layout.micro_steps * speed.overhead_s + videos * speed.seconds_per_video + speed.update_s
-    all_reduce = 2 * (ranks - 1) / ranks * speed.gradient_bytes / speeds.network_bytes_per_s
+    all_reduce = speeds.wire(nodes).all_reduce_s(ranks, speed.gradient_bytes)
     made = PhasePlan(
         name=name, nodes=nodes, ranks=ranks, steps=config.steps(name), arithmetic_s=arithmetic,
         feed_s=videos * (rgb + flow) / speeds.pictures_per_s, all_reduce_s=all_reduce, read_bytes_per_s=0.0,
@@ -172,28 +178,51 @@ def comparison(config: Config, phases: list[str], speeds: Speeds, nodes: tuple[i
     return found
 
 
-def assumed_kind(kind: str) -> GpuKind:
-    """A GPU by name; refuses one that is not known."""
-    if kind.lower() not in GPU_KINDS:
-        raise ConfigError(f"--gpu {kind}: no such GPU is known; there are {', '.join(GPU_KINDS)}")
-    return GPU_KINDS[kind.lower()]
+@dataclass(frozen=True)
+class Needs:
+    """What a phase's network takes, counted and not measured: operations forward a video, bytes of gradients."""
+
+    flop_per_video: float
+    gradient_bytes: int
 
 
-def assumed(speeds: Speeds, kind: str, precision: str) -> Speeds:
-    """Speeds of a named GPU: its peak times an assumed efficiency in place of the measured arithmetic."""
-    number = "bfloat16" if precision == "bfloat16" else "float32"
-    flops = getattr(assumed_kind(kind), number) * 1e12 * ASSUMED_EFFICIENCY[number]
-    phases = {
-        name: replace(speed, seconds_per_video=3 * speed.flop_per_video / flops, overhead_s=0.0, update_s=0.0)
-        for name, speed in speeds.phases.items()
-    }
-    share = f"{ASSUMED_EFFICIENCY[number]:.0%} of the {number} peak of {kind.upper()}"
-    return replace(
-        speeds,
-        phases=phases,
-        on_cpu=False,
-        source=f"arithmetic assumed at {share}, not measured; feed as measured here",
-    )
+def published_speeds(
+    config: Config, needs: Mapping[str, Needs], kind: str, share: float, share_source: str, network: Speeds
+) -> tuple[Speeds, Speeds]:
+    """Slow and fast end of a GPU that is not here; all but the arithmetic and the feed is that of `network`."""
+    figures = gpus.published(kind, config.training.precision)
+    note = f"; {gpus.NOTES[kind.lower()]}" if kind.lower() in gpus.NOTES else ""
+    cores = config.cluster.cpus_per_rank or 1
+
+    def at(images_per_s: float) -> Speeds:
+        phases = {
+            name: Speed(
+                seconds_per_video=gpus.seconds_per_video(need.flop_per_video, images_per_s, share),
+                overhead_s=0.0, update_s=0.0, gradient_bytes=need.gradient_bytes, flop_per_video=need.flop_per_video,
+            )
+            for name, need in needs.items()
+        }  # fmt: skip
+        source = (
+            f"{kind.upper()}, nothing measured here: ResNet-50 at {figures.slow:.0f} to {figures.fast:.0f} images/s "
+            f"({figures.source}{note}), this network at {share:.2f} of that by operations ({share_source}); "
+            f"feed: {cores} CPU cores a rank at {gpus.PICTURES_PER_S_OF_A_CORE:.0f} planes/s"
+        )
+        rate = cores * gpus.PICTURES_PER_S_OF_A_CORE
+        return replace(network, phases=phases, pictures_per_s=rate, on_cpu=False, source=source)
+
+    return at(figures.slow), at(figures.fast)
+
+
+def range_rows(config: Config, slow: list[PhasePlan], fast: list[PhasePlan]) -> list[list[str]]:
+    """Hours of each job from the fast to the slow end, and of the chain."""
+    found = [
+        [a.name, b.limit if b.limit == a.limit else f"{b.limit}, {a.limit}", f"{b.hours:.2f} to {a.hours:.2f}",
+         f"{b.node_hours:.1f} to {a.node_hours:.1f}"]
+        for a, b in zip(slow, fast, strict=True)
+    ]  # fmt: skip
+    hours = [chain_hours(config, {p.name: p for p in plans}) for plans in (fast, slow)]
+    total = [sum(p.node_hours for p in plans) for plans in (fast, slow)]
+    return [*found, ["all", "", f"{hours[0]:.2f} to {hours[1]:.2f}", f"{total[0]:.1f} to {total[1]:.1f}"]]
 
 
 def as_json(plans: list[PhasePlan], speeds: Speeds) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from hpc_stres.config.schema import Config
 from hpc_stres.data.augment import Levels
 from hpc_stres.data.features import FeatureReader
 from hpc_stres.data.feed import Ahead, ClipReader, Clips
-from hpc_stres.data.requests import digest, requests, sampler
+from hpc_stres.data.requests import requests_at, sampler
 from hpc_stres.errors import UserError
 from hpc_stres.layout import Layout, Share, plan
 from hpc_stres.models import assign_groups, defer_statistics
@@ -43,6 +43,7 @@ from hpc_stres.training.loss import StreamSums, phase_loss
 from hpc_stres.training.metrics import Heartbeat, MetricsLog, Stopwatch, memory_gib
 from hpc_stres.training.profile import StepProfile
 from hpc_stres.training.trainable import fold_moving_statistics, freeze, set_training_mode
+from hpc_stres.training.trail import Trail
 
 # What the feed hands over for one micro-step: clips and their dropout masks, or nothing where a
 # rank has no share.
@@ -59,6 +60,8 @@ class Trainer:
         self.phase, self.steps = train_phase(config, name), config.steps(name)
         self.run, self.paths = RunPaths(run_dir), RunPaths(run_dir).phase(name)
         self.dtype = DTYPES[config.training.precision]
+        # What the first layer computes in: under autocast it would round float32 clips to bfloat16 itself.
+        self.input_dtype = torch.bfloat16 if config.training.precision == "bfloat16" else self.dtype
         self.store = open_store(config)
         self.sampler = sampler(config, name, self.store)
         table = label_table(self.store, config)
@@ -173,6 +176,7 @@ class Trainer:
         """Run to the end of the phase; False when stopped before it."""
         training = self.config.training
         reader = self.make_reader()
+        self.marks = Trail(self.step, self.trail)
         log = MetricsLog(self.paths, self.step) if self.world.is_first else None
         title = Progress(self.name, self.steps, "steps", self.world.is_first, self.step)
         saved_at, first_step = time.monotonic(), self.step + 1
@@ -232,24 +236,21 @@ class Trainer:
                 return FeatureReader(cached, self.store, self.device)
         return ClipReader(
             self.store, self.phase.side, Levels.of_phase(self.phase), self.phase.clips.antialias,
-            self.phase.streams, max(1, torch.get_num_threads()), self.device.index,
+            self.phase.streams, max(1, torch.get_num_threads()), self.device.index, dtype=self.input_dtype,
         )  # fmt: skip
 
     def micro_batches(self, reader: ClipReader | FeatureReader) -> Iterator[Batch]:
         """This rank's micro-batches from the current step on; runs in the feed's thread."""
-        trail = self.trail
-        self.trails: dict[int, str] = {}
         for step in range(self.step, self.steps):
-            batch = requests(self.sampler, step)
-            trail = hashlib.sha256((trail + digest(batch)).encode()).hexdigest()[:16]
-            self.trails[step + 1] = trail
             for share in self.layout.shares[self.world.rank]:
+                batch = requests_at(self.sampler, step, share.positions)
+                self.marks.add(step, batch)
                 if not share.positions:
                     yield None
                     continue
                 seed, positions = self.config.seed, share.positions
                 masks = draw_masks(seed, self.name, step, positions, self.dropout_shapes, self.device)
-                yield reader.read([batch[p] for p in positions]), masks
+                yield reader.read(batch), masks
 
     def micro_step(self, number: int, work: Batch) -> None:
         """Forward and backward of one micro-batch; nothing here waits for the device."""
@@ -272,10 +273,11 @@ class Trainer:
             self.sums[stream] = StreamSums(old.loss + value.loss, old.right + value.right) if old else value
 
     def as_input(self, clips: Tensor | None) -> Tensor | None:
-        """Clips in the network's type. The feed's are channels-last, and convolutions keep the order of their input."""
+        """Clips in the network's order. The feed's are channels-last, and convolutions keep the order of their input;
+        their type is the network's already."""
         if clips is None or self.config.training.channels_last:
-            return None if clips is None else clips.to(self.dtype)
-        return clips.to(self.dtype, memory_format=torch.contiguous_format)
+            return clips
+        return clips.to(memory_format=torch.contiguous_format)
 
     # -- between steps --------------------------------------------------------------------------------------------
 
@@ -308,7 +310,8 @@ class Trainer:
         row |= {"loss": self.last_loss, "videos_per_s": videos / seconds, "data_wait": waited / seconds}
         row |= {"seconds": seconds}
         row |= {"memory_gib": memory_gib(self.device), "clips_per_statistic": self.phase.optimise.norm_group}
-        row |= {"requests": self.trails[self.step], "world_size": self.world.size}
+        self.trail = self.marks.after(self.step, self.control)
+        row |= {"requests": self.trail, "world_size": self.world.size}
         self.sums = {}
         if log is not None:
             log.write(row)
@@ -324,8 +327,8 @@ class Trainer:
         if mine < 0:
             raise UserError(f"{self.name}: another rank met a loss that is not finite at step {step}")
         positions = [p for share in self.layout.shares[self.world.rank] for p in share.positions]
-        batch = requests(self.sampler, step)
-        ids = ", ".join(self.store.rows[batch[p].video].id for p in positions[:8])
+        batch = requests_at(self.sampler, step, positions[:8])
+        ids = ", ".join(self.store.rows[request.video].id for request in batch)
         raise UserError(
             f"{self.name}: the loss is not finite at step {step} on rank {self.world.rank}; its videos: {ids}\n"
             "The last checkpoint is untouched. Lower the learning rate, or use float32."
@@ -346,10 +349,11 @@ class Trainer:
         started = time.monotonic()
         momentum = self.engine.momentum()
         self.refuse_bad_state(momentum)
+        self.trail = self.marks.after(self.step, self.control)
         failed = ""
         if self.world.is_first:
             meta = {
-                "phase": self.name, "config": plain(self.config), "trail": self.trails[self.step],
+                "phase": self.name, "config": plain(self.config), "trail": self.trail,
                 "world_size": self.world.size, "micro_batch": self.micro_batch, "loss": self.last_loss,
             }  # fmt: skip
             try:
@@ -375,6 +379,6 @@ class Trainer:
         done = {
             "phase": self.name, "step": self.step, "sha256": sha256(self.paths.weights),
             "classes": self.store.classes, "config": plain(self.config),
-            "requests": self.trails.get(self.step, self.trail),
+            "requests": self.trail,
         }  # fmt: skip
         write_done(self.paths, done)

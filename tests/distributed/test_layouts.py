@@ -2,6 +2,8 @@
 
 import pytest
 
+from hpc_stres.data.requests import mark, requests
+from tests.conftest import tiny_config
 from tests.distributed.launching import STEPS, distance, identical, largest_difference, metrics, norm, train, weights
 
 pytestmark = pytest.mark.distributed
@@ -44,6 +46,16 @@ def test_float64_weights_agree_to_1e9_on_four_ranks(data_root, tmp_path):
         train(data_root, tmp_path / str(world), "st_resnet", world, FLOAT64, "training.norm_group=5")
     assert largest_difference(weights(tmp_path / "1"), weights(tmp_path / "4")) < 1e-9
     assert requests_of(tmp_path / "1") == requests_of(tmp_path / "4")
+
+
+def test_the_trail_is_the_sum_over_the_whole_batches(reference, data_root):
+    """Worked out from the contract of requests, without layouts and ranks."""
+    config, marks = tiny_config(data_root), 0
+    for step in range(STEPS):
+        marks += sum(mark(step, request) for request in requests(config, step, "st_resnet"))
+        for row in metrics(reference):
+            if row["step"] == step + 1:
+                assert row["requests"] == f"{marks % 2**64:016x}"
 
 
 def test_training_moves_every_kind_of_tensor(reference, data_root, tmp_path):

@@ -10,7 +10,7 @@ from hpc_stres.config.loading import load_config
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.launch.jobs import make_jobs, wall_time
 from hpc_stres.run.paths import RunPaths, write_sealed
-from hpc_stres.tools import planner
+from hpc_stres.tools import gpus, planner
 from hpc_stres.tools.planner import Speed, Speeds
 from tests.conftest import ROOT, TINY, run_python
 
@@ -82,12 +82,111 @@ def test_other_numbers_of_nodes_are_compared_and_what_cannot_be_cut_is_said(conf
     assert "cannot be cut" in table[-1][3]
 
 
-def test_a_named_gpu_replaces_the_arithmetic_and_says_so(config, speeds):
-    found = planner.assumed(speeds, "A100", "bfloat16")
-    assert found.phases["motion"].seconds_per_video == pytest.approx(3 * 1e9 / (312e12 * 0.25))
-    assert "not measured" in found.source
+NEEDS = {"motion": planner.Needs(1e9, 4_000_000), "st_resnet": planner.Needs(12.8 * gpus.RESNET50_FLOP, 4_000_000)}
+
+
+def ends_of(config, speeds, kind, share=0.5):
+    return planner.published_speeds(config, NEEDS, kind, share, "made up", speeds)
+
+
+def test_the_speed_of_a_gpu_is_a_range_of_published_figures_with_their_source(config, speeds):
+    slow, fast = ends_of(config, speeds, "A100")
+    # A video of 12.8 images' operations, at half of the speed at which ResNet-50 runs them.
+    assert slow.phases["st_resnet"].seconds_per_video == pytest.approx(12.8 / (2470 * 0.5))
+    assert fast.phases["st_resnet"].seconds_per_video == pytest.approx(12.8 / (3395 * 0.5))
+    assert "nothing measured here" in slow.source
+    assert "MLPerf" in slow.source
+    assert "made up" in slow.source
+    assert slow.pictures_per_s == gpus.PICTURES_PER_S_OF_A_CORE * (config.cluster.cpus_per_rank or 1)
+    assert not slow.on_cpu
     with pytest.raises(ConfigError, match="no such GPU is known; there are v100, a100"):
-        planner.assumed_kind("tpu")
+        gpus.published("tpu", "bfloat16")
+    with pytest.raises(ConfigError, match=r"float64; there is float32 and bfloat16\nWithout --gpu"):
+        gpus.published("h100", "float64")
+
+
+@pytest.mark.parametrize("kind", gpus.PUBLISHED)
+@pytest.mark.parametrize("share", [0.2, 0.6, 1.0])
+def test_no_plan_is_faster_than_the_record_of_its_gpu(config, speeds, kind, share):
+    record = gpus.published(kind, config.training.precision)
+    assert record.slow <= record.fast
+    assert record.source
+    for end in ends_of(config, speeds, kind, share):
+        images_per_s = 12.8 / end.phases["st_resnet"].seconds_per_video
+        assert images_per_s <= record.fast * (1 + 1e-9)
+        # Nor near the peak of the data sheet: in the worst case the records' own share of it.
+        assert 3 * gpus.RESNET50_FLOP * images_per_s < 0.3e12 * PEAK_TFLOPS[kind]
+
+
+# Dense tensor-core peaks of the data sheets, in TFLOP/s.
+PEAK_TFLOPS = {"v100": 125, "a100": 312, "h100": 989, "h200": 989, "l40s": 362}
+
+
+def test_the_share_of_a_faster_or_slower_step_moves_the_plan_with_it(config, speeds):
+    for name in NEEDS:
+        times = [ends_of(config, speeds, "h100", share)[0].phases[name].seconds_per_video for share in (0.3, 0.6)]
+        assert times[0] == pytest.approx(2 * times[1])
+
+
+def test_an_all_reduce_has_a_latency_and_a_bandwidth(config, speeds):
+    from dataclasses import replace
+
+    wire = planner.Wire(latency_s=1e-3, bytes_per_s=1e9)
+    assert wire.all_reduce_s(1, 10**9) == 0
+    assert wire.all_reduce_s(2, 0) == pytest.approx(2e-3)
+    assert wire.all_reduce_s(4, 8_000_000) == pytest.approx(6e-3 + 1.5 * 8e-3)
+    far = replace(speeds, network_latency_s=1e-4, node=wire)
+    # Between nodes the network's figures count, inside one node its own.
+    assert planner.predict(config, "motion", 2, far).all_reduce_s == pytest.approx(14e-4 + 2 * 7 / 8 * 4e6 / 1e9)
+    assert planner.predict(config, "motion", 1, far).all_reduce_s == pytest.approx(6e-3 + 1.5 * 4e-3)
+
+
+def test_the_wire_is_recovered_from_two_sizes(monkeypatch):
+    import torch
+
+    from hpc_stres.tools import measure
+
+    wire = planner.Wire(latency_s=3e-5, bytes_per_s=2e9)
+    seconds = [wire.all_reduce_s(4, size) for size in (0, measure.LONG_BYTES)]
+    monkeypatch.setattr(measure.dist, "get_world_size", lambda: 4)
+    monkeypatch.setattr(measure.dist, "all_reduce", lambda *_: None)
+    monkeypatch.setattr(measure, "turns", lambda *_: seconds)
+    found = measure.measure_wire(torch.device("cpu"))
+    assert found.latency_s == pytest.approx(wire.latency_s)
+    assert found.bytes_per_s == pytest.approx(wire.bytes_per_s, rel=0.05)
+
+
+def test_a_plan_for_a_gpu_that_is_not_here_measures_nothing(tmp_path, monkeypatch, capsys):
+    """The command itself, with every measurement turned into an error."""
+    from hpc_stres.__main__ import main
+    from hpc_stres.tools import measure
+
+    for name in ("turns", "side_by_side", "measure_wire", "measure"):
+        monkeypatch.setattr(measure, name, lambda *_, name=name: pytest.fail(f"{name} was called"))
+    words = ["plan", "--config", str(ROOT / TINY), "--set", f"data.root={tmp_path}", "--gpus-per-node", "2"]
+    assert main([*words, "--gpu", "h100", "--run-dir", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    assert " to " in said
+    assert "nothing measured here" in said
+    hours = planner.read_hours(tmp_path / "run" / "plan.json")
+    assert set(hours) == {"motion", "appearance", "st_resnet", "st_resnet_star", "evaluate"}
+
+    bench = tmp_path / "bench.json"
+    figure = {"part": "step", "what": gpus.SHARE_FIGURE, "value": gpus.STEP_SHARE / 2, "unit": "x"}
+    bench.write_text(json.dumps({"machine": {}, "figures": [figure]}))
+    monkeypatch.setattr(gpus, "PICTURES_PER_S_OF_A_CORE", 1e12)
+    assert main([*words, "--gpu", "h100", "--run-dir", str(tmp_path / "run")]) == 0
+    quick = planner.read_hours(tmp_path / "run" / "plan.json")
+    assert main([*words, "--gpu", "h100", "--run-dir", str(tmp_path / "run"), "--bench", str(bench)]) == 0
+    assert planner.read_hours(tmp_path / "run" / "plan.json")["st_resnet"] > quick["st_resnet"]
+    capsys.readouterr()
+    for text in ("", "[]", "{}", '{"figures": [{"part": "step"}]}', '{"figures": []}', '{"figures": 3}'):
+        bench.write_text(text)
+        assert main([*words, "--gpu", "h100", "--bench", str(bench)]) == 1
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) <= 3
+        assert "bench.json" in lines[0]
+    assert main([*words, "--bench", str(bench)]) == 2
 
 
 def test_the_wall_time_comes_from_the_plan(config, tmp_path):
@@ -134,12 +233,23 @@ def test_every_flipped_bit_of_a_plan_is_noticed_or_harmless(tmp_path):
 
 
 def test_counted_operations_are_those_of_resnet_50():
+    from hpc_stres.tools.measure import count_needs
+
+    config = load_config(ROOT / "configs" / "ucf101.yaml", ["data.root=x"])
+    needs = count_needs(config, ["appearance", "st_resnet"])
+    # ResNet-50 takes 4.1 billion multiply-adds at 224, a video of five chunks 12.8 times as many.
+    assert needs["appearance"].flop_per_video == pytest.approx(gpus.RESNET50_FLOP, rel=0.01)
+    assert needs["st_resnet"].flop_per_video == pytest.approx(12.8 * gpus.RESNET50_FLOP, rel=0.01)
+
+
+def test_the_reference_of_the_bench_is_resnet_50():
     import torch
+    from torch.utils.flop_counter import FlopCounterMode
 
-    from hpc_stres.models.building import build_phase_model
-    from hpc_stres.tools.measure import _flop
+    from hpc_stres.tools.bench.resnet50 import resnet50
 
-    config = load_config(ROOT / "configs" / "ucf101.yaml", ["training.precision=float32"])
-    model = build_phase_model(config, "appearance", 101)
-    # ResNet-50 takes 4.1 billion multiply-adds at 224.
-    assert _flop(model, config, "appearance", torch.device("cpu")) == pytest.approx(2 * 4.1e9, rel=0.02)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        model = resnet50().eval()
+        model(torch.empty(1, 3, 224, 224))
+    assert sum(p.numel() for p in model.parameters()) == 25_557_032
+    assert counter.get_total_flops() == pytest.approx(gpus.RESNET50_FLOP, rel=0.001)

@@ -1,21 +1,32 @@
 """Requests: a pure function of config and step, and what the paper and the code say of frames, crops and flips."""
 
+import random
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from hpc_stres import counter
 from hpc_stres.config.loading import load_config
 from hpc_stres.data.requests import (
     HALF_STACK,
+    MARK_BITS,
+    MOST_SHORT,
     Sampler,
     choose_frames,
     digest,
     flow_stack,
+    mark,
+    order_of_pass,
     requests,
+    requests_at,
     sampler,
     spread_frames,
+    total,
 )
+from hpc_stres.errors import ConfigError
+from hpc_stres.layout import plan
 from hpc_stres.phases.train import TrainPhase
 from hpc_stres.store.reader import VideoRow
 from tests.conftest import ROOT, altered, tiny_config
@@ -48,6 +59,50 @@ def test_the_same_step_is_the_same_batch_whatever_was_asked_before():
     assert requests(source, 18) != late
     assert requests(replace(source, seed=4), 17) != late
     assert requests(replace(source, name="other"), 17) != late
+
+
+@pytest.mark.parametrize("sizes", [(32, 4), (30, 7), (5, 5), (14, 1)])
+@pytest.mark.parametrize("world", [1, 2, 3, 5, 8, 32])
+def test_what_the_ranks_compute_is_the_batch_and_their_marks_add_up_to_its_own(sizes, world):
+    plain = make("appearance", crop_shared_by="group")
+    source = replace(plain, phase=altered(plain.phase, global_batch=sizes[0], norm_group=sizes[1]))
+    whole = requests(source, 9)
+    try:
+        layout = plan(*sizes, world, max_micro_batch=sizes[1])
+    except ConfigError:
+        assert world > 1, "one rank takes any batch in micro-steps of its own"
+        return
+    parts = [requests_at(source, 9, share.positions) for shares in layout.shares for share in shares]
+    assert sorted(request for part in parts for request in part) == whole
+    assert sum(total(9, part) for part in parts) % 2**MARK_BITS == total(9, whole)
+    assert f"{total(9, whole):016x}" == digest(whole, 9)
+
+
+def test_a_mark_tells_every_part_of_a_request_and_its_step():
+    request = requests(make("st_resnet"), 0)[3]
+    other = [
+        request._replace(position=4), request._replace(video=request.video + 1), request._replace(label=9),
+        request._replace(frames=request.frames[::-1]), request._replace(flow=request.flow[::-1]),
+        request._replace(box=request.box._replace(left=request.box.left + 1)), request._replace(flip=not request.flip),
+    ]  # fmt: skip
+    marks = [mark(0, request), mark(1, request), *(mark(0, one) for one in other)]
+    assert len(set(marks)) == len(marks)
+    assert all(0 <= value < 2**MARK_BITS for value in marks)
+
+
+def test_numbers_without_a_new_generator_are_those_of_a_new_one():
+    draw = random.Random(2)
+    for _ in range(200):
+        name = draw.choice(["motion", "st_resnet", "a phase", "\u00e9"])
+        key = draw.choice([0, 7, 2**31, 2**62]), name, draw.randrange(40), draw.randrange(2**40), draw.randrange(512)
+        count = draw.randrange(1, 12)
+        assert counter.uniforms(*key, count) == counter.generator(*key).random(count).tolist()
+
+
+def test_the_order_of_a_pass_is_the_permutation_of_its_counter():
+    for count in (1, 50, MOST_SHORT + 3):
+        expected = counter.generator(3, "motion", counter.ORDER, 5).permutation(count)
+        assert (order_of_pass(3, "motion", count, 5) == expected).all()
 
 
 def test_every_video_is_seen_once_in_each_pass():
@@ -214,8 +269,8 @@ def test_a_split_without_training_videos_is_refused(data_root, store):
     class Empty:
         rows = store.rows
 
-        def present(self, split, part):
-            return []
+        def present_rows(self, split, part):
+            return np.zeros(0, np.int32)
 
     with pytest.raises(UserError, match="phase motion: split 1 has no training video"):
         sampler(tiny_config(data_root), "motion", Empty())

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from hpc_stres.tools.bench.parts import SIDE, Figure, ratio
+from hpc_stres.tools.bench.figures import Figure
+from hpc_stres.tools.bench.scene import SIDE
 
 # (frames, channels, height, width) of the published network, and videos in a group.
 NORM_SHAPES = ((32, 64, 56, 56), (40, 256, 56, 56), (40, 1024, 14, 14))
@@ -16,8 +17,6 @@ GROUP = 4
 NORM_TARGETS = {"float32": 0.75, "bfloat16": 0.5}
 STEP_TARGET = 1.2
 VIDEOS, CHUNKS = 2, 5
-# Multiplications of one ST-ResNet-50 video of five chunks over those of one ResNet-50 image.
-IMAGES_PER_VIDEO = 12.8
 
 
 def rounds(repeats: int, *contestants: Callable[[], object]) -> list[list[float]]:
@@ -136,8 +135,7 @@ def only_convolutions(counts: Counter[Convolution], dtype: Any, device: Any) -> 
 
 
 def bench_step(threads: int, repeats: int) -> list[Figure]:
-    """One training step of ST-ResNet-50 in bfloat16 at 224 pixels over its convolutions alone, and
-    its videos a second over what a ResNet-50's images a second promise."""
+    """One training step of ST-ResNet-50 in bfloat16 at 224 pixels over its convolutions alone."""
     import torch
 
     from hpc_stres.models import build_model
@@ -145,8 +143,6 @@ def bench_step(threads: int, repeats: int) -> list[Figure]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model("st_resnet", 101, norm_group=VIDEOS).to(device)
     rgb, flow = (_clips(VIDEOS, CHUNKS, planes, device) for planes in (3, 20))
-    images = build_model("appearance", 1000, norm_group=None).to(device)
-    picture = _clips(VIDEOS * CHUNKS, 1, 3, device)
     low = torch.autocast(device.type, torch.bfloat16)
 
     def step() -> None:
@@ -154,26 +150,15 @@ def bench_step(threads: int, repeats: int) -> list[Figure]:
             output = model(rgb, flow)
         (output.appearance.float().sum() + output.motion.float().sum()).backward()
 
-    def picture_step() -> None:
-        with low:
-            output = images(picture, None)
-        output.appearance.float().sum().backward()
-
     with low:
         counts = convolutions_of(model, rgb, flow)
     convolve = only_convolutions(counts, torch.bfloat16, device)
-    whole, alone, pictures = rounds(repeats, step, convolve, picture_step)
-    promised = [s / (VIDEOS * CHUNKS) * IMAGES_PER_VIDEO for s in pictures]
+    whole, alone = rounds(repeats, step, convolve)
     per_video = [s / VIDEOS for s in whole]
     return [
         Figure("step", "bfloat16 at 224", statistics.median(per_video), "s/video"),
         Figure("step", "its convolutions alone", statistics.median(alone) / VIDEOS, "s/video"),
         at_most("step", "step over its convolutions", whole, alone, STEP_TARGET),
-        ratio(
-            "step",
-            f"videos/s over ResNet-50 images/s / {IMAGES_PER_VIDEO}",
-            statistics.median(b / a for a, b in zip(per_video, promised, strict=True)),
-        ),
     ]
 
 
