@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -170,12 +171,11 @@ def test_a_child_that_cannot_start_is_no_fault_of_the_video(good, monkeypatch):
         guard.prepare(Video("v", good, 0), SETTINGS)
 
 
-def test_a_machine_without_what_flow_needs_is_no_fault_of_the_video(good, tmp_path, monkeypatch):
+def test_a_machine_without_what_flow_needs_is_no_fault_of_the_video(good, monkeypatch):
     guard.close()
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setenv("HPC_STRES_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match="no C\\+\\+ compiler"):
-        guard.prepare(Video("v", good, 0), SETTINGS)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(UserError, match="there is no CUDA GPU here"):
+        guard.prepare(Video("v", good, 0), replace(SETTINGS, flow_backend="cuda"))
     guard.close()
 
 
