@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "test the finished phases of a run and print the table"),
     "fuse": ("fuse", "combine score files of networks and hand-crafted features"),
     "predict": ("predict", "say what happens in videos of your own"),
+    "features": ("features", "write what a network sees in videos of any length, window by window"),
     "export": ("export", "write a phase as torch.export program, ONNX and plain ResNet weights"),
     "report": ("report", "write a run's report.html"),
     "describe": ("describe", "print a network layer by layer, as in the paper's Table 1"),

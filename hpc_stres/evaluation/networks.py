@@ -41,6 +41,9 @@ class Network:
     dtype: torch.dtype
     call: Callable[[Tensor | None, Tensor | None], Logits]
     weights: Path
+    # How a clip was cut in training: its chunks, and the frames between two of them.
+    chunks: int = 1
+    spacing: int = 1
 
     def __call__(self, rgb: Tensor | None, flow: Tensor | None) -> Logits:
         return self.call(rgb, flow)
@@ -84,8 +87,13 @@ def from_run(run_dir: Path, phase: str | None, overrides: list[str], device: tor
     kind = config.phases[name]
     return Network(
         name, classes, Settings.of(config.data), config.model.variant, (kind.uses_rgb, kind.uses_flow),
-        config.evaluation, DTYPES[config.training.precision], model, weights,
+        config.evaluation, DTYPES[config.training.precision], model, weights, *clip_of(kind),
     )  # fmt: skip
+
+
+def clip_of(phase: Phase) -> tuple[int, int]:
+    """Chunks of a phase's clips, and the frames between two of them: the middle of what it trained with."""
+    return phase.chunks, sum(phase.stride) // 2
 
 
 def exported_sizes(config: Config, name: str) -> dict[str, Any]:
@@ -94,7 +102,7 @@ def exported_sizes(config: Config, name: str) -> dict[str, Any]:
     kept = {"model": phase.model, "temporal_padding": phase.temporal_padding, "temporal_pool": phase.temporal_pool}
     network = {**asdict(config.model), "weights": None}
     # The least phase that has these: steps and batches say nothing about a finished network.
-    return {"phase": {**kept, "chunks": phase.chunks}, "network": network}
+    return {"phase": {**kept, "chunks": phase.chunks, "stride": list(phase.stride)}, "network": network}
 
 
 def from_export(folder: Path, device: torch.device) -> Network:
@@ -125,7 +133,7 @@ def _built(found: dict[str, Any], weights: Path, device: torch.device, origin: s
     model = finished_model(config, name, weights, len(found["classes"])).to(device).eval()
     return Network(
         name, found["classes"], Settings.stored(found["settings"]), options.variant,
-        (phase.uses_rgb, phase.uses_flow), evaluation, torch.float32, model, weights,
+        (phase.uses_rgb, phase.uses_flow), evaluation, torch.float32, model, weights, *clip_of(phase),
     )  # fmt: skip
 
 

@@ -240,3 +240,26 @@ def test_one_odd_video_costs_one_video_of_prepare(tmp_path, good):
     assert "600 x 600 pixels are more than data.max_pixels=300000" in store.rejected["sit/large"]
     assert len(store.rows) == 9
     assert 0 < store.rows[store.number["run/half"]].frames < 6
+
+
+def test_a_stream_gives_the_same_as_a_prepared_video_however_its_child_dies(good, monkeypatch):
+    expected = prepare_video(Video("good", good, 2), SETTINGS)
+    pairs = set(range(10))
+    parts = list(guard.stream(good, SETTINGS, pairs))
+    assert [data for letter, data in parts if letter == "r"] == expected.rgb
+    assert [data for letter, data in parts if letter == "f"] == expected.flow
+    # Its child, used before, is killed in the middle: a second one makes the rest.
+    passing = guard.stream(good, SETTINGS, pairs)
+    first = [next(passing) for _ in range(3)]
+    os.kill(_child_of(passing).process.pid, signal.SIGKILL)
+    assert first + list(passing) == parts
+    # One who has read enough leaves no child behind.
+    passing = guard.stream(good, SETTINGS, pairs)
+    next(passing)
+    child = _child_of(passing)
+    passing.close()
+    assert child.process.poll() is not None
+
+
+def _child_of(passing):
+    return passing.gi_frame.f_locals["child"]
