@@ -38,8 +38,21 @@ class TemporalPool:
 
 def spatial_average(x: Tensor) -> Tensor:
     """Average over 7x7 windows at stride 1, so that larger frames give several places; over everything below 7x7."""
+    if torch.compiler.is_exporting():
+        # The same as two matrix products: a pool would be fixed to the window of the traced size.
+        rows, columns = (window_means(x.shape[axis], x) for axis in (2, 3))
+        return rows @ x @ columns.t()
     side = (min(POOL_SIDE, x.shape[2]), min(POOL_SIDE, x.shape[3]))
     return functional.avg_pool2d(x, side, stride=1)
+
+
+def window_means(length: int, like: Tensor) -> Tensor:
+    """The averages over windows of up to seven places along an axis of any length, as a matrix."""
+    window = torch.sym_min(length, POOL_SIDE)
+    first = torch.arange(length - window + 1, device=like.device)[:, None]
+    place = torch.arange(length, device=like.device)[None]
+    inside = (place >= first) & (place < first + window)
+    return inside.to(like.dtype) / window
 
 
 class TwoStream(nn.Module):

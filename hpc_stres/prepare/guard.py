@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -125,7 +125,7 @@ def measure(path: Path, limits: Limits | None = None) -> Measured:
 
 def stream(
     path: Path, settings: Settings, wanted: set[int], limits: Limits | None = None
-) -> Iterator[tuple[str, bytes]]:
+) -> Generator[tuple[str, bytes], None, None]:
     """A video's RGB frames ("r") and flow planes ("f") as a child makes them, of any length: the child waits for
     whoever reads. Flow is computed for the pairs in `wanted` only.
     """
