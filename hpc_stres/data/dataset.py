@@ -5,7 +5,6 @@ after the parent has read. Training as this package does it goes through the fee
 """
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -69,14 +68,12 @@ class ClipDataset(Dataset[Item]):
         self.variant = config.model.variant
         self.chunks = self.phase.chunks if kind == "train" else config.evaluation.chunks
         self.side = side or config.data.crop
-        self.antialias = config.data.antialias
+        self.antialias = self.phase.antialias
         self.videos = self.store.present(split, kind)
         if not self.videos:
             raise UserError(f"{self.store.place}: split {split} has no {kind} videos")
-        self.sampler = Sampler(
-            config.seed if seed is None else seed, phase, self.phase, self.side, config.data.short_side,
-            self.store.rows, tuple(self.videos),
-        )  # fmt: skip
+        self.name, self.short_side = phase, config.data.short_side
+        self.seed = config.seed if seed is None else seed
 
     @property
     def classes(self) -> list[str]:
@@ -107,7 +104,11 @@ class ClipDataset(Dataset[Item]):
         """Which frames of a video, cut where."""
         video = self.videos[number]
         if self.kind == "train":
-            return request_of(replace(self.sampler, videos=(video,)), self.epoch, number)
+            # Made here: rows of a store do not travel to a worker that is spawned.
+            source = Sampler(
+                self.seed, self.name, self.phase, self.side, self.short_side, self.store.rows, (video,)
+            )  # fmt: skip
+            return request_of(source, self.epoch, number)
         row = self.store.rows[video]
         frames = spread_frames(row.frames, self.chunks)
         stacks = tuple(flow_stack(frame, row.flow_pairs, "mirror") for frame in frames)
