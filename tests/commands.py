@@ -121,9 +121,11 @@ def interpreter(user: int | None) -> str:
     """A Python of this version that the user may run."""
     names = [sys._base_executable, shutil.which(f"python3.{sys.version_info.minor}", path="/usr/bin:/usr/local/bin")]
     for name in filter(None, names):
-        done = subprocess.run([name, "-c", ""], user=user, capture_output=True, check=False, cwd="/") if user else None
-        if done is None or done.returncode == 0:
-            return str(name)
+        try:
+            subprocess.run([name, "-c", "import venv"], user=user, capture_output=True, check=True, cwd="/")
+        except (OSError, subprocess.CalledProcessError):
+            continue  # in a folder that is closed to this user
+        return str(name)
     return ""
 
 
