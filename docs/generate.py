@@ -12,33 +12,24 @@ Needs numpy and pyyaml only.
 
 import argparse
 import ast
-import dataclasses
 import functools
-import inspect
-import itertools
 import json
 import sys
-import textwrap
-import types
-import typing
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "docs"))
 
-from hpc_stres.config.schema import Config  # noqa: E402
+from options import config_options  # noqa: E402
 
 DOCS = ROOT / "docs"
 FIDELITY = DOCS / "fidelity.yaml"
 RESULTS = ROOT / "tests" / "benchmarks" / "results"
 NOTICE = "<!-- Written by `python docs/generate.py`{source}. Edit that, not this page. -->\n"
 SOURCE_SUFFIXES = (".py", ".cpp", ".cu", ".h", ".sh", ".yaml")
-Words = tuple[str, ...]
-WORDS = {int: "whole number", float: "number", str: "text", bool: "true, false", object: "anything"}
 
 
 class DocsError(Exception):
@@ -46,110 +37,6 @@ class DocsError(Exception):
 
 
 # ---- configuration
-
-
-class Option(typing.NamedTuple):
-    """One key of the config."""
-
-    key: str
-    values: str
-    default: str
-    meaning: str
-
-
-def config_options(kind: type = Config, path: str = "") -> Iterator[Option]:
-    """Every key of a config section and of those inside it; NAME is a name that the user gives."""
-    hints, texts, limits = typing.get_type_hints(kind), field_texts(kind), field_limits(kind)
-    for field in dataclasses.fields(kind):
-        key = f"{path}.{field.name}" if path else field.name
-        hint = hints[field.name]
-        inner = get_args(hint)[1] if get_origin(hint) is dict else hint
-        if dataclasses.is_dataclass(inner):
-            name = key if inner is hint else f"{key}.NAME"
-            yield from config_options(typing.cast(type, inner), name)
-        else:
-            limit = limits.get(field.name, "")
-            values = values_text(hint)
-            if limit:
-                says_type = values in ("whole number", "number") and "number" in limit
-                bare = limit.removeprefix("a ").removeprefix("an ")
-                values = bare if says_type else f"{values}; {limit}"
-            yield Option(key, values, default_text(field), texts.get(field.name, ""))
-
-
-def field_texts(kind: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass."""
-    texts = {}
-    body = _class_body(kind)
-    for field, below in itertools.pairwise(body):
-        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
-            texts[ast.unparse(field.target)] = " ".join(str(ast.literal_eval(below.value)).split())
-    return texts
-
-
-def field_limits(kind: type) -> dict[str, str]:
-    """What the checks of a dataclass expect of each field, as their messages say it."""
-    limits: dict[str, list[str]] = {}
-    for node in _class_body(kind):
-        if isinstance(node, ast.FunctionDef) and node.name == "__post_init__":
-            for keys, message in _checks(node, {}):
-                for key in keys:
-                    limits.setdefault(key, []).append(message.removeprefix("expected "))
-    return {key: "; ".join(dict.fromkeys(messages)) for key, messages in limits.items()}
-
-
-def _class_body(kind: type) -> list[ast.stmt]:
-    tree = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
-    return typing.cast(ast.ClassDef, tree).body
-
-
-def _checks(node: ast.AST, loops: dict[str, Words]) -> Iterator[tuple[Words, str]]:
-    """Calls `check_field(condition, key, message)` under a node; `loops`: values of variables."""
-    if isinstance(node, ast.For) and isinstance(node.iter, ast.Tuple):
-        values = tuple(str(ast.literal_eval(item)) for item in node.iter.elts)
-        loops = loops | {ast.unparse(node.target): values}
-    if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "check_field":
-        key, message = node.args[1], node.args[2]
-        keys = loops.get(ast.unparse(key), ())
-        if isinstance(key, ast.Constant):
-            keys = (str(key.value),)
-        # A message with a computed part is about one wrong value; it is no rule to print.
-        if isinstance(message, ast.Constant):
-            yield keys, str(message.value)
-    for child in ast.iter_child_nodes(node):
-        yield from _checks(child, loops)
-
-
-def values_text(hint: Any) -> str:
-    """The type of a field in words, or the values that it takes."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return ", ".join("none" if arg is type(None) else values_text(arg) for arg in args)
-    if origin is Literal:
-        return ", ".join(f"`{arg}`" for arg in args)
-    if origin is tuple and len(args) == 2 and args[1] is Ellipsis:
-        return f"list of {values_text(args[0])}"
-    if origin is tuple:
-        return f"list of {len(args)}: {values_text(args[0])}"
-    if origin is dict:
-        return f"mapping of names to {values_text(args[1])}"
-    if hasattr(hint, "_fields"):
-        return "[" + ", ".join(hint._fields) + "]"
-    return WORDS.get(hint, getattr(hint, "__name__", str(hint)))
-
-
-def default_text(field: "dataclasses.Field[Any]") -> str:
-    """The default of a field as YAML writes it."""
-    if field.default is not dataclasses.MISSING:
-        value = field.default
-    elif field.default_factory is not dataclasses.MISSING:
-        value = field.default_factory()
-    else:
-        return "required"
-    if value is None:
-        return "none"
-    text = json.dumps(value) if isinstance(value, (tuple, list, dict, bool)) else str(value)
-    return f"`{text}`"
 
 
 def configuration_page() -> str:
@@ -319,7 +206,7 @@ def _shown_by(row: dict[str, Any], tests: dict[str, set[str]]) -> str:
 def _link(name: str, places: dict[str, set[str]], what: str) -> str:
     if name not in places:
         raise DocsError(f"fidelity.yaml: {what} {name}: no file defines it")
-    # Where two files define the name, the first stands for both.
+    # Where two files define the name, the first is taken for both.
     return f"[`{name}`](../{min(places[name])})"
 
 

@@ -113,7 +113,7 @@ def small(config: dict) -> dict:
     if made["data"].get("kind") == "binding":
         made["data"] |= SMALL_BINDING
     for phase in (made.get("phases") or {}).values():
-        phase.pop("schedule", None)
+        (phase.get("optimise") or {}).pop("schedule", None)
     return made
 
 

@@ -1,5 +1,6 @@
 """What the tests share: where things are, a tiny prepared store, and a count of what was skipped."""
 
+import dataclasses
 import hashlib
 import os
 import subprocess
@@ -84,3 +85,20 @@ def pytest_terminal_summary(terminalreporter):
     reasons = Counter(str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", []))
     for reason, count in sorted(reasons.items()):
         terminalreporter.write_line(f"not run here: {count} x {reason}")
+
+
+def altered(phase, **options):
+    """A phase with other values of some options, given by their names without the section."""
+    sections = {}
+    for key, value in options.items():
+        for section in ("model", "clips", "optimise"):
+            if hasattr(getattr(phase, section), key):
+                sections.setdefault(section, {})[key] = value
+                break
+        else:
+            sections[key] = value
+    changes = {
+        section: dataclasses.replace(getattr(phase, section), **values) if isinstance(values, dict) else values
+        for section, values in sections.items()
+    }
+    return dataclasses.replace(phase, **changes)

@@ -2,7 +2,9 @@
 
 import argparse
 import dataclasses
-from typing import TYPE_CHECKING, Any
+import types
+import typing
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hpc_stres.commands import add_config_arguments, config_path
 
@@ -20,26 +22,24 @@ def run(args: argparse.Namespace) -> int:
     from hpc_stres.config.loading import load_with_origins
 
     config, origins = load_with_origins(config_path(args), args.overrides, args.cluster)
-    for key, value, text in _leaves(config, ""):
+    for key, value, text, allowed in _leaves(config, ""):
         note = _cut(config, key)
         if not _acts(config, key):
             continue
-        value, source = _applied(config, key, value)
-        print(f"{key} = {_show(value)}  # {_origin(origins, source)}{note}")
+        print(f"{key} = {_show(value)}  # {_origin(origins, _source(config, key))}{note}")
         if args.explain and text:
             print(f"    {text}")
+            print(f"    allowed: {allowed}")
     return 0
-
-
-# Values of `training` that take the place of every phase's own.
-OVERRIDDEN = ("global_batch", "norm_group")
 
 
 def _acts(config: "Config", key: str) -> bool:
     """Whether a value has an effect: a phase's options depend on its model, others on other values."""
     section, *rest = key.split(".")
     if section == "phases" and len(rest) > 1:
-        return rest[1] in config.phases[rest[0]].acting()
+        option = ".".join(rest[1:])
+        acting = config.phases[rest[0]].acting()
+        return any(f"{option}.".startswith(f"{name}.") for name in acting)
     unused = {
         "data.binding": config.data.kind != "binding", "data.test_fraction": config.data.kind != "folder",
         "model.depth": config.model.stages is not None, "training.zero_stage": config.training.engine == "ddp",
@@ -50,54 +50,86 @@ def _acts(config: "Config", key: str) -> bool:
     return not any(is_unused and f"{key}.".startswith(f"{name}.") for name, is_unused in unused.items())
 
 
-def _applied(config: "Config", key: str, value: Any) -> tuple[Any, str]:
-    """The value that applies, and the key that gave it."""
+def _source(config: "Config", key: str) -> str:
+    """The key that gave a value: a phase's own, or the run-wide one that every phase takes it from."""
     section, *rest = key.split(".")
-    if section != "phases" or len(rest) < 2 or rest[1] not in OVERRIDDEN:
-        return value, key
-    applied = getattr(config.phase(rest[0]), rest[1])
-    if getattr(config.training, rest[1]) is not None:
-        return applied, f"training.{rest[1]}"
-    # A group is never larger than the batch, wherever that was given.
-    return applied, key if applied == value else "training.global_batch"
+    if section != "phases" or len(rest) < 2:
+        return key
+    return config.source_of(rest[0], ".".join(rest[1:])) or key
 
 
 def _cut(config: "Config", key: str) -> str:
     """Whether a schedule ends early."""
     section, *rest = key.split(".")
     most = config.training.max_steps
-    if section != "phases" or rest[1:] != ["schedule"] or most is None:
+    if section != "phases" or rest[1:] != ["optimise", "schedule"] or most is None:
         return ""
     return f" (cut to {config.steps(rest[0])} steps by training.max_steps)"
 
 
-def _leaves(value: Any, path: str) -> list[tuple[str, Any, str]]:
-    """Key, value and documentation of every value."""
+class Leaf(NamedTuple):
+    """One value: its key, what it means, and what it may be."""
+
+    key: str
+    value: Any
+    text: str
+    allowed: str
+
+
+def _leaves(value: Any, path: str) -> list[Leaf]:
+    """Every value of a config."""
     if isinstance(value, dict) and value:
         return [leaf for key, item in value.items() for leaf in _leaves(item, f"{path}.{key}")]
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        return [(path, value, "")]
-    documents = field_documents(type(value))
-    found = []
+        return [Leaf(path, value, "", "")]
+    documents, hints = field_documents(type(value)), typing.get_type_hints(type(value))
+    leaves: list[Leaf] = []
     for field in dataclasses.fields(value):
         key = f"{path}.{field.name}" if path else field.name
         inner = _leaves(getattr(value, field.name), key)
-        found += [(key, inner[0][1], documents[field.name])] if inner[0][0] == key else inner
-    return found
+        text = documents.get(field.name, "")
+        leaves += [Leaf(key, inner[0].value, text, allowed(hints[field.name]))] if inner[0].key == key else inner
+    return leaves
+
+
+NUMBERS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+
+
+def allowed(hint: Any) -> str:
+    """What a field's value may be, in words."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return ", ".join(map(str, args))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(allowed(arg) for arg in args)
+    if origin is tuple and args[-1] is Ellipsis:
+        return f"a list of {allowed(args[0])}"
+    if origin is tuple:
+        return "[" + ", ".join(allowed(arg) for arg in args) + "]"
+    if origin is dict:
+        return "a mapping"
+    if hasattr(hint, "_fields"):
+        return "[" + ", ".join(hint._fields) + "]"
+    if dataclasses.is_dataclass(hint):
+        return "{" + ", ".join(f.name for f in dataclasses.fields(hint)) + "}"
+    return NUMBERS.get(hint, "a value")
 
 
 def field_documents(kind: type) -> dict[str, str]:
-    """The docstring under each field of a config section."""
+    """The docstring under each field of a config section, its bases' included."""
     import ast
     import inspect
     import textwrap
 
-    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
-    assert isinstance(body, ast.ClassDef)
     documents = {}
-    for field, below in zip(body.body, body.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
-            documents[field.target.id] = " ".join(str(ast.literal_eval(below.value)).split())
+    for owner in reversed(kind.__mro__):
+        if not dataclasses.is_dataclass(owner):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for field, below in zip(body.body, body.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
+                documents[field.target.id] = " ".join(str(ast.literal_eval(below.value)).split())
     return documents
 
 

@@ -48,4 +48,4 @@ def _say_what_next(run_dir: Path) -> None:
         (f"hpc-stres export --run-dir {run} --out exported", "for use elsewhere"),
     ):
         print(f"  {words}\n      {meaning}")
-    print("  your own videos: docs/tutorial.md, \"Your own data\"")
+    print('  your own videos: docs/tutorial.md, "Your own data"')

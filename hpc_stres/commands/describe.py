@@ -6,13 +6,20 @@ and chunks, parameters and multiply-adds of one clip.
 """
 
 import argparse
-
-NAMES = ("appearance", "motion", "st_resnet", "st_resnet_star", "stm_resnet")
-CHUNKS = {"appearance": 1, "motion": 1, "st_resnet_star": 11}
+from pathlib import Path
+from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", choices=NAMES, help=", ".join(NAMES))
+    from hpc_stres.registry import MODELS
+
+    parser.add_argument("model", metavar="MODEL", help=", ".join(MODELS.names()))
+    parser.add_argument(
+        "--extension", metavar="FILE", action="append", default=[], help="a file of one's own that registers the model"
+    )
+    parser.add_argument(
+        "--option", metavar="A=B", action="append", default=[], help="an option of the model; repeatable"
+    )
     parser.add_argument("--depth", type=int, default=50, choices=[50, 101, 152])
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--variant", default="torchvision", choices=["torchvision", "msra"])
@@ -25,11 +32,27 @@ def run(args: argparse.Namespace) -> int:
     from hpc_stres.errors import UserError
     from hpc_stres.models import build_model
     from hpc_stres.models.describe import table
+    from hpc_stres.registry import MODELS, load_extension
 
-    chunks = args.chunks or CHUNKS.get(args.model, 5)
+    for file in args.extension:
+        load_extension(Path(file).resolve())
+    chunks = args.chunks or MODELS.get(args.model).usual_chunks
     try:
-        model = build_model(args.model, args.classes, args.depth, args.width, variant=args.variant)
+        model = build_model(
+            args.model, args.classes, args.depth, args.width, variant=args.variant, **_options(args.option)
+        )
         print(table(model, args.side, chunks))
     except ValueError as error:
         raise UserError(str(error)) from None
     return 0
+
+
+def _options(texts: list[str]) -> dict[str, Any]:
+    """`name=value` texts; refuses others."""
+    from hpc_stres.errors import ConfigError
+
+    pairs = [text.partition("=") for text in texts]
+    for text, (name, equals, _) in zip(texts, pairs, strict=True):
+        if not name or not equals:
+            raise ConfigError(f"--option {text}: expected name=value")
+    return {name: value for name, _, value in pairs}

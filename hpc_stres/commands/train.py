@@ -3,7 +3,7 @@
   hpc-stres train --config configs/binding.yaml --phase motion --run-dir runs/try
   torchrun --nproc_per_node 3 -m hpc_stres train --config configs/binding.yaml --phase motion --run-dir runs/try
 
-Killed or stopped, the same command goes on from the last checkpoint, on any number of ranks. A run
+Killed or stopped, the same command resumes from the last checkpoint, on any number of ranks. A run
 folder belongs to one experiment: another config is refused with the difference. Exit status: 0
 done, 75 stopped early (call again), 1 failed, 2 wrong command line or config.
 """
@@ -32,16 +32,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from hpc_stres.parallel.world import find_world
+    from hpc_stres.registry import PHASE_KINDS
+    from hpc_stres.registry.phase import entry_point
 
     if args.max_micro_batch is not None:
         args.overrides.append(f"training.max_micro_batch={args.max_micro_batch}")
     if args.weights is not None:
         args.overrides.append(f"model.weights={json.dumps(args.weights)}")
     config = config_of(args)
-    config.phase(args.phase)
+    kind = PHASE_KINDS.get(config.phase(args.phase).kind)
     world = find_world()
     from hpc_stres.run.signals import EXIT_CONTINUE
-    from hpc_stres.training.phase import train
 
-    finished = train(config, args.phase, Path(args.run_dir), world, tuple(args.allow_config_change))
+    finished = entry_point(kind.run)(config, args.phase, Path(args.run_dir), world, tuple(args.allow_config_change))
     return 0 if finished else EXIT_CONTINUE

@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 LARGEST = 2**31 - 1
-# Largest value by key; * stands for any one name. What is not here may be as large as LARGEST.
+# Largest value by key; * is any one name. What is not here may be as large as LARGEST.
 MOST: dict[str, float] = {
     "seed": 2**63 - 1,
     "data.binding.train_videos": 1_000_000, "data.binding.test_videos": 1_000_000,
@@ -25,10 +25,16 @@ MOST: dict[str, float] = {
     "cluster.nodes": 100_000, "cluster.gpus_per_node": 1024, "cluster.ranks_per_node": 4096,
     "cluster.cpus_per_rank": 4096, "cluster.prepare_cpus": 4096, "cluster.memory_gib_per_node": 1_000_000,
     "cluster.minutes": 1_000_000, "cluster.links": 1000, "cluster.min_all_reduce_gb_per_s": 1_000_000,
-    "phases.*.global_batch": 1_000_000, "phases.*.norm_group": 1_000_000, "phases.*.chunks": 1000,
-    "phases.*.stride": 100_000, "phases.*.classifier_only_steps": 1_000_000_000,
-    "phases.*.schedule": 1_000_000_000,
-    "phases.*.loss_weight_appearance": 1_000_000, "phases.*.loss_weight_motion": 1_000_000,
+    "phases.*.optimise.global_batch": 1_000_000, "phases.*.optimise.norm_group": 1_000_000,
+    "phases.*.clips.chunks": 1000,
+    "phases.*.clips.stride": 100_000, "phases.*.optimise.classifier_only_steps": 1_000_000_000,
+    "phases.*.optimise.schedule": 1_000_000_000,
+    "phases.*.optimise.loss_weight_appearance": 1_000_000, "phases.*.optimise.loss_weight_motion": 1_000_000,
+    **{
+        f"phases.*.model.{stream}.{key}": most
+        for stream in ("appearance", "motion")
+        for key, most in (("width", 2048), ("stages", 500), ("side", 4096))
+    },
 }  # fmt: skip
 # Texts of several lines: shell lines, and variables of jobs.
 LONG_TEXTS = ("cluster.setup", "cluster.environment")

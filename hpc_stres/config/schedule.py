@@ -1,7 +1,11 @@
-"""Learning rate as a pure function of the step."""
+"""Learning rate as a pure function of the step: plateaus, or a named curve of the registry."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from hpc_stres.errors import ConfigError, FieldError, check_field
+from hpc_stres.registry import SCHEDULES
 
 
 class Plateau(NamedTuple):
@@ -11,16 +15,48 @@ class Plateau(NamedTuple):
     rate: float
 
 
-def total_steps(schedule: Sequence[Plateau], max_steps: int | None = None) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A schedule of the registry: `{name: cosine, steps: 1000, options: {rate: 0.01}}`."""
+
+    name: str
+    """Name of the schedule."""
+    steps: int
+    """SGD steps of the phase."""
+    options: dict[str, float] = field(default_factory=dict)
+    """The schedule's own numbers."""
+
+    def __post_init__(self) -> None:
+        check_field(self.steps >= 1, "steps", "expected 1 or more")
+        try:
+            SCHEDULES.get(self.name).checked(dict(self.options))
+        except ConfigError as error:
+            raise FieldError("name", str(error)) from None
+        except FieldError as error:
+            raise FieldError("options", error.message) from None
+        first, last = self.rate(0), self.rate(self.steps - 1)
+        check_field(min(first, last) >= 0, "options", f"expected rates of 0 or more, not {min(first, last):g}")
+
+    def rate(self, step: int) -> float:
+        """Rate of one step; after the last step, the last one's."""
+        return SCHEDULES.get(self.name).rate(min(step, self.steps - 1), self.steps, **self.options)
+
+
+Schedule = Sequence[Plateau] | Curve
+
+
+def total_steps(schedule: Schedule, max_steps: int | None = None) -> int:
     """Length of a schedule, shortened to `max_steps` where that is given."""
-    length = sum(plateau.steps for plateau in schedule)
+    length = schedule.steps if isinstance(schedule, Curve) else sum(steps for steps, _ in schedule)
     return length if max_steps is None else min(length, max_steps)
 
 
-def learning_rate(schedule: Sequence[Plateau], step: int) -> float:
-    """Rate of SGD step number `step`, counted from 0; the last plateau goes on for ever."""
+def learning_rate(schedule: Schedule, step: int) -> float:
+    """Rate of SGD step number `step`, counted from 0; after the last step, the last one's."""
     if step < 0:
         raise ValueError(f"step {step} is negative")
+    if isinstance(schedule, Curve):
+        return schedule.rate(step)
     for plateau in schedule:
         if step < plateau.steps:
             return plateau.rate

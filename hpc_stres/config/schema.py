@@ -3,14 +3,14 @@
 `hpc_stres.config.loading` loads YAML into these; `hpc-stres config` prints them with the origin of every value.
 """
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from hpc_stres.config.recipe import Phase
-from hpc_stres.config.schedule import total_steps
-from hpc_stres.errors import ConfigError, check_field
+from hpc_stres.errors import ConfigError, FieldError, check_field
+from hpc_stres.registry import DATA_SETS
+from hpc_stres.registry.model import check_stages
+from hpc_stres.registry.phase import Phase
 
-DataKind = Literal["binding", "ucf101", "hmdb51", "folder", "csv"]
 FLOW_STACK = 10
 # What the launcher tells jobs apart and chains them by.
 OWN_SBATCH_OPTIONS = frozenset((
@@ -43,8 +43,8 @@ class BindingConfig:
 class DataConfig:
     """Where videos come from and how they are stored."""
 
-    kind: DataKind = "ucf101"
-    """Data set: binding (made by this package), ucf101, hmdb51, folder (one folder a class) or csv."""
+    kind: str = "ucf101"
+    """Data set: binding (made by this package), ucf101, hmdb51, folder (one folder a class), csv, or an extension's."""
     root: str = "data"
     """Folder that holds data sets, stores and caches."""
     videos: str | None = None
@@ -87,6 +87,7 @@ class DataConfig:
     """Sizes of the demonstration data set."""
 
     def __post_init__(self) -> None:
+        check_field(self.kind in DATA_SETS, "kind", DATA_SETS.refusal(self.kind))
         check_field(1 <= self.split <= 3, "split", "expected 1, 2 or 3")
         check_field(self.flow_frames is None or self.frames is not None, "flow_frames", "expected `frames` beside it")
         pyramid_counts = self.flow_backend != "dali" and self.flow_frames is None
@@ -109,7 +110,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Size and family of the trunk."""
+    """Size and family of every trunk that has none of its own."""
 
     depth: Literal[50, 101, 152] = 50
     """ResNet depth of both streams."""
@@ -118,15 +119,13 @@ class ModelConfig:
     width: int = 64
     """Channels after conv1; 64 is the published network."""
     variant: Literal["msra", "torchvision"] = "torchvision"
-    """Where strides and pool padding stand; must be the one that the weights were trained with."""
+    """Where strides and pool padding are; must be the one that the weights were trained with."""
     weights: str | None = None
     """ImageNet weights (torchvision's or timm's names; .pth or .safetensors) for phases that start from no other."""
 
     def __post_init__(self) -> None:
         check_field(self.width >= 4, "width", "expected 4 or more")
-        if self.stages is not None:
-            check_field(1 <= len(self.stages) <= 4, "stages", "expected 1 to 4 stages")
-            check_field(min(self.stages) >= 2, "stages", "expected 2 or more units in each stage")
+        check_stages(self.stages)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,7 +264,7 @@ class ClusterConfig:
     modules: tuple[str, ...] = ()
     """Modules that a job loads first."""
     environment: dict[str, str | int] = field(default_factory=dict)
-    """Variables of a job: NCCL's, MASTER_ADDR, proxies. Nothing of NCCL's is set unless it stands here."""
+    """Variables of a job: NCCL's, MASTER_ADDR, proxies. Nothing of NCCL's is set unless it is given here."""
     setup: tuple[str, ...] = ()
     """Shell lines that run before a job's command, after modules and environment."""
     image: str | None = None
@@ -309,10 +308,12 @@ class Config:
     """Recipe under configs/recipes: nips2016 (the paper), released (the authors' code)."""
     profile: str | None = None
     """Cluster profile under configs/clusters."""
+    extensions: tuple[str, ...] = ()
+    """Python files of one's own that register models, data sets, schedules or kinds of phases."""
     seed: int = 1
     """Seed of every random number of the run."""
     phases: dict[str, Phase] = field(default_factory=dict)
-    """The recipe's phases; what stands here is laid over them key by key."""
+    """The recipe's phases; what is written here is laid over them key by key."""
     data: DataConfig = field(default_factory=DataConfig)
     """Videos and their store."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -326,22 +327,39 @@ class Config:
 
     def __post_init__(self) -> None:
         check_field(0 <= self.seed < 2**63, "seed", "expected a whole number from 0 to 2^63 - 1")
+        self._apply_run_wide()
 
-    def phase(self, name: str) -> Phase:
-        """A phase with the overrides of `training` laid over it."""
+    def _apply_run_wide(self) -> None:
+        """From here on `phases` holds what applies; what was written is kept to be written again."""
+        applied = {}
+        sources = {}
+        for name, phase in self.phases.items():
+            try:
+                applied[name], sources[name] = phase.applied(self)
+            except FieldError as error:
+                raise ConfigError(f"phases.{name}.{error.key}: {error.message}") from None
+            except ConfigError as error:
+                raise ConfigError(f"phases.{name}: {error}") from None
+        object.__setattr__(self, "_written", dict(self.phases))
+        object.__setattr__(self, "_sources", sources)
+        object.__setattr__(self, "phases", applied)
+
+    def written_phases(self) -> dict[str, Phase]:
+        """The phases without what the run gives them: what config.yaml holds, so that later overrides act."""
+        written: dict[str, Phase] = self.__dict__["_written"]
+        return written
+
+    def source_of(self, name: str, option: str) -> str | None:
+        """The run-wide key that gave an option of a phase its value, where one did."""
+        sources: dict[str, dict[str, str]] = self.__dict__["_sources"]
+        return sources[name].get(option)
+
+    def phase(self, name: str) -> Any:
+        """A phase as it applies; of an unknown name a ConfigError."""
         if name not in self.phases:
             raise ConfigError(f"no phase '{name}'; the recipe {self.recipe} has {', '.join(self.phases)}")
-        phase = self.phases[name]
-        batch = self.training.global_batch or phase.global_batch
-        # A smaller batch from outside must not leave a group larger than the batch.
-        group = self.training.norm_group or min(phase.norm_group, batch)
-        if group > batch:
-            raise ConfigError(f"training.norm_group: {group} is larger than the global batch of {batch}")
-        dropout = phase.dropout
-        if self.training.dropout is not None and "dropout" in phase.acting():
-            dropout = self.training.dropout
-        return replace(phase, global_batch=batch, norm_group=group, dropout=dropout)
+        return self.phases[name]
 
     def steps(self, name: str) -> int:
-        """SGD steps of a phase."""
-        return total_steps(self.phases[name].schedule, self.training.max_steps)
+        """SGD steps of a phase that trains; 1 for others."""
+        return self.phases[name].steps(self)

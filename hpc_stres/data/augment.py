@@ -1,7 +1,7 @@
 """Crop, resize, flip and normalise decoded pictures: one arithmetic for CPU and GPU."""
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,8 @@ from hpc_stres.config.schema import FLOW_STACK
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from hpc_stres.phases.train import TrainPhase
 
 # The kernel's own limits (resize.cpp), and its answer when memory ran out.
 MOST_PLANES, MOST_SIDE, MOST_BYTES = 64, 65535, 1 << 30
@@ -100,20 +102,48 @@ def resize_planes(planes: "Tensor", side: int, antialias: bool) -> "Tensor":
     return (rows @ planes.float() @ columns.t()).clamp_(0.0, 255.0)
 
 
-def rgb_scale_and_shift(variant: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+class Levels(NamedTuple):
+    """Grey levels that become zero, and distances from them that become one, for RGB and for flow."""
+
+    rgb_mean: tuple[float, ...]
+    rgb_deviation: tuple[float, ...]
+    flow_mean: float
+    flow_deviation: float
+
+    @classmethod
+    def of(cls, variant: str) -> "Levels":
+        """Those that a variant's published weights were trained with."""
+        if variant == "msra":
+            return cls(MSRA_MEAN, (1.0, 1.0, 1.0), FLOW_MEAN, FLOW_STD["msra"])
+        return cls(TORCHVISION_MEAN, TORCHVISION_STD, FLOW_MEAN, FLOW_STD[variant])
+
+    @classmethod
+    def of_phase(cls, phase: "TrainPhase") -> "Levels":
+        """Those of a phase's trunks: their variants', or their own."""
+        appearance, motion = phase.trunk("appearance"), phase.trunk("motion")
+        rgb, flow = cls.of(appearance.variant or "torchvision"), cls.of(motion.variant or "torchvision")
+        return cls(
+            appearance.mean or rgb.rgb_mean,
+            appearance.deviation or rgb.rgb_deviation,
+            motion.mean[0] if motion.mean else flow.flow_mean,
+            motion.deviation[0] if motion.deviation else flow.flow_deviation,
+        )
+
+
+def rgb_scale_and_shift(levels: Levels) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """What a grey level of each RGB channel is multiplied by, and what is added then: mean off, deviation to one."""
-    mean, std = (MSRA_MEAN, (1.0, 1.0, 1.0)) if variant == "msra" else (TORCHVISION_MEAN, TORCHVISION_STD)
-    scale = 1.0 / np.array(std, np.float32)
-    return scale, -np.array(mean, np.float32) * scale
+    scale = 1.0 / np.array(levels.rgb_deviation, np.float32)
+    return scale, -np.array(levels.rgb_mean, np.float32) * scale
 
 
-def flow_scale_and_shift(variant: str, flip: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def flow_scale_and_shift(levels: Levels, flip: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The same for the planes of a stack, u and v in turn: under a flip u becomes 255 - u before its mean goes."""
-    scale = np.full(2 * FLOW_STACK, 1.0 / FLOW_STD[variant], np.float32)
-    shift = np.full(2 * FLOW_STACK, -FLOW_MEAN / FLOW_STD[variant], np.float32)
+    mean, deviation = levels.flow_mean, levels.flow_deviation
+    scale = np.full(2 * FLOW_STACK, 1.0 / deviation, np.float32)
+    shift = np.full(2 * FLOW_STACK, -mean / deviation, np.float32)
     if flip:
         scale[0::2] *= -1
-        shift[0::2] = (255.0 - FLOW_MEAN) / FLOW_STD[variant]
+        shift[0::2] = (255.0 - mean) / deviation
     return scale, shift
 
 

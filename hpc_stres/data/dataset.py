@@ -18,6 +18,7 @@ from hpc_stres.config.loading import CONFIGS, load_config
 from hpc_stres.data import augment
 from hpc_stres.data.requests import Box, Request, Sampler, flow_stack, request_of, spread_frames
 from hpc_stres.errors import ConfigError, UserError
+from hpc_stres.phases.train import train_phase
 from hpc_stres.store.reader import Store
 
 if TYPE_CHECKING:
@@ -64,11 +65,11 @@ class ClipDataset(Dataset[Item]):
             config = load_config(Path(config))
         if phase not in config.phases:
             raise ConfigError(f"phase={phase!r}: the recipe has {', '.join(config.phases)}")
-        self.phase = config.phase(phase)
-        self.variant = config.model.variant
-        self.chunks = self.phase.chunks if kind == "train" else config.evaluation.chunks
-        self.side = side or config.data.crop
-        self.antialias = self.phase.antialias
+        self.phase = train_phase(config, phase)
+        self.levels = augment.Levels.of_phase(self.phase)
+        self.chunks = self.phase.clips.chunks if kind == "train" else config.evaluation.chunks
+        self.side = side or self.phase.side
+        self.antialias = self.phase.clips.antialias
         self.videos = self.store.present(split, kind)
         if not self.videos:
             raise UserError(f"{self.store.place}: split {split} has no {kind} videos")
@@ -115,14 +116,14 @@ class ClipDataset(Dataset[Item]):
         return Request(number, video, row.label, frames, stacks, Box(0, 0, row.height, row.width), False)
 
     def _rgb(self, request: Request) -> torch.Tensor:
-        scale_shift = augment.rgb_scale_and_shift(self.variant)
+        scale_shift = augment.rgb_scale_and_shift(self.levels)
         pictures = [
             [_decode(self.store.rgb(request.video, frame), request.box, colour=True)] for frame in request.frames
         ]
         return self._finish(pictures, scale_shift, request.flip)
 
     def _flow(self, request: Request) -> torch.Tensor:
-        scale_shift = augment.flow_scale_and_shift(self.variant, request.flip)
+        scale_shift = augment.flow_scale_and_shift(self.levels, request.flip)
         pairs = {pair for stack in request.flow for pair in stack}
         planes = {
             (pair, axis): _decode(self.store.flow(request.video, pair, axis), request.box, colour=False)

@@ -136,14 +136,16 @@ class ClipReader:
         self,
         store: FrameSource,
         side: int | None,
-        variant: str,
+        levels: augment.Levels | str,
         antialias: bool = True,
         streams: tuple[bool, bool] = (True, True),
         threads: int = 1,
         device_id: int | None = None,
         most: int = 2048,
     ) -> None:
-        self.store, self.side, self.variant, self.antialias = store, side, variant, antialias
+        self.store, self.side, self.antialias = store, side, antialias
+        # By a variant's name: the levels that its published weights were trained with.
+        self.levels = augment.Levels.of(levels) if isinstance(levels, str) else levels
         self.device_id = device_id
         self.buffers = Buffers()
         # The kernels let go of Python's lock, so that plain threads share them out.
@@ -168,7 +170,7 @@ class ClipReader:
         assert self.rgb is not None
         jpegs = [self.store.rgb(request.video, frame) for request in batch for frame in request.frames]
         pictures = self.rgb(jpegs, [request.box for request in batch for _ in request.frames])
-        scale_shift = augment.rgb_scale_and_shift(self.variant)
+        scale_shift = augment.rgb_scale_and_shift(self.levels)
         work = [
             ([picture], scale_shift, flip)
             for picture, flip in zip(pictures, (r.flip for r in batch for _ in r.frames), strict=True)
@@ -190,7 +192,7 @@ class ClipReader:
         work = [
             (
                 [pictures[place[pair, axis]] for pair in stack for axis in (0, 1)],
-                augment.flow_scale_and_shift(self.variant, request.flip),
+                augment.flow_scale_and_shift(self.levels, request.flip),
                 request.flip,
             )
             for request, place in zip(batch, places, strict=True)

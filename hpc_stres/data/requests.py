@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_stres import counter
-from hpc_stres.config.recipe import Phase
 from hpc_stres.config.schema import FLOW_STACK, Config
 from hpc_stres.errors import UserError
+from hpc_stres.phases.train import TrainPhase, train_phase
 from hpc_stres.store.reader import Store, VideoRow
 
 HALF_STACK = FLOW_STACK // 2
@@ -55,7 +55,7 @@ class Sampler:
 
     seed: int
     name: str
-    phase: Phase
+    phase: TrainPhase
     crop: int
     short_side: int
     rows: Sequence[VideoRow]
@@ -74,9 +74,9 @@ def sampler(config: Config, phase: str, store: Store) -> Sampler:
             f"phase {phase}: split {config.data.split} has no training video in the store\n"
             "Check data.split and the lists against what `hpc-stres prepare` said."
         )
-    return Sampler(
-        config.seed, phase, config.phase(phase), config.data.crop, config.data.short_side, store.rows, videos
-    )
+    trained = train_phase(config, phase)
+    short_side = config.data.short_side
+    return Sampler(config.seed, phase, trained, trained.side, short_side, store.rows, videos)
 
 
 def requests(config: Sampler | Config, step: int, phase: str | None = None) -> list[Request]:
@@ -85,8 +85,8 @@ def requests(config: Sampler | Config, step: int, phase: str | None = None) -> l
     Takes a Sampler, or a Config with the name of a phase, whose store is then opened.
     """
     source = _open_sampler(config, phase) if isinstance(config, Config) else config
-    batch = source.phase.global_batch
-    groups = -(-batch // source.phase.norm_group)
+    batch = source.phase.optimise.global_batch
+    groups = -(-batch // source.phase.optimise.norm_group)
     return [_request(source, step, position, position % groups) for position in range(batch)]
 
 
@@ -113,7 +113,7 @@ def _order(seed: int, name: str, count: int, epoch: int) -> NDArray[np.int64]:
 
 
 def _request(source: Sampler, step: int, position: int, group: int) -> Request:
-    number = step * source.phase.global_batch + position
+    number = step * source.phase.optimise.global_batch + position
     epoch, place = divmod(number, len(source.videos))
     order = _order(source.seed, source.name, len(source.videos), epoch)
     video = source.videos[int(order[place])]
@@ -123,15 +123,15 @@ def _request(source: Sampler, step: int, position: int, group: int) -> Request:
     phase = source.phase
     # Every draw is made whether it is used or not, so that one option never shifts the numbers of another.
     draws, common = own.random(8), shared.random(8)
-    stride_draw = common[0] if phase.stride_shared_by == "group" else draws[0]
-    place_draws = common[3:8] if phase.crop_shared_by == "group" else draws[3:8]
+    stride_draw = common[0] if phase.clips.stride_shared_by == "group" else draws[0]
+    place_draws = common[3:8] if phase.clips.crop_shared_by == "group" else draws[3:8]
     frames = choose_frames(phase, row.frames, float(stride_draw), float(draws[1]))
     return Request(
         position,
         video,
         row.label,
         frames,
-        tuple(flow_stack(frame, row.flow_pairs, phase.short_video) for frame in frames),
+        tuple(flow_stack(frame, row.flow_pairs, phase.clips.short_video) for frame in frames),
         _box(source, row, own, place_draws),
         bool(place_draws[4] < 0.5),
     )
@@ -142,17 +142,17 @@ def request_of(source: Sampler, step: int, position: int) -> Request:
     return _request(source, step, position, position)
 
 
-def choose_frames(phase: Phase, count: int, stride_draw: float, start_draw: float) -> tuple[int, ...]:
+def choose_frames(phase: TrainPhase, count: int, stride_draw: float, start_draw: float) -> tuple[int, ...]:
     """RGB frame of each chunk of a training clip from a video of `count` frames."""
     if not phase.uses_flow:
         return (int(start_draw * count),)
     first, last = HALF_STACK, count - 1 - HALF_STACK
-    low, high = phase.stride
+    low, high = phase.clips.stride
     stride = low + int(stride_draw * (high - low + 1))
-    chunks = phase.chunks
+    chunks = phase.clips.chunks
     if last < first:
         return spread_frames(count, chunks) if chunks > 1 else (int(start_draw * count),)
-    if phase.chunk_window == "released" and chunks > 1:
+    if phase.clips.window == "released" and chunks > 1:
         return _released_window(first, last, stride, chunks, start_draw)
     span = (chunks - 1) * stride
     if span > last - first:
@@ -177,7 +177,7 @@ def _evenly(first: int, last: int, chunks: int) -> tuple[int, ...]:
 
 
 def spread_frames(count: int, chunks: int) -> tuple[int, ...]:
-    """Evenly spaced chunks over a whole video, as at test time; a single chunk stands in the middle."""
+    """Evenly spaced chunks over a whole video, as at test time; a single chunk is in the middle."""
     first, last = HALF_STACK, count - 1 - HALF_STACK
     if last < first:
         first, last = 0, count - 1
@@ -202,14 +202,14 @@ def _mirror(index: int, count: int) -> int:
 
 def _box(source: Sampler, row: VideoRow, own: np.random.Generator, place: NDArray[np.float64]) -> Box:
     sizes = own.random(2)
-    if source.phase.crop == "corners":
+    if source.phase.clips.crop == "corners":
         scales = [CORNER_SCALES[int(draw * len(CORNER_SCALES))] for draw in sizes]
         height, width = (round(scale * source.short_side) for scale in scales)
     else:
         factors = 1 - BORDER_JITTER + 2 * BORDER_JITTER * sizes
         height, width = (round(source.crop * float(factor)) for factor in factors)
     height, width = min(height, row.height), min(width, row.width)
-    down, right = _corner_place(place) if source.phase.crop == "corners" else _border_place(source.phase, place)
+    down, right = _corner_place(place) if source.phase.clips.crop == "corners" else _border_place(source.phase, place)
     return Box(round(down * (row.height - height)), round(right * (row.width - width)), height, width)
 
 
@@ -219,11 +219,11 @@ def _corner_place(draws: NDArray[np.float64]) -> tuple[float, float]:
     return places[int(draws[0] * len(places))]
 
 
-def _border_place(phase: Phase, draws: NDArray[np.float64]) -> tuple[float, float]:
+def _border_place(phase: TrainPhase, draws: NDArray[np.float64]) -> tuple[float, float]:
     """At most a quarter of the slack from a corner, on a lattice of 20 by 20 points."""
     inset = [int(draw * LATTICE) / (LATTICE - 1) * 0.25 for draw in draws[:2]]
     far = [draws[2] < 0.5, draws[3] < 0.5]
-    if phase.border_corners == "two":
+    if phase.clips.border_corners == "two":
         far[1] = far[0]
     return tuple(1 - value if is_far else value for value, is_far in zip(inset, far, strict=True))  # type: ignore[return-value]
 

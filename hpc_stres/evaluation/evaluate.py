@@ -21,6 +21,7 @@ import torch
 from hpc_stres.config.loading import plain
 from hpc_stres.config.recipe import ordered_phases
 from hpc_stres.config.schema import Config
+from hpc_stres.data.augment import Levels
 from hpc_stres.data.feed import ClipReader
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import networks, parts, protocol, scores
@@ -29,10 +30,13 @@ from hpc_stres.evaluation.results import summarise
 from hpc_stres.models.building import DTYPES
 from hpc_stres.parallel import process_groups
 from hpc_stres.parallel.world import World
+from hpc_stres.phases.train import train_phase
+from hpc_stres.registry import PHASE_KINDS
+from hpc_stres.registry.phase import entry_point
 from hpc_stres.run.data_set import refuse_other_data_set
 from hpc_stres.run.ownership import owned
 from hpc_stres.run.paths import RunPaths
-from hpc_stres.run.product import finished_weights
+from hpc_stres.run.product import checked_product, finished_weights
 from hpc_stres.run.progress import Progress
 from hpc_stres.store.listing import facts_of
 from hpc_stres.store.reader import Store, VideoRow
@@ -84,6 +88,11 @@ def _evaluate_in_group(
         videos = _test_videos(config, store)
     with _owned_by_first(paths, world, control):
         for name in chosen:
+            if PHASE_KINDS.get(config.phases[name].kind).scores is not None:
+                with _failing_together(control):
+                    if world.is_first:
+                        _take_scores(config, name, paths, store, videos)
+                continue
             with _failing_together(control):
                 scoring = _scoring(config, name, paths, store, videos)
             todo = _todo(config, scoring, paths, videos, world, control)[world.rank :: world.size]
@@ -98,9 +107,25 @@ def _evaluate_in_group(
     return results
 
 
+def _take_scores(config: Config, name: str, paths: RunPaths, store: Store, videos: list[str]) -> None:
+    """The scores that a phase's own product holds, of this split's test videos."""
+    function = entry_point(PHASE_KINDS.get(config.phases[name].kind).scores or "")
+    made: scores.Scores = function(config, name, paths.root, store)
+    missing = sorted(set(videos) - set(made.ids))
+    if missing:
+        raise UserError(
+            f"{paths.phase(name).root}: phase {name} has no scores of {len(missing)} test videos: "
+            f"{', '.join(missing[:3])}\nRun the phase again on this data set."
+        )
+    product = checked_product(paths.phase(name))
+    made.made_by.setdefault("protocol", f"scores of a phase of kind {config.phases[name].kind}")
+    made.made_by.update({"phase": name, "split": config.data.split, "weights": product["sha256"]})
+    made.save(paths.scores(config.data.split, name))
+
+
 def _finished_phases(config: Config, paths: RunPaths, named: list[str] | None) -> list[str]:
     """Phases to score: those that were named, which must be finished, or all that are."""
-    everywhere = ordered_phases(config.phases)
+    everywhere = [name for name in ordered_phases(config.phases) if PHASE_KINDS.get(config.phases[name].kind).is_scored]
     finished = [name for name in everywhere if paths.phase(name).done.is_file()]
     open_ones = [name for name in named or [] if name not in finished]
     if open_ones:
@@ -174,10 +199,9 @@ def _scoring(config: Config, name: str, paths: RunPaths, store: Store, videos: l
             f"was trained on: {', '.join(differing)}\nEvaluate on the data set of the training: check data.root."
         )
     evaluation = {key: value for key, value in plain(config.evaluation).items() if key != "allow_missing"}
-    network = {key: value for key, value in plain(config.model).items() if key != "weights"}
     made_by = {
         "phase": name, "split": config.data.split, "weights": finished.weights_sha256,
-        "protocol": protocol.describe(config.evaluation), "evaluation": evaluation, "network": network,
+        "protocol": protocol.describe(config.evaluation), "evaluation": evaluation,
         "options": plain(config.phases[name]), "precision": config.training.precision,
     }  # fmt: skip
     common = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode())
@@ -210,11 +234,9 @@ def _score_phase(
 ) -> None:  # fmt: skip
     """This rank's share of a phase's videos, a line a video."""
     name = scoring.name
-    phase = config.phase(name)
+    phase = train_phase(config, name)
     model = networks.finished_model(config, name, scoring.weights, len(store.classes)).to(device).eval()
-    reader = ClipReader(
-        store, None, config.model.variant, streams=(phase.uses_rgb, phase.uses_flow), device_id=device.index, most=512
-    )
+    reader = ClipReader(store, None, Levels.of_phase(phase), streams=phase.streams, device_id=device.index, most=512)
     writer = parts.PartWriter(paths, config.data.split, name, world.rank)
     with Progress(f"test {name}", len(todo), "videos", world.is_first) as bar:
         for number, video in enumerate(todo, 1):

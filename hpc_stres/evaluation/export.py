@@ -14,16 +14,19 @@ import io
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from hpc_stres.config.schema import Config
+from hpc_stres.data.augment import Levels
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import hub, networks, programs
 from hpc_stres.evaluation.finished import read_finished
 from hpc_stres.evaluation.preprocessing import preprocessing
+from hpc_stres.models.resnet import DEPTHS
 from hpc_stres.models.weights import STREAMS, read_state, save_state, to_torchvision
+from hpc_stres.phases.train import TrainPhase, train_phase
 from hpc_stres.run.paths import RunPaths, sha256, write_bytes, write_sealed
 from hpc_stres.run.product import finished_weights
 from hpc_stres.store.location import Settings, store_folder
@@ -34,10 +37,25 @@ TOLERANCE = 1e-4
 ONNX = "model.onnx"
 
 
+class Shapes(NamedTuple):
+    """Pixels of one place of the last stage, and the clips (batch, chunks, height, width) to compare on."""
+
+    place: int
+    compared: list[tuple[int, int, int, int]]
+
+
+def _shapes(config: Config, phase: TrainPhase) -> Shapes:
+    """The store's own frames; several wide ones; and some so small that the last stage has a single place."""
+    trunks = [phase.trunk(stream) for stream in phase.family.streams]
+    place = 2 ** (max(len(trunk.stages or DEPTHS[trunk.depth or 50]) for trunk in trunks) + 1)
+    least, (height, width) = phase.family.least_chunks, _frame_size(config)
+    return Shapes(place, [(1, least, height, width), (3, least + 2, place, width + 6), (2, least + 1, 8, 8)])
+
+
 def export(config: Config, run_dir: Path, phase: str | None, folder: Path) -> dict[str, Any]:
     """Write all files; returns export.json's content. Refuses when a file does not compute what the network does."""
     name = phase or networks.best_phase(config, run_dir)
-    kind, paths = config.phase(name), RunPaths(run_dir)
+    kind, paths = train_phase(config, name), RunPaths(run_dir)
     weights = finished_weights(paths, name)
     classes = read_finished(paths, name).classes
     model = networks.finished_model(config, name, weights, len(classes)).float().eval()
@@ -47,12 +65,13 @@ def export(config: Config, run_dir: Path, phase: str | None, folder: Path) -> di
     outputs = [s for s in STREAMS if getattr(model, s) is not None]
     made: dict[str, Any] = {
         "phase": name, "classes": classes, "streams": inputs, "outputs": outputs,
-        "variant": config.model.variant, "settings": Settings.of(config.data).as_json(),
+        "levels": Levels.of_phase(kind)._asdict(), "settings": Settings.of(config.data).as_json(),
         "evaluation": asdict(config.evaluation), "weights_sha256": sha256(weights),
         "sizes": networks.exported_sizes(config, name),
-        "preprocessing": preprocessing(config, inputs),
+        "preprocessing": preprocessing(config, kind, inputs),
+        "windows": dict(zip(("chunks", "spacing"), networks.clip_of(kind), strict=True)),
     }  # fmt: skip
-    made |= _write_programs(programs.Flat(model, inputs), outputs, made, _frame_size(config), folder)
+    made |= _write_programs(programs.Flat(model, inputs), outputs, made, _shapes(config, kind), folder)
     save_state(plain, folder / networks.WEIGHTS)
     for stream in outputs:
         save_state(to_torchvision(plain, stream), folder / f"{stream}.safetensors")
@@ -64,22 +83,17 @@ def export(config: Config, run_dir: Path, phase: str | None, folder: Path) -> di
 
 
 def _write_programs(
-    flat: programs.Flat, outputs: Sequence[str], made: dict[str, Any], size: tuple[int, int], folder: Path
+    flat: programs.Flat, outputs: Sequence[str], made: dict[str, Any], shapes: Shapes, folder: Path
 ) -> dict[str, Any]:
     """Both programs, each compared with the network on clips of several shapes."""
-    stages = len(flat.model.trunk_options.stages)  # type: ignore[union-attr,arg-type]
-    program = programs.trace(flat, 2 ** (stages + 1))
+    program = programs.trace(flat, shapes.place)
     metadata = {key: made[key] for key in ("phase", "classes", "preprocessing", "outputs")}
     programs.save_onnx(program, flat.inputs, outputs, folder / ONNX, metadata)
     archive = io.BytesIO()
     programs.save(program, archive)
     write_bytes(folder / networks.PROGRAM, archive.getvalue())
-    pool: Any = flat.model.pool
-    least = 1 if pool is None else pool.window
-    # The store's own frames; several wide ones; and one so small that its last stage has a single place.
-    shapes = [(1, least, *size), (3, least + 2, 2 ** (stages + 1), size[1] + 6), (2, least + 1, 8, 8)]
     differences = {"torch.export": 0.0, "onnx": 0.0}
-    for shape in shapes:
+    for shape in shapes.compared:
         clips = programs.make_clips(flat.inputs, shape)
         with torch.no_grad():
             expected = flat(*clips)
@@ -94,7 +108,11 @@ def _write_programs(
             raise UserError(
                 f"{folder}: the {what} program differs from the network by {value:.2g} of the largest logit"
             )
-    return {"ranges": programs.ranges(program), "compared_on": [list(s) for s in shapes], "difference": differences}
+    return {
+        "ranges": programs.ranges(program),
+        "compared_on": [list(shape) for shape in shapes.compared],
+        "difference": differences,
+    }
 
 
 def _frame_size(config: Config) -> tuple[int, int]:

@@ -115,7 +115,7 @@ def extract(task: Task, sources: Sequence[Source], device: torch.device) -> list
                 if share is not None:
                     work = Work(task, source)
                     reader = reader or ClipReader(
-                        _NoVideo(), None, task.network.variant, streams=task.network.streams, device_id=device_id
+                        _NoVideo(), None, task.network.levels, streams=task.network.streams, device_id=device_id
                     )
                     work.run(tap, reader, share, ranks)
             except UndecodableError as error:

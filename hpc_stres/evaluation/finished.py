@@ -3,12 +3,16 @@
 The one place where evaluation reads done.json.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from hpc_stres.config.loading import load_run
+from hpc_stres.config.loading import load_run, plain
 from hpc_stres.config.schema import Config
 from hpc_stres.errors import ConfigError, UserError
+from hpc_stres.phases.train import TrainPhase
+from hpc_stres.registry.phase import Phase
 from hpc_stres.run.paths import RunPaths
 from hpc_stres.run.product import read_done
 
@@ -26,25 +30,40 @@ def read_finished(paths: RunPaths, phase: str) -> Finished:
     done = read_done(paths.phase(phase))
     if done is None:
         raise UserError(f"{paths.phase(phase).root}: phase {phase} is not finished\nTrain it first: --phase {phase}")
-    return Finished(done["sha256"], list(done["classes"]))
-
-
-# Options of a phase that are part of its network.
-NETWORK_OPTIONS = ("model", "temporal_pool", "temporal_padding")
+    return Finished(done["sha256"], list(done.get("classes", ())))
 
 
 def load_trained(run_dir: Path, overrides: list[str]) -> Config:
     """The config of a run for the use of its weights; refuses overrides that they were not trained for."""
     trained, config = load_run(run_dir), load_run(run_dir, overrides)
     changed = ["data.split"] if config.data.split != trained.data.split else []
-    sizes = ("depth", "stages", "width", "variant")
-    changed += [f"model.{key}" for key in sizes if getattr(config.model, key) != getattr(trained.model, key)]
     for name, phase in trained.phases.items():
-        other = config.phases[name]
-        changed += [f"phases.{name}.{k}" for k in NETWORK_OPTIONS if getattr(other, k) != getattr(phase, k)]
+        changed += _changed_options(config, name, phase)
     if changed:
         raise ConfigError(
             f"--set {changed[0]}: the weights in {run_dir} were trained with another value\n"
             "A split's test videos train another split; another network reads weights wrongly. Leave it as it is."
         )
     return config
+
+
+def _changed_options(config: Config, name: str, trained: Phase) -> list[str]:
+    """Options of a phase that are part of its product and have another value now, under the keys that gave it."""
+    now = config.phases[name]
+    if not isinstance(now, TrainPhase) or not isinstance(trained, TrainPhase):
+        return [] if now == trained else [f"phases.{name}"]
+    before, after = flat(plain(trained.model)), flat(plain(now.model))
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    return [
+        config.source_of(name, f"model.{key}") or f"phases.{name}.model.{key}"
+        for key in keys
+        if not key.endswith(".weights")
+    ]
+
+
+def flat(value: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested values by their dotted names."""
+    leaves: dict[str, Any] = {}
+    for key, item in value.items():
+        leaves |= flat(item, f"{path}{key}.") if isinstance(item, Mapping) else {f"{path}{key}": item}
+    return leaves

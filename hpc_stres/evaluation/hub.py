@@ -15,7 +15,7 @@ from hpc_stres.config.schema import Config
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation.networks import HUB_CONFIG, HUB_KEY, HUB_WEIGHTS
 from hpc_stres.evaluation.protocol import describe
-from hpc_stres.evaluation.table import TITLES, read_results
+from hpc_stres.evaluation.table import read_results
 from hpc_stres.run.paths import RunPaths, atomic_path, read_sealed, sealed, write_json, write_text
 
 CARD = "README.md"
@@ -31,7 +31,7 @@ def write_folder(config: Config, paths: RunPaths, exported: Mapping[str, Any], w
             shutil.copyfile(weights, temporary)
     classes = exported["classes"]
     write_json(folder / HUB_CONFIG, {
-        "model_type": "hpc_stres", "architectures": [exported["sizes"]["phase"]["model"]],
+        "model_type": "hpc_stres", "architectures": [exported["sizes"]["model"]["name"]],
         "num_labels": len(classes), "id2label": dict(enumerate(classes)),
         "label2id": {name: number for number, name in enumerate(classes)},
         "hpc_stres_version": __version__, HUB_KEY: sealed(exported),
@@ -41,7 +41,7 @@ def write_folder(config: Config, paths: RunPaths, exported: Mapping[str, Any], w
 
 def model_card(config: Config, paths: RunPaths, exported: Mapping[str, Any]) -> str:
     """What the weights are, what they were trained on and how well they did, under which protocol."""
-    title = TITLES.get(exported["phase"], exported["phase"])
+    title = config.phases[exported["phase"]].title
     column, data = _column(config, paths, exported["phase"]), _data_set(paths)
     header = {
         "library_name": "hpc_stres", "pipeline_tag": "video-classification",

@@ -62,7 +62,7 @@ def _measure(config: Config, run_dir: Path, phase: str, store: Store) -> list[Ju
         squares.append((float(motion.double().square().mean()), float(appearance.double().square().mean())))
 
     handle = network.call.interaction.register_forward_pre_hook(note)  # type: ignore[attr-defined]
-    reader = ClipReader(store, None, network.variant, streams=network.streams, most=512)
+    reader = ClipReader(store, None, network.levels, streams=network.streams, most=512)
     videos = sorted(store.rows[number].id for number in store.present(config.data.split, "test"))[:VIDEOS]
     quick = replace(network.evaluation, protocol="quick")
     for name in videos:

@@ -7,22 +7,24 @@ network is built by this package. The programs beside them are for use elsewhere
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from hpc_stres.config.loading import build
-from hpc_stres.config.recipe import Phase, ordered_phases
-from hpc_stres.config.schema import Config, EvaluationConfig, ModelConfig
-from hpc_stres.config.tree import Node
+from hpc_stres.config.loading import node_of, plain
+from hpc_stres.config.recipe import ordered_phases
+from hpc_stres.config.schema import Config, EvaluationConfig
+from hpc_stres.config.values import build
+from hpc_stres.data.augment import Levels
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.evaluation.finished import load_trained, read_finished
 from hpc_stres.models import Logits, TwoStream
 from hpc_stres.models.building import DTYPES, build_phase_model
 from hpc_stres.models.weights import load_into, read_state
+from hpc_stres.phases.train import TrainPhase, train_phase
 from hpc_stres.run.paths import RunPaths, read_sealed, sha256, unsealed
 from hpc_stres.run.product import finished_weights
 from hpc_stres.store.location import Settings
@@ -42,7 +44,7 @@ class Network:
     name: str
     classes: list[str]
     settings: Settings
-    variant: str
+    levels: Levels
     streams: tuple[bool, bool]
     evaluation: EvaluationConfig
     dtype: torch.dtype
@@ -63,8 +65,9 @@ class Network:
 
 
 def best_phase(config: Config, run_dir: Path) -> str:
-    """The last finished phase of the recipe."""
-    done = [name for name in ordered_phases(config.phases) if RunPaths(run_dir).phase(name).done.is_file()]
+    """The last finished phase of the recipe that trained a network."""
+    trained = [name for name in ordered_phases(config.phases) if config.phases[name].kind == "train"]
+    done = [name for name in trained if RunPaths(run_dir).phase(name).done.is_file()]
     if not done:
         raise UserError(f"{run_dir}: no finished phase\nTrain one first: hpc-stres train --phase ...")
     return done[-1]
@@ -93,29 +96,31 @@ def from_run(run_dir: Path, phase: str | None, overrides: list[str], device: tor
     """The network of a finished phase."""
     config = load_trained(run_dir, overrides)
     name = phase or best_phase(config, run_dir)
-    config.phase(name)
+    phase_options = train_phase(config, name)
     classes = read_finished(RunPaths(run_dir), name).classes
     weights = finished_weights(RunPaths(run_dir), name)
     model = finished_model(config, name, weights, len(classes)).to(device).eval()
-    kind = config.phases[name]
     return Network(
-        name, classes, Settings.of(config.data), config.model.variant, (kind.uses_rgb, kind.uses_flow),
-        config.evaluation, DTYPES[config.training.precision], model, weights, *clip_of(kind),
+        name, classes, Settings.of(config.data), Levels.of_phase(phase_options), phase_options.streams,
+        config.evaluation, DTYPES[config.training.precision], model, weights, *clip_of(phase_options),
     )  # fmt: skip
 
 
-def clip_of(phase: Phase) -> tuple[int, int]:
+def clip_of(phase: TrainPhase) -> tuple[int, int]:
     """Chunks of a phase's clips, and the frames between two of them: the middle of what it trained with."""
-    return phase.chunks, sum(phase.stride) // 2
+    return phase.clips.chunks, sum(phase.clips.stride) // 2
 
 
 def exported_sizes(config: Config, name: str) -> dict[str, Any]:
     """What `from_export` builds the network from."""
-    phase = config.phases[name]
-    kept = {"model": phase.model, "temporal_padding": phase.temporal_padding, "temporal_pool": phase.temporal_pool}
-    network = {**asdict(config.model), "weights": None}
+    phase = train_phase(config, name)
+    model = plain(phase.model)
+    for stream in phase.family.streams:
+        # Where the first weights were is nobody's business who gets the last ones.
+        if stream in model:
+            model[stream]["weights"] = None
     # The least phase that has these: steps and batches say nothing about a finished network.
-    return {"phase": {**kept, "chunks": phase.chunks, "stride": list(phase.stride)}, "network": network}
+    return {"model": model, "clips": {"chunks": phase.clips.chunks}}
 
 
 def from_export(folder: Path, device: torch.device) -> Network:
@@ -151,25 +156,15 @@ def _built(found: dict[str, Any], weights: Path, device: torch.device, origin: s
     if sha256(weights) != found["files"][WEIGHTS]:
         raise UserError(f"{weights}: damaged: its checksum is wrong\nExport the phase again.")
     sizes, name = found["sizes"], found["phase"]
-    phase: Phase = build(Phase, _nodes(sizes["phase"], origin), "phase")
-    options: ModelConfig = build(ModelConfig, _nodes(sizes["network"], origin), "network")
-    tested = _nodes(found["evaluation"], origin)
-    evaluation: EvaluationConfig = build(EvaluationConfig, tested, "evaluation")
-    config = Config(phases={name: phase}, model=options, evaluation=evaluation)
+    phase: TrainPhase = build(TrainPhase, node_of(sizes, origin), f"phases.{name}")
+    evaluation: EvaluationConfig = build(EvaluationConfig, node_of(found["evaluation"], origin), "evaluation")
+    config = Config(phases={name: phase}, evaluation=evaluation)
     model = finished_model(config, name, weights, len(found["classes"])).to(device).eval()
     return Network(
-        name, found["classes"], Settings.stored(found["settings"]), options.variant,
-        (phase.uses_rgb, phase.uses_flow), evaluation, torch.float32, model, weights, *clip_of(phase),
+        name, found["classes"], Settings.stored(found["settings"]),
+        Levels.of_phase(train_phase(config, name)), phase.streams, evaluation, torch.float32, model, weights,
+        found["windows"]["chunks"], found["windows"]["spacing"],
     )  # fmt: skip
-
-
-def _nodes(value: Any, origin: str) -> Node:
-    """Plain values as the config loader reads them, so that they pass the same checks."""
-    if isinstance(value, dict):
-        return Node({key: _nodes(item, origin) for key, item in value.items()}, origin)
-    if isinstance(value, list):
-        return Node([_nodes(item, origin) for item in value], origin)
-    return Node(value, origin)
 
 
 def load(folder: Path, phase: str | None, overrides: list[str], device: torch.device) -> Network:

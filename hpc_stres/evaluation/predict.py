@@ -82,7 +82,7 @@ def predict(network: Network, path: Path, quick: bool) -> Prediction:
     evaluation = replace(network.evaluation, protocol="quick") if quick else network.evaluation
     video = Video(path.stem, path, 0)
     clip = PreparedClip(guard.prepare(video, network.settings, wanted=_wanted_pairs(path, evaluation)), path)
-    reader = ClipReader(clip, None, network.variant, streams=network.streams, most=512)
+    reader = ClipReader(clip, None, network.levels, streams=network.streams, most=512)
     requests = protocol.test_requests(clip.rows[0], 0, evaluation)
     scores = protocol.score_video(network, reader, requests, network.dtype)
     streams = [stream for stream in scores if stream is not None]

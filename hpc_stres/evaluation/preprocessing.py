@@ -6,16 +6,17 @@ from typing import Any
 from hpc_stres.config.schema import FLOW_STACK, Config
 from hpc_stres.data import augment
 from hpc_stres.data.flow import BOUND, ZERO_LEVEL
+from hpc_stres.phases.train import TrainPhase
 from hpc_stres.store.location import Settings
 
 
-def preprocessing(config: Config, inputs: Sequence[str]) -> dict[str, Any]:
-    """Frames, normalisation, flow encoding and sampling of the phases of a config."""
-    settings, variant = Settings.of(config.data), config.model.variant
+def preprocessing(config: Config, phase: TrainPhase, inputs: Sequence[str]) -> dict[str, Any]:
+    """Frames, normalisation, flow encoding and sampling of a phase."""
+    settings, levels = Settings.of(config.data), augment.Levels.of_phase(phase)
     half = FLOW_STACK // 2
-    scale, shift = augment.rgb_scale_and_shift(variant)
-    flow_scale, flow_shift = augment.flow_scale_and_shift(variant, flip=False)
-    flipped_scale, flipped_shift = augment.flow_scale_and_shift(variant, flip=True)
+    scale, shift = augment.rgb_scale_and_shift(levels)
+    flow_scale, flow_shift = augment.flow_scale_and_shift(levels, flip=False)
+    flipped_scale, flipped_shift = augment.flow_scale_and_shift(levels, flip=True)
     made: dict[str, Any] = {
         "axes": ["batch", "time", "channel", "height", "width"],
         "frames": {

@@ -3,6 +3,7 @@
 import html
 import itertools
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from hpc_stres.errors import UserError
 from hpc_stres.evaluation import pictures
 from hpc_stres.evaluation.junctions import VIDEOS, strengths
 from hpc_stres.evaluation.predict import softmax
-from hpc_stres.evaluation.results import columns
-from hpc_stres.evaluation.scores import STREAMS, Scores, right
-from hpc_stres.evaluation.table import TITLES, protocol_lines, read_results, table_cells
+from hpc_stres.evaluation.results import columns, titles
+from hpc_stres.evaluation.scores import Scores, right
+from hpc_stres.evaluation.table import protocol_lines, read_results, table_cells
 from hpc_stres.models.weights import read_state
+from hpc_stres.phases.train import TrainPhase
 from hpc_stres.prepare.video import encode_jpeg
 from hpc_stres.run.paths import SEAL, RunPaths, read_json_lines, unsealed, write_text
 from hpc_stres.run.provenance import without_secrets
@@ -48,14 +50,15 @@ def write_report(config: Config, run_dir: Path) -> Path:
     paths = RunPaths(run_dir)
     results = read_results(paths.results)
     store, found = Store(store_folder(config)), columns(config, run_dir)
+    heads = titles(config)
     sections = [
         ("Accuracy", _table(results)),
-        ("Learning curves", _curves(config, paths)),
-        ("Classes", _classes(found)),
-        ("What each phase repaired and broke", _changes(found)),
-        ("Examples", _examples(store, found)),
-        ("Temporal kernels", _kernels(config, paths)),
-        ("Motion in the appearance stream", _junctions(config, run_dir, store)),
+        ("Learning curves", _curves(config, paths, heads)),
+        ("Classes", _classes(found, heads)),
+        ("What each phase repaired and broke", _changes(found, heads)),
+        ("Examples", _examples(store, found, heads)),
+        ("Temporal kernels", _kernels(config, paths, heads)),
+        ("Motion in the appearance stream", _junctions(config, run_dir, store, heads)),
         ("Provenance", _provenance(config, paths)),
     ]
     links = " · ".join(f'<a href="#s{n}">{title}</a>' for n, (title, _) in enumerate(sections))
@@ -81,7 +84,7 @@ def _table(results: dict[str, Any]) -> str:
     return _rows(*table_cells(results)) + words
 
 
-def _curves(config: Config, paths: RunPaths) -> str:
+def _curves(config: Config, paths: RunPaths, heads: Mapping[str, str]) -> str:
     charts = []
     for name in ordered_phases(config.phases):
         rows = _metric_rows(paths.phase(name).metrics)
@@ -90,7 +93,7 @@ def _curves(config: Config, paths: RunPaths) -> str:
             series = {
                 key.removeprefix(f"{kind}_"): [(row["step"], row[key]) for row in rows if key in row] for key in keys
             }
-            charts.append(pictures.line_chart(f"{TITLES.get(name, name)}: {kind}", series, "steps"))
+            charts.append(pictures.line_chart(f"{heads[name]}: {kind}", series, "steps"))
     return f'<div class="grid">{"".join(charts)}</div>'
 
 
@@ -113,7 +116,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _classes(found: dict[str, Scores]) -> str:
+def _classes(found: dict[str, Scores], heads: Mapping[str, str]) -> str:
     parts = []
     for name, scores in found.items():
         count = len(scores.classes)
@@ -124,12 +127,12 @@ def _classes(found: dict[str, Scores]) -> str:
         text = ", ".join(f"{scores.classes[i]} {100 * share[i]:.0f} %" for i in order[:3])
         best = ", ".join(f"{scores.classes[i]} {100 * share[i]:.0f} %" for i in order[::-1][:3])
         note = f"<p>best: {html.escape(best)}<br>worst: {html.escape(text)}</p>"
-        title = html.escape(TITLES.get(name, name))
+        title = html.escape(heads[name])
         parts.append(f"<div><h3>{title}</h3>{pictures.confusion(matrix, scores.classes)}{note}</div>")
     return f'<div class="grid">{"".join(parts)}</div>'
 
 
-def _changes(found: dict[str, Scores]) -> str:
+def _changes(found: dict[str, Scores], heads: Mapping[str, str]) -> str:
     """From each column to the next: videos that became right and that became wrong, by name."""
     parts = []
     names = list(found)
@@ -140,7 +143,7 @@ def _changes(found: dict[str, Scores]) -> str:
         was, now = right(one), right(two)
         repaired = [one.ids[i] for i in np.nonzero(~was & now)[0]]
         broken = [one.ids[i] for i in np.nonzero(was & ~now)[0]]
-        title = html.escape(f"{TITLES.get(before, before)} to {TITLES.get(after, after)}")
+        title = html.escape(f"{heads[before]} to {heads[after]}")
         parts.append(
             f"<details><summary>{title}: {len(repaired)} repaired, {len(broken)} broken</summary>"
             f"<p>repaired: {html.escape(', '.join(repaired) or '-')}</p>"
@@ -149,7 +152,7 @@ def _changes(found: dict[str, Scores]) -> str:
     return "".join(parts)
 
 
-def _examples(store: Store, found: dict[str, Scores]) -> str:
+def _examples(store: Store, found: dict[str, Scores], heads: Mapping[str, str]) -> str:
     """Frame and flow strips of videos whose answer the last column changed, or the first ones."""
     names = list(found)
     if not names:
@@ -159,10 +162,10 @@ def _examples(store: Store, found: dict[str, Scores]) -> str:
     changed = [name for name, a, b in pairs if a != b] or last.ids
     changed = [name for name in changed if name in store.number]
     step = max(1, len(changed) // EXAMPLES)
-    return "".join(_example(store, found, name) for name in changed[::step][:EXAMPLES])
+    return "".join(_example(store, found, name, heads) for name in changed[::step][:EXAMPLES])
 
 
-def _example(store: Store, found: dict[str, Scores], name: str) -> str:
+def _example(store: Store, found: dict[str, Scores], name: str, heads: Mapping[str, str]) -> str:
     import cv2
 
     video = store.number[name]
@@ -178,14 +181,14 @@ def _example(store: Store, found: dict[str, Scores], name: str) -> str:
     for column, scores in found.items():
         if name in scores.ids:
             index = scores.ids.index(name)
-            answers.append([TITLES.get(column, column), scores.classes[int(scores.logits[index].argmax())]])
+            answers.append([heads[column], scores.classes[int(scores.logits[index].argmax())]])
     truth = html.escape(store.classes[row.label])
-    chart = _over_time(found, name)
+    chart = _over_time(found, name, heads)
     strips = f'<div class="strip">{shots}</div><div class="strip">{"".join(flows)}</div>'
     return f"<h3>{html.escape(name)} <small>({truth})</small></h3>{strips}{_rows(['column', 'answer'], answers)}{chart}"
 
 
-def _over_time(found: dict[str, Scores], name: str) -> str:
+def _over_time(found: dict[str, Scores], name: str, heads: Mapping[str, str]) -> str:
     """Probability of the true class and of the strongest other one, in the last column that has several times."""
     for column, scores in reversed(found.items()):
         if name not in scores.ids or not scores.streams:
@@ -193,7 +196,7 @@ def _over_time(found: dict[str, Scores], name: str) -> str:
         index = scores.ids.index(name)
         logits = np.mean([stream[index] for stream in scores.streams.values()], axis=0)
         if len(logits) > 1:
-            return _time_chart(scores, logits, int(scores.labels[index]), TITLES.get(column, column))
+            return _time_chart(scores, logits, int(scores.labels[index]), heads[column])
     return ""
 
 
@@ -208,15 +211,21 @@ def _time_chart(scores: Scores, logits: NDArray[np.float64], truth: int, title: 
     return f'<div class="chart">{chart}</div>'
 
 
-def _junctions(config: Config, run_dir: Path, store: Store) -> str:
+def shows(config: Config, name: str, probe: str) -> bool:
+    """Whether a phase trains a network that has this to show."""
+    phase = config.phases[name]
+    return isinstance(phase, TrainPhase) and probe in phase.family.probes
+
+
+def _junctions(config: Config, run_dir: Path, store: Store, heads: Mapping[str, str]) -> str:
     """How large the motion signal is where it enters the appearance stream."""
     rows = []
     for name in ordered_phases(config.phases):
-        if config.phases[name].model in STREAMS or not RunPaths(run_dir).phase(name).done.is_file():
+        if not shows(config, name, "junctions") or not RunPaths(run_dir).phase(name).done.is_file():
             continue
         for junction in strengths(config, run_dir, name, store):
             numbers = [f"{junction.motion:.3g}", f"{junction.appearance:.3g}", f"{junction.share:.2f}"]
-            rows.append([TITLES.get(name, name), f"conv{junction.stage + 1}_x", *numbers])
+            rows.append([heads[name], f"conv{junction.stage + 1}_x", *numbers])
     note = (
         f"<p>Root mean square of both signals at each junction, on one clip of each of {VIDEOS} test videos. A share "
         "of 1 means that what comes from motion is as large as what it is joined to.</p>"
@@ -224,11 +233,11 @@ def _junctions(config: Config, run_dir: Path, store: Store) -> str:
     return note + _rows(["phase", "junction", "motion", "appearance", "share"], rows)
 
 
-def _kernels(config: Config, paths: RunPaths) -> str:
+def _kernels(config: Config, paths: RunPaths, heads: Mapping[str, str]) -> str:
     """How far each temporal kernel moved from its start, and how many of its filters became differences."""
     rows = []
     for name in ordered_phases(config.phases):
-        if not config.phases[name].model.startswith("st_") or not paths.phase(name).weights.is_file():
+        if not shows(config, name, "temporal_kernels") or not paths.phase(name).weights.is_file():
             continue
         for key, weight in read_state(paths.phase(name).weights).items():
             if weight.ndim != 4 or tuple(weight.shape[2:]) != (3, 1):
@@ -237,7 +246,7 @@ def _kernels(config: Config, paths: RunPaths) -> str:
             mean = taps.mean(axis=2, keepdims=True)
             moved = np.abs(taps - mean).sum() / np.abs(taps).sum()
             differences = (np.sign(taps).min(axis=2) < 0) & (np.sign(taps).max(axis=2) > 0)
-            rows.append([TITLES.get(name, name), key, f"{100 * moved:.1f} %", f"{100 * differences.mean():.1f} %"])
+            rows.append([heads[name], key, f"{100 * moved:.1f} %", f"{100 * differences.mean():.1f} %"])
     note = (
         "<p>Every temporal filter starts as an average, a third at each tap. <em>Moved</em>: share of the weight that "
         "is no longer equal over the taps. <em>Differences</em>: filters whose taps have come to differ in sign.</p>"

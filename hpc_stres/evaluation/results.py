@@ -1,6 +1,8 @@
 """results.json and the columns of the table, from the score files of a run."""
 
 import sys
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +11,17 @@ from hpc_stres.config.schema import Config
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import protocol, scores
 from hpc_stres.evaluation.finished import read_finished
-from hpc_stres.evaluation.published import official_data_set
+from hpc_stres.evaluation.published import TWO_STREAM_PUBLISHED, official_data_set
 from hpc_stres.evaluation.scores import Scores
 from hpc_stres.evaluation.table import MIXED, read_results
+from hpc_stres.phases.train import TrainPhase
+from hpc_stres.registry.phase import Phase
 from hpc_stres.run.paths import RunPaths, sha256, write_sealed
 from hpc_stres.store.location import flow_name
 from hpc_stres.store.reader import Store
 
 TWO_STREAM = "two_stream"
-# The order of the table's columns; other models come after these.
-ORDER = ("appearance", "motion", "st_resnet", "st_resnet_star", "stm_resnet")
+TWO_STREAM_TITLE = "Two-Stream"
 
 
 def columns(config: Config, run_dir: Path) -> dict[str, Scores]:
@@ -35,9 +38,9 @@ def columns(config: Config, run_dir: Path) -> dict[str, Scores]:
         loaded = Scores.load(paths.scores(split, name))
         if not _is_current(loaded, paths, name, split):
             continue
-        model = config.phases[name].model
-        if model in scores.STREAMS:
-            singles[model] = loaded
+        stream = single_stream(config.phases[name])
+        if stream is not None:
+            singles[stream] = loaded
         found[name] = loaded
         if len(singles) == 2 and TWO_STREAM not in found and _one_protocol(singles.values()):
             found[TWO_STREAM] = scores.mean_of(singles["appearance"], singles["motion"])
@@ -61,8 +64,27 @@ def _one_protocol(found: Any) -> bool:
 
 
 def _column_rank(config: Config, name: str) -> int:
-    model = config.phases[name].model
-    return ORDER.index(model) if model in ORDER else len(ORDER)
+    return config.phases[name].rank
+
+
+def single_stream(phase: Phase) -> str | None:
+    """The stream of a phase that trains one alone, whose scores the late fusion averages."""
+    if not isinstance(phase, TrainPhase) or not phase.family.is_single:
+        return None
+    return phase.family.streams[0]
+
+
+def titles(config: Config) -> dict[str, str]:
+    """Heading of each column; phases of one title are told apart by their names."""
+    own = {name: phase.title or name for name, phase in config.phases.items()}
+    counts = Counter(own.values())
+    unique = {name: title if counts[title] == 1 else f"{title} ({name})" for name, title in own.items()}
+    return {**unique, TWO_STREAM: TWO_STREAM_TITLE}
+
+
+def published_figures(config: Config, name: str) -> Mapping[str, float]:
+    """Published accuracy of a column by official data set."""
+    return TWO_STREAM_PUBLISHED if name == TWO_STREAM else config.phases[name].published
 
 
 def summarise(config: Config, run_dir: Path, store: Store) -> dict[str, Any]:
@@ -70,10 +92,14 @@ def summarise(config: Config, run_dir: Path, store: Store) -> dict[str, Any]:
     wanted = len(store.ids(config.data.split, "test"))
     found = columns(config, run_dir)
     table = {name: scores.summary(column, wanted, column.made_by["protocol"]) for name, column in found.items()}
+    official, headings = official_data_set(config.data.kind, store, config.data.split), titles(config)
+    for name, column in table.items():
+        column["title"] = headings[name]
+        column["published"] = published_figures(config, name).get(official or "")
     words = sorted({column["protocol"] for column in table.values()}) or [protocol.describe(config.evaluation)]
     results = {
         "data": config.data.kind,
-        "official": official_data_set(config.data.kind, store, config.data.split),
+        "official": official,
         "recipe": config.recipe,
         "protocol": words[0] if len(words) == 1 else MIXED,
         "flow": flow_name(store.manifest["settings"]),

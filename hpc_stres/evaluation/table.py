@@ -9,15 +9,7 @@ from hpc_stres.evaluation.published import published_for
 from hpc_stres.run.paths import read_sealed
 from hpc_stres.run.tables import text_table
 
-TITLES = {
-    "appearance": "Appearance",
-    "motion": "Motion",
-    "two_stream": "Two-Stream",
-    "st_resnet": "ST-ResNet",
-    "st_resnet_star": "ST-ResNet*",
-    "stm_resnet": "STM-ResNet",
-}
-# What stands in place of the protocol where columns differ in theirs.
+# What is printed in place of the protocol where columns differ in theirs.
 MIXED = "columns of different protocols"
 
 
@@ -34,11 +26,16 @@ def count_text(column: Mapping[str, Any]) -> str:
     return str(column["of"]) if column["videos"] == column["of"] else f"{column['videos']} of {column['of']}"
 
 
+def title_of(name: str, columns: Mapping[str, Mapping[str, Any]]) -> str:
+    """Heading of a column; its name where results.json gives none."""
+    return str(columns.get(name, {}).get("title") or name)
+
+
 def score_rows(columns: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """Name, top-1, interval, top-5 and count of each column."""
     return [
         [
-            TITLES.get(name, name), f"{c['top1']:.2f}", f"{c['interval95'][0]:.1f} - {c['interval95'][1]:.1f}",
+            title_of(name, columns), f"{c['top1']:.2f}", f"{c['interval95'][0]:.1f} - {c['interval95'][1]:.1f}",
             f"{c['top5']:.2f}", count_text(c),
         ]
         for name, c in columns.items()
@@ -61,10 +58,10 @@ def table_cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
         for title, *cells in score_rows(table):
             rows.append([title, *([split] if several else []), *cells])
     for name, value in results.get("mean", {}).items():
-        rows.append([TITLES.get(name, name), "mean", f"{value:.2f}", "", "", ""])
+        rows.append([title_of(name, next(iter(results["splits"].values()))), "mean", f"{value:.2f}", "", "", ""])
     if published is None:
         return header, rows
-    # Figures of the paper are means of three splits: they stand beside means only.
+    # Figures of the paper are means of three splits: they are printed beside means only.
     means = list(results.get("mean", {}))
     single = [""] * (len(rows) - len(means))
     beside = single + [f"{published[name]:.2f}" if name in published else "-" for name in means]
@@ -76,4 +73,5 @@ def protocol_lines(results: Mapping[str, Any]) -> list[str]:
     if results["protocol"] != MIXED:
         return [str(results["protocol"])]
     columns = {name: c["protocol"] for table in results["splits"].values() for name, c in table.items()}
-    return [f"{TITLES.get(name, name)}: {words}" for name, words in columns.items()]
+    table = next(iter(results["splits"].values()))
+    return [f"{title_of(name, table)}: {words}" for name, words in columns.items()]

@@ -17,7 +17,7 @@ from hpc_stres.config.schema import ClusterConfig, Config
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.evaluation.table import read_results
 from hpc_stres.launch.scheduler import Token
-from hpc_stres.layout import plan
+from hpc_stres.registry import PHASE_KINDS
 from hpc_stres.run.paths import RunPaths, read_json
 from hpc_stres.run.product import phase_is_done
 from hpc_stres.tools.planner import read_hours
@@ -107,13 +107,24 @@ def _ancestors(config: Config, phases: Collection[str]) -> set[str]:
 
 def _training_job(config: Config, run_dir: Path, name: str, after: tuple[str, ...]) -> Job:
     paths, cluster = RunPaths(run_dir), config.cluster
+    phase = config.phases[name]
     commands: list[tuple[str, ...]] = []
-    if cluster.scheduler == "slurm" and cluster.preflight and not config.phases[name].starts_from:
+    ranks = PHASE_KINDS.get(phase.kind).ranks
+    needs_check = ranks == "training" and not phase.starts_from
+    if cluster.scheduler == "slurm" and cluster.preflight and needs_check:
         commands.append(("preflight", "--config", str(paths.config), "--run-dir", str(run_dir)))
     commands.append(("train", "--config", str(paths.config), "--phase", name, "--run-dir", str(run_dir)))
     minutes, links = wall_time(cluster, planned_hours(paths, name))
-    per_node, gpus = cluster.ranks_of_a_node, cluster.gpus_per_node
-    return Job(name, tuple(commands), after, cluster.nodes, per_node, gpus, minutes, links)
+    nodes, per_node, gpus = _shape(cluster, ranks)
+    return Job(name, tuple(commands), after, nodes, per_node, gpus, minutes, links)
+
+
+def _shape(cluster: ClusterConfig, ranks: str) -> tuple[int, int, int]:
+    """Nodes, ranks of each and its GPUs, for what a kind of phase runs on."""
+    if ranks == "one":
+        return 1, 1, 0
+    gpus = cluster.gpus_per_node if ranks == "training" else 0
+    return cluster.nodes, cluster.ranks_of_a_node, gpus
 
 
 def planned_hours(paths: RunPaths, name: str) -> float | None:
@@ -154,12 +165,7 @@ def evaluation_is_done(config: Config, paths: RunPaths) -> bool:
 def layout_line(config: Config, job: Job) -> str:
     """How a training job's global batch will be cut; refuses at submit time what no layout can
     cut."""
-    if job.name not in config.phases:
-        return ""
-    phase = config.phase(job.name)
-    limit = config.training.max_micro_batch
-    layout = plan(phase.global_batch, phase.norm_group, job.ranks, None if limit == "auto" else limit)
-    return layout.explain() + (" (micro-batch: what fits in memory)" if limit == "auto" else "")
+    return config.phases[job.name].explain(config, job.ranks) if job.name in config.phases else ""
 
 
 def last_message(log: Path) -> str:
@@ -221,7 +227,7 @@ class JobCall:
             if code != 0:
                 sys.stdout.flush()
                 sys.stderr.flush()
-                # submitit would turn an exception into a traceback; the message stands on stderr
+                # submitit would turn an exception into a traceback; the message is on stderr
                 # already.
                 os._exit(code)
         return "done"
@@ -253,7 +259,7 @@ class JobCall:
         return is_done(config, paths, self.job.name)
 
     def _take_signals(self) -> None:
-        """Training stops at a step; what works video by video may stop anywhere and goes on where
+        """Training stops at a step; what works video by video may stop anywhere and resumes where
         it was."""
         from hpc_stres.run.signals import EXIT_CONTINUE, catch_early
 

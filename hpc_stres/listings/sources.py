@@ -6,6 +6,7 @@ from hpc_stres.config.schema import DataConfig
 from hpc_stres.errors import UserError
 from hpc_stres.listings import splits
 from hpc_stres.listings.listing import Listing, Video
+from hpc_stres.registry import DATA_SETS
 
 
 def read_listing(data: DataConfig) -> Listing:
@@ -15,7 +16,7 @@ def read_listing(data: DataConfig) -> Listing:
     root = Path(data.frames)
     if not root.is_dir():
         raise UserError(f"data.frames: {root}: no such folder")
-    if data.kind == "folder":
+    if DATA_SETS.get(data.kind).is_folder:
         return splits.read_frame_folders(root, data.test_fraction)
     listing = splits.read_listing(data)
     for name, video in listing.videos.items():

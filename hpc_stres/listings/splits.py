@@ -21,6 +21,7 @@ from hpc_stres.listings.listing import (
     sorted_classes,
 )
 from hpc_stres.listings.textlists import read_lines, read_table
+from hpc_stres.registry import DATA_SETS
 
 __all__ = ["VIDEO_SUFFIXES", "Listing", "Video", "problems", "read_folder", "read_frame_folders", "read_listing"]
 
@@ -43,19 +44,13 @@ def list_folder(data: DataConfig) -> Path:
     """Folder of the official lists, or the CSV file."""
     if data.lists:
         return Path(data.lists)
-    return data_folder(data) / ("videos.csv" if data.kind == "csv" else "splits")
+    return data_folder(data) / DATA_SETS.get(data.kind).lists
 
 
 def read_listing(data: DataConfig) -> Listing:
     """The listing of the configured data set."""
-    videos, lists = video_folder(data), list_folder(data)
-    if data.kind in ("binding", "ucf101"):
-        return read_ucf101(videos, lists)
-    if data.kind == "hmdb51":
-        return read_hmdb51(videos, lists)
-    if data.kind == "csv":
-        return read_csv(videos, lists)
-    return read_folder(videos, data.test_fraction)
+    listing: Listing = DATA_SETS.get(data.kind).read(data)
+    return listing
 
 
 def read_ucf101(videos: Path, lists: Path) -> Listing:
@@ -212,10 +207,10 @@ def problems(listing: Listing) -> list[str]:
     for split in listing.train:
         train, test = listing.train[split], listing.test[split]
         for kind, ids in (("train", train), ("test", test)):
-            found += [f"split {split}: {name} stands {n} times in {kind}" for name, n in Counter(ids).items() if n > 1]
-        found += [f"split {split}: {name} stands in train and test" for name in sorted(set(train) & set(test))]
+            found += [f"split {split}: {name} is {n} times in {kind}" for name, n in Counter(ids).items() if n > 1]
+        found += [f"split {split}: {name} is in train and test" for name in sorted(set(train) & set(test))]
         shared = _groups(listing, train) & _groups(listing, test)
-        found += [f"split {split}: group {name} stands in train and test" for name in sorted(shared)]
+        found += [f"split {split}: group {name} is in train and test" for name in sorted(shared)]
         found += _same_files(listing, split, [names for names in files.values() if len(names) > 1])
     return found
 

@@ -114,10 +114,25 @@ def _unit_text(stage: nn.ModuleList) -> str:
     return text
 
 
-def table(model: TwoStream, side: int, chunks: int) -> str:
+def plain_table(model: nn.Module) -> str:
+    """Parts and parameters of a network that is none of ours."""
+    from hpc_stres.run.tables import text_table
+
+    rows = [
+        [name, type(part).__name__, f"{sum(p.numel() for p in part.parameters()):,}"]
+        for name, part in model.named_modules()
+        if name.count(".") <= 1 and name and any(True for _ in part.parameters())
+    ]
+    total = ["total", "", f"{sum(p.numel() for p in model.parameters()):,}"]
+    return text_table(["part", "type", "parameters"], [*rows, total])
+
+
+def table(model: nn.Module, side: int, chunks: int) -> str:
     """The table as text."""
     from hpc_stres.run.tables import text_table
 
+    if not isinstance(model, TwoStream):
+        return plain_table(model)
     parts = []
     for stream, rows in describe(model, side, chunks).items():
         header = ["", "blocks", "output", "receptive field", "parameters", "multiply-adds"]

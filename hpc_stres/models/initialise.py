@@ -5,6 +5,7 @@ where the network will be put. Outside a run, where no seed is known, layers dra
 generator like any torch module.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 
@@ -29,8 +30,20 @@ def initialise(model: nn.Module, seed: int, phase: str) -> None:
     number stay."""
     for name, module in model.named_modules():
         reset = getattr(module, "reset_parameters", None)
-        if reset is not None:
+        if reset is None:
+            continue
+        if "normal" in inspect.signature(reset).parameters:
             reset(_numbers_of(seed, f"{phase}/{name}"))
+        else:
+            _reset_torchs_own(reset, seed, f"{phase}/{name}")
+
+
+def _reset_torchs_own(reset: Callable[[], None], seed: int, layer: str) -> None:
+    """A layer of torch's own draws from torch's generator, which is given this layer's number first."""
+    number = int(counter.generator(seed, layer, counter.WEIGHTS).integers(2**63))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(number)
+        reset()
 
 
 def _numbers_of(seed: int, layer: str) -> Normal:

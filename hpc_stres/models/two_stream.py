@@ -29,7 +29,7 @@ class Logits(NamedTuple):
 
 @dataclass(frozen=True)
 class TemporalPool:
-    """The max pool over time: where it stands, its window and its stride."""
+    """The max pool over time: where it is, its window and its stride."""
 
     place: Literal["after_pool5", "before_average"]
     window: int
@@ -55,26 +55,31 @@ def window_means(length: int, like: Tensor) -> Tensor:
     return inside.to(like.dtype) / window
 
 
+def _trunk(planes: int, num_classes: int, options: TrunkOptions | None) -> Trunk | None:
+    return None if options is None else Trunk(planes, num_classes, options)
+
+
 class TwoStream(nn.Module):
     """An appearance trunk, a motion trunk, or both with an interaction at the second unit of each stage."""
 
     def __init__(
         self,
         num_classes: int,
-        trunk: TrunkOptions,
-        streams: tuple[str, ...] = ("appearance", "motion"),
+        trunks: dict[str, TrunkOptions],
         interaction: Interaction | None = None,
         pool: TemporalPool | None = None,
         dropout: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
-        self.num_classes, self.trunk_options, self.pool = num_classes, trunk, pool
+        self.num_classes, self.pool = num_classes, pool
+        # All trunks of a network share the size of their normalisation groups.
+        self.norm_group = next(iter(trunks.values())).norm_group
         self.dropout = dropout or {}
         self.activation_checkpointing = False
         # At test time memory for what lies between two units is bounded by so many frames.
         self.frames_at_once = FRAMES_AT_ONCE
-        self.appearance = Trunk(RGB_PLANES, num_classes, trunk) if "appearance" in streams else None
-        self.motion = Trunk(FLOW_PLANES, num_classes, trunk) if "motion" in streams else None
+        self.appearance = _trunk(RGB_PLANES, num_classes, trunks.get("appearance"))
+        self.motion = _trunk(FLOW_PLANES, num_classes, trunks.get("motion"))
         self.interaction = interaction or Interaction(direction="off")
 
     def forward(
@@ -95,7 +100,7 @@ class TwoStream(nn.Module):
             some = rgb if self.appearance is not None else flow
             assert some is not None
             dtype = statistics_dtype(some.dtype)
-            groups = interleaved_groups(videos, self.trunk_options.norm_group, frames, some.device, dtype)
+            groups = interleaved_groups(videos, self.norm_group, frames, some.device, dtype)
         if self.appearance is None or self.motion is None:
             return self._one_stream(rgb, flow, frames, groups, masks)
         assert rgb is not None

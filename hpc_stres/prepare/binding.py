@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_stres.config.schema import BindingConfig
+from hpc_stres.config.schema import BindingConfig, DataConfig
 from hpc_stres.errors import UserError
+from hpc_stres.listings.splits import list_folder, video_folder
 from hpc_stres.run.paths import read_json, write_json, write_text, write_with
 from hpc_stres.store.location import BINDING_MADE_OF as MADE_OF
 
@@ -161,3 +162,8 @@ def _write_lists(lists: Path, names: list[str], clips: int, tested: int) -> None
                     train += f"{line} {number}\n"
         write_text(lists / f"trainlist0{split}.txt", train)
         write_text(lists / f"testlist0{split}.txt", test)
+
+
+def make(data: DataConfig, seed: int) -> None:
+    """Write the videos and lists that a config's `data` section asks for; those that are there stay."""
+    write_data_set(video_folder(data), list_folder(data), data.binding, seed)

@@ -20,6 +20,8 @@ from hpc_stres.listings import sources, splits
 from hpc_stres.listings.splits import Listing, Video
 from hpc_stres.prepare import disk, reuse, worker_tasks
 from hpc_stres.prepare.summary import summary
+from hpc_stres.registry import DATA_SETS
+from hpc_stres.registry.phase import entry_point
 from hpc_stres.run.ownership import owned
 from hpc_stres.run.progress import Progress
 from hpc_stres.store import fingerprint, writer
@@ -167,11 +169,9 @@ class Preparation:
     # -- what there is ---------------------------------------------------------------------------------------------
 
     def _read_listing(self, missing_is_fine: bool) -> Listing:
-        if self.data.kind == "binding":
-            from hpc_stres.prepare.binding import write_data_set
-
-            videos, lists = splits.video_folder(self.data), splits.list_folder(self.data)
-            write_data_set(videos, lists, self.data.binding, self.config.seed)
+        make = DATA_SETS.get(self.data.kind).make
+        if make is not None:
+            entry_point(make)(self.data, self.config.seed)
         listing = sources.read_listing(self.data)
         found = splits.problems(listing)
         if missing_is_fine:

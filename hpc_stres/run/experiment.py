@@ -1,4 +1,4 @@
-"""Which experiment may go on from which run folder and checkpoint: one rule for every command.
+"""Which experiment may resume from which run folder and checkpoint: one rule for every command.
 Pure, no torch."""
 
 import contextlib
@@ -10,20 +10,20 @@ from typing import Any
 
 import yaml
 
-from hpc_stres.config.loading import dump, load_resolved, plain
+from hpc_stres.config.loading import from_plain, load_resolved, plain
 from hpc_stres.config.schema import Config
 from hpc_stres.errors import UserError
 from hpc_stres.run.ownership import owned
-from hpc_stres.run.paths import PhasePaths, RunPaths, read_sealed, write_sealed, write_text
+from hpc_stres.run.paths import PhasePaths, RunPaths, read_sealed, write_bytes, write_sealed, write_text
 from hpc_stres.run.product import read_done
 
 # How long a command waits for another one that is just claiming the same new run folder.
 CLAIM_PATIENCE_SECONDS = 60.0
 ALLOWED_CHANGES = "allowed_changes.json"
 
-# What may differ between a checkpoint and the run that goes on from it: layout and logging, not learning.
+# What may differ between a checkpoint and the run that resumes from it: layout and logging, not learning.
 FREE_KEYS = (
-    "cluster", "profile", "evaluation", "data.root", "data.workers", "data.stage",
+    "cluster", "profile", "evaluation", "extensions", "data.root", "data.workers", "data.stage",
     "data.max_rejected", "data.shard_mib", "training.engine", "training.zero_stage",
     "training.max_micro_batch", "training.checkpoint_every_steps", "training.checkpoint_every_minutes",
     "training.log_every_steps", "training.prefetch", "training.start_timeout_minutes", "training.step_timeout_minutes",
@@ -45,7 +45,7 @@ def claim_run_folder(config: Config, run_dir: Path, allowed: tuple[str, ...] = (
     paths = RunPaths(run_dir)
     lock = run_dir / "config.lock"
     with owned(lock, "this run folder's config.yaml is being written", CLAIM_PATIENCE_SECONDS):
-        wanted = plain(config)
+        wanted = plain(config) | {"extensions": _claim_extensions(config, paths, allowed)}
         stored = plain(load_resolved(paths.config)) if paths.config.is_file() else None
         if stored is not None:
             refuse_other_config(stored, wanted, FREE_KEYS + allowed, f"{run_dir}: this run folder")
@@ -58,7 +58,27 @@ def claim_run_folder(config: Config, run_dir: Path, allowed: tuple[str, ...] = (
         new = wanted if stored is None or update else _with_values(stored, wanted, allowed)
         if new != stored:
             text = yaml.safe_dump(new, sort_keys=False, allow_unicode=True)
-            write_text(paths.config, text if stored is not None else dump(config))
+            write_text(paths.config, text)
+
+
+def _claim_extensions(config: Config, paths: RunPaths, allowed: tuple[str, ...]) -> list[str]:
+    """Copy the files of one's own into the run folder, so that the run keeps the code that it began with.
+
+    Returns their names as config.yaml holds them, relative to itself.
+    """
+    names = []
+    for file in map(Path, config.extensions):
+        copy = paths.extensions / file.name
+        content = file.read_bytes()
+        if copy.is_file() and copy.read_bytes() != content and "extensions" not in allowed:
+            raise UserError(
+                f"{file}: this run was begun with another {file.name}: {copy}\n"
+                "Use another --run-dir, or allow it with --allow-config-change extensions."
+            )
+        if not copy.is_file() or copy.read_bytes() != content:
+            write_bytes(copy, content)
+        names.append(copy.relative_to(paths.root).as_posix())
+    return names
 
 
 def _allowed_before(run_dir: Path) -> tuple[str, ...]:
@@ -71,7 +91,7 @@ def _allowed_before(run_dir: Path) -> tuple[str, ...]:
 
 
 def _with_values(stored: Any, wanted: Any, keys: tuple[str, ...], path: str = "") -> Any:
-    """`stored` with the values of some keys, and of what stands under them, taken from `wanted`."""
+    """`stored` with the values of some keys, and of what is under them, taken from `wanted`."""
     if path in keys:
         return wanted
     if not (isinstance(stored, Mapping) and isinstance(wanted, Mapping)):
@@ -89,17 +109,25 @@ def _configs_of_phases(paths: RunPaths) -> Iterator[tuple[str, dict[str, Any]]]:
         phase = PhasePaths(folder)
         done = read_done(phase)
         if done is not None and "config" in done:
-            yield f"{phase.done}: this phase", done["config"]
+            yield f"{phase.done}: this phase", as_now(done["config"], str(phase.done))
         for checkpoint in sorted(phase.checkpoints.glob("step*"), reverse=True):
             meta = read_meta(checkpoint)
             if "config" in meta:
-                yield f"{checkpoint}: this checkpoint", meta["config"]
+                yield f"{checkpoint}: this checkpoint", as_now(meta["config"], str(checkpoint))
                 break
 
 
+def as_now(config: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """A config that an older version may have written, as this version writes it."""
+    try:
+        return dict(plain(from_plain(config, place)))
+    except UserError as error:
+        raise UserError(f"{place}: its config is of another version: {error}\nUse another --run-dir.") from None
+
+
 def read_meta(checkpoint: Path) -> dict[str, Any]:
-    """A checkpoint's meta.json; empty when it is missing or damaged, which whoever reads the
-    checkpoint says aloud."""
+    """A checkpoint's meta.json; empty when it is missing or damaged, which the reader of the
+    checkpoint says."""
     with contextlib.suppress(OSError, ValueError, TypeError):
         meta = dict(json.loads((checkpoint / "meta.json").read_text(encoding="utf-8")))
         if meta.pop("checksum", None) == meta_checksum(meta):

@@ -27,6 +27,10 @@ class RunPaths:
         return self.root / "config.yaml"
 
     @property
+    def extensions(self) -> Path:
+        return self.root / "extensions"
+
+    @property
     def data_set(self) -> Path:
         return self.root / "data_set.json"
 

@@ -1,4 +1,4 @@
-"""What a phase leaves behind, read in one place: done.json, the weights that it vouches for,
+"""What a phase leaves behind, read in one place: done.json, the weights whose checksum it holds,
 metrics. Pure, no torch.
 
 done.json carries its own checksum and the weights' one, so that a bit that changed in either is
@@ -8,11 +8,12 @@ noticed by whoever reads them: the launcher, a later phase, evaluation, export.
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hpc_stres.errors import UserError
-from hpc_stres.run.paths import PhasePaths, RunPaths, read_sealed, sealed, sha256, unsealed, write_sealed
+from hpc_stres.run.paths import PhasePaths, RunPaths, checksum, read_sealed, sealed, sha256, unsealed, write_sealed
 
 _KEYS = {"step": int, "sha256": str, "phase": str, "classes": list, "config": dict}
 _NEEDED = ("step", "sha256")
@@ -37,6 +38,25 @@ def read_done(paths: PhasePaths) -> dict[str, Any] | None:
     ]
     if wrong:
         raise UserError(f"{paths.done}: {wrong[0]} is missing or of the wrong type\n{_remedy(paths)}")
+    return done
+
+
+def write_product(run_dir: Path, phase: str, files: Sequence[str], facts: dict[str, Any]) -> None:
+    """done.json of a phase that is not trained step by step: checksums of its files, and what else is known of it."""
+    paths = RunPaths(run_dir).phase(phase)
+    sums = {name: sha256(paths.root / name) for name in files}
+    write_done(paths, {"phase": phase, "step": 1, "sha256": checksum(sums), "products": sums, **facts})
+
+
+def checked_product(paths: PhasePaths) -> dict[str, Any]:
+    """done.json of such a phase; refuses files that are not those whose checksums it holds."""
+    done = read_done(paths)
+    if done is None:
+        raise UserError(f"{paths.root}: this phase is not finished\nRun it first: --phase {paths.root.name}")
+    for name, expected in dict(done.get("products", {})).items():
+        path = paths.root / name
+        if not path.is_file() or sha256(path) != expected:
+            raise UserError(f"{path}: this is not the file that the phase finished with\n{_remedy(paths)}")
     return done
 
 

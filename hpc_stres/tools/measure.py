@@ -7,11 +7,13 @@ from pathlib import Path
 import torch
 
 from hpc_stres.config.schema import Config
+from hpc_stres.data.augment import Levels
 from hpc_stres.data.feed import ClipReader
 from hpc_stres.data.requests import requests, sampler
 from hpc_stres.models.building import DTYPES, build_phase_model
 from hpc_stres.parallel import process_groups
 from hpc_stres.parallel.world import find_world
+from hpc_stres.phases.train import train_phase
 from hpc_stres.store.location import store_folder
 from hpc_stres.store.reader import Store
 from hpc_stres.tools.planner import Speed, Speeds
@@ -30,6 +32,7 @@ def measure(config: Config, phases: list[str], network_gb_per_s: float, run_dir:
     device = process_groups.choose_device(find_world())
     store = Store(store_folder(config)) if (store_folder(config) / "manifest.json").is_file() else None
     classes = len(store.classes) if store else DEFAULT_CLASSES
+    phases = [name for name in phases if config.phases[name].kind == "train"]
     found = {name: _speed(config, name, classes, device) for name in phases}
     rate, rgb, flow = _feed(config, phases, store, device)
     network, source = network_gb_per_s * 1e9, "as given by --network-gb-per-s"
@@ -94,15 +97,15 @@ def _feed(config: Config, phases: list[str], store: Store | None, device: torch.
     """Pictures a second of one rank's feed, and mean bytes of an RGB frame and of a flow plane."""
     if store is None or not phases:
         return TYPICAL_PICTURES_PER_S, TYPICAL_RGB_BYTES, TYPICAL_FLOW_BYTES
-    name = max(phases, key=lambda n: config.phases[n].chunks)
-    phase = config.phase(name)
+    name = max(phases, key=lambda n: train_phase(config, n).clips.chunks)
+    phase = train_phase(config, name)
     reader = ClipReader(
-        store, config.data.crop, config.model.variant, phase.antialias, (phase.uses_rgb, phase.uses_flow),
+        store, phase.side, Levels.of_phase(phase), phase.clips.antialias, phase.streams,
         max(1, torch.get_num_threads()), device.index,
     )  # fmt: skip
-    batch = requests(sampler(config, name, store), 0)[: max(2, phase.norm_group)]
+    batch = requests(sampler(config, name, store), 0)[: max(2, phase.optimise.norm_group)]
     seconds = _best(lambda: reader.read(batch), device)
-    count = len(batch) * phase.chunks * (phase.uses_rgb + 20 * phase.uses_flow)
+    count = len(batch) * phase.clips.chunks * (phase.uses_rgb + 20 * phase.uses_flow)
     row = store.rows[0]
     rgb = store.member(0, "rgb").nbytes / row.frames
     flow = store.member(0, "flow").nbytes / (2 * row.flow_pairs)

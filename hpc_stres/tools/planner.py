@@ -19,10 +19,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from hpc_stres.config.recipe import Phase
 from hpc_stres.config.schema import FLOW_STACK, Config
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.layout import plan
+from hpc_stres.phases.train import TrainPhase, train_phase
 from hpc_stres.run.paths import read_sealed
 
 FORWARD_SHARE = 1 / 3
@@ -111,17 +111,17 @@ class PhasePlan:
         return max(times, key=lambda name: times[name])
 
 
-def pictures(phase: Phase) -> tuple[int, int]:
+def pictures(phase: TrainPhase) -> tuple[int, int]:
     """RGB and flow JPEGs that one training clip of a phase reads."""
-    return phase.chunks * phase.uses_rgb, phase.chunks * 2 * FLOW_STACK * phase.uses_flow
+    return phase.clips.chunks * phase.uses_rgb, phase.clips.chunks * 2 * FLOW_STACK * phase.uses_flow
 
 
 def predict(config: Config, name: str, nodes: int, speeds: Speeds) -> PhasePlan:
     """One phase on some nodes; refuses what no layout can cut."""
-    phase, speed = config.phase(name), speeds.phases[name]
+    phase, speed = train_phase(config, name), speeds.phases[name]
     ranks = nodes * config.cluster.ranks_of_a_node
     limit = config.training.max_micro_batch
-    layout = plan(phase.global_batch, phase.norm_group, ranks, None if limit == "auto" else limit)
+    layout = plan(phase.optimise.global_batch, phase.optimise.norm_group, ranks, None if limit == "auto" else limit)
     videos = layout.busiest
     rgb, flow = pictures(phase)
     arithmetic = layout.micro_steps * speed.overhead_s + videos * speed.seconds_per_video + speed.update_s
@@ -131,7 +131,7 @@ def predict(config: Config, name: str, nodes: int, speeds: Speeds) -> PhasePlan:
         feed_s=videos * (rgb + flow) / speeds.pictures_per_s, all_reduce_s=all_reduce, read_bytes_per_s=0.0,
         on_cpu=speeds.on_cpu,
     )  # fmt: skip
-    step_bytes = phase.global_batch * (rgb * speeds.rgb_bytes + flow * speeds.flow_bytes)
+    step_bytes = phase.optimise.global_batch * (rgb * speeds.rgb_bytes + flow * speeds.flow_bytes)
     return replace(made, read_bytes_per_s=step_bytes / made.step_s)
 
 
@@ -142,8 +142,8 @@ def predict_evaluation(config: Config, nodes: int, speeds: Speeds) -> PhasePlan:
     arithmetic = feed = 0.0
     for name, speed in speeds.phases.items():
         phase = config.phase(name)
-        arithmetic += passes / phase.chunks * speed.seconds_per_video * FORWARD_SHARE
-        feed += passes * sum(pictures(phase)) / phase.chunks / speeds.pictures_per_s
+        arithmetic += passes / phase.clips.chunks * speed.seconds_per_video * FORWARD_SHARE
+        feed += passes * sum(pictures(phase)) / phase.clips.chunks / speeds.pictures_per_s
     videos = -(-speeds.test_videos // ranks)
     return PhasePlan(
         name="evaluate", nodes=nodes, ranks=ranks, steps=1, arithmetic_s=videos * arithmetic, feed_s=videos * feed,
@@ -153,7 +153,8 @@ def predict_evaluation(config: Config, nodes: int, speeds: Speeds) -> PhasePlan:
 
 def predict_all(config: Config, phases: list[str], nodes: int, speeds: Speeds) -> list[PhasePlan]:
     """Every phase, and evaluation last."""
-    return [*(predict(config, name, nodes, speeds) for name in phases), predict_evaluation(config, nodes, speeds)]
+    trained = [name for name in phases if config.phases[name].kind == "train"]
+    return [*(predict(config, name, nodes, speeds) for name in trained), predict_evaluation(config, nodes, speeds)]
 
 
 def comparison(config: Config, phases: list[str], speeds: Speeds, nodes: tuple[int, ...]) -> list[list[str]]:

@@ -6,30 +6,45 @@ from torch import Tensor
 
 from hpc_stres.config.schema import Config
 from hpc_stres.models import TwoStream
-from hpc_stres.models.weights import STREAMS, drop_other_streams, is_trunk, load_into, read_state, to_streams
+from hpc_stres.models.weights import drop_other_streams, is_trunk, load_into, read_state, to_streams
+from hpc_stres.phases.train import TrainPhase, train_phase
+from hpc_stres.registry.model import MotionOptions
 from hpc_stres.run.paths import PhasePaths, RunPaths
 from hpc_stres.run.product import checked_weights, finished_weights
 
 
 def load_first_weights(model: TwoStream, config: Config, name: str, paths: RunPaths) -> str:
     """Load what the phase starts from; returns one line that says what that was."""
-    phase = config.phase(name)
+    phase = train_phase(config, name)
     if phase.starts_from:
         state: dict[str, Tensor] = {}
         for parent in phase.starts_from:
             state |= read_state(finished_weights(paths, parent))
         report = load_into(model, drop_other_streams(state, model), " + ".join(phase.starts_from))
         return f"starts from {' + '.join(phase.starts_from)}: {report}"
-    source = phase.weights or config.model.weights
-    if source is None:
-        return "starts from random weights"
+    if phase.weights is not None:
+        return _load_file(model, phase, phase.weights, [*phase.family.streams])
+    # Each stream may start from a file of its own.
+    files: dict[str, list[str]] = {}
+    for stream in phase.family.streams:
+        source = phase.trunk(stream).weights
+        if source is not None:
+            files.setdefault(source, []).append(stream)
+    said = [_load_file(model, phase, source, streams) for source, streams in files.items()]
+    return "; ".join(said) or "starts from random weights"
+
+
+def _load_file(model: TwoStream, phase: TrainPhase, source: str, streams: list[str]) -> str:
+    """Load a file of weights into some streams."""
     path = Path(source)
-    # A finished phase vouches for its weights, whether its folder or the file in it is named.
+    # A finished phase knows the checksum of its weights, whether its folder or the file in it is named.
     phase_paths = PhasePaths(path if path.is_dir() else path.parent)
     if path.is_dir() or (path == phase_paths.weights and phase_paths.done.exists()):
         path = checked_weights(phase_paths)
     state = read_state(path)
     if is_trunk(state):
-        present = [stream for stream in STREAMS if getattr(model, stream) is not None]
-        state = to_streams(state, present, phase.conv1_inflation, phase.conv1_rescale)
+        how = phase.model
+        inflation = (how.conv1_inflation, how.conv1_rescale) if isinstance(how, MotionOptions) else ("mirror", False)
+        state = to_streams(state, streams, *inflation)
+    state = {key: value for key, value in state.items() if key.split(".")[0] in streams}
     return f"starts from {path}: {load_into(model, drop_other_streams(state, model), str(path))}"

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hpc_stres.config.recipe import Phase
 from hpc_stres.models import Logits
+from hpc_stres.phases.train import TrainPhase
 
 
 @dataclass
@@ -18,13 +18,13 @@ class StreamSums:
     right: Tensor
 
 
-def phase_loss(logits: Logits, labels: Tensor, phase: Phase) -> tuple[Tensor, dict[str, StreamSums]]:
+def phase_loss(logits: Logits, labels: Tensor, phase: TrainPhase) -> tuple[Tensor, dict[str, StreamSums]]:
     """The loss summed over videos, and each stream's sums for the metrics."""
     total: Tensor | None = None
     sums: dict[str, StreamSums] = {}
     for stream, scores, weight in (
-        ("appearance", logits.appearance, phase.loss_weight_appearance),
-        ("motion", logits.motion, phase.loss_weight_motion),
+        ("appearance", logits.appearance, phase.optimise.loss_weight_appearance),
+        ("motion", logits.motion, phase.optimise.loss_weight_motion),
     ):
         if scores is None:
             continue
@@ -33,7 +33,7 @@ def phase_loss(logits: Logits, labels: Tensor, phase: Phase) -> tuple[Tensor, di
         videos, times, classes = scores.shape
         targets = labels[:, None].expand(videos, times)
         loss = functional.cross_entropy(scores.reshape(-1, classes), targets.reshape(-1), reduction="sum")
-        if phase.loss_over_time == "mean":
+        if phase.optimise.loss_over_time == "mean":
             loss = loss / times
         right = (scores.mean(dim=1).argmax(dim=1) == labels).sum()
         sums[stream] = StreamSums(loss.detach(), right)

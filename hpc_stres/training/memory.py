@@ -12,6 +12,7 @@ from hpc_stres.models import TwoStream, assign_groups
 from hpc_stres.models.building import DTYPES
 from hpc_stres.models.dropout import Masks
 from hpc_stres.models.norm import statistics_dtype
+from hpc_stres.phases.train import train_phase
 
 MEMORY_SHARE = 0.6
 
@@ -60,15 +61,20 @@ def try_micro_batch(model: nn.Module, config: Config, name: str, device: torch.d
 
 def dry_pass(model: nn.Module, config: Config, name: str, device: torch.device, videos: int) -> Tensor:
     """A forward pass of empty clips; returns a sum to go back from."""
-    phase, side, dtype = config.phase(name), config.data.crop, DTYPES[config.training.precision]
-    rgb = torch.zeros(videos, phase.chunks, 3, side, side, dtype=dtype, device=device) if phase.uses_rgb else None
-    flow = torch.zeros(videos, phase.chunks, 20, side, side, dtype=dtype, device=device) if phase.uses_flow else None
+    phase, dtype = train_phase(config, name), DTYPES[config.training.precision]
+
+    def empty(planes: int) -> Tensor:
+        shape = (videos, phase.clips.chunks, planes, phase.side, phase.side)
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    rgb = empty(3) if phase.uses_rgb else None
+    flow = empty(20) if phase.uses_flow else None
     if config.training.channels_last:
         rgb, flow = (_channels_last(clips) for clips in (rgb, flow))
     owners = torch.zeros(videos, dtype=torch.long, device=device)
-    groups = assign_groups(owners, 1, phase.chunks, statistics_dtype(dtype))
+    groups = assign_groups(owners, 1, phase.clips.chunks, statistics_dtype(dtype))
     with torch.autocast(device.type, torch.bfloat16, enabled=config.training.precision == "bfloat16"):
-        logits = model.train()(rgb, flow, groups, _nothing_dropped(model, videos, phase.chunks, device))
+        logits = model.train()(rgb, flow, groups, _nothing_dropped(model, videos, phase.clips.chunks, device))
     return torch.stack([scores.float().sum() for scores in logits if scores is not None]).sum()
 
 

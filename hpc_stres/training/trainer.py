@@ -13,6 +13,7 @@ from torch import Tensor
 from hpc_stres.config.loading import plain
 from hpc_stres.config.schedule import learning_rate
 from hpc_stres.config.schema import Config
+from hpc_stres.data.augment import Levels
 from hpc_stres.data.feed import Ahead, ClipReader, Clips
 from hpc_stres.data.requests import digest, requests, sampler
 from hpc_stres.errors import UserError
@@ -25,7 +26,8 @@ from hpc_stres.models.state import not_finite, some
 from hpc_stres.models.weights import save_state
 from hpc_stres.parallel import process_groups
 from hpc_stres.parallel.world import World
-from hpc_stres.run.experiment import FREE_KEYS, refuse_other_config
+from hpc_stres.phases.train import train_phase
+from hpc_stres.run.experiment import FREE_KEYS, as_now, refuse_other_config
 from hpc_stres.run.paths import RunPaths, sha256, write_json
 from hpc_stres.run.product import write_done
 from hpc_stres.run.progress import Progress
@@ -49,7 +51,7 @@ class Trainer:
         self, config: Config, name: str, run_dir: Path, world: World, device: torch.device, control: Any
     ) -> None:
         self.config, self.name, self.world, self.device = config, name, world, device
-        self.phase, self.steps = config.phase(name), config.steps(name)
+        self.phase, self.steps = train_phase(config, name), config.steps(name)
         self.run, self.paths = RunPaths(run_dir), RunPaths(run_dir).phase(name)
         self.dtype = DTYPES[config.training.precision]
         self.store = open_store(config)
@@ -87,12 +89,12 @@ class Trainer:
         if self.config.training.compile:
             model.compile()
         self.groups = [self.norm_groups(share) for share in self.layout.shares[self.world.rank]]
-        self.dropout_shapes = model.dropout_shapes(self.phase.chunks)
+        self.dropout_shapes = model.dropout_shapes(self.phase.clips.chunks)
         model.train()
 
     def resume(self, model: torch.nn.Module, found: checkpoint.Checkpoint, allowed: tuple[str, ...]) -> None:
         """Take up a checkpoint of this phase and this experiment."""
-        refuse_other_config(found.meta["config"], plain(self.config), FREE_KEYS + allowed)
+        refuse_other_config(as_now(found.meta["config"], str(self.paths.root)), plain(self.config), FREE_KEYS + allowed)
         if found.meta["phase"] != self.name:
             raise UserError(f"{self.paths.root}: a checkpoint of phase {found.meta['phase']}, not of {self.name}")
         try:
@@ -101,7 +103,7 @@ class Trainer:
             path, reason = self.paths.checkpoint(found.step), str(error).strip().splitlines()[-1].strip()
             raise UserError(f"{path}: does not fit this network: {reason}\nUse another --run-dir.") from None
         self.step, self.trail = found.step, found.meta["trail"]
-        self.say(f"goes on from step {self.step}")
+        self.say(f"resumes from step {self.step}")
 
     def fingerprint(self, model: torch.nn.Module) -> str:
         """Of what this rank begins with. One rank has nobody to differ from."""
@@ -112,7 +114,7 @@ class Trainer:
 
     def make_layout(self, model: torch.nn.Module, found: checkpoint.Checkpoint | None) -> Layout:
         """The cut of the global batch; `auto` keeps what an earlier link of the same world size found."""
-        batch, group, world = self.phase.global_batch, self.phase.norm_group, self.world
+        batch, group, world = self.phase.optimise.global_batch, self.phase.optimise.norm_group, self.world
         wanted = self.config.training.max_micro_batch
         if isinstance(wanted, int):
             self.micro_batch = wanted
@@ -124,7 +126,7 @@ class Trainer:
 
     def find_micro_batch(self, model: torch.nn.Module) -> int:
         """What fits in memory on every rank: estimated, then tried, and halved once after running out of memory."""
-        batch, group, size = self.phase.global_batch, self.phase.norm_group, self.world.size
+        batch, group, size = self.phase.optimise.global_batch, self.phase.optimise.norm_group, self.world.size
         least = memory.smallest_share(batch, group, size)
         fits = memory.fitting_micro_batch(model, self.config, self.name, self.device, self.world.local_size)
         for attempt in (1, 2):
@@ -147,7 +149,7 @@ class Trainer:
         """The norm groups of one micro-step's videos."""
         owners = torch.tensor(share.local_groups, dtype=torch.long, device=self.device)
         count = max(share.local_groups, default=0) + 1
-        return assign_groups(owners, count, self.phase.chunks, statistics_dtype(self.dtype), self.team)
+        return assign_groups(owners, count, self.phase.clips.chunks, statistics_dtype(self.dtype), self.team)
 
     def say(self, text: str) -> None:
         """One line from the first rank, into the log that stdout goes to."""
@@ -160,8 +162,8 @@ class Trainer:
         """Run to the end of the phase; False when stopped before it."""
         training = self.config.training
         reader = ClipReader(
-            self.store, self.config.data.crop, self.config.model.variant, self.phase.antialias,
-            (self.phase.uses_rgb, self.phase.uses_flow), max(1, torch.get_num_threads()), self.device.index,
+            self.store, self.phase.side, Levels.of_phase(self.phase), self.phase.clips.antialias,
+            self.phase.streams, max(1, torch.get_num_threads()), self.device.index,
         )  # fmt: skip
         log = MetricsLog(self.paths, self.step) if self.world.is_first else None
         title = Progress(self.name, self.steps, "steps", self.world.is_first, self.step)
@@ -171,10 +173,12 @@ class Trainer:
             while self.step < self.steps:
                 for micro in range(self.layout.micro_steps):
                     self.micro_step(micro, clock.waiting(feed))
-                alone = self.phase.classifier_only_steps
+                alone = self.phase.optimise.classifier_only_steps
                 if self.step == alone > 0:
                     self.engine.forget_trunk_momentum()
-                self.engine.step(learning_rate(self.phase.schedule, self.step), classifier_only=self.step < alone)
+                self.engine.step(
+                    learning_rate(self.phase.optimise.schedule, self.step), classifier_only=self.step < alone
+                )
                 fold_statistics(self.model, self.world.size > 1)
                 self.step += 1
                 self.heartbeat.beat(self.step, "step")
@@ -222,7 +226,7 @@ class Trainer:
             rgb, flow = self.as_input(clips.rgb), self.as_input(clips.flow)
             logits = self.engine.forward(last, rgb, flow, self.groups[number], masks)
         loss, sums = phase_loss(logits, clips.labels, self.phase)
-        self.engine.backward(loss / self.phase.global_batch, last)
+        self.engine.backward(loss / self.phase.optimise.global_batch, last)
         bad = ~torch.isfinite(loss.detach()) & (self.bad_step < 0)
         self.bad_step = torch.where(bad, self.step, self.bad_step)
         for stream, value in sums.items():
@@ -256,14 +260,14 @@ class Trainer:
         values = values.double().cpu()
         torch.distributed.all_reduce(values, group=self.control)
         steps, seconds, waited = clock.lap()
-        videos = steps * self.phase.global_batch
-        row: dict[str, Any] = {"step": self.step, "rate": learning_rate(self.phase.schedule, self.step - 1)}
+        videos = steps * self.phase.optimise.global_batch
+        row: dict[str, Any] = {"step": self.step, "rate": learning_rate(self.phase.optimise.schedule, self.step - 1)}
         for name, (loss, right) in zip(names, values.tolist(), strict=True):
             row[f"loss_{name}"] = loss / videos
             row[f"accuracy_{name}"] = right / videos
         self.last_loss = sum(loss for loss, _ in values.tolist()) / videos
         row |= {"loss": self.last_loss, "videos_per_s": videos / seconds, "data_wait": waited / seconds}
-        row |= {"memory_gib": memory_gib(self.device), "clips_per_statistic": self.phase.norm_group}
+        row |= {"memory_gib": memory_gib(self.device), "clips_per_statistic": self.phase.optimise.norm_group}
         row |= {"requests": self.trails[self.step], "world_size": self.world.size}
         self.sums = {}
         if log is not None:
@@ -297,7 +301,7 @@ class Trainer:
         process_groups.refuse_together(refusal if bad else None, self.control, f"the weights of step {self.step}")
 
     def save(self, wait: bool) -> None:
-        """A checkpoint; every rank takes part, the first one writes it while training goes on, unless told to wait."""
+        """A checkpoint; every rank takes part, the first one writes it while training continues, unless told to wait."""
         self.refuse_bad_loss()
         started = time.monotonic()
         momentum = self.engine.momentum()

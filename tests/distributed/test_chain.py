@@ -124,7 +124,7 @@ def test_a_missing_test_video_is_refused(chain, seven, tmp_path):
 
 
 def test_a_failed_job_stops_those_that_wait_for_it_and_says_why(data_root, tmp_path):
-    result = submit(data_root, tmp_path / "run", "--set", "phases.motion.schedule=[[5, 1.0e+30]]")
+    result = submit(data_root, tmp_path / "run", "--set", "phases.motion.optimise.schedule=[[5, 1.0e+30]]")
     assert result.returncode == 1
     assert "job motion failed; its log: " in result.stderr
     assert "the loss is not finite" in result.stderr

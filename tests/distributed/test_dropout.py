@@ -13,10 +13,11 @@ MICRO_STEPS = "training.max_micro_batch=4"
 # A single stream as released, and a joint network whose motion stream has a temporal pool before
 # its dropout.
 CASES = {
-    "motion": ["phases.motion.dropout=0.8"],
+    "motion": ["phases.motion.optimise.dropout=0.8"],
     "st_resnet": [
-        "phases.st_resnet.dropout=0.5", "phases.st_resnet.model=stm_resnet", "phases.st_resnet.chunks=6",
-        "phases.st_resnet.schedule=[[4, 0.001]]", "training.global_batch=7",
+        "phases.st_resnet.optimise.dropout=0.5", "phases.st_resnet.model.name=stm_resnet",
+        "phases.st_resnet.clips.chunks=6",
+        "phases.st_resnet.optimise.schedule=[[4, 0.001]]", "training.global_batch=7",
     ],
 }  # fmt: skip
 

@@ -21,7 +21,7 @@ def run(data_root, run_dir, phase, *overrides, env=None, extra=()):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_rank_and_videos(data_root, tmp_path):
-    schedule = "phases.st_resnet.schedule=[[5, 0.001], [15, 1.0e+30]]"
+    schedule = "phases.st_resnet.optimise.schedule=[[5, 0.001], [15, 1.0e+30]]"
     result = run(data_root, tmp_path, "st_resnet", schedule, "training.log_every_steps=1")
     assert result.returncode == 1
     lines = result.stderr.strip().splitlines()
@@ -180,7 +180,7 @@ def test_options_that_only_change_how_are_free_of_effect(data_root, tmp_path):
 def test_the_classifier_is_trained_alone_at_first(data_root, tmp_path, engine):
     import torch
 
-    base = ["training.precision=float64", f"training.engine={engine}", "phases.motion.classifier_only_steps=3"]
+    base = ["training.precision=float64", f"training.engine={engine}", "phases.motion.optimise.classifier_only_steps=3"]
     train(data_root, tmp_path, "motion", 1, *base, "training.max_steps=1")
     one = weights(tmp_path, "motion")
     train(data_root, tmp_path, "motion", 1, *base, "training.max_steps=3")

@@ -58,7 +58,7 @@ def test_training_moves_every_kind_of_tensor(reference, data_root, tmp_path):
 def float32_reference(data_root, tmp_path_factory):
     """Weights after one step, whose rate is next to nothing, and of the whole run."""
     start, straight = tmp_path_factory.mktemp("start"), tmp_path_factory.mktemp("float32")
-    train(data_root, start, "st_resnet", 1, "phases.st_resnet.schedule=[[1, 1.0e-9]]")
+    train(data_root, start, "st_resnet", 1, "phases.st_resnet.optimise.schedule=[[1, 1.0e-9]]")
     train(data_root, straight, "st_resnet", 1)
     return start, straight
 

@@ -66,7 +66,7 @@ def test_a_signal_stops_at_a_step_and_the_rest_is_bit_identical(data_root, tmp_p
     assert process.returncode == CONTINUE, output
     assert f"{name} received" in output
     assert not (tmp_path / "phases/st_resnet/done.json").is_file()
-    assert "goes on from step" in train(data_root, tmp_path, "st_resnet", 1, FLOAT64)
+    assert "resumes from step" in train(data_root, tmp_path, "st_resnet", 1, FLOAT64)
     assert identical(weights(straight), weights(tmp_path))
     steps = [row["step"] for row in metrics(tmp_path)]
     assert steps == sorted(set(steps)), "each step stands once in metrics.jsonl"
@@ -93,7 +93,7 @@ def test_float32_goes_on_over_engines_and_zero_stages(data_root, tmp_path):
 def test_killed_at_random_moments_it_ends_with_the_same_weights(data_root, tmp_path):
     """SIGKILL at random moments, also while it saves: a checkpoint after every step makes that frequent."""
     random.seed(11)
-    often = [FLOAT64, "phases.st_resnet.schedule=[[120, 0.001]]", "training.log_every_steps=1"]
+    often = [FLOAT64, "phases.st_resnet.optimise.schedule=[[120, 0.001]]", "training.log_every_steps=1"]
     train(data_root, tmp_path / "straight", "st_resnet", 1, *often, "training.checkpoint_every_steps=0")
     often.append("training.checkpoint_every_steps=1")
     reached = 0
@@ -132,7 +132,7 @@ def test_one_rank_of_two_killed_ends_the_run_and_it_goes_on(data_root, tmp_path,
 def test_a_rank_that_hangs_is_named_by_the_others(data_root, tmp_path):
     process = start(
         data_root, tmp_path, "st_resnet", 2, "training.log_every_steps=1", "training.step_timeout_minutes=0.1",
-        "phases.st_resnet.schedule=[[100000, 0.001]]",
+        "phases.st_resnet.optimise.schedule=[[100000, 0.001]]",
     )  # fmt: skip
     try:
         wait_for_step(process, tmp_path, 3)
@@ -148,7 +148,7 @@ def test_a_rank_that_hangs_is_named_by_the_others(data_root, tmp_path):
 def test_the_wall_clock_stops_it_in_time(data_root, tmp_path):
     end = time.time() + 25
     process = start(
-        data_root, tmp_path, "st_resnet", 1, "phases.st_resnet.schedule=[[100000, 0.001]]",
+        data_root, tmp_path, "st_resnet", 1, "phases.st_resnet.optimise.schedule=[[100000, 0.001]]",
         env={"HPC_STRES_END_TIME": str(end)},
     )  # fmt: skip
     try:

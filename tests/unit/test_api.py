@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 import hpc_stres as hs
 from hpc_stres import native
+from hpc_stres.data.augment import Levels
 from hpc_stres.data.feed import ClipReader
 from hpc_stres.data.requests import Box, Request, spread_frames
 from hpc_stres.errors import UserError
@@ -54,7 +55,7 @@ def test_a_prediction_is_that_of_the_command(data_root, tmp_path):
 
 
 def test_a_clip_is_what_the_feed_makes_of_the_same_request(clips, store):
-    reader = ClipReader(store, 32, "torchvision")
+    reader = ClipReader(store, 32, Levels.of("torchvision"))
     for number in range(0, len(clips), 5):
         item, request = clips[number], clips._request(number)
         read = reader.read([request])
@@ -83,7 +84,7 @@ def test_every_video_of_the_split_is_an_item_and_epochs_differ(clips, store):
 def test_workers_read_the_same_after_the_parent_has_read(clips, store, start):
     expected = [clips[n] for n in range(4)]
     # The feed's decoder, with threads of its own, was used in this process before the fork.
-    ClipReader(store, 32, "torchvision").read([clips._request(0)])
+    ClipReader(store, 32, Levels.of("torchvision")).read([clips._request(0)])
     part = torch.utils.data.Subset(clips, range(4))
     loader = DataLoader(part, 2, num_workers=1, multiprocessing_context=multiprocessing.get_context(start), timeout=120)
     batches = list(loader)
@@ -100,7 +101,7 @@ def test_test_clips_are_full_frames_evenly_spaced(data_root, store):
     frames = spread_frames(row.frames, config.evaluation.chunks)
     stacks = tuple(tuple(range(frame - 5, frame + 5)) for frame in frames)
     request = Request(0, tested.videos[0], 0, frames, stacks, Box(0, 0, row.height, row.width), False)
-    read = ClipReader(store, None, "torchvision", streams=(False, True)).read([request])
+    read = ClipReader(store, None, Levels.of("torchvision"), streams=(False, True)).read([request])
     assert (tested[0]["flow"] - read.flow[0]).abs().max() < 1 / 57
 
 

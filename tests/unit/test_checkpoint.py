@@ -111,7 +111,7 @@ def test_another_experiment_is_refused_with_the_difference():
     refuse_other_config(config, plain(load_config(TINY, ["training.engine=deepspeed", "cluster.nodes=4"])), FREE_KEYS)
     for override, shown in (
         ("seed=8", "seed: 7 there, 8 now"),
-        ("phases.motion.norm_group=3", "phases.motion.norm_group"),
+        ("phases.motion.optimise.norm_group=3", "phases.motion.optimise.norm_group"),
         ("training.precision=float64", "training.precision: 'float32' there"),
     ):
         other = plain(load_config(TINY, [override]))

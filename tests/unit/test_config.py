@@ -10,10 +10,11 @@ import yaml
 
 from hpc_stres.commands.config import field_documents
 from hpc_stres.config import limits, loading
-from hpc_stres.config.recipe import Phase
-from hpc_stres.config.schedule import Plateau
 from hpc_stres.config.schema import Config
-from hpc_stres.errors import ConfigError, FieldError
+from hpc_stres.errors import ConfigError
+from hpc_stres.phases.sections import ClipsSection, OptimiseSection
+from hpc_stres.registry.model import TrunkSection
+from hpc_stres.registry.phase import Phase
 from tests.conftest import ROOT, TINY, run_python
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -38,9 +39,9 @@ def test_every_shipped_config_loads_and_survives_a_round_trip(path, tmp_path):
         ("training.max_steps=true", "training.max_steps", "a whole number"),
         ("training.zero_stage=true", "training.zero_stage", "one of 0, 1"),
         ("training.max_micro_batch=some", "training.max_micro_batch", "auto"),
-        ("phases.motion.schedule=[[1,2,3]]", "phases.motion.schedule", "[steps, rate]"),
-        ("phases.motion.norm_group=1000", "phases.motion.norm_group", "at most the global batch"),
-        ("phases.st_resnet_star.chunks=4", "phases.st_resnet_star.chunks", "5 or more"),
+        ("phases.motion.optimise.schedule=[[1,2,3]]", "phases.motion.optimise.schedule", "[steps, rate]"),
+        ("phases.motion.optimise.norm_group=1000", "phases.motion.optimise.norm_group", "at most the global batch"),
+        ("phases.st_resnet_star.clips.chunks=4", "phases.st_resnet_star.clips.chunks", "5 or more"),
         ("data.crop=4096", "data.crop", "short_side"),
         ("seed=", "seed", "a whole number"),
     ],
@@ -86,7 +87,11 @@ def test_a_base_file_is_included_once_and_no_deeper(tmp_path):
 def test_training_overrides_reach_every_phase():
     config = loading.load_config(TINY, ["training.global_batch=6", "training.norm_group=3", "training.max_steps=2"])
     for name in config.phases:
-        assert (config.phase(name).global_batch, config.phase(name).norm_group, config.steps(name)) == (6, 3, 2)
+        assert (
+            config.phase(name).optimise.global_batch,
+            config.phase(name).optimise.norm_group,
+            config.steps(name),
+        ) == (6, 3, 2)
 
 
 def test_a_group_larger_than_an_overridden_batch_is_refused():
@@ -107,8 +112,10 @@ def test_every_field_is_frozen_keyword_only_and_documented():
 @pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "inf", "nan", "1e400"])
 @pytest.mark.parametrize(
     "key",
-    ["training.momentum", "training.weight_decay", "training.checkpoint_every_minutes", "phases.motion.dropout",
-     "phases.st_resnet.loss_weight_motion", "cluster.min_all_reduce_gb_per_s", "training.step_timeout_minutes"],
+    ["training.momentum", "training.weight_decay", "training.checkpoint_every_minutes",
+     "phases.motion.optimise.dropout",
+     "phases.st_resnet.optimise.loss_weight_motion", "cluster.min_all_reduce_gb_per_s",
+     "training.step_timeout_minutes"],
 )  # fmt: skip
 def test_no_number_may_be_infinite_or_not_a_number(key, value):
     with pytest.raises(ConfigError, match=f"{key}: expected a finite number"):
@@ -118,19 +125,19 @@ def test_no_number_may_be_infinite_or_not_a_number(key, value):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("phases.motion.schedule=[[10, .inf]]", "expected a finite number"),
-        ("phases.motion.schedule=[[10, -5]]", "expected rates above 0"),
-        ("phases.motion.schedule=[[10, 0]]", "expected rates above 0"),
-        ("phases.motion.schedule=[]", "at least one"),
+        ("phases.motion.optimise.schedule=[[10, .inf]]", "expected a finite number"),
+        ("phases.motion.optimise.schedule=[[10, -5]]", "expected rates above 0"),
+        ("phases.motion.optimise.schedule=[[10, 0]]", "expected rates above 0"),
+        ("phases.motion.optimise.schedule=[]", "at least one"),
         ("training={engine: deepspeed, deepspeed: {zero: {x: [.nan]}}}", "expected a finite number"),
         ("training.deepspeed={zero: 1}", "no effect with the engine ddp"),
         ("training.zero_stage=1", "no effect with the engine ddp"),
-        ("phases.st_resnet.loss_weight_motion=-5", "expected 0 or more"),
-        ("phases.st_resnet={loss_weight_motion: 0, loss_weight_appearance: 0}", "nothing would be trained"),
-        ("phases.motion.loss_weight_motion=0", "nothing would be trained"),
+        ("phases.st_resnet.optimise.loss_weight_motion=-5", "expected 0 or more"),
+        ("phases.st_resnet.optimise={loss_weight_motion: 0, loss_weight_appearance: 0}", "nothing would be trained"),
+        ("phases.motion.optimise.loss_weight_motion=0", "nothing would be trained"),
         ("model.width=1000000000", "model.width: expected at most 2048"),
         ("model.stages=[3, 1000000000]", "model.stages: expected at most 500"),
-        ("phases.st_resnet.chunks=1000000000", "phases.st_resnet.chunks: expected at most 1000"),
+        ("phases.st_resnet.clips.chunks=1000000000", "phases.st_resnet.clips.chunks: expected at most 1000"),
         ("evaluation.chunks=1000000000", "expected at most 10000"),
         ("cluster.nodes=99999999999999999999999", "expected at most 100000"),
         ("training.max_micro_batch=99999999999999", "expected at most 1e+06"),
@@ -178,55 +185,11 @@ def test_names_of_phases_are_plain_words(name, tmp_path):
 
 def test_an_overlay_for_a_phase_that_the_recipe_lacks_is_refused_unless_it_is_a_whole_phase():
     with pytest.raises(ConfigError, match=r"phases\.st_resnt: the recipe has no such phase.*did you mean st_resnet"):
-        loading.load_config(TINY, ["phases.st_resnt.chunks=5"])
+        loading.load_config(TINY, ["phases.st_resnt.clips.chunks=5"])
     with pytest.raises(ConfigError, match=r"phases\.other.*a phase of your own needs a `model`"):
-        loading.load_config(TINY, ["phases.other.global_batch=5"])
-    own = loading.load_config(TINY, ["phases.motion_again={model: motion, starts_from: [motion]}"])
+        loading.load_config(TINY, ["phases.other.optimise.global_batch=5"])
+    own = loading.load_config(TINY, ["phases.motion_again={model: {name: motion}, starts_from: [motion]}"])
     assert own.phases["motion_again"].starts_from == ("motion",)
-
-
-OTHERWISE = {
-    "weights": "x.pth", "chunks": 7, "stride": (1, 2), "stride_shared_by": "group", "chunk_window": "released",
-    "short_video": "repeat", "border_corners": "two", "dropout": 0.5, "loss_over_time": "mean",
-    "temporal_pool": "before_average", "temporal_padding": "replicate", "conv1_inflation": "mean",
-    "conv1_rescale": True, "loss_weight_appearance": 0.5, "loss_weight_motion": 0.5, "crop": "corners",
-    "crop_shared_by": "group", "antialias": False, "classifier_only_steps": 3, "norm_average": "sigma",
-    "starts_from": ("motion",), "global_batch": 40, "norm_group": 5, "schedule": (Plateau(3, 0.1),),
-}  # fmt: skip
-EVERYWHERE = {
-    "model", "starts_from", "global_batch", "norm_group", "schedule", "crop", "crop_shared_by", "antialias",
-    "classifier_only_steps", "norm_average", "border_corners", "weights",
-}  # fmt: skip
-ACTING = {
-    "appearance": EVERYWHERE | {"dropout", "loss_weight_appearance"},
-    "motion": EVERYWHERE | {"chunks", "short_video", "dropout", "conv1_inflation", "conv1_rescale",
-                            "loss_weight_motion"},
-    "st_resnet": set(OTHERWISE) - {"dropout", "temporal_pool"},
-    "st_resnet_star": set(OTHERWISE) - {"dropout"},
-    "stm_resnet": set(OTHERWISE),
-}  # fmt: skip
-
-
-def test_the_table_of_options_knows_every_option():
-    assert set(OTHERWISE) | {"model"} == {f.name for f in dataclasses.fields(Phase)}
-
-
-@pytest.mark.parametrize("model", list(ACTING))
-def test_options_that_do_not_act_on_a_model_are_refused_and_all_others_taken(model):
-    base = {"model": model} if model in ("appearance", "motion") else {"model": model, "chunks": 5}
-    for key, value in OTHERWISE.items():
-        if key in ACTING[model]:
-            assert key in Phase(**{**base, key: value}).acting()
-        else:
-            with pytest.raises(FieldError, match=f"{key}: no effect in a phase of {model}"):
-                Phase(**{**base, key: value})
-            assert key not in Phase(**base).acting()
-
-
-def test_what_starts_from_phases_takes_no_other_weights():
-    for key, value in (("weights", "x.pth"), ("conv1_inflation", "mean")):
-        with pytest.raises(ConfigError, match=f"{key}: no effect"):
-            loading.load_config(TINY, [f"phases.st_resnet={{starts_from: [motion], {key}: {value}}}"])
 
 
 def printed(*overrides):
@@ -238,16 +201,16 @@ def printed(*overrides):
 
 def test_config_prints_the_values_that_apply_and_no_others():
     found = printed("training.norm_group=3", "training.max_steps=4")
-    assert found["phases.motion.norm_group"] == "3  # --set training.norm_group"
-    assert found["phases.motion.global_batch"].startswith("10  # ")
-    assert "tiny.yaml" in found["phases.motion.global_batch"]
-    assert found["phases.st_resnet.schedule"].endswith("(cut to 4 steps by training.max_steps)")
-    assert "phases.appearance.stride" not in found
+    assert found["phases.motion.optimise.norm_group"] == "3  # --set training.norm_group"
+    assert found["phases.motion.optimise.global_batch"].startswith("10  # ")
+    assert "tiny.yaml" in found["phases.motion.optimise.global_batch"]
+    assert found["phases.st_resnet.optimise.schedule"].endswith("(cut to 4 steps by training.max_steps)")
+    assert "phases.appearance.clips.stride" not in found
     assert "model.depth" not in found
     assert "data.test_fraction" not in found
     assert "data.binding.frames" in found
-    assert "phases.st_resnet.dropout" not in found
-    assert found["phases.st_resnet.chunks"].startswith("5  #")
+    assert "phases.st_resnet.optimise.dropout" not in found
+    assert found["phases.st_resnet.clips.chunks"].startswith("5  #")
 
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -339,6 +302,9 @@ def numbers(kind, path):
         if dataclasses.is_dataclass(hint):
             yield from numbers(hint, key)
         elif name == "phases":
-            yield from numbers(Phase, "phases.*")
+            yield from numbers(ClipsSection, "phases.*.clips")
+            yield from numbers(OptimiseSection, "phases.*.optimise")
+            for stream in ("appearance", "motion"):
+                yield from numbers(TrunkSection, f"phases.*.model.{stream}")
         elif any(word in str(hint) for word in ("int", "float", "Plateau")):
             yield key, hint

@@ -330,7 +330,7 @@ def test_keys_and_options_in_the_text_exist(page):
 
 def test_a_key_that_does_not_exist_is_noticed():
     wrong = ["data.flow_back_end", "cluster.continuation: never", "phases.NAME.chunk"]
-    right = ["data.flow_backend", "cluster.continuation: requeue", "phases.NAME.chunks", "phases"]
+    right = ["data.flow_backend", "cluster.continuation: requeue", "phases.NAME.clips.chunks", "phases"]
     assert [len(key_problems(f"`{code}`")) for code in wrong] == [1, 1, 1]
     assert not key_problems(" ".join(f"`{code}`" for code in right))
 

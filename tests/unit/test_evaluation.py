@@ -296,7 +296,7 @@ def test_a_full_disk_while_scoring_is_a_sentence_and_loses_nothing(scored, run, 
 @pytest.mark.parametrize(
     ("override", "key"),
     [("data.split=2", "data.split"), ("model.variant=msra", "model.variant"), ("model.width=8", "model.width"),
-     ("phases.st_resnet.temporal_padding=replicate", "phases.st_resnet.temporal_padding")],
+     ("phases.st_resnet.model.temporal_padding=replicate", "phases.st_resnet.model.temporal_padding")],
 )  # fmt: skip
 def test_weights_are_used_only_as_they_were_trained(scored, override, key):
     with pytest.raises(ConfigError, match=f"--set {key}: the weights in .* were trained with another value"):

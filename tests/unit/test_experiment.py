@@ -28,8 +28,9 @@ def config(*overrides):
 
 
 CHANGES = [
-    "training.momentum=0.5", "training.weight_decay=0.1", "phases.motion.schedule=[[9, 0.1]]", "data.crop=24",
-    "recipe=released", "seed=8", "training.precision=float64", "phases.motion.dropout=0.5", "training.dropout=0.5",
+    "training.momentum=0.5", "training.weight_decay=0.1", "phases.motion.optimise.schedule=[[9, 0.1]]", "data.crop=24",
+    "recipe=released", "seed=8", "training.precision=float64", "phases.motion.optimise.dropout=0.5",
+    "training.dropout=0.5",
     "training.global_batch=8", "model.width=8", "data.split=2",
 ]  # fmt: skip
 

@@ -63,7 +63,7 @@ def by_hand(made, phase="st_resnet_star"):
         trunk = getattr(network.call, stream)
         trunk.fc.register_forward_hook(lambda module, given, out, stream=stream: seen.__setitem__(stream, given[0]))
     clip = PreparedClip(prepare_video(Video("film", made / "film.avi", 0), network.settings), made / "film.avi")
-    reader = ClipReader(clip, None, network.variant, streams=(True, True))
+    reader = ClipReader(clip, None, network.levels, streams=(True, True))
     rows = {"appearance": [], "motion": []}
     start = 0
     while start + 4 * SPACING + 10 <= FRAMES - 1:

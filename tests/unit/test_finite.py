@@ -37,7 +37,7 @@ def folders(run_dir):
 
 
 def test_an_overflow_in_the_last_step_is_no_product(data_root, tmp_path):
-    options = ["phases.motion.schedule=[[4, 1.0e-6], [1, 1.0e+38]]", "training.weight_decay=1000"]
+    options = ["phases.motion.optimise.schedule=[[4, 1.0e-6], [1, 1.0e+38]]", "training.weight_decay=1000"]
     options.append("training.checkpoint_every_steps=2")
     with pytest.raises(UserError, match=r"NaN or infinite values in motion\..* after step 5; they were not saved") as e:
         train(data_root, tmp_path, "motion", *options)
@@ -118,7 +118,7 @@ def test_a_resume_falls_back_to_the_last_good_checkpoint_and_says_so(data_root, 
     output = capsys.readouterr()
     what = name.split(".")[0]
     assert f"step00000004: NaN or infinite {what} in motion.conv1.weight; taking the checkpoint before" in output.err
-    assert "motion: goes on from step 3" in output.out
+    assert "motion: resumes from step 3" in output.out
     assert all(torch.equal(value, again[key]) for key, value in straight.items())
 
 

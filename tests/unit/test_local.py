@@ -20,7 +20,7 @@ def running(tmp_path, data_root):
     run_dir = tmp_path / "a run"
     words = [sys.executable, "launch/submit.py", "--config", TINY, "--cluster", "local", "--phase", "motion"]
     words += ["--run-dir", run_dir, "--set", f"data.root={data_root}"]
-    words += ["--set", "phases.motion.schedule=[[1000000, 1.0e-3]]"]
+    words += ["--set", "phases.motion.optimise.schedule=[[1000000, 1.0e-3]]"]
     process = subprocess.Popen(
         [str(word) for word in words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,

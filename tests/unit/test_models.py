@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from hpc_stres.models import MODEL_NAMES, build_model
+from hpc_stres.models import build_model
 from hpc_stres.models.interaction import Interaction
 from hpc_stres.models.temporal import TemporalConv, fold_time, temporal_max_pool, unfold_time
 from hpc_stres.models.weights import inflate_conv1
+from hpc_stres.registry import MODELS
 
 SMALL = {"stages": (2, 2, 2, 2), "width": 4}
 
@@ -260,7 +261,7 @@ def test_the_mean_of_logits_over_space_is_the_head_at_the_mean():
     torch.testing.assert_close(logits, expected)
 
 
-@pytest.mark.parametrize("name", MODEL_NAMES)
+@pytest.mark.parametrize("name", MODELS.names())
 def test_recomputed_activations_change_nothing(name):
     inputs = clips(3, 5)
     gradients = []

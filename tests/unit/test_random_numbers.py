@@ -136,7 +136,7 @@ def test_first_weights_have_hes_and_the_classifiers_spread():
 
 
 def test_a_phases_network_leaves_the_global_generator_alone():
-    config = tiny_config("x", "phases.motion.dropout=0.8")
+    config = tiny_config("x", "phases.motion.optimise.dropout=0.8")
     before = global_generators()
     one = build_phase_model(config, "motion", 5)
     first = {name: value.clone() for name, value in one.state_dict().items()}
@@ -176,7 +176,7 @@ def test_training_draws_from_no_global_generator(data_root, tmp_path, monkeypatc
 
     monkeypatch.setattr(Trainer, "train", guarded)
     before = global_generators()
-    options = ["phases.motion.dropout=0.8", "training.activation_checkpointing=true"]
+    options = ["phases.motion.optimise.dropout=0.8", "training.activation_checkpointing=true"]
     train(data_root, tmp_path, "motion", *options, "training.max_steps=3")
     assert went_through == [True]
     assert global_generators() == before

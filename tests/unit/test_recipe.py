@@ -3,9 +3,11 @@
 import pytest
 
 from hpc_stres.config.loading import load_config
-from hpc_stres.config.recipe import Phase, ordered_phases, select_phases
+from hpc_stres.config.recipe import ordered_phases, select_phases
 from hpc_stres.config.schedule import Plateau, learning_rate, total_steps
 from hpc_stres.errors import ConfigError
+from hpc_stres.phases.train import TrainPhase
+from hpc_stres.registry import MODELS
 from tests.conftest import TINY
 
 
@@ -29,18 +31,27 @@ def test_nips2016_is_table_2(bare):
     }
     for name, (batch, group, schedule, chunks, stride) in table.items():
         phase = phases[name]
-        assert (phase.global_batch, phase.norm_group, phase.chunks, phase.stride) == (batch, group, chunks, stride)
-        assert [tuple(plateau) for plateau in phase.schedule] == schedule
-        assert phase.dropout == 0
+        assert (phase.optimise.global_batch, phase.optimise.norm_group, phase.clips.chunks, phase.clips.stride) == (
+            batch,
+            group,
+            chunks,
+            stride,
+        )
+        assert [tuple(plateau) for plateau in phase.optimise.schedule] == schedule
+        assert phase.optimise.dropout == 0
 
 
 def test_released_differs_where_the_code_differs(bare):
     phases = bare("released")
-    assert (phases["motion"].global_batch, phases["motion"].norm_group, phases["motion"].dropout) == (128, 32, 0.8)
-    assert phases["appearance"].norm_group == 32
-    assert total_steps(phases["st_resnet"].schedule) == 2238 + 2238 + 1492
-    assert phases["st_resnet_star"].temporal_pool == "before_average"
-    assert {phase.norm_average for phase in phases.values()} == {"sigma"}
+    assert (
+        phases["motion"].optimise.global_batch,
+        phases["motion"].optimise.norm_group,
+        phases["motion"].optimise.dropout,
+    ) == (128, 32, 0.8)
+    assert phases["appearance"].optimise.norm_group == 32
+    assert total_steps(phases["st_resnet"].optimise.schedule) == 2238 + 2238 + 1492
+    assert phases["st_resnet_star"].model.temporal_pool == "before_average"
+    assert {phase.model.norm_average for phase in phases.values()} == {"sigma"}
 
 
 def test_phases_come_after_those_they_start_from():
@@ -56,11 +67,15 @@ def test_an_unknown_phase_is_refused_with_the_known_ones(wanted):
         select_phases(load_config(TINY).phases, wanted)
 
 
+def motion_from(*parents):
+    return TrainPhase(model=MODELS.get("motion").options(name="motion"), starts_from=parents)
+
+
 def test_circles_and_missing_parents_are_refused():
     with pytest.raises(ConfigError, match="in a circle"):
-        ordered_phases({"a": Phase(model="motion", starts_from=("b",)), "b": Phase(model="motion", starts_from=("a",))})
+        ordered_phases({"a": motion_from("b"), "b": motion_from("a")})
     with pytest.raises(ConfigError, match=r"phases\.a\.starts_from: no phase 'c'"):
-        ordered_phases({"a": Phase(model="motion", starts_from=("c",))})
+        ordered_phases({"a": motion_from("c")})
 
 
 def test_learning_rate_is_a_pure_function_of_the_step():
@@ -77,7 +92,7 @@ def test_a_dropout_for_every_phase_acts_where_a_network_has_any():
     from tests.conftest import TINY
 
     config = load_config(TINY, ["training.dropout=0.8"])
-    assert {name: config.phase(name).dropout for name in config.phases} == {
+    assert {name: config.phase(name).optimise.dropout for name in config.phases} == {
         "motion": 0.8, "appearance": 0.8, "st_resnet": 0.0, "st_resnet_star": 0.0,
     }  # fmt: skip
-    assert load_config(TINY, ["phases.motion.dropout=0.5"]).phase("motion").dropout == 0.5
+    assert load_config(TINY, ["phases.motion.optimise.dropout=0.5"]).phase("motion").optimise.dropout == 0.5

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 
 from hpc_stres.config.loading import load_config
-from hpc_stres.config.recipe import Phase
 from hpc_stres.data.requests import (
     HALF_STACK,
     Sampler,
@@ -17,8 +16,9 @@ from hpc_stres.data.requests import (
     sampler,
     spread_frames,
 )
+from hpc_stres.phases.train import TrainPhase
 from hpc_stres.store.reader import VideoRow
-from tests.conftest import ROOT, tiny_config
+from tests.conftest import ROOT, altered, tiny_config
 
 STEPS = range(40)
 
@@ -33,7 +33,7 @@ def row(number, frames=100, height=256, width=340):
 def make(name, **changes):
     phase = load_config(ROOT / "configs" / "ucf101.yaml", ["data.root=x"]).phase(name)
     rows = [row(number) for number in range(50)]
-    return Sampler(3, name, replace(phase, global_batch=32, norm_group=4, **changes), 224, 256, rows, tuple(range(50)))
+    return Sampler(3, name, altered(phase, global_batch=32, norm_group=4, **changes), 224, 256, rows, tuple(range(50)))
 
 
 def many(source):
@@ -105,7 +105,7 @@ def test_very_short_videos_are_padded_symmetrically(frames):
 
 
 def test_released_windows_lie_on_the_lattice_and_never_start_at_its_first_point():
-    source = make("st_resnet", chunk_window="released")
+    source = make("st_resnet", window="released")
     for request in many(source):
         stride = request.frames[1] - request.frames[0]
         assert (request.frames[0] - 5) % stride == 0
@@ -184,7 +184,7 @@ def test_a_config_and_a_phase_are_enough(data_root, store):
     config = tiny_config(data_root)
     assert requests(config, 3, "st_resnet") == requests(sampler(config, "st_resnet", store), 3)
     assert len(requests(config, 0)) == 10
-    assert isinstance(config.phase("motion"), Phase)
+    assert isinstance(config.phase("motion"), TrainPhase)
 
 
 def every_start(phase, count, stride_draw=0.0):
@@ -202,7 +202,7 @@ def test_every_valid_start_is_drawn_the_first_and_the_last_too():
     assert every_start(joint, 32) == {5, 6}
     longest = choose_frames(joint, 60, 0.0, 0.9999)
     assert flow_stack(longest[-1], 59, "mirror")[-1] == 58
-    released = make("st_resnet", chunk_window="released").phase
+    released = make("st_resnet", window="released").phase
     # The lattice 5, 10 ... 50: its first point is never a start, the last that leaves five points
     # is.
     assert every_start(released, 60) == {10, 15, 20, 25, 30}

@@ -1,8 +1,6 @@
 """One SGD step by hand: rates and decay of every kind of parameter, and what each stream's loss
 weighs."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch.nn import functional
@@ -11,7 +9,7 @@ from hpc_stres.models import Logits, build_model
 from hpc_stres.parallel import process_groups
 from hpc_stres.training.engine import make_engine
 from hpc_stres.training.loss import phase_loss
-from tests.conftest import tiny_config
+from tests.conftest import altered, tiny_config
 
 SMALL = {"stages": (2, 2), "width": 4, "variant": "msra"}
 RATE, DECAY, MOMENTUM = 0.1, 0.25, 0.9
@@ -72,7 +70,7 @@ def test_each_streams_loss_has_its_weight(over_time, weights):
     generator = torch.Generator().manual_seed(3)
     scores = [torch.randn(4, 3, 5, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     labels = torch.tensor([0, 4, 2, 2])
-    phase = replace(
+    phase = altered(
         tiny_config("x").phase("st_resnet"), loss_over_time=over_time,
         loss_weight_appearance=weights[0], loss_weight_motion=weights[1],
     )  # fmt: skip

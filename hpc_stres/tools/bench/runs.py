@@ -88,5 +88,5 @@ def _real_step_s(config: Config, name: str, run_dir: Path, ranks: int) -> float:
     command = [sys.executable, *launcher, *words, "--run-dir", str(run_dir)]
     subprocess.run(command, check=True, capture_output=True)
     rows = read_json_lines(run_dir / "phases" / name / "metrics.jsonl")[WARM_UP:]
-    seconds = sorted(config.phase(name).global_batch / row["videos_per_s"] for row in rows)
+    seconds = sorted(config.phase(name).optimise.global_batch / row["videos_per_s"] for row in rows)
     return seconds[len(seconds) // 2]

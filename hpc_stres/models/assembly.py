@@ -1,0 +1,76 @@
+"""Networks from options: what the families share, and a network by name."""
+
+from typing import Any
+
+from hpc_stres.errors import ConfigError
+from hpc_stres.models.interaction import Interaction
+from hpc_stres.models.resnet import DEPTHS, Temporal, TrunkOptions
+from hpc_stres.registry import MODELS
+from hpc_stres.registry.model import JointOptions, ModelOptions, NetworkRequest, TrunkSection
+
+
+def trunks_of(request: NetworkRequest, temporal: Temporal) -> dict[str, TrunkOptions]:
+    """What each stream's trunk is built from."""
+    return {
+        stream: trunk_options(getattr(request.options, stream), request, temporal)
+        for stream in MODELS.get(request.options.name).streams
+    }
+
+
+def trunk_options(trunk: TrunkSection, request: NetworkRequest, temporal: Temporal) -> TrunkOptions:
+    """A stream's section of the config, as the trunk takes it."""
+    options = request.options
+    padding = options.temporal_padding if isinstance(options, JointOptions) else "zeros"
+    return TrunkOptions(
+        stages=tuple(trunk.stages or DEPTHS[trunk.depth or 50]),
+        width=trunk.width or 64,
+        variant=trunk.variant or "torchvision",
+        temporal=temporal,
+        temporal_padding=padding,
+        norm_group=request.norm_group,
+        norm_average=options.norm_average,
+    )
+
+
+def interaction_of(options: ModelOptions) -> Interaction:
+    """The interaction that a joint network's options ask for."""
+    assert isinstance(options, JointOptions)
+    return Interaction(options.operation, options.direction, options.placement)
+
+
+_TRUNK_KEYS = ("stages", "variant")
+
+
+def build_model(
+    name: str, num_classes: int, depth: int = 50, width: int = 64, norm_group: int | None = None, **options: Any
+) -> Any:
+    """A network by name.
+
+    Options: `stages` (units a stage in place of `depth`'s) and `variant` (torchvision, msra) of
+    every trunk, `dropout`, and whatever the model's own options are (`hpc-stres describe NAME`
+    lists them). `appearance` and `motion` may be TrunkSections of their own.
+    """
+    try:
+        family = MODELS.get(name)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    known = {f for f in family.options.__dataclass_fields__ if f != "name"}
+    unknown = sorted(set(options) - known - {*_TRUNK_KEYS, "dropout"})
+    if unknown:
+        raise ValueError(f"no option {unknown[0]!r}; there are {', '.join(sorted({*known, *_TRUNK_KEYS, 'dropout'}))}")
+    if depth not in DEPTHS and not options.get("stages"):
+        raise ValueError(f"no depth {depth}; there are {', '.join(map(str, DEPTHS))}")
+    stages = tuple(options.pop("stages", None) or DEPTHS[depth])
+    if len(family.streams) == 2 and min(stages) < 2:
+        raise ValueError(f"{name} joins its streams at the second unit of each stage; stages are {stages}")
+    trunk = TrunkSection(stages=stages, width=width, variant=options.pop("variant", None))
+    dropout = options.pop("dropout", 0.0)
+    trunks = {stream: options.pop(stream, trunk) for stream in family.streams}
+    section = family.options(name=name, **trunks, **options)
+    return build_network(section, num_classes, norm_group, dropout)
+
+
+def build_network(options: ModelOptions, num_classes: int, norm_group: int | None, dropout: float) -> Any:
+    """The network that a model's options describe."""
+    family = MODELS.get(options.name)
+    return family.build(NetworkRequest(num_classes, options, norm_group, dropout))

@@ -1,0 +1,1 @@
+"""Schedules, by name. Plateaus need none: they are written as a list of [steps, rate]."""
