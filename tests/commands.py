@@ -108,7 +108,8 @@ def copy_checkout(to: Path) -> None:
 def small(config: dict) -> dict:
     """A config with small sizes in place of its own."""
     made = {**config}
-    for section, values in SMALL.items():
+    is_trained = config["data"]["kind"] in ("binding", "folder")
+    for section, values in SMALL.items() if is_trained else [("model", SMALL["model"])]:
         made[section] = {**(config.get(section) or {}), **values}
     if made["data"].get("kind") == "binding":
         made["data"] |= SMALL_BINDING
