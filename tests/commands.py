@@ -34,6 +34,8 @@ SMALL = {
     "evaluation": {"chunks": 5},
 }
 SMALL_BINDING = {"binding": {"train_videos": 24, "test_videos": 8, "frames": 24, "side": 48}}
+QUEUE = {"sbatch", "squeue", "sinfo", "scancel", "srun", "scontrol", "sacct", "sacctmgr"}
+COMPILERS = {"g++", "gcc", "c++", "cc", "clang", "clang++"}
 DRY = "submits to a queue; tests/slurm runs the chain on one"
 # A pattern of a command; what runs in its place (None: nothing); why.
 EXCEPTIONS: list[tuple[str, str | None, str]] = [
@@ -219,7 +221,7 @@ def main() -> int:
         copy_checkout(checkout)
         own_videos(checkout)
         make_environment(python, checkout / ".venv", checkout)
-        tools = tools_without_compiler(base) if args.no_compiler else "/usr/local/bin:/usr/bin:/bin"
+        tools = link_tools(base, args.no_compiler)
         base.chmod(0o755)
         if user is not None:
             subprocess.run(["chown", "-R", f"{user}:{user}", str(base)], check=True)
@@ -234,16 +236,17 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def tools_without_compiler(base: Path) -> str:
-    """A folder of links to all programs of this machine but the compilers."""
+def link_tools(base: Path, no_compiler: bool) -> str:
+    """A folder of links to the programs of this machine: but for those of a queue, and perhaps of compilers."""
     folder = base / "bin"
     folder.mkdir()
-    for place in ("/usr/bin", "/bin"):
+    left_out = QUEUE | (COMPILERS if no_compiler else set())
+    for place in ("/usr/local/bin", "/usr/bin", "/bin"):
         for path in Path(place).iterdir():
-            if not re.search(r"(^|-)(g\+\+|gcc|c\+\+|cc|clang|clang\+\+)(-\d+)?$", path.name):
-                link = folder / path.name
-                if not link.is_symlink():
-                    link.symlink_to(path)
+            bare = re.sub(r"-\d+$", "", path.name).rsplit("-", 1)[-1]
+            link = folder / path.name
+            if bare not in left_out and not link.is_symlink():
+                link.symlink_to(path)
     return str(folder)
 
 

@@ -92,17 +92,14 @@ def _write_programs(
     archive = io.BytesIO()
     programs.save(program, archive)
     write_bytes(folder / networks.PROGRAM, archive.getvalue())
-    differences = {"torch.export": 0.0, "onnx": 0.0}
+    runs = {"torch.export": programs.open_program(archive), "onnx": programs.open_onnx(folder / ONNX, flat.inputs)}
+    differences = dict.fromkeys(runs, 0.0)
     for shape in shapes.compared:
         clips = programs.make_clips(flat.inputs, shape)
         with torch.no_grad():
             expected = flat(*clips)
-        found = {
-            "torch.export": programs.run_program(archive, clips),
-            "onnx": programs.run_onnx(folder / ONNX, flat.inputs, clips),
-        }
-        for what, values in found.items():
-            differences[what] = max(differences[what], programs.difference(expected, values))
+        for what, run in runs.items():
+            differences[what] = max(differences[what], programs.difference(expected, run(clips)))
     for what, value in differences.items():
         if not value <= TOLERANCE:
             raise UserError(

@@ -4,7 +4,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,21 +111,33 @@ def save_onnx(
         onnx.save(model, str(temporary))
 
 
-def run_program(archive: io.BytesIO, clips: Sequence[Tensor]) -> Sequence[Tensor]:
-    """What the saved program computes."""
+Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+
+
+def open_program(archive: io.BytesIO) -> Run:
+    """The saved program, to be run on clips."""
     # From memory, what was just made: a program in a file could have been replaced, and loading one runs its code.
     archive.seek(0)
-    with torch.no_grad():
-        return list(torch.export.load(archive).module()(*clips))
+    module = torch.export.load(archive).module()
+
+    def run(clips: Sequence[Tensor]) -> Sequence[Tensor]:
+        with torch.no_grad():
+            return list(module(*clips))
+
+    return run
 
 
-def run_onnx(path: Path, inputs: Sequence[str], clips: Sequence[Tensor]) -> Sequence[Tensor]:
-    """What the ONNX file computes."""
+def open_onnx(path: Path, inputs: Sequence[str]) -> Run:
+    """The ONNX file, to be run on clips."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    feed = {name: clip.numpy() for name, clip in zip(inputs, clips, strict=True)}
-    return [torch.from_numpy(value) for value in session.run(None, feed)]
+
+    def run(clips: Sequence[Tensor]) -> Sequence[Tensor]:
+        feed = {name: clip.numpy() for name, clip in zip(inputs, clips, strict=True)}
+        return [torch.from_numpy(value) for value in session.run(None, feed)]
+
+    return run
 
 
 def difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:

@@ -117,13 +117,10 @@ def test_a_page_is_run_and_its_failures_are_named(checkout, capsys):
 
 
 def test_a_machine_without_a_compiler_has_everything_else(tmp_path):
-    folder = commands.tools_without_compiler(tmp_path)
-    for name, is_there in (
-        ("bash", True),
-        ("env", True),
-        ("g++", False),
-        ("c++", False),
-        ("gcc", False),
-        ("cc", False),
-    ):
-        assert (shutil.which(name, path=folder) is not None) == is_there or (is_there and not shutil.which(name))
+    (tmp_path / "with").mkdir()
+    with_one, without = commands.link_tools(tmp_path / "with", False), commands.link_tools(tmp_path, True)
+    for name in ("bash", "env", "make", "git", "mpirun"):
+        assert (shutil.which(name, path=without) is None) == (shutil.which(name) is None)
+    assert shutil.which("g++", path=with_one)
+    for name in ("g++", "c++", "gcc", "cc", "sbatch", "squeue"):
+        assert shutil.which(name, path=without) is None
