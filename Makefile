@@ -3,18 +3,23 @@
 # make lint    formatter, linter, type checker
 # make setup   set up only
 # make bench   measure everything against its references, about 15 minutes; figures in bench.json
+# make test-commands   run every command that README.md and docs/ print, as another user (some minutes)
 # make image   build the apptainer image; make image-test proves its recipe where there is no apptainer
 SHELL := /bin/bash
-PYTHON := .venv/bin/python
-PATHS := hpc_stres launch tests env
+# HPC_STRES_VENV=DIR names another environment than .venv, here as for env/setup.sh and the job scripts.
+HPC_STRES_VENV ?= .venv
+export HPC_STRES_VENV
+PYTHON := "$(HPC_STRES_VENV)"/bin/python
+PATHS := hpc_stres launch tests env examples setup.py
 
-.PHONY: demo test unit lint setup bench image image-test
+.PHONY: demo test unit lint setup bench test-commands image image-test
 
 setup:
 	@bash env/setup.sh
 
-demo: setup
-	@$(PYTHON) launch/submit.py --config configs/binding.yaml --phase all --cluster local
+demo:
+	@bash env/setup.sh --quiet
+	@$(PYTHON) -m hpc_stres demo
 
 test:
 	@bash env/setup.sh --tests
@@ -32,6 +37,10 @@ lint:
 	@$(PYTHON) -m ruff check $(PATHS)
 	@$(PYTHON) -m mypy
 	@if command -v shellcheck >/dev/null; then shellcheck -x env/*.sh slurm/*.sh .ci/run; else echo "shellcheck is not installed: shell scripts not checked"; fi
+
+test-commands:
+	@bash env/setup.sh
+	@$(PYTHON) -m tests.commands
 
 image:
 	@bash env/build_image.sh

@@ -1,19 +1,25 @@
 #!/usr/bin/env bash
 # The one place that installs: a virtual environment with the pinned packages, and, where this is root on Debian or
-# Ubuntu, the system packages that are missing. A second call finds everything and returns at once.
+# Ubuntu, the system packages that are missing. A second call finds everything and returns at once. Its last line is the
+# command that makes `hpc-stres` and `python` those of the environment.
 #
-#   env/setup.sh [--lint | --tests]
+#   env/setup.sh [--lint | --tests | --quiet]
 #     --lint: also shellcheck; --tests: also what only the tests need (Slurm, an MPI library, a browser)
+#     --quiet: without the last line
 #   HPC_STRES_VENV=DIR         another place for the virtual environment (default: .venv in the repository)
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${HPC_STRES_VENV:-$here/.venv}
+case $venv in /*) ;; *) venv=$PWD/$venv ;; esac
 lock=$here/env/requirements.lock
-want_tests=no want_shellcheck=no
+want_tests=no want_shellcheck=no want_hint=no
 case ${1:-} in
   --tests) want_tests=yes want_shellcheck=yes ;;
   --lint) want_shellcheck=yes ;;
+  --quiet) ;;
+  "") want_hint=yes ;;
+  *) printf 'setup: %s: no such option\n' "$1" >&2; exit 2 ;;
 esac
 
 say() { printf 'setup: %s\n' "$*"; }
@@ -90,5 +96,9 @@ install_python_packages() {
   printf '%s %s' "$(stamp_value)" "$here" >"$stamp"
 }
 
+# What to type next: short where the environment lies below the folder that this was called from.
+activation() { printf 'source %q/bin/activate\n' "${venv#"$PWD"/}"; }
+
 install_system_packages
 install_python_packages
+[ "$want_hint" = no ] || { say "ready; to find hpc-stres and python:"; activation; }

@@ -30,6 +30,7 @@ COMMANDS = {
     "table": ("table", "write a run's table, figures and methods paragraph for a paper"),
     "fuse": ("fuse", "combine score files of networks and hand-crafted features"),
     "predict": ("predict", "say what happens in videos of your own"),
+    "features": ("features", "write what a network sees in videos of any length, window by window"),
     "export": ("export", "write a phase as torch.export program, ONNX and plain ResNet weights"),
     "report": ("report", "write a run's report.html, or one page of several runs"),
     "sync": ("sync", "replay metrics into a folder that MLflow or W&B reads"),

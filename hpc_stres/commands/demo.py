@@ -8,6 +8,8 @@ that registers what with where it moves can know it.
 """
 
 import argparse
+import shlex
+from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,4 +28,24 @@ def run(args: argparse.Namespace) -> int:
     words = ["--cluster", "local", *(["--run-dir", args.run_dir] if args.run_dir else [])]
     chosen = parser.parse_args([*words, *(word for text in args.overrides for word in ("--set", text))])
     chosen.debug = args.debug
-    return submit(chosen)
+    code = submit(chosen)
+    if code == 0:
+        _say_what_next(Path(args.run_dir or "runs/binding"))
+    return code
+
+
+def _say_what_next(run_dir: Path) -> None:
+    from hpc_stres.config.loading import load_run
+    from hpc_stres.store.location import data_of
+
+    folder = Path(data_of(load_run(run_dir)).videos or "")
+    video = min(folder.rglob("*.avi"), default=folder)
+    run, video_text = shlex.quote(str(run_dir)), shlex.quote(str(video))
+    print("next:")
+    for words, meaning in (
+        (f"hpc-stres predict --run-dir {run} --over-time {video_text}", "what happens in a video"),
+        (f"hpc-stres features {run} {video_text} --out features", "what the network sees in it"),
+        (f"hpc-stres export --run-dir {run} --out exported", "for use elsewhere"),
+    ):
+        print(f"  {words}\n      {meaning}")
+    print('  your own videos: docs/tutorial.md, "Your own data"')

@@ -210,7 +210,7 @@ class ClipReader:
         """Stacks to clips (videos, time, channels, side, side) in channels-last order."""
         import torch
 
-        if self.device_id is None and native.compiler() is not None:
+        if self.device_id is None and native.find("resize") is not None:
             flat = self._finish_on_cpu(work)
         else:
             work = [([torch.as_tensor(p) for p in s], scale_shift, flip) for s, scale_shift, flip in work]

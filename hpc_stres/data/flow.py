@@ -32,6 +32,7 @@ def tvl1(
     loses motions beyond 6 pixels.
 
     `backend`: `native` is our own batched solver on the CPU, `cuda` the same arithmetic on a GPU.
+    Without a C++ compiler `native` is computed by NumPy: the same solver, equal to rounding.
     `opencv` is OpenCV's DualTVL1: the reference for `opencv4`; with `paper` it is given that
     pyramid's parameters and comes close. `dali` is the optical-flow engine of NVIDIA GPUs: another
     algorithm, for speed, that `pyramid` does not concern.
@@ -81,11 +82,16 @@ def _native(
     pyramid: str,
 ) -> None:
     from hpc_stres import native
+    from hpc_stres.native import tvl1_numpy
 
     _check_room(frames, flow)
     count, _, rows, cols = flow.shape
+    library = native.find("tvl1")
+    if library is None:
+        tvl1_numpy.tvl1_batch(frames, pyramid == "paper", threads, flow)
+        return
     bytes_, floats = (np.ctypeslib.ndpointer(kind, flags="C") for kind in (np.uint8, np.float32))
-    solve = native.load("tvl1").tvl1_batch
+    solve = library.tvl1_batch
     solve.argtypes = [bytes_, *[ctypes.c_int] * 5, floats]
     solve.restype = ctypes.c_int
     if solve(frames, count, rows, cols, pyramid == "paper", threads, flow) != 0:

@@ -173,6 +173,11 @@ def _request(source: Sampler, step: int, position: int, common: Sequence[float])
     )
 
 
+def request_of(source: Sampler, step: int, position: int) -> Request:
+    """The request of one position of one step, in a norm group of its own: for one who draws clips singly."""
+    return _request(source, step, position, position)
+
+
 def choose_frames(phase: TrainPhase, count: int, stride_draw: float, start_draw: float) -> tuple[int, ...]:
     """RGB frame of each chunk of a training clip from a video of `count` frames."""
     if not phase.uses_flow:

@@ -1,63 +1,55 @@
 """A finished phase for use elsewhere: a torch.export program, ONNX, and each stream under torchvision's names.
 
-    export.json          classes, inputs, protocol, checksums, and the differences between each file and the network
+    export.json          classes, inputs, preprocessing, protocol, checksums, differences of both programs
     weights.safetensors  the network's own weights, from which `hpc-stres predict --model` builds it again
-    model.pt2            torch.export: (rgb), (flow) or (rgb, flow) to logits (1, time, classes) of each stream
-    model.onnx           the same in ONNX
+    model.pt2            torch.export: (rgb), (flow) or (rgb, flow) to logits (batch, time, classes) of each stream
+    model.onnx           the same in ONNX; preprocessing and classes stand in its metadata
     STREAM.safetensors   a plain ResNet of that stream; temporal convolutions stay (out, in, 3, 1)
+    hub/                 config.json, model.safetensors, README.md: a folder to share, which `load_model` reads
 
-Time, height and width are free in both programs, within the ranges that export.json gives; one video at a time.
+Batch, time, height and width are free in both programs; export.json gives the least time that they take.
 """
 
 import io
-import logging
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
 
 from hpc_stres.config.schema import Config
 from hpc_stres.data.augment import Levels
 from hpc_stres.errors import UserError
-from hpc_stres.evaluation import networks
+from hpc_stres.evaluation import hub, networks, programs
 from hpc_stres.evaluation.finished import read_finished
-from hpc_stres.models import TwoStream
+from hpc_stres.evaluation.preprocessing import preprocessing
 from hpc_stres.models.resnet import DEPTHS
-from hpc_stres.models.two_stream import POOL_SIDE
 from hpc_stres.models.weights import STREAMS, read_state, save_state, to_torchvision
 from hpc_stres.phases.train import TrainPhase, train_phase
-from hpc_stres.run.paths import RunPaths, atomic_path, sha256, write_bytes, write_sealed
+from hpc_stres.run.paths import RunPaths, sha256, write_bytes, write_sealed
 from hpc_stres.run.product import finished_weights
 from hpc_stres.store.location import Settings, store_folder
 from hpc_stres.store.reader import Store
 
-PLANES = {"rgb": 3, "flow": 20}
-# Compared on another time and size than the program was traced with; of the largest logit.
+# Compared on other batches, times and sizes than the program was traced with; of the largest logit.
 TOLERANCE = 1e-4
-FREE_CHUNKS = 7
+ONNX = "model.onnx"
 
 
-class Flat(nn.Module):
-    """Tensors in, a tuple of tensors out."""
+class Shapes(NamedTuple):
+    """Pixels of one place of the last stage, and the clips (batch, chunks, height, width) to compare on."""
 
-    def __init__(self, model: TwoStream, inputs: Sequence[str]) -> None:
-        super().__init__()
-        self.model, self.inputs = model, tuple(inputs)
-
-    def forward(self, *clips: Tensor) -> tuple[Tensor, ...]:
-        given = dict(zip(self.inputs, clips, strict=True))
-        logits = self.model(given.get("rgb"), given.get("flow"))
-        return tuple(stream for stream in logits if stream is not None)
+    place: int
+    compared: list[tuple[int, int, int, int]]
 
 
-def _stages(phase: TrainPhase) -> int:
-    """Stages of the deepest trunk: its frames must be halved so often."""
+def _shapes(config: Config, phase: TrainPhase) -> Shapes:
+    """The store's own frames; several wide ones; and some so small that the last stage has a single place."""
     trunks = [phase.trunk(stream) for stream in phase.family.streams]
-    return max(len(trunk.stages or DEPTHS[trunk.depth or 50]) for trunk in trunks)
+    place = 2 ** (max(len(trunk.stages or DEPTHS[trunk.depth or 50]) for trunk in trunks) + 1)
+    least, (height, width) = phase.family.least_chunks, _frame_size(config)
+    return Shapes(place, [(1, least, height, width), (3, least + 2, place, width + 6), (2, least + 1, 8, 8)])
 
 
 def export(config: Config, run_dir: Path, phase: str | None, folder: Path) -> dict[str, Any]:
@@ -68,47 +60,56 @@ def export(config: Config, run_dir: Path, phase: str | None, folder: Path) -> di
     classes = read_finished(paths, name).classes
     model = networks.finished_model(config, name, weights, len(classes)).float().eval()
     state = read_state(weights)
+    plain = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     inputs = [i for i, used in (("rgb", kind.uses_rgb), ("flow", kind.uses_flow)) if used]
     outputs = [s for s in STREAMS if getattr(model, s) is not None]
-    flat = Flat(model, inputs)
-    size = _frame_size(config)
-    chunks = config.evaluation.chunks
-    traced = _clips(inputs, chunks, size)
-    # A pool over 5 chunks that leaves a single time fixes the number of chunks; from 7 on it is free.
-    longer = chunks + 2 if chunks >= FREE_CHUNKS else chunks
-    other = _clips(inputs, longer, _other_size(size, _stages(kind)))
-    program = _export_program(flat, traced)
-    archive = io.BytesIO()
-    torch.export.save(program, archive)
-    write_bytes(folder / networks.PROGRAM, archive.getvalue())
-    plain = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-    save_state(plain, folder / networks.WEIGHTS)
-    _export_onnx(program, inputs, outputs, folder / "model.onnx")
-    for stream in outputs:
-        save_state(to_torchvision(plain, stream), folder / f"{stream}.safetensors")
-    with torch.no_grad():
-        expected = flat(*other)
-    found: dict[str, Any] = {
+    made: dict[str, Any] = {
         "phase": name, "classes": classes, "streams": inputs, "outputs": outputs,
         "levels": Levels.of_phase(kind)._asdict(), "settings": Settings.of(config.data).as_json(),
         "evaluation": asdict(config.evaluation), "labels": config.data.labels, "weights_sha256": sha256(weights),
         "sizes": networks.exported_sizes(config, name),
-        "ranges": {str(symbol): str(span) for symbol, span in dict(program.range_constraints).items()},
-        "compared_on": {i: list(clip.shape) for i, clip in zip(inputs, other, strict=True)},
-        "difference": {
-            "torch.export": _difference(expected, _run_program(archive, other)),
-            "onnx": _difference(expected, _run_onnx(folder / "model.onnx", inputs, other)),
-        },
+        "preprocessing": preprocessing(config, kind, inputs),
+        "windows": dict(zip(("chunks", "spacing"), networks.clip_of(kind), strict=True)),
     }  # fmt: skip
-    for what, value in found["difference"].items():
-        if value > TOLERANCE:
+    made |= _write_programs(programs.Flat(model, inputs), outputs, made, _shapes(config, kind), folder)
+    save_state(plain, folder / networks.WEIGHTS)
+    for stream in outputs:
+        save_state(to_torchvision(plain, stream), folder / f"{stream}.safetensors")
+    files = [networks.WEIGHTS, networks.PROGRAM, ONNX, *(f"{stream}.safetensors" for stream in outputs)]
+    made["files"] = {file: sha256(folder / file) for file in files}
+    write_sealed(folder / networks.MANIFEST, made)
+    hub.write_folder(config, paths, made, folder / networks.WEIGHTS, folder / "hub")
+    return made
+
+
+def _write_programs(
+    flat: programs.Flat, outputs: Sequence[str], made: dict[str, Any], shapes: Shapes, folder: Path
+) -> dict[str, Any]:
+    """Both programs, each compared with the network on clips of several shapes."""
+    program = programs.trace(flat, shapes.place)
+    metadata = {key: made[key] for key in ("phase", "classes", "preprocessing", "outputs")}
+    programs.save_onnx(program, flat.inputs, outputs, folder / ONNX, metadata)
+    archive = io.BytesIO()
+    programs.save(program, archive)
+    write_bytes(folder / networks.PROGRAM, archive.getvalue())
+    runs = {"torch.export": programs.open_program(archive), "onnx": programs.open_onnx(folder / ONNX, flat.inputs)}
+    differences = dict.fromkeys(runs, 0.0)
+    for shape in shapes.compared:
+        clips = programs.make_clips(flat.inputs, shape)
+        with torch.no_grad():
+            expected = flat(*clips)
+        for what, run in runs.items():
+            differences[what] = max(differences[what], programs.difference(expected, run(clips)))
+    for what, value in differences.items():
+        if not value <= TOLERANCE:
             raise UserError(
                 f"{folder}: the {what} program differs from the network by {value:.2g} of the largest logit"
             )
-    files = [networks.WEIGHTS, networks.PROGRAM, "model.onnx", *(f"{stream}.safetensors" for stream in outputs)]
-    found["files"] = {file: sha256(folder / file) for file in files}
-    write_sealed(folder / networks.MANIFEST, found)
-    return found
+    return {
+        "ranges": programs.ranges(program),
+        "compared_on": [list(shape) for shape in shapes.compared],
+        "difference": differences,
+    }
 
 
 def _frame_size(config: Config) -> tuple[int, int]:
@@ -117,60 +118,3 @@ def _frame_size(config: Config) -> tuple[int, int]:
         row = Store(store_folder(config)).rows[0]
         return row.height, row.width
     return config.data.short_side, config.data.short_side * 4 // 3 // 2 * 2
-
-
-def _other_size(size: tuple[int, int], stages: int) -> tuple[int, int]:
-    """Another width to compare on. Under seven places the spatial average's window is fixed to what was traced."""
-    stride = 2 ** (stages + 1)
-
-    def window(width: int) -> int:
-        return min(POOL_SIDE, -(-width // stride))
-
-    height, width = size
-    wider = (width * 5 // 4 // 2 * 2, width + 2, width - 2, width)
-    return height, next(w for w in wider if window(w) == window(width))
-
-
-def _clips(inputs: Sequence[str], chunks: int, size: tuple[int, int]) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(chunks)
-    return [torch.randn(1, chunks, PLANES[i], *size, generator=generator) for i in inputs]
-
-
-def _export_program(flat: Flat, clips: Sequence[Tensor]) -> torch.export.ExportedProgram:
-    free = {1: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO, 4: torch.export.Dim.AUTO}
-    with torch.no_grad():
-        return torch.export.export(flat, tuple(clips), dynamic_shapes=((free,) * len(clips),))
-
-
-def _export_onnx(
-    program: torch.export.ExportedProgram, inputs: Sequence[str], outputs: Sequence[str], path: Path
-) -> None:
-    # The exporter tells its progress to stdout's log; only its errors matter here.
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with atomic_path(path) as temporary, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            program, (), str(temporary), input_names=list(inputs), output_names=list(outputs), dynamo=True,
-            external_data=False, verbose=False,
-        )  # fmt: skip
-
-
-def _run_program(archive: io.BytesIO, clips: Sequence[Tensor]) -> Sequence[Tensor]:
-    # From memory, what was just made: a program in a file could have been replaced, and loading one runs its code.
-    archive.seek(0)
-    with torch.no_grad():
-        return list(torch.export.load(archive).module()(*clips))
-
-
-def _run_onnx(path: Path, inputs: Sequence[str], clips: Sequence[Tensor]) -> Sequence[Tensor]:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    feed = {name: clip.numpy() for name, clip in zip(inputs, clips, strict=True)}
-    return [torch.from_numpy(value) for value in session.run(None, feed)]
-
-
-def _difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    """Largest difference over the largest logit."""
-    scale = max(float(value.abs().max()) for value in expected) or 1.0
-    return max(float((a - b).abs().max()) for a, b in zip(expected, found, strict=True)) / scale

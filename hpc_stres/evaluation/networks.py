@@ -4,10 +4,12 @@ Nothing is unpickled: an exported folder gives its sizes (export.json) and its n
 network is built by this package. The programs beside them are for use elsewhere; loading them could run their code.
 """
 
+import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,11 +26,16 @@ from hpc_stres.models import Logits, TwoStream
 from hpc_stres.models.building import DTYPES, build_phase_model
 from hpc_stres.models.weights import load_into, read_state
 from hpc_stres.phases.train import TrainPhase, train_phase
-from hpc_stres.run.paths import RunPaths, read_sealed, sha256
+from hpc_stres.run.paths import RunPaths, read_sealed, sha256, unsealed
 from hpc_stres.run.product import finished_weights
 from hpc_stres.store.location import Settings
 
+if TYPE_CHECKING:
+    from hpc_stres.evaluation.predict import Prediction
+
 MANIFEST, PROGRAM, WEIGHTS = "export.json", "model.pt2", "weights.safetensors"
+# A folder to share: what export.json says stands under this key.
+HUB_CONFIG, HUB_WEIGHTS, HUB_KEY = "config.json", "model.safetensors", "hpc_stres"
 
 
 @dataclass(frozen=True)
@@ -46,9 +53,18 @@ class Network:
     call: Callable[[Tensor | None, Tensor | None], Logits]
     weights: Path
     labels: str = "single"
+    # How a clip was cut in training: its chunks, and the frames between two of them.
+    chunks: int = 1
+    spacing: int = 1
 
     def __call__(self, rgb: Tensor | None, flow: Tensor | None) -> Logits:
         return self.call(rgb, flow)
+
+    def predict(self, video: "str | os.PathLike[str]", quick: bool = False) -> "Prediction":
+        """What happens in a video file; see `hpc_stres.predict`."""
+        from hpc_stres.evaluation.api import predict
+
+        return predict(video, self, quick)
 
 
 def best_phase(config: Config, run_dir: Path) -> str:
@@ -91,7 +107,13 @@ def from_run(run_dir: Path, phase: str | None, overrides: list[str], device: tor
         name, classes, Settings.of(config.data), Levels.of_phase(phase_options), phase_options.streams,
         TestClips.of(phase_options, config.data.crop),
         config.evaluation, DTYPES[config.training.precision], model, weights, config.data.labels,
+        *clip_of(phase_options),
     )  # fmt: skip
+
+
+def clip_of(phase: TrainPhase) -> tuple[int, int]:
+    """Chunks of a phase's clips, and the frames between two of them: the middle of what it trained with."""
+    return phase.clips.chunks, sum(phase.clips.stride) // 2
 
 
 def exported_sizes(config: Config, name: str) -> dict[str, Any]:
@@ -110,17 +132,30 @@ def exported_sizes(config: Config, name: str) -> dict[str, Any]:
 
 def from_export(folder: Path, device: torch.device) -> Network:
     """The network of a folder that `hpc-stres export` wrote."""
-    manifest, weights = folder / MANIFEST, folder / WEIGHTS
-    if not manifest.is_file():
-        raise ConfigError(f"{folder}: neither a run folder nor an exported model\nGive a folder of either kind.")
     remedy = "Export the phase again: hpc-stres export --run-dir D --out DIR"
-    found = read_sealed(manifest, remedy)
+    manifest, weights = folder / MANIFEST, folder / WEIGHTS
+    if not manifest.is_file() and (folder / HUB_CONFIG).is_file():
+        manifest, weights = folder / HUB_CONFIG, folder / HUB_WEIGHTS
+        found = _read_hub_config(manifest, remedy)
+    elif not manifest.is_file():
+        raise ConfigError(f"{folder}: neither a run folder nor an exported model\nGive a folder of either kind.")
+    else:
+        found = read_sealed(manifest, remedy)
     if "sizes" not in found or not weights.is_file():
         raise UserError(f"{folder}: exported by version 0.2, without {WEIGHTS}\n{remedy}")
     try:
         return _built(found, weights, device, str(manifest))
     except (KeyError, TypeError) as error:
         raise UserError(f"{manifest}: written by another version: {error}\n{remedy}") from None
+
+
+def _read_hub_config(path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes().decode("utf-8"))
+        inside = value[HUB_KEY]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not the config.json of an exported model: {error}\n{remedy}") from None
+    return unsealed(inside, str(path), remedy)
 
 
 def _built(found: dict[str, Any], weights: Path, device: torch.device, origin: str) -> Network:
@@ -138,7 +173,7 @@ def _built(found: dict[str, Any], weights: Path, device: torch.device, origin: s
     return Network(
         name, found["classes"], Settings.stored(found["settings"]),
         Levels.of_phase(train_phase(config, name)), phase.streams, clips, evaluation, torch.float32, model, weights,
-        found.get("labels", "single"),
+        found.get("labels", "single"), found["windows"]["chunks"], found["windows"]["spacing"],
     )  # fmt: skip
 
 

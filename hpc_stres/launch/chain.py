@@ -125,7 +125,9 @@ def show(request: Request, jobs: Sequence[Job], queued: Mapping[str, Sequence[st
             else f"{job.nodes} x {job.ranks_per_node} CPU rank"
         )
         links = f", {job.links} links" if job.links > 1 else ""
-        print(f"  {job.name:<16} {where:<12} {job.minutes:>5} min{links}  after {', '.join(job.after) or '-'}")
+        # A wall time is what a queue is asked for; on this machine there is none.
+        wall = f" {job.minutes:>5} min{links}" if request.config.cluster.scheduler == "slurm" else ""
+        print(f"  {job.name:<16} {where:<12}{wall}  after {', '.join(job.after) or '-'}")
         layout = job_list.layout_line(request.config, job)
         if layout:
             print(f"  {'':<16} {layout}")

@@ -16,6 +16,7 @@ from hpc_stres.launch.jobs import EVALUATE, Interrupted, Job, JobCall, last_mess
 from hpc_stres.run.paths import RunPaths, read_json
 from hpc_stres.run.progress import duration
 from hpc_stres.run.signals import EXIT_CONTINUE
+from hpc_stres.tools.doctor import tell_of_missing_kernels
 
 POLL_SECONDS = 0.2
 MAX_LINKS = 1000
@@ -32,11 +33,13 @@ class LocalRun:
         self.links: dict[str, int] = {}
         self.done: set[str] = set()
         self.failed: dict[str, str] = {}
+        self.begun: dict[str, float] = {}
         self.started = time.monotonic()
 
     def run(self) -> None:
         """All jobs, to the end or to the first failure."""
         screen = Screen()
+        tell_of_missing_kernels()
         # A script's background job begins with SIGINT ignored; `--cancel` must end it all the same.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
@@ -53,6 +56,8 @@ class LocalRun:
                 f"interrupted; what is done is kept: {self.paths.root}\nThe same command resumes there."
             ) from None
         screen.close()
+        if not self.failed and len(self.jobs) > 1:
+            screen.say(f"  {'all jobs':<16} done, took {duration(time.monotonic() - self.started)}")
         if self.failed:
             name, log = next(iter(self.failed.items()))
             waiting = [job.name for job in self.jobs if job.name not in self.done and job.name not in self.failed]
@@ -71,6 +76,7 @@ class LocalRun:
         ]  # fmt: skip
         together = len(ready) + len(self.running)
         for job in ready:
+            self.begun.setdefault(job.name, time.monotonic())
             self.running[job.name] = self._submit(job, together)
 
     def _submit(self, job: Job, together: int) -> Any:
@@ -111,7 +117,8 @@ class LocalRun:
             code = _exit_code(job)
             if code == 0:
                 self.done.add(name)
-                screen.say(f"  {name:<16} done after {duration(time.monotonic() - self.started)}  {self._note(name)}")
+                took = duration(time.monotonic() - self.begun[name])
+                screen.say(f"  {name:<16} done, took {took}  {self._note(name)}".rstrip())
             elif code == EXIT_CONTINUE and self.links.get(name, 1) < MAX_LINKS:
                 self.links[name] = self.links.get(name, 1) + 1
             else:

@@ -40,7 +40,20 @@ class TemporalPool:
 
 def spatial_average(x: Tensor, side: int = POOL_SIDE) -> Tensor:
     """Average over 7x7 windows at stride 1, so that larger frames give several places; over everything below 7x7."""
+    if torch.compiler.is_exporting():
+        # The same as two matrix products: a pool would be fixed to the window of the traced size.
+        rows, columns = (window_means(x.shape[axis], x, side) for axis in (2, 3))
+        return rows @ x @ columns.t()
     return functional.avg_pool2d(x, (min(side, x.shape[2]), min(side, x.shape[3])), stride=1)
+
+
+def window_means(length: int, like: Tensor, side: int = POOL_SIDE) -> Tensor:
+    """The averages over windows of up to `side` places along an axis of any length, as a matrix."""
+    window = torch.sym_min(length, side)
+    first = torch.arange(length - window + 1, device=like.device)[:, None]
+    place = torch.arange(length, device=like.device)[None]
+    inside = (place >= first) & (place < first + window)
+    return inside.to(like.dtype) / window
 
 
 def _trunk(planes: int, num_classes: int, options: AnyTrunkOptions | None) -> AnyTrunk | None:

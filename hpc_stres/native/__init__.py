@@ -1,5 +1,12 @@
-"""Small C++ and CUDA kernels, compiled once with the machine's compilers into a cache and called through ctypes."""
+"""Small C++ and CUDA kernels, called through ctypes.
 
+A kernel of the CPU comes from the first of these that has it: the package itself (a wheel that was
+built beside a compiler carries its kernels, see setup.py), this user's cache, the machine's
+compiler, whose result the cache keeps. Where none has it, `find` gives None, says so once, and the
+caller takes its own slower way to the same numbers.
+"""
+
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -7,14 +14,25 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 from pathlib import Path
 
 from hpc_stres.errors import UserError
-from hpc_stres.native.cache import cache_folder, cached
+from hpc_stres.native.cache import cache_folder, cached, load_from_memory, pack, unpack
 
-__all__ = ["cache_folder", "compiler", "cuda_compiler", "load", "load_cuda", "load_emulated"]
+__all__ = [
+    "cache_folder",
+    "compiler",
+    "cuda_compiler",
+    "find",
+    "is_prebuilt",
+    "load",
+    "load_cuda",
+    "load_emulated",
+    "prebuild",
+]
 
 _lock = threading.Lock()
 SOURCES = Path(__file__).parent
@@ -32,6 +50,11 @@ ARITHMETIC_FLAGS = (
 FLAGS = ("-O3", "-std=c++17", *ARITHMETIC_FLAGS, "-fPIC", "-shared", "-pthread")
 # One fixed level, never -march=native: what a login node computes must be, byte for byte, what a compute node does.
 MODERN_FLAGS = ("-march=x86-64-v3",)
+PREBUILT = "prebuilt"  # the folder beside the sources
+# Who has said already that a kernel is missing: the processes that this one starts keep silent.
+TOLD_VARIABLE = "HPC_STRES_TOLD_OF_KERNELS"
+# Ranks other than the first keep silent as well.
+RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 NVCC_FLAGS = ("-O3", "-std=c++17", "-Xcompiler", "-fPIC", "-shared")
 
 
@@ -74,50 +97,118 @@ def load_emulated(name: str) -> ctypes.CDLL:
         return _load_emulated(name)
 
 
+@functools.cache
+def find(name: str) -> ctypes.CDLL | None:
+    """The library of `name`.cpp; None where it can neither be found nor built, which is said once."""
+    try:
+        return load(name)
+    except UserError as error:
+        _tell(str(error).splitlines()[0])
+        return None
+
+
+def _tell(reason: str) -> None:
+    is_first = all(os.environ.get(name, "0") == "0" for name in RANK_VARIABLES)
+    if is_first and TOLD_VARIABLE not in os.environ:
+        print(
+            f"hpc-stres: {reason}: NumPy and torch compute instead, several times slower "
+            "(`hpc-stres doctor` says what a compiler gains)",
+            file=sys.stderr,
+        )
+    os.environ[TOLD_VARIABLE] = "1"
+
+
 @functools.lru_cache
 def _load(name: str) -> ctypes.CDLL:
-    return _built(SOURCES / f"{name}.cpp", name, _cpp_command())
+    source = SOURCES / f"{name}.cpp"
+    parts, key = _parts_and_key(source, name, _cpp_flags(_is_modern()))
+    return _prebuilt(name, key) or _built(source, name, parts, key, _cpp_flags(_is_modern()))
+
+
+def _prebuilt(name: str, key: str) -> ctypes.CDLL | None:
+    """The library that came with the package, if it was made of these very sources and runs here."""
+    file = _prebuilt_file(SOURCES / PREBUILT, name, key)
+    library = unpack(file.read_bytes(), key) if file.is_file() else None
+    if library is not None:
+        # One that was made on a machine with a newer system may not load here: it is built anew.
+        with contextlib.suppress(UserError):
+            return load_from_memory(library, name)
+    return None
+
+
+def is_prebuilt(name: str) -> bool:
+    """Whether the package carries a kernel for this machine."""
+    _, key = _parts_and_key(SOURCES / f"{name}.cpp", name, _cpp_flags(_is_modern()))
+    return _prebuilt_file(SOURCES / PREBUILT, name, key).is_file()
+
+
+def prebuild(folder: Path) -> list[Path]:
+    """Build each kernel of the CPU, for every kind of processor, into a folder; the files."""
+    made = []
+    levels = (False, True) if platform.machine() == "x86_64" else (False,)
+    for source in sorted(SOURCES.glob("*.cpp")):
+        for is_modern in levels:
+            flags = _cpp_flags(is_modern)
+            parts, key = _parts_and_key(source, source.stem, flags)
+            folder.mkdir(parents=True, exist_ok=True)
+            file = _prebuilt_file(folder, source.stem, key)
+            file.write_bytes(pack(_compiled(source, parts, (_require_compiler(), *flags)), key))
+            made.append(file)
+    return made
+
+
+def _prebuilt_file(folder: Path, name: str, key: str) -> Path:
+    return folder / f"{name}-{key[:16]}.so"
 
 
 @functools.lru_cache
 def _load_cuda(name: str, architecture: str) -> ctypes.CDLL:
-    found = cuda_compiler()
-    if found is None:
+    nvcc = cuda_compiler()
+    if nvcc is None:
         raise UserError(
             f"no nvcc to build {name}.cu\nLoad a CUDA module, or choose data.flow_backend=native (the CPU's)."
         )
-    return _built(
-        SOURCES / f"{name}.cu",
-        f"{name}-{architecture}",
-        (found, *NVCC_FLAGS, f"-arch={architecture}"),
-    )
+    source, name = SOURCES / f"{name}.cu", f"{name}-{architecture}"
+    flags = (*NVCC_FLAGS, f"-arch={architecture}")
+    return _built(source, name, *_parts_and_key(source, name, flags), flags, nvcc)
 
 
 @functools.lru_cache
 def _load_emulated(name: str) -> ctypes.CDLL:
-    command = (*_cpp_command(), "-include", "cmath", "-x", "c++")
-    return _built(SOURCES / f"{name}.cu", f"{name}-emulated", command)
+    source, name = SOURCES / f"{name}.cu", f"{name}-emulated"
+    flags = (*_cpp_flags(_is_modern()), "-include", "cmath", "-x", "c++")
+    return _built(source, name, *_parts_and_key(source, name, flags), flags)
 
 
-def _cpp_command() -> tuple[str, ...]:
-    found = compiler()
-    if found is None:
+def _cpp_flags(is_modern: bool) -> tuple[str, ...]:
+    return (*FLAGS, *(MODERN_FLAGS if is_modern else ()))
+
+
+def _require_compiler() -> str:
+    program = compiler()
+    if program is None:
         raise UserError(
-            "no C++ compiler to build the kernels\nInstall g++ (or load a compiler module), "
-            "or choose data.flow_backend=opencv."
+            "no C++ compiler to build the kernels\nInstall g++ (or load a compiler module); CXX names another one."
         )
-    return (found, *FLAGS, *(MODERN_FLAGS if _is_modern() else ()))
+    return program
 
 
-def _built(source: Path, name: str, command: tuple[str, ...]) -> ctypes.CDLL:
-    """The library of a source and its headers, from the cache or made now."""
+def _parts_and_key(source: Path, name: str, flags: tuple[str, ...]) -> tuple[dict[str, bytes], str]:
+    """A source and its headers, and a checksum over all that decides the library made of them."""
     parts = {path.name: path.read_bytes() for path in (source, *sorted(SOURCES.glob("*.h")))}
     digest = hashlib.sha256()
     # A home folder may be shared by machines of several kinds.
-    words = (name, platform.machine(), *command[1:])
+    words = (name, platform.machine(), *flags)
     for part in (*(word.encode() for word in words), *parts.values()):
         digest.update(b"%d " % len(part) + part)
-    return cached(name, digest.hexdigest(), lambda: _compiled(source, parts, command))
+    return parts, digest.hexdigest()
+
+
+def _built(
+    source: Path, name: str, parts: dict[str, bytes], key: str, flags: tuple[str, ...], program: str | None = None
+) -> ctypes.CDLL:  # fmt: skip
+    """A library from the cache, where a compiler is not needed, or made now."""
+    return cached(name, key, lambda: _compiled(source, parts, (program or _require_compiler(), *flags)))
 
 
 def _compiled(source: Path, parts: dict[str, bytes], command: tuple[str, ...]) -> bytes:

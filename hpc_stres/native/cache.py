@@ -128,8 +128,7 @@ def read_library(path: Path, key: str) -> bytes | None:
         status = os.fstat(descriptor)
         is_mine = status.st_uid == os.geteuid() and not status.st_mode & 0o022
         if stat.S_ISREG(status.st_mode) and is_mine:
-            library, seal = _split(stream.read())
-            return library if seal == _sealed(library, key) else None
+            return unpack(stream.read(), key)
     return None
 
 
@@ -141,12 +140,23 @@ def write_library(path: Path, key: str, library: bytes) -> None:
         descriptor, temporary = tempfile.mkstemp(".tmp", f".{path.name}.", path.parent)
         try:
             with open(descriptor, "wb") as stream:
-                stream.write(library + SEAL + _sealed(library, key))
+                stream.write(pack(library, key))
                 stream.flush()
                 os.fsync(descriptor)
             os.replace(temporary, path)
         finally:
             Path(temporary).unlink(missing_ok=True)
+
+
+def pack(library: bytes, key: str) -> bytes:
+    """A library with its seal, as a file holds it."""
+    return library + SEAL + _sealed(library, key)
+
+
+def unpack(data: bytes, key: str) -> bytes | None:
+    """The way back from `pack`; None where the seal is not that of this library and key."""
+    library, seal = _split(data)
+    return library if seal == _sealed(library, key) else None
 
 
 def _sealed(library: bytes, key: str) -> bytes:

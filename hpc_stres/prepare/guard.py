@@ -26,10 +26,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from hpc_stres.config.schema import DataConfig
 from hpc_stres.errors import ConfigError, UserError
@@ -90,15 +91,8 @@ def prepare(
 ) -> PreparedVideo:
     """One video, prepared in a child; UndecodableError with the reason where the video is to blame."""
     limits = limits or Limits()
-    job = {
-        "task": "import" if is_import else "prepare",
-        "path": os.path.abspath(video.path),
-        "settings": asdict(settings),
-        "max_pixels": limits.max_pixels,
-        "memory_bytes": limits.memory_bytes,
-        "flow_root": os.path.abspath(flow_root) if flow_root else None,
-        "wanted": sorted(wanted) if wanted is not None else None,
-    }
+    task = "import" if is_import else "prepare"
+    job = _job(video.path, settings, limits, task, flow_root, wanted)
     made = _in_child(job, limits)
     done = json.loads(made["d"][0])
     return PreparedVideo(video.id, video.label, done["height"], done["width"], made["r"], made["f"], done["note"])
@@ -106,6 +100,18 @@ def prepare(
 
 def count_frames(path: Path, limits: Limits | None = None) -> int:
     """Frames of a file that decode, counted in a child."""
+    return measure(path, limits).frames
+
+
+class Measured(NamedTuple):
+    """How long a video is: frames that decode, and frames a second, if the file says that."""
+
+    frames: int
+    frame_rate: float | None
+
+
+def measure(path: Path, limits: Limits | None = None) -> Measured:
+    """Length of a file, decoded in a child."""
     limits = limits or Limits()
     job = {
         "task": "count",
@@ -113,7 +119,55 @@ def count_frames(path: Path, limits: Limits | None = None) -> int:
         "max_pixels": limits.max_pixels,
         "memory_bytes": limits.memory_bytes,
     }
-    return int(json.loads(_in_child(job, limits)["d"][0])["frames"])
+    done = json.loads(_in_child(job, limits)["d"][0])
+    return Measured(int(done["frames"]), done["frame_rate"])
+
+
+def stream(
+    path: Path, settings: Settings, wanted: set[int], limits: Limits | None = None
+) -> Generator[tuple[str, bytes], None, None]:
+    """A video's RGB frames ("r") and flow planes ("f") as a child makes them, of any length: the child waits for
+    whoever reads. Flow is computed for the pairs in `wanted` only.
+    """
+    limits = limits or Limits()
+    job, given = _job(path, settings, limits, wanted=wanted), 0
+    for attempt in (1, 2):
+        child = _idle_child() if attempt == 1 else None
+        is_fresh = child is None
+        child = child or Child()
+        try:
+            for number, (letter, content) in enumerate(child.messages(job, limits)):
+                # A second child makes the same once more: what was given is not given again.
+                if letter != "d" and number >= given:
+                    given += 1
+                    yield letter, content
+        except _Death as death:
+            child.kill()
+            if attempt == 1 and (not is_fresh or death.by_kill):
+                continue
+            if not death.started:
+                raise UserError(f"the process that decodes videos did not start: {death}") from None
+            raise UndecodableError(str(death)) from None
+        except BaseException:
+            # Whoever reads has enough, or was interrupted: the child is in the middle of its work.
+            child.kill()
+            raise
+        _idle.append(child)
+        return
+
+
+def _job(path: Path, settings: Settings, limits: Limits, task: str = "prepare", flow_root: str | None = None,
+         wanted: set[int] | None = None) -> dict[str, Any]:  # fmt: skip
+    """What a child is told to make frames and flow of a video."""
+    return {
+        "task": task,
+        "path": os.path.abspath(path),
+        "settings": asdict(settings),
+        "max_pixels": limits.max_pixels,
+        "memory_bytes": limits.memory_bytes,
+        "flow_root": os.path.abspath(flow_root) if flow_root else None,
+        "wanted": sorted(wanted) if wanted is not None else None,
+    }
 
 
 def _in_child(job: dict[str, Any], limits: Limits) -> dict[str, list[bytes]]:
@@ -198,13 +252,23 @@ class Child:
         """Send a job and collect what is made of it, by the letter of its messages."""
         made: dict[str, list[bytes]] = {"r": [], "f": [], "d": []}
         kept_bytes = 0
+        for letter, content in self.messages(job, limits):
+            made[letter].append(content)
+            kept_bytes += len(content)
+            if kept_bytes > limits.memory_bytes:
+                raise _Death(_too_long(limits, len(made["r"])), started=True)
+        return made
+
+    def messages(self, job: dict[str, Any], limits: Limits) -> Iterator[tuple[str, bytes]]:
+        """Send a job and hand on what is made of it, by letter; "d" is the last."""
         started = False
         clock = _Clock(limits)
+        letter = ""
         try:
             assert self.process.stdin is not None
             self.process.stdin.write(json.dumps(job).encode() + b"\n")
             self.process.stdin.flush()
-            while not made["d"]:
+            while letter != "d":
                 message = self._receive(clock, started)
                 letter, content = chr(message[0]), message[1:]
                 if letter == "s":
@@ -212,13 +276,9 @@ class Child:
                 elif letter in "eu":
                     _raise(letter, json.loads(content))
                 else:
-                    made[letter].append(content)
-                    kept_bytes += len(content)
-                    if kept_bytes > limits.memory_bytes:
-                        raise _Death(_too_long(limits, len(made["r"])), started)
+                    yield letter, content
         except (EOFError, OSError):
             raise self._death(limits, started) from None
-        return made
 
     def _receive(self, clock: "_Clock", started: bool) -> bytes:
         """The next message; a _Death after too long a silence."""

@@ -73,7 +73,7 @@ def _do(job: dict[str, Any], settings: Settings | None, results: Connection) -> 
 
     path, note = Path(job["path"]), None
     if settings is None:
-        return {"frames": _count(path, job["max_pixels"], results)}
+        return _measure(path, job["max_pixels"], results)
     if job["task"] == "import":
         height, width = imports.import_frames(path, settings, emit, job["flow_root"], job["max_pixels"])
     else:
@@ -83,14 +83,14 @@ def _do(job: dict[str, Any], settings: Settings | None, results: Connection) -> 
 
 
 @failures_reject()
-def _count(path: Path, max_pixels: int, results: Connection) -> int:
-    count = 0
-    for _ in Decoder(path, max_pixels).raw():
+def _measure(path: Path, max_pixels: int, results: Connection) -> dict[str, Any]:
+    decoder, count = Decoder(path, max_pixels), 0
+    for _ in decoder.raw():
         count += 1
         if count % FRAMES_OF_A_SIGN == 0:
             # A sign of life: the parent's patience is for silence.
             results.send_bytes(b"s")
-    return count
+    return {"frames": count, "frame_rate": decoder.frame_rate}
 
 
 def _send_error(results: Connection, letter: bytes, error: Exception) -> None:

@@ -292,7 +292,7 @@ class Preparation:
         if self.settings.flow_backend == "native":
             from hpc_stres import native
 
-            native.load("tvl1")
+            native.find("tvl1")
         self.store.parts.mkdir(parents=True, exist_ok=True)
         told = disk.estimate(todo, self.settings, self.data, self.workers, self.store.root)
         if not self.quiet:

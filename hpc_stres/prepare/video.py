@@ -61,6 +61,8 @@ class Decoder:
     def __init__(self, path: Path, max_pixels: int = MAX_PIXELS) -> None:
         self.path, self.max_pixels = path, max_pixels
         self.note: str | None = None
+        # Known once a frame was read, where the file says it.
+        self.frame_rate: float | None = None
 
     def __iter__(self) -> Iterator[Frame]:
         for number, frame in enumerate(self.raw()):
@@ -83,6 +85,7 @@ class Decoder:
             place, options = str(self.path.absolute()), {"protocol_whitelist": "file"}
             with av.open(place, metadata_errors="replace", container_options=options) as container:
                 stream = self._stream(container)
+                self.frame_rate = float(stream.average_rate) if stream.average_rate else None
                 last = None
                 for frame in container.decode(stream):
                     refuse_size(frame.width, frame.height, self.max_pixels)

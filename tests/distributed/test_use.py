@@ -18,7 +18,7 @@ from hpc_stres.evaluation.scores import Scores
 from hpc_stres.models.weights import read_state
 from hpc_stres.prepare.video import UndecodableError, count_frames
 from hpc_stres.run.paths import write_sealed
-from tests.conftest import run_python
+from tests.conftest import ROOT, run_python
 
 pytestmark = pytest.mark.distributed
 
@@ -180,6 +180,90 @@ def test_export_states_its_differences_and_keeps_torchvisions_names(chain, expor
     run = load_file(chain[0] / "phases" / "st_resnet_star" / "weights.safetensors")
     assert {f"appearance.{name}" for name in state} == {name for name in run if name.startswith("appearance.")}
     assert state["layer1.1.conv1.weight"].shape[2:] == (3, 1)
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 32, 48), (1, 25, 97, 131), (4, 6, 240, 320), (2, 8, 9, 60), (1, 7, 1, 1)])
+def test_programs_take_any_batch_time_and_size(exported, shape):
+    import onnxruntime
+
+    folder, _ = exported
+    network = networks.from_export(folder, torch.device("cpu"))
+    batch, time, height, width = shape
+    draw = torch.Generator().manual_seed(1)
+    clips = [torch.randn(batch, time, planes, height, width, generator=draw) for planes in (3, 20)]
+    with torch.no_grad():
+        expected = network(*clips)
+        program = torch.export.load(folder / "model.pt2").module()(*clips)
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    onnx = session.run(None, dict(zip(("rgb", "flow"), (clip.numpy() for clip in clips), strict=True)))
+    for right, one, two in zip(expected, program, onnx, strict=True):
+        scale = float(right.abs().max())
+        assert one.shape == right.shape
+        assert float((one - right).abs().max()) < 1e-4 * scale
+        assert float(np.abs(two - right.numpy()).max()) < 1e-4 * scale
+
+
+def test_an_export_carries_no_clips(exported):
+    """Only weights, code and shapes: the clips that it was traced with would be most of it."""
+    folder, _ = exported
+    assert (folder / "model.pt2").stat().st_size < 3_000_000
+
+
+def test_a_shared_folder_is_the_export(exported, test_video, tmp_path):
+    path, _ = test_video
+    folder = shutil.copytree(exported[0] / "hub", tmp_path / "shared")
+    assert {file.name for file in folder.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    one = predict("--model", exported[0], "--json", path)
+    two = predict("--model", folder, "--json", path)
+    assert two.returncode == 0, two.stderr
+    assert two.stdout == one.stdout
+    config = json.loads((folder / "config.json").read_text())
+    assert config["id2label"]["0"] in config["label2id"]
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\n")
+    assert "95 % interval" in card
+    assert "Protocol: paper: 5 evenly spaced chunks" in card
+    assert config["hpc_stres"]["weights_sha256"] in card
+    config["hpc_stres"]["classes"][0] = "another"
+    (folder / "config.json").write_text(json.dumps(config))
+    result = predict("--model", folder, path)
+    assert result.returncode == 1
+    assert "config.json: damaged" in result.stderr
+
+
+ONLY_THESE = """
+import builtins, runpy, sys
+real = builtins.__import__
+def guarded(name, *rest, **more):
+    assert name.split(".")[0] not in ("torch", "hpc_stres", "av", "nvidia"), name
+    return real(name, *rest, **more)
+builtins.__import__ = guarded
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_the_serving_example_answers_like_predict(exported, test_video):
+    """With onnxruntime, NumPy and OpenCV alone. It leaves out flips and JPEG, and its flow is OpenCV's."""
+    path, _ = test_video
+    example = ROOT / "examples" / "serve_onnx.py"
+    result = run_python("-c", ONLY_THESE, example, exported[0] / "model.onnx", path)
+    assert result.returncode == 0, result.stderr
+    served = {line.split("%")[1].strip(): float(line.split("%")[0]) for line in result.stdout.splitlines()}
+    assert len(served) == 5
+    told = json.loads(predict("--model", exported[0], "--json", path).stdout)
+    answers = {row["class"]: 100 * row["probability"] for row in told["top"]}
+    for name in set(served) & set(answers):
+        assert served[name] == pytest.approx(answers[name], abs=2.0)
+    assert len(set(served) & set(answers)) >= 4
+
+
+def test_the_notebook_runs(chain, tmp_path):
+    cells = json.loads((ROOT / "examples" / "first_steps.ipynb").read_text())["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    result = run_python("-c", code, cwd=tmp_path, env={"RUN": str(chain[0]), "PYTHONPATH": str(ROOT)})
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("%") == 5
 
 
 def test_wrong_calls_say_what_is_wrong(chain, tmp_path, test_video):

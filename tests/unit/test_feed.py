@@ -50,7 +50,7 @@ def levels(clips, number):
 def arithmetic(request, monkeypatch):
     """Both ways to finish pictures: the CPU kernel, and torch's as a GPU uses it."""
     if request.param == "torch":
-        monkeypatch.setattr("hpc_stres.native.compiler", lambda: None)
+        monkeypatch.setattr("hpc_stres.native.find", lambda name: None)
 
 
 @pytest.mark.usefixtures("arithmetic")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -170,12 +171,11 @@ def test_a_child_that_cannot_start_is_no_fault_of_the_video(good, monkeypatch):
         guard.prepare(Video("v", good, 0), SETTINGS)
 
 
-def test_a_machine_without_what_flow_needs_is_no_fault_of_the_video(good, tmp_path, monkeypatch):
+def test_a_machine_without_what_flow_needs_is_no_fault_of_the_video(good, monkeypatch):
     guard.close()
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setenv("HPC_STRES_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match="no C\\+\\+ compiler"):
-        guard.prepare(Video("v", good, 0), SETTINGS)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(UserError, match="there is no CUDA GPU here"):
+        guard.prepare(Video("v", good, 0), replace(SETTINGS, flow_backend="cuda"))
     guard.close()
 
 
@@ -240,3 +240,26 @@ def test_one_odd_video_costs_one_video_of_prepare(tmp_path, good):
     assert "600 x 600 pixels are more than data.max_pixels=300000" in store.rejected["sit/large"]
     assert len(store.rows) == 9
     assert 0 < store.rows[store.number["run/half"]].frames < 6
+
+
+def test_a_stream_gives_the_same_as_a_prepared_video_however_its_child_dies(good, monkeypatch):
+    expected = prepare_video(Video("good", good, 2), SETTINGS)
+    pairs = set(range(10))
+    parts = list(guard.stream(good, SETTINGS, pairs))
+    assert [data for letter, data in parts if letter == "r"] == expected.rgb
+    assert [data for letter, data in parts if letter == "f"] == expected.flow
+    # Its child, used before, is killed in the middle: a second one makes the rest.
+    passing = guard.stream(good, SETTINGS, pairs)
+    first = [next(passing) for _ in range(3)]
+    os.kill(_child_of(passing).process.pid, signal.SIGKILL)
+    assert first + list(passing) == parts
+    # One who has read enough leaves no child behind.
+    passing = guard.stream(good, SETTINGS, pairs)
+    next(passing)
+    child = _child_of(passing)
+    passing.close()
+    assert child.process.poll() is not None
+
+
+def _child_of(passing):
+    return passing.gi_frame.f_locals["child"]

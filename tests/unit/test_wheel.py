@@ -1,6 +1,7 @@
 """An installed wheel works from any folder: configs and launcher are inside, and extras name every import."""
 
 import ast
+import os
 import shutil
 import subprocess
 import sys
@@ -24,14 +25,19 @@ def installed(tmp_path_factory):
     (base / "tree").mkdir()
     for name in ("hpc_stres", "configs"):
         shutil.copytree(ROOT / name, base / "tree" / name)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, base / "tree" / name)
+    # What the kernels compute is tested elsewhere: here they are compiled quickly.
+    quick = base / "quick-g++"
+    quick.write_text('#!/bin/sh\nexec g++ "$@" -O0\n')
+    quick.chmod(0o755)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     for words in (
         ["wheel", "--no-deps", "--no-build-isolation", "-w", base / "made", base / "tree"],
         ["install", "--no-deps", "--no-index", "--find-links", base / "made", "--target", base / "site", "hpc_stres"],
     ):
-        run = subprocess.run([*pip, *map(str, words)], capture_output=True, text=True, check=False, timeout=300)
+        run = subprocess.run([*pip, *map(str, words)], capture_output=True, text=True, check=False, timeout=300,
+                             env={**os.environ, "CXX": str(quick)})  # fmt: skip
         assert run.returncode == 0, run.stderr[-2000:]
     shutil.rmtree(base / "tree")
     return base / "site"
@@ -53,6 +59,38 @@ def test_commands_work_without_a_checkout(installed, tmp_path, words, said):
     assert said in result.stdout
     for folder in ("hpc_stres", "configs", "launch"):
         assert str(ROOT / folder) not in result.stdout
+
+
+LOAD = "from hpc_stres import native; print(native.__file__); native.load('tvl1'); native.load('resize')"
+
+
+def load_kernels(site, cache, **environment):
+    env = {"PYTHONPATH": str(site), "HPC_STRES_CACHE": str(cache), "TMPDIR": str(cache), **environment}
+    cache.mkdir(exist_ok=True)
+    result = run_python("-c", LOAD, env=env, cwd=cache)
+    return result.returncode, result.stdout, list(cache.rglob("*.so"))
+
+
+def test_a_wheel_carries_its_kernels(installed, tmp_path):
+    """Neither a compiler nor a cache is used; a kernel that is damaged or of other sources is not loaded."""
+    code, told, cached = load_kernels(installed, tmp_path / "one", CXX="no-such-compiler")
+    assert code == 0
+    assert str(installed) in told
+    assert not cached
+    copy = shutil.copytree(installed, tmp_path / "copy")
+    kernels = sorted((copy / "hpc_stres" / "native" / "prebuilt").iterdir())
+    assert {file.name.split("-")[0] for file in kernels} == {"tvl1", "resize"}
+    for file in kernels:
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+    assert load_kernels(copy, tmp_path / "two", CXX="no-such-compiler")[0] != 0
+    assert len(load_kernels(copy, tmp_path / "three")[2]) == 2
+    shutil.rmtree(copy / "hpc_stres" / "native" / "prebuilt")
+    shutil.copytree(installed / "hpc_stres" / "native" / "prebuilt", copy / "hpc_stres" / "native" / "prebuilt")
+    source = copy / "hpc_stres" / "native" / "resize.cpp"
+    source.write_text(source.read_text() + "// changed\n")
+    assert load_kernels(copy, tmp_path / "four", CXX="no-such-compiler")[0] != 0
 
 
 def test_extras_name_everything_that_is_imported():
