@@ -75,6 +75,13 @@ def _check_room(frames: NDArray[np.uint8], flow: NDArray[np.float32]) -> None:
         raise ValueError(f"flow of {frames.shape} frames is float32 {wanted}, not {had}")
 
 
+def find_native() -> None:
+    """Build or find the solver once, before several processes would."""
+    from hpc_stres import native
+
+    native.find("tvl1")
+
+
 def _native(
     frames: NDArray[np.uint8],
     flow: NDArray[np.float32],

@@ -175,7 +175,7 @@ def _request(source: Sampler, step: int, position: int, common: Sequence[float])
 
 def request_of(source: Sampler, step: int, position: int) -> Request:
     """The request of one position of one step, in a norm group of its own: for one who draws clips singly."""
-    return _request(source, step, position, position)
+    return _request(source, step, position, source.draws(counter.GROUP, step, position, DRAWS_OF_GROUP))
 
 
 def choose_frames(phase: TrainPhase, count: int, stride_draw: float, start_draw: float) -> tuple[int, ...]:

@@ -17,7 +17,6 @@ from hpc_stres.config.schema import ClusterConfig, Config
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.evaluation.table import read_results
 from hpc_stres.launch.scheduler import Token
-from hpc_stres.registry import PHASE_KINDS
 from hpc_stres.run.paths import RunPaths, read_json
 from hpc_stres.run.product import phase_is_done, read_done
 from hpc_stres.tools.planner import read_hours
@@ -109,7 +108,7 @@ def _training_job(config: Config, run_dir: Path, name: str, after: tuple[str, ..
     paths, cluster = RunPaths(run_dir), config.cluster
     phase = config.phases[name]
     commands: list[tuple[str, ...]] = []
-    ranks = PHASE_KINDS.get(phase.kind).ranks
+    ranks = phase.job_ranks
     needs_check = ranks == "training" and not phase.starts_from
     if cluster.scheduler == "slurm" and cluster.preflight and needs_check:
         commands.append(("preflight", "--config", str(paths.config), "--run-dir", str(run_dir)))
@@ -159,7 +158,7 @@ def evaluation_is_done(config: Config, paths: RunPaths) -> bool:
         return False  # a damaged table is none: it is made again from the scores
     table = results.get("splits", {}).get(str(config.data.split), {})
     for name, phase in config.phases.items():
-        done = read_done(paths.phase(name)) if PHASE_KINDS.get(phase.kind).is_scored else None
+        done = read_done(paths.phase(name)) if phase.is_scored else None
         if done is not None and table.get(name, {}).get("weights") != done["sha256"]:
             return False
     return True

@@ -3,14 +3,14 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from hpc_stres.config.schedule import total_steps
 from hpc_stres.errors import ConfigError, check_field
 from hpc_stres.layout import plan
 from hpc_stres.phases.sections import ClipsSection, OptimiseSection
 from hpc_stres.registry import MODELS, PHASE_KINDS
-from hpc_stres.registry.model import ModelFamily, ModelOptions, TrunkSection
+from hpc_stres.registry.model import ModelFamily, ModelOptions, MotionOptions, TrunkSection
 from hpc_stres.registry.phase import Phase, PhaseKind
 
 INCEPTION_SIDE = 299
@@ -78,6 +78,12 @@ class TrainPhase(Phase):
         other = {"appearance": "motion", "motion": "appearance"}[stream]
         trunk: TrunkSection = getattr(self.model, stream if hasattr(self.model, stream) else other)
         return trunk
+
+    @property
+    def conv1_inflation(self) -> tuple[Literal["mirror", "mean"], bool]:
+        """How RGB filters become flow filters, and whether their response keeps its size."""
+        how = self.model
+        return (how.conv1_inflation, how.conv1_rescale) if isinstance(how, MotionOptions) else ("mirror", False)
 
     @property
     def side(self) -> int:

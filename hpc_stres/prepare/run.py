@@ -290,9 +290,9 @@ class Preparation:
 
     def _run(self, todo: list[Video], total: int) -> None:
         if self.settings.flow_backend == "native":
-            from hpc_stres import native
+            from hpc_stres.data.flow import find_native
 
-            native.find("tvl1")
+            find_native()
         self.store.parts.mkdir(parents=True, exist_ok=True)
         told = disk.estimate(todo, self.settings, self.data, self.workers, self.store.root)
         if not self.quiet:

@@ -36,6 +36,16 @@ class Phase:
         return ""
 
     @property
+    def job_ranks(self) -> Ranks:
+        """What its job asks for."""
+        return _kind(self.kind).ranks
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether it has a column in the table."""
+        return _kind(self.kind).is_scored
+
+    @property
     def title(self) -> str:
         """Heading of its column; empty: its name."""
         return ""
@@ -69,6 +79,13 @@ class PhaseKind:
     """Whether it has a column in the table."""
     reads: tuple[str, ...] = field(default=("train",))
     """Kinds of the phases that it may start from; * is any."""
+
+
+def _kind(name: str) -> PhaseKind:
+    # The registry is made of these classes, so it can be asked only when they are there.
+    from hpc_stres.registry import PHASE_KINDS
+
+    return PHASE_KINDS.get(name)
 
 
 def entry_point(text: str) -> Any:

@@ -9,7 +9,6 @@ from hpc_stres.models import TwoStream
 from hpc_stres.models.weights import drop_other_streams, is_trunk, load_into, read_state, to_streams
 from hpc_stres.phases.features import FeaturesPhase
 from hpc_stres.phases.train import TrainPhase, train_phase
-from hpc_stres.registry.model import MotionOptions
 from hpc_stres.run.paths import RunPaths
 from hpc_stres.run.product import finished_weights
 from hpc_stres.run.starts import Start, find_start, keeps_classifier
@@ -74,9 +73,7 @@ def _read_streams(phase: TrainPhase, start: Start, streams: list[str]) -> tuple[
     state = read_state(start.path)
     is_plain = is_trunk(state)
     if is_plain:
-        how = phase.model
-        inflation = (how.conv1_inflation, how.conv1_rescale) if isinstance(how, MotionOptions) else ("mirror", False)
-        state = to_streams(state, streams, *inflation)
+        state = to_streams(state, streams, *phase.conv1_inflation)
     elif len(streams) == len(phase.family.streams):
         return state, False  # what joins the streams comes with them
     return {key: value for key, value in state.items() if key.split(".")[0] in streams}, is_plain

@@ -61,6 +61,8 @@ def _single_loss(scores: Tensor, labels: Tensor) -> Tensor:
 def _several_loss(scores: Tensor, labels: Tensor) -> Tensor:
     targets = labels[:, None].expand(scores.shape).to(scores.dtype)
     return functional.binary_cross_entropy_with_logits(scores, targets, reduction="sum") / scores.shape[2]
+
+
 def _both(logits: Logits) -> tuple[Tensor, Tensor]:
     """Both streams' scores in float32 at least."""
     assert logits.appearance is not None

@@ -42,8 +42,8 @@ from hpc_stres.training.first_weights import load_first_weights
 from hpc_stres.training.loss import StreamSums, phase_loss
 from hpc_stres.training.metrics import Heartbeat, MetricsLog, Stopwatch, memory_gib
 from hpc_stres.training.profile import StepProfile
-from hpc_stres.training.trainable import fold_moving_statistics, freeze, set_training_mode
 from hpc_stres.training.trail import Trail
+from hpc_stres.training.trainable import fold_moving_statistics, freeze, set_training_mode
 
 # What the feed hands over for one micro-step: clips and their dropout masks, or nothing where a
 # rank has no share.

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpc_stres.evaluation.published import published_for
-from hpc_stres.evaluation.scores import mcnemar
-from hpc_stres.evaluation.table import count_text, protocol_lines
 from hpc_stres.evaluation.report.charts import nice_step, table, whisker
 from hpc_stres.evaluation.report.facts import Facts
+from hpc_stres.evaluation.scores import mcnemar
+from hpc_stres.evaluation.table import count_text, protocol_lines
 
 # Below this a difference is called one.
 SMALL_P, LEAST_PLAIN_P = 0.05, 1e-3

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_stres.evaluation.scores import Scores, interval95
 from hpc_stres.evaluation.report import matrix
 from hpc_stres.evaluation.report.charts import Axis, Line, plot
 from hpc_stres.evaluation.report.facts import Facts, is_right
+from hpc_stres.evaluation.scores import Scores, interval95
 
 # Names in a list before the rest is folded up.
 MOST_NAMES = 12

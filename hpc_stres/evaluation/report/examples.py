@@ -12,10 +12,10 @@ from hpc_stres.data.flow import decode_flow
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import pictures, predict
 from hpc_stres.evaluation.gradcam import Look, clips_of, look
-from hpc_stres.evaluation.scores import Scores
-from hpc_stres.prepare.video import encode_jpeg
 from hpc_stres.evaluation.report.charts import Axis, Line, axis, plot, table
 from hpc_stres.evaluation.report.facts import Facts, confidence, is_right, truth
+from hpc_stres.evaluation.scores import Scores
+from hpc_stres.prepare.video import encode_jpeg
 from hpc_stres.run.paths import RunPaths
 from hpc_stres.store.reader import Store
 

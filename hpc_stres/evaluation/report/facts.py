@@ -13,10 +13,10 @@ from hpc_stres.config.recipe import ordered_phases
 from hpc_stres.config.schema import Config
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation.predict import softmax
+from hpc_stres.evaluation.report.laps import PhaseLog, read_log
 from hpc_stres.evaluation.results import TWO_STREAM, columns, titles
 from hpc_stres.evaluation.scores import Scores
 from hpc_stres.evaluation.table import read_results
-from hpc_stres.evaluation.report.laps import PhaseLog, read_log
 from hpc_stres.run.paths import RunPaths
 from hpc_stres.store.location import store_folder
 from hpc_stres.store.reader import Store

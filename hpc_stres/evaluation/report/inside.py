@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from hpc_stres.config.schema import Config
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation.junctions import VIDEOS, strengths
-from hpc_stres.models.weights import read_state
-from hpc_stres.phases.train import TrainPhase
 from hpc_stres.evaluation.report.charts import table
 from hpc_stres.evaluation.report.facts import Facts
 from hpc_stres.evaluation.report.laps import order_of
+from hpc_stres.models.weights import read_state
+from hpc_stres.phases.train import TrainPhase
 from hpc_stres.run.paths import PhasePaths
 
 # The name that STM's added convolutions have in a unit; they start as the identity.
