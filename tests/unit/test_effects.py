@@ -175,13 +175,12 @@ def names_of(recipe):
 
 
 def changed(key, value, is_joint):
-    """Override texts that change one option; both streams of a joint network have one side."""
-    texts = [f"{key}={value}"]
-    return (
-        [*texts, f"{key.replace('appearance', 'motion')}={value}"]
-        if is_joint and key.endswith("appearance.side")
-        else texts
-    )
+    """Override texts that change one option; both streams of a joint network have one side, and stages that meet."""
+    stream, _, last = key.removeprefix("model.").partition(".")
+    if not is_joint or last not in ("side", "depth", "stages", "width"):
+        return [f"{key}={value}"]
+    other = {"appearance": "motion", "motion": "appearance"}[stream]
+    return [f"{key}={value}", f"model.{other}.{last}={value}"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -193,7 +192,7 @@ def test_every_option_of_a_recipe_has_an_effect(recipe, imagenet):
         bare = config_of(recipe, imagenet, name, phases, "model.weights=null")
         before = {False: Print(base, name), True: Print(bare, name)}
         for key in base.phases[name].acting():
-            if key in ON_THE_GRAPH or key in FAMILIES or key in DEEP or (key == "model.motion.side" and base.phases[name].uses_rgb):
+            if key in {*ON_THE_GRAPH, *FAMILIES, *DEEP} or (key == "model.motion.side" and base.phases[name].uses_rgb):
                 continue
             for value in SECOND.get(key, [OTHERWISE[key]]):
                 value = imagenet / "second.safetensors" if key.endswith("weights") else value
