@@ -83,8 +83,8 @@ def test_few_matches_are_no_camera():
 
 def test_pictures_alone_tell_the_camera_where_flow_has_no_corners():
     world = texture(5, 200, 200, 3.0)
-    found = camera.Camera()
-    here, there = found._alike(world[20:148, 30:158], world[23:151, 25:153])
+    looker = camera.Camera()
+    here, there = looker._alike(world[20:148, 30:158], world[23:151, 25:153])
     matrix = camera.fitted([here], [there])
     np.testing.assert_allclose(camera.field(matrix, 128, 128).mean(axis=(0, 1)), (5, -3), atol=0.1)
 
