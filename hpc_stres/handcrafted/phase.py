@@ -15,6 +15,7 @@ import numpy as np
 from hpc_stres.config.loading import plain
 from hpc_stres.config.schema import Config
 from hpc_stres.errors import UserError
+from hpc_stres.evaluation.published import HANDCRAFTED_PROTOCOL
 from hpc_stres.evaluation.scores import Scores
 from hpc_stres.handcrafted.extraction import Extraction, Result, StoppedEarly
 from hpc_stres.handcrafted.parts import Parts, read_arrays, write_arrays
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 # Under Slurm the next link of a chain may start while the one before it still writes.
 LINK_PATIENCE_SECONDS = 60.0
 PRODUCTS = ("scores.npz", "classifier.npz")
-PROTOCOL = "hand-crafted features of all trajectories of each video"
 
 
 def run(config: Config, name: str, run_dir: Path, world: "World", allowed: tuple[str, ...] = ()) -> bool:
@@ -129,4 +129,4 @@ def scores(config: Config, name: str, run_dir: Path, store: Store) -> Scores:
             "Evaluate on the data set of the training: check data.root."
         )
     ids = arrays["ids"].tolist()
-    return Scores(ids, arrays["labels"], store.classes, arrays["logits"], {}, {"protocol": PROTOCOL})
+    return Scores(ids, arrays["labels"], store.classes, arrays["logits"], {}, {"protocol": HANDCRAFTED_PROTOCOL})

@@ -13,7 +13,9 @@ from hpc_stres import registry
 from hpc_stres.config.loading import load_config
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.evaluation.fusion import l2_normalised
+from hpc_stres.evaluation.published import HANDCRAFTED_PROTOCOL, PUBLISHED_PROTOCOL, published_for
 from hpc_stres.evaluation.scores import Scores
+from hpc_stres.evaluation.table import MIXED
 from hpc_stres.handcrafted import phase
 from hpc_stres.handcrafted.extraction import Extraction
 from hpc_stres.handcrafted.parts import read_arrays, write_arrays
@@ -223,6 +225,20 @@ def test_only_the_published_features_stand_beside_published_figures():
     assert config.phase("st_resnet_star_idt").title == "ST-ResNet* +IDT"
     assert [config.phase(name).published for name in ("mifs", "st_resnet_star_mifs", "other")] == [{}, {}, {}]
     assert load_config(TINY, [*chosen, "phases.idt.gaussians=64"]).phase("idt").published == {}
+
+
+def test_published_figures_stand_beside_columns_of_several_protocols():
+    shown = {"top1": 50.0, "top5": 90.0, "videos": 96, "of": 96, "interval95": [40.0, 60.0]}
+    both = f"{PUBLISHED_PROTOCOL}; {HANDCRAFTED_PROTOCOL}"
+    words = {"net": PUBLISHED_PROTOCOL, "idt": HANDCRAFTED_PROTOCOL, "both": both, "quick": "quick: one clip"}
+    table = {
+        name: {**shown, "protocol": text, "published": {"ucf101": 80.0 + number}}
+        for number, (name, text) in enumerate(words.items())
+    }
+    results = {"official": "ucf101", "protocol": MIXED, "splits": {"1": table, "2": table, "3": table}}
+    assert published_for(results) == {"net": 80.0, "idt": 81.0, "both": 82.0}
+    assert published_for({**results, "splits": {"1": table}}) is None
+    assert published_for({**results, "official": None}) is None
 
 
 def test_a_piece_depends_on_settings_seed_and_content(data_root, store, tmp_path):

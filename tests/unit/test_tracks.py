@@ -1,5 +1,7 @@
 """Trajectories: what is followed, what is dropped, and that a camera's motion is taken out."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -81,8 +83,8 @@ def test_few_matches_are_no_camera():
 
 def test_pictures_alone_tell_the_camera_where_flow_has_no_corners():
     world = texture(5, 200, 200, 3.0)
-    found = camera.Camera()
-    here, there = found._alike(world[20:148, 30:158], world[23:151, 25:153])
+    looker = camera.Camera()
+    here, there = looker._alike(world[20:148, 30:158], world[23:151, 25:153])
     matrix = camera.fitted([here], [there])
     np.testing.assert_allclose(camera.field(matrix, 128, 128).mean(axis=(0, 1)), (5, -3), atol=0.1)
 
@@ -151,3 +153,27 @@ def test_sizes_are_each_smaller_by_the_root_of_two_until_a_patch_fills_them():
     ]  # fmt: skip
     assert len(pyramid(1000, 1000, TrackOptions())) == 8
     assert pyramid(20, 20, TrackOptions()) == [(20, 20)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scales": 1}, {"step": 6}, {"length": 12}, {"patch": 24}, {"hog": "colour"}, {"camera": "none"},
+        {"least_motion_pixels": 3.0}, {"skips": (2,)},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_option_has_an_effect(change):
+    before, after = described(), described(**change)
+    assert len(before) > 1000
+    assert before.shape != after.shape or np.abs(before - after).max() > 0.01
+
+
+@functools.cache
+def described(**options):
+    """All descriptors of a film with these options, in one row."""
+    gray, flow = film((2, 1), (1, 0), side=64, frames=31, radius=12)
+    colour = [np.stack([frame, frame // 2, 255 - frame], axis=-1) for frame in gray]
+    chosen = TrackOptions(**options)
+    made = describe(Film(gray, flow, colour if chosen.hog == "colour" else None), chosen).arrays
+    return np.concatenate([rows.ravel() for rows in made.values()])
