@@ -41,6 +41,8 @@ TYPICAL_PICTURES_PER_S = 2_000.0
 UCF101_TEST_VIDEOS, DEFAULT_CLASSES = 3_783, 101
 # Videos of the two passes whose difference is the time of a video; large networks on a CPU take fewer.
 FEW, MORE, SLOW_MORE, FAST_SECONDS, REPEATS = 2, 10, 4, 0.5, 5
+# Pictures that the feed is measured on at once.
+MOST_PICTURES = 1024
 # Sizes of the two all-reduces that tell latency and bandwidth apart.
 SHORT_BYTES, LONG_BYTES = 8, 16 << 20
 # A message between nodes where no preflight has measured one.
@@ -300,10 +302,13 @@ def _feed(config: Config, phases: list[str], store: Store | None, device: torch.
         store, phase.side, Levels.of_phase(phase), phase.clips.antialias, phase.streams,
         max(1, torch.get_num_threads()), device.index,
     )  # fmt: skip
-    count = min(max(2, phase.optimise.norm_group), phase.optimise.global_batch)
+    # As much at once as in training, up to a limit: what each call costs besides is shared by as many pictures.
+    pictures = phase.clips.chunks * (phase.uses_rgb + 2 * FLOW_STACK * phase.uses_flow)
+    share = phase.optimise.global_batch // dist.get_world_size()
+    count = max(1, min(share, MOST_PICTURES // pictures))
     batch = requests_at(sampler(config, name, store), 0, range(count))
     (seconds,) = turns(device, lambda: reader.read(batch))
-    return count * phase.clips.chunks * (phase.uses_rgb + 2 * FLOW_STACK * phase.uses_flow) / seconds, rgb, flow
+    return count * pictures / seconds, rgb, flow
 
 
 def _picture_bytes(store: Store | None) -> tuple[float, float]:
