@@ -301,6 +301,7 @@ def _feed(config: Config, phases: list[str], store: Store | None, device: torch.
     reader = ClipReader(
         store, phase.side, Levels.of_phase(phase), phase.clips.antialias, phase.streams,
         max(1, torch.get_num_threads()), device.index,
+        dtype=torch.bfloat16 if config.training.precision == "bfloat16" else None,
     )  # fmt: skip
     # As much at once as in training, up to a limit: what each call costs besides is shared by as many pictures.
     pictures = phase.clips.chunks * (phase.uses_rgb + 2 * FLOW_STACK * phase.uses_flow)
