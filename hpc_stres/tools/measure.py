@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -24,6 +25,7 @@ from hpc_stres.config.schema import FLOW_STACK, Config
 from hpc_stres.data.augment import Levels
 from hpc_stres.data.feed import ClipReader
 from hpc_stres.data.requests import requests_at, sampler
+from hpc_stres.errors import UserError
 from hpc_stres.models.building import DTYPES, build_phase_model
 from hpc_stres.parallel import process_groups
 from hpc_stres.parallel.world import World, find_world, kept_environment
@@ -39,6 +41,8 @@ TYPICAL_PICTURES_PER_S = 2_000.0
 UCF101_TEST_VIDEOS, DEFAULT_CLASSES = 3_783, 101
 # Videos of the two passes whose difference is the time of a video; large networks on a CPU take fewer.
 FEW, MORE, SLOW_MORE, FAST_SECONDS, REPEATS = 2, 10, 4, 0.5, 5
+# Pictures that the feed is measured on at once.
+MOST_PICTURES = 1024
 # Sizes of the two all-reduces that tell latency and bandwidth apart.
 SHORT_BYTES, LONG_BYTES = 8, 16 << 20
 # A message between nodes where no preflight has measured one.
@@ -59,9 +63,7 @@ class RankFigures:
 
 def measure(config: Config, phases: list[str], network_gb_per_s: float, run_dir: Path | None = None) -> Speeds:
     """Speeds of one rank on this machine beside the other ranks of its node."""
-    ranks = config.cluster.ranks_of_a_node
-    if torch.cuda.is_available():
-        ranks = min(ranks, torch.cuda.device_count())
+    ranks = ranks_here(config)
     store = _store(config)
     classes = len(store.classes) if store else DEFAULT_CLASSES
     phases = trained(config, phases)
@@ -70,12 +72,22 @@ def measure(config: Config, phases: list[str], network_gb_per_s: float, run_dir:
     feed = min(figures, key=lambda figure: figure.pictures_per_s)
     together = f", {ranks} ranks at once" if ranks > 1 else ""
     no_store = "" if store else "; no store yet: typical picture sizes and an assumed feed rate"
+    if config.cluster.gpus_per_node and not torch.cuda.is_available():
+        no_store += "; no GPU is here: --gpu KIND plans for one that is elsewhere"
     return replace(
         network_only(config, network_gb_per_s, run_dir),
         phases=slowest, pictures_per_s=feed.pictures_per_s, rgb_bytes=feed.rgb_bytes, flow_bytes=feed.flow_bytes,
         on_cpu=not torch.cuda.is_available(), node=figures[0].wire,
         source=f"measured here on {feed.device}{together}{no_store}",
     )  # fmt: skip
+
+
+def ranks_here(config: Config) -> int:
+    """Ranks that measure at once: those of a node, as far as this machine has GPUs or cores for them."""
+    wanted = config.cluster.ranks_of_a_node
+    if torch.cuda.is_available():
+        return min(wanted, torch.cuda.device_count())
+    return 1 if config.cluster.gpus_per_node else min(wanted, len(os.sched_getaffinity(0)))
 
 
 def network_only(config: Config, network_gb_per_s: float, run_dir: Path | None = None) -> Speeds:
@@ -134,8 +146,14 @@ def side_by_side(config: Config, phases: list[str], ranks: int, classes: int) ->
             return [_measure_rank(config, phases, classes, 1)]
     port = free_port()
     work = [(config, phases, classes, rank, ranks, port) for rank in range(ranks)]
-    with ProcessPoolExecutor(ranks, get_context("spawn")) as pool:
-        return list(pool.map(_measure_as_rank, work))
+    try:
+        with ProcessPoolExecutor(ranks, get_context("spawn")) as pool:
+            return list(pool.map(_measure_as_rank, work))
+    except BrokenProcessPool:
+        raise UserError(
+            f"one of {ranks} ranks that measured was killed, mostly for want of memory\n"
+            "Plan where the jobs will run, or with fewer ranks a node."
+        ) from None
 
 
 @contextmanager
@@ -145,7 +163,8 @@ def _lone_world() -> Iterator[None]:
         yield
         return
     with kept_environment():
-        process_groups.start(World(0, 1, 0, 1, "127.0.0.1", 0, "single", port_is_agreed=False), torch.device("cpu"))
+        alone = World(0, 1, 0, 1, "127.0.0.1", 0, "single", port_is_agreed=False)
+        process_groups.start(alone, process_groups.choose_device(find_world()))
         try:
             yield
         finally:
@@ -227,7 +246,7 @@ def _speed(config: Config, name: str, classes: int, device: torch.device) -> Spe
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=config.training.momentum)
     started = time.perf_counter()
     _pass(model, config, name, device, FEW)
-    is_fast = torch.tensor([float(time.perf_counter() - started < FAST_SECONDS)])
+    is_fast = torch.tensor([float(time.perf_counter() - started < FAST_SECONDS)], device=device)
     dist.all_reduce(is_fast, dist.ReduceOp.MIN)  # all ranks take the same turns
     count = MORE if is_fast else SLOW_MORE
     few, more, update = turns(
@@ -282,11 +301,15 @@ def _feed(config: Config, phases: list[str], store: Store | None, device: torch.
     reader = ClipReader(
         store, phase.side, Levels.of_phase(phase), phase.clips.antialias, phase.streams,
         max(1, torch.get_num_threads()), device.index,
+        dtype=torch.bfloat16 if config.training.precision == "bfloat16" else None,
     )  # fmt: skip
-    count = min(max(2, phase.optimise.norm_group), phase.optimise.global_batch)
+    # As much at once as in training, up to a limit: what each call costs besides is shared by as many pictures.
+    pictures = phase.clips.times * (phase.uses_rgb + 2 * FLOW_STACK * phase.uses_flow)
+    share = phase.optimise.global_batch // dist.get_world_size()
+    count = max(1, min(share, MOST_PICTURES // pictures))
     batch = requests_at(sampler(config, name, store), 0, range(count))
     (seconds,) = turns(device, lambda: reader.read(batch))
-    return count * phase.clips.times * (phase.uses_rgb + 2 * FLOW_STACK * phase.uses_flow) / seconds, rgb, flow
+    return count * pictures / seconds, rgb, flow
 
 
 def _picture_bytes(store: Store | None) -> tuple[float, float]:

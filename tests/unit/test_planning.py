@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import random
 
 import pytest
@@ -12,7 +13,7 @@ from hpc_stres.launch.jobs import make_jobs, wall_time
 from hpc_stres.run.paths import RunPaths, write_sealed
 from hpc_stres.tools import gpus, planner
 from hpc_stres.tools.planner import Speed, Speeds
-from tests.conftest import ROOT, TINY, run_python
+from tests.conftest import ROOT, TINY, run_python, tiny_config
 
 SPEED = Speed(seconds_per_video=0.5, overhead_s=0.1, update_s=0.2, gradient_bytes=4_000_000, flop_per_video=1e9)
 
@@ -154,6 +155,42 @@ def test_the_wire_is_recovered_from_two_sizes(monkeypatch):
     found = measure.measure_wire(torch.device("cpu"))
     assert found.latency_s == pytest.approx(wire.latency_s)
     assert found.bytes_per_s == pytest.approx(wire.bytes_per_s, rel=0.05)
+
+
+def test_as_many_ranks_measure_as_the_machine_has_room_for(monkeypatch):
+    from hpc_stres.tools.measure import ranks_here
+
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(3))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for words, expected in ((("ranks_per_node=2",), 2), (("ranks_per_node=64",), 3), (("gpus_per_node=8",), 1)):
+        assert ranks_here(load_config(TINY, [f"cluster.{word}" for word in words])) == expected
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    assert ranks_here(load_config(TINY, ["cluster.gpus_per_node=8"])) == 4
+
+
+def killed(_):
+    os._exit(9)
+
+
+def test_a_rank_that_is_killed_while_it_measures_is_a_sentence(monkeypatch):
+    from hpc_stres.tools import measure
+
+    monkeypatch.setattr(measure, "_measure_as_rank", killed)
+    with pytest.raises(UserError, match=r"one of 2 ranks that measured was killed.*\n.*fewer ranks"):
+        measure.side_by_side(load_config(TINY), [], 2, 8)
+
+
+def test_two_ranks_measure_at_once_and_agree_on_the_wire(tmp_path):
+    from hpc_stres.tools import measure
+
+    config = tiny_config(tmp_path, "cluster.ranks_per_node=2")
+    first, second = measure.side_by_side(config, ["motion"], 2, 8)
+    assert first.wire == second.wire
+    assert first.wire.latency_s > 0
+    assert first.wire.bytes_per_s > 0
+    assert first.phases["motion"].gradient_bytes == second.phases["motion"].gradient_bytes > 0
+    assert first.pictures_per_s == measure.TYPICAL_PICTURES_PER_S, "there is no store"
 
 
 def test_a_plan_for_a_gpu_that_is_not_here_measures_nothing(tmp_path, monkeypatch, capsys):
