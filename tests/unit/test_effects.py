@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hpc_stres.config.loading import CONFIGS, load_config
-from hpc_stres.config.schedule import learning_rate
+from hpc_stres.config.schedule import learning_rate, total_steps
 from hpc_stres.data.augment import Levels, flow_scale_and_shift, resize_planes, rgb_scale_and_shift
 from hpc_stres.data.requests import Sampler, digest, requests
 from hpc_stres.models import Logits
@@ -104,7 +104,8 @@ class Print:
         """The plain numbers that the loop counts by; that it obeys them is shown in test_step and test_layouts."""
         optimise = self.phase.optimise
         rates = [learning_rate(optimise.scaled_schedule, step) for step in range(0, 40000, 97)]
-        return rates, optimise.global_batch, optimise.norm_group, optimise.scaled_classifier_only_steps
+        steps = total_steps(optimise.scaled_schedule)
+        return rates, steps, optimise.global_batch, optimise.norm_group, optimise.scaled_classifier_only_steps
 
     def loss(self):
         return text([loss(self.phase)])
