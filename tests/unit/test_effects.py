@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hpc_stres.config.loading import CONFIGS, load_config
-from hpc_stres.config.schedule import learning_rate
+from hpc_stres.config.schedule import learning_rate, total_steps
 from hpc_stres.data.augment import Levels, flow_scale_and_shift, resize_planes, rgb_scale_and_shift
 from hpc_stres.data.requests import Sampler, digest, requests
 from hpc_stres.models import Logits
@@ -19,6 +19,7 @@ from hpc_stres.run.paths import RunPaths
 from hpc_stres.store.reader import VideoRow
 from hpc_stres.training.first_weights import load_first_weights
 from hpc_stres.training.loss import phase_loss
+from hpc_stres.training.trainable import freeze
 from tests.unit.test_options import OTHERWISE
 
 # Small networks and batches, so that hundreds of changes are tried in seconds.
@@ -94,7 +95,7 @@ def rows():
 class Print:
     """What one phase would do, in parts that are made when they are asked for, the cheap ones first."""
 
-    PARTS = ("steps", "loss", "pixels", "requests", "shapes", "outputs")
+    PARTS = ("steps", "loss", "pixels", "requests", "shapes", "moves", "outputs")
 
     def __init__(self, config, name):
         self.config, self.name, self.phase = config, name, config.phase(name)
@@ -111,8 +112,9 @@ class Print:
     def steps(self):
         """The plain numbers that the loop counts by; that it obeys them is shown in test_step and test_layouts."""
         optimise = self.phase.optimise
-        rates = [learning_rate(optimise.schedule, step) for step in range(0, 40000, 97)]
-        return rates, optimise.global_batch, optimise.norm_group, optimise.classifier_only_steps
+        rates = [learning_rate(optimise.scaled_schedule, step) for step in range(0, 40000, 97)]
+        steps = total_steps(optimise.scaled_schedule)
+        return rates, steps, optimise.global_batch, optimise.norm_group, optimise.scaled_classifier_only_steps
 
     def loss(self):
         return text([loss(self.phase)])
@@ -133,6 +135,12 @@ class Print:
     def shapes(self):
         self.model = build_phase_model(self.config, self.name, 3)
         return [(name, tuple(value.shape)) for name, value in self.model.state_dict().items()]
+
+    def moves(self):
+        """The parameters that are trained."""
+        self.part("shapes")
+        freeze(self.model, self.phase.optimise.trainable)
+        return [name for name, value in self.model.named_parameters() if value.requires_grad]
 
     def outputs(self):
         """In training and in test, after the first weights and one batch in two groups."""

@@ -28,6 +28,7 @@ OTHERWISE = {
     "clips.short_video": "repeat", "clips.crop": "corners", "clips.border_corners": "two",
     "clips.crop_shared_by": "group", "clips.antialias": False,
     "optimise.global_batch": 40, "optimise.norm_group": 5, "optimise.schedule": [[3, 0.1]],
+    "optimise.schedule_scale": 0.5, "optimise.trainable": "head",
     "optimise.dropout": 0.5, "optimise.classifier_only_steps": 3, "optimise.loss_over_time": "mean",
     "optimise.loss_weight_appearance": 0.5, "optimise.loss_weight_motion": 0.5,
 }  # fmt: skip
@@ -35,7 +36,7 @@ OTHERWISE = {
 EVERYWHERE = {
     "weights", "starts_from", "model.norm_average", "clips.crop", "clips.crop_shared_by", "clips.antialias",
     "clips.border_corners", "optimise.global_batch", "optimise.norm_group", "optimise.schedule",
-    "optimise.classifier_only_steps",
+    "optimise.classifier_only_steps", "optimise.schedule_scale", "optimise.trainable",
 }  # fmt: skip
 RGB = {key for key in OTHERWISE if key.startswith("model.appearance.")} | {"optimise.loss_weight_appearance"}
 FLOW = {key for key in OTHERWISE if key.startswith("model.motion.")} | {
