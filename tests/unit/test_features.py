@@ -22,7 +22,7 @@ from tests.unit.test_flow import moved, texture
 from tests.unit.untrained import make_run
 
 CPU = torch.device("cpu")
-CHUNKS, SPACING, STRIDE, FRAMES = 5, 2, 3, 45
+CHUNKS, SPACING, STRIDE, FRAMES = 5, 2, 3, 36
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_each_row_is_what_the_classifier_reads_in_that_window(made, tmp_path):
         assert np.ptp(written, axis=0).max() > 0.01  # windows differ
     told = json.loads((tmp_path / "film.json").read_text())
     keys = ("frames", "frame_rate", "windows", "window_frames", "stride_frames", "first_centre_frame")
-    assert [told[key] for key in keys] == [FRAMES, 25.0, 9, 18, 3, 9.0]
+    assert [told[key] for key in keys] == [FRAMES, 25.0, 6, 18, 3, 9.0]
     assert not list((tmp_path / ".parts").rglob("*.npz"))
 
 
@@ -123,10 +123,10 @@ def test_killed_at_any_piece_it_resumes_with_the_same_bytes(made, tmp_path, monk
             break
         except KeyboardInterrupt:
             assert not (tmp_path / "killed" / "film.json").exists()
-    assert computed == list(range(6)), "no piece is computed twice"
+    assert computed == list(range(4)), "no piece is computed twice"
     assert {k: v for k, v in digests(tmp_path / "killed").items() if ".parts" not in k} == expected
     extract(made, tmp_path / "killed", stride=1)
-    assert len(computed) == 6, "what is done is not done again"
+    assert len(computed) == 4, "what is done is not done again"
     (tmp_path / "killed" / "film.motion.npy").write_bytes(b"cut")
     monkeypatch.setattr(features.Work, "_write", write)
     extract(made, tmp_path / "killed", stride=1)
@@ -160,7 +160,7 @@ def test_memory_does_not_grow_with_the_video(made, tmp_path, monkeypatch):
     extract(made, tmp_path, stride=1)
     # A window, the batch's other windows, and what a batch of flow brings.
     assert max(max(pair) for pair in most) <= 18 + features.WINDOWS_AT_ONCE + 17
-    assert len(most) == 7
+    assert len(most) == 5
 
 
 def actionformer_reads(folder, name):
