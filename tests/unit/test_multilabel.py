@@ -1,10 +1,12 @@
 """Videos of several classes: measures as scikit-learn's, lists, loss, and the same weights on any layout."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
-from hpc_stres.errors import UserError
+from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.evaluation import multilabel, statistics
 from hpc_stres.evaluation.networks import from_run
 from hpc_stres.evaluation.predict import sigmoid
@@ -13,6 +15,7 @@ from hpc_stres.listings import splits
 from hpc_stres.models import Logits
 from hpc_stres.prepare.run import prepare
 from hpc_stres.run.paths import RunPaths
+from hpc_stres.store.labels import label_table
 from hpc_stres.store.reader import Store
 from hpc_stres.training.loss import phase_loss
 from tests.conftest import tiny_config
@@ -139,6 +142,22 @@ def test_the_same_weights_whatever_the_micro_batch_and_their_scores_are_measured
     assert "confusion" not in column
     assert RunPaths(tmp_path / "whole").results.is_file()
     assert from_run(tmp_path / "whole", "motion", [], torch.device("cpu")).labels == "multi"
+
+
+@pytest.mark.parametrize(("sets", "labels"), [(None, "multi"), ([[0], [0, 1]], "single")])
+def test_a_store_of_the_other_kind_of_labels_is_refused_where_its_lists_are_gone(sets, labels):
+    store = SimpleNamespace(label_sets=sets, classes=["a", "b"], place="store")
+    config = tiny_config("data", "data.kind=csv", f"data.labels={labels}")
+    with pytest.raises(UserError, match=f"the config says {labels}"):
+        label_table(store, config)
+    other = tiny_config("data", "data.kind=csv", f"data.labels={'single' if labels == 'multi' else 'multi'}")
+    table = label_table(store, other)
+    assert table is None or table.tolist() == [[1, 0], [1, 1]]
+
+
+def test_several_labels_need_a_table():
+    with pytest.raises(ConfigError, match=r"data\.labels: expected single, or data\.kind csv"):
+        tiny_config("data", "data.labels=multi")
 
 
 def test_a_store_of_the_other_kind_of_labels_is_refused(root, several, tmp_path):
