@@ -27,8 +27,8 @@ MAY_SEE = {
     "report": {"config", "registry", "phases", "run", "store", "prepare", "data", "models", "evaluation"},
     "tools": {"config", "phases", "run", "parallel", "native", "store", "prepare", "data", "models", "training"},
     "launch": {"config", "registry", "run", "store", "evaluation", "tools"},
-    "commands": {"config", "registry", "run", "parallel", "store", "prepare", "data", "models", "evaluation", "report", "tools",
-                 "launch"},
+    "commands": {"config", "registry", "run", "parallel", "store", "prepare", "data", "models", "evaluation", "report",
+                 "tools", "launch"},
 }  # fmt: skip
 HALL = {"errors", "layout", "counter", "__init__", "__main__"}
 
