@@ -5,7 +5,9 @@ answer's log odds. Each cell's weight is its own gradient where that speaks for 
 LayerCAM (Jiang et al., TIP 2021): max(0, G) * A, summed over channels. Grad-CAM proper (Selvaraju
 et al., ICCV 2017) gives a channel one weight over all of its cells; that is right at the last
 stage alone, whose cells are large. The maps of the stages, each from 0 to 1, are averaged on the
-frame, and so are those of a clip and its mirror image, which a test scores too.
+frame, and so are those of a clip and its mirror image, which a test scores too. Half a cell of the
+last stage is what they are smoothed by: where an answer comes from is known no finer, and a single
+cell of a fine stage that stands out is no place.
 
 Log odds, not the logit: they say what speaks for this class rather than another. They are
 log p - log(1 - p) of the mean of logits over streams and time, which is what a test ranks.
@@ -102,7 +104,16 @@ def _look_at_clip(
             offset = 2 if trunks[name].options.variant == "msra" else 0
             big = [enlarge(one, FIRST_STRIDE << stage, offset, request.box.height, request.box.width) for one in cells]
             sums[name].append(np.stack(big))
-    return answer, {name: np.mean(heats, axis=0) for name, heats in sums.items() if heats}
+    means = {name: np.mean(heats, axis=0) for name, heats in sums.items() if heats}
+    last = {name: FIRST_STRIDE << stage for name, stage in kept}
+    return answer, {name: smoothed(heat, last[name] / 2) for name, heat in means.items()}
+
+
+def smoothed(heat: Map, pixels: float) -> Map:
+    """Each time's map under a Gaussian of this deviation."""
+    import cv2
+
+    return np.stack([np.asarray(cv2.GaussianBlur(one, (0, 0), pixels), np.float32) for one in heat])
 
 
 def log_odds(logits: Tensor, answer: int) -> Tensor:

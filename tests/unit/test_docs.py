@@ -29,7 +29,7 @@ MOST_README_LINES = 130
 # Commands that run in seconds, without data, a GPU or Slurm.
 QUICK = {"config", "describe", "doctor"}
 # Options of programs that are not ours.
-FOREIGN_OPTIONS = {"--nproc_per_node", "--gpus-per-node", "--nodes", "--ntasks-per-node"}
+FOREIGN_OPTIONS = {"--logdir", "--nproc_per_node", "--gpus-per-node", "--nodes", "--ntasks-per-node"}
 
 
 def load_generator():
@@ -294,6 +294,8 @@ def key_problems(text):
     problems = []
     for code in inline_codes(text):
         key, _, value = code.partition(":")
+        if key.endswith((".onnx", ".safetensors", ".yaml", ".json", ".py")):
+            continue  # a file
         if not re.fullmatch(r"[a-z_]+(\.[A-Za-z_]+)+", key) or key.split(".")[0] not in SECTIONS:
             continue
         try:

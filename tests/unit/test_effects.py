@@ -134,7 +134,9 @@ class Print:
 
     def shapes(self):
         self.model = build_phase_model(self.config, self.name, 3)
-        return [(name, tuple(value.shape)) for name, value in self.model.state_dict().items()]
+        freeze(self.model, self.phase.optimise.trainable)
+        moving = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        return [(name, tuple(value.shape), name in moving) for name, value in self.model.state_dict().items()]
 
     def moves(self):
         """The parameters that are trained."""

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hpc_stres.__main__ import main
 from hpc_stres.config.loading import load_config, load_run
 from hpc_stres.evaluation.report import examples, inside, laps, matrix, several, style
 from hpc_stres.evaluation.report.page import write_report
+from hpc_stres.evaluation.scores import Scores
 from hpc_stres.run.paths import RunPaths, read_sealed, write_sealed
 from tests.unit.made_up_run import make_finished_run
 
@@ -89,6 +91,30 @@ def test_it_takes_what_the_statistics_say_where_they_are(run_dir, tmp_path):
     page = write_report(config, folder).read_text(encoding="utf-8")
     assert "held out ends at 77.5" in page
     assert re.search(r'aria-label="Class001: \d+ %, interval 12 to 34"', page)
+
+
+def test_videos_of_several_labels_have_their_own_answer(tmp_path):
+    """No confusions there, mean average precision in the lead, right where one of the labels is named."""
+    folder = tmp_path / "run"
+    config = make_finished_run(folder, 6, 5, phases=("motion", "st_resnet"))
+    results, figures = read_sealed(folder / "results.json", ""), {"motion": 61.25, "st_resnet": 87.5}
+    for phase, value in figures.items():
+        path = RunPaths(folder).scores(1, phase)
+        one = Scores.load(path)
+        several_labels = np.eye(6, dtype=np.int64)[one.labels]
+        several_labels[:, 0] = 1
+        replace(one, labels=several_labels).save(path)
+        column = results["splits"]["1"][phase]
+        column |= {"map": value, "intervals": {"top1": [1, 2], "map": [value - 5, value + 5]}}
+        column["per_class"] = [{"class": "Class002", "videos": 3, "ap": 43.25}, {"class": "Class001", "ap": None}]
+        del column["top5"]
+    write_sealed(folder / "results.json", results)
+    text = visible(write_report(config, folder).read_text(encoding="utf-8"))
+    assert "ST-ResNet reaches a mean average precision of 87.5 % on 30 test videos" in text
+    assert "(95 % interval 82.5 to 92.5)" in text
+    assert "61.25" in text
+    assert "43.2" in text
+    assert "there is no confusion of one for another" in text
 
 
 def luminance(colour):

@@ -61,7 +61,7 @@ def test_commands_work_without_a_checkout(installed, tmp_path, words, said):
         assert str(ROOT / folder) not in result.stdout
 
 
-LOAD = "from hpc_stres import native; print(native.__file__); native.load('tvl1'); native.load('resize')"
+LOAD = "from hpc_stres import native; print(native.__file__); native.load('tvl1'); native.load('resize'); native.load('norm')"
 
 
 def load_kernels(site, cache, **environment):
@@ -79,7 +79,7 @@ def test_a_wheel_carries_its_kernels(installed, tmp_path):
     assert not cached
     copy = shutil.copytree(installed, tmp_path / "copy")
     kernels = sorted((copy / "hpc_stres" / "native" / "prebuilt").iterdir())
-    assert {file.name.split("-")[0] for file in kernels} == {"tvl1", "resize"}
+    assert {file.name.split("-")[0] for file in kernels} == {"norm", "tvl1", "resize"}
     for file in kernels:
         data = bytearray(file.read_bytes())
         data[len(data) // 2] ^= 1

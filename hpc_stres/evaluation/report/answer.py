@@ -39,7 +39,14 @@ def lead(facts: Facts) -> str:
     column = facts.table.get(head or "")
     if head is None or column is None:
         return "<p class='lead'>No phase of this run has been tested yet.</p>"
-    name, (low, high) = facts.shown(head), interval(column, "top1")
+    name = facts.shown(head)
+    if "map" in column:
+        low, high = interval(column, "map")
+        return (
+            f"<p class='lead'>{name} reaches a mean average precision of {column['map']:.1f} % on {column['videos']} "
+            f"test videos (95 % interval {low:.1f} to {high:.1f}).</p>"
+        )
+    low, high = interval(column, "top1")
     right = round(column["top1"] * column["videos"] / 100)
     first = (
         f"<p class='lead'>{name} names {right} of {column['videos']} test videos correctly: "

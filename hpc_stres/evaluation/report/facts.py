@@ -93,7 +93,9 @@ def is_right(scores: Scores) -> NDArray[np.bool_]:
 
 
 def confidence(scores: Scores) -> NDArray[np.float64]:
-    """Probability that each video's answer is given."""
+    """Probability that each video's answer is given; of several labels each has its own."""
+    if scores.labels.ndim == 2:
+        return np.asarray(1 / (1 + np.exp(-scores.logits.max(axis=1))))
     return np.asarray(softmax(scores.logits).max(axis=1))
 
 
