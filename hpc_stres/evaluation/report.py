@@ -93,7 +93,7 @@ def _curves(config: Config, paths: RunPaths, heads: Mapping[str, str]) -> str:
             series = {
                 key.removeprefix(f"{kind}_"): [(row["step"], row[key]) for row in rows if key in row] for key in keys
             }
-            charts.append(pictures.line_chart(f"{heads[name]}: {kind}", series, "steps"))
+            charts.append(pictures.line_chart(f"{heads.get(name, name)}: {kind}", series, "steps"))
     return f'<div class="grid">{"".join(charts)}</div>'
 
 
@@ -127,7 +127,7 @@ def _classes(found: dict[str, Scores], heads: Mapping[str, str]) -> str:
         text = ", ".join(f"{scores.classes[i]} {100 * share[i]:.0f} %" for i in order[:3])
         best = ", ".join(f"{scores.classes[i]} {100 * share[i]:.0f} %" for i in order[::-1][:3])
         note = f"<p>best: {html.escape(best)}<br>worst: {html.escape(text)}</p>"
-        title = html.escape(heads[name])
+        title = html.escape(heads.get(name, name))
         parts.append(f"<div><h3>{title}</h3>{pictures.confusion(matrix, scores.classes)}{note}</div>")
     return f'<div class="grid">{"".join(parts)}</div>'
 
@@ -143,7 +143,7 @@ def _changes(found: dict[str, Scores], heads: Mapping[str, str]) -> str:
         was, now = right(one), right(two)
         repaired = [one.ids[i] for i in np.nonzero(~was & now)[0]]
         broken = [one.ids[i] for i in np.nonzero(was & ~now)[0]]
-        title = html.escape(f"{heads[before]} to {heads[after]}")
+        title = html.escape(f"{heads.get(before, before)} to {heads.get(after, after)}")
         parts.append(
             f"<details><summary>{title}: {len(repaired)} repaired, {len(broken)} broken</summary>"
             f"<p>repaired: {html.escape(', '.join(repaired) or '-')}</p>"
@@ -181,7 +181,7 @@ def _example(store: Store, found: dict[str, Scores], name: str, heads: Mapping[s
     for column, scores in found.items():
         if name in scores.ids:
             index = scores.ids.index(name)
-            answers.append([heads[column], scores.classes[int(scores.logits[index].argmax())]])
+            answers.append([heads.get(column, column), scores.classes[int(scores.logits[index].argmax())]])
     truth = html.escape(store.classes[row.label])
     chart = _over_time(found, name, heads)
     strips = f'<div class="strip">{shots}</div><div class="strip">{"".join(flows)}</div>'
@@ -196,7 +196,7 @@ def _over_time(found: dict[str, Scores], name: str, heads: Mapping[str, str]) ->
         index = scores.ids.index(name)
         logits = np.mean([stream[index] for stream in scores.streams.values()], axis=0)
         if len(logits) > 1:
-            return _time_chart(scores, logits, int(scores.labels[index]), heads[column])
+            return _time_chart(scores, logits, int(scores.labels[index]), heads.get(column, column))
     return ""
 
 
@@ -225,7 +225,7 @@ def _junctions(config: Config, run_dir: Path, store: Store, heads: Mapping[str, 
             continue
         for junction in strengths(config, run_dir, name, store):
             numbers = [f"{junction.motion:.3g}", f"{junction.appearance:.3g}", f"{junction.share:.2f}"]
-            rows.append([heads[name], f"conv{junction.stage + 1}_x", *numbers])
+            rows.append([heads.get(name, name), f"conv{junction.stage + 1}_x", *numbers])
     note = (
         f"<p>Root mean square of both signals at each junction, on one clip of each of {VIDEOS} test videos. A share "
         "of 1 means that what comes from motion is as large as what it is joined to.</p>"
@@ -246,7 +246,7 @@ def _kernels(config: Config, paths: RunPaths, heads: Mapping[str, str]) -> str:
             mean = taps.mean(axis=2, keepdims=True)
             moved = np.abs(taps - mean).sum() / np.abs(taps).sum()
             differences = (np.sign(taps).min(axis=2) < 0) & (np.sign(taps).max(axis=2) > 0)
-            rows.append([heads[name], key, f"{100 * moved:.1f} %", f"{100 * differences.mean():.1f} %"])
+            rows.append([heads.get(name, name), key, f"{100 * moved:.1f} %", f"{100 * differences.mean():.1f} %"])
     note = (
         "<p>Every temporal filter starts as an average, a third at each tap. <em>Moved</em>: share of the weight that "
         "is no longer equal over the taps. <em>Differences</em>: filters whose taps have come to differ in sign.</p>"

@@ -301,7 +301,7 @@ class Trainer:
         process_groups.refuse_together(refusal if bad else None, self.control, f"the weights of step {self.step}")
 
     def save(self, wait: bool) -> None:
-        """A checkpoint; every rank takes part, the first one writes it while training continues, unless told to wait."""
+        """A checkpoint; every rank takes part, the first writes it while training continues, unless told to wait."""
         self.refuse_bad_loss()
         started = time.monotonic()
         momentum = self.engine.momentum()
