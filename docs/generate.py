@@ -206,7 +206,7 @@ def _shown_by(row: dict[str, Any], tests: dict[str, set[str]]) -> str:
 def _link(name: str, places: dict[str, set[str]], what: str) -> str:
     if name not in places:
         raise DocsError(f"fidelity.yaml: {what} {name}: no file defines it")
-    # Where two files define the name, the first stands for both.
+    # Where two files define the name, the first is taken for both.
     return f"[`{name}`](../{min(places[name])})"
 
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "demo": ("demo", "run the whole chain on data that it makes itself, in a few minutes"),
     "submit": ("submit", "submit the phases of a run as dependent jobs, or cancel a run"),
     "status": ("status", "show how far the phases of a run are"),
+    "ablate": ("ablate", "train a phase with other options and several seeds, and print one table"),
     "prepare": ("prepare", "decode videos, compute optical flow and pack both into the clip store"),
     "verify": ("verify", "re-read the clip store and name every damaged member"),
     "plan": ("plan", "predict hours and node-hours of each phase, and what limits them"),
@@ -54,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; errors that a user can mend are a few lines on stderr and an exit code."""
+    """Run a command; errors that a user can fix are a few lines on stderr and an exit code."""
     args = build_parser().parse_args(argv)
     try:
         return int(args.run(args))
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print(f"hpc-stres {args.command}: interrupted; the same command goes on from here", file=sys.stderr)
+        print(f"hpc-stres {args.command}: interrupted; the same command resumes from here", file=sys.stderr)
         return 130
     except Exception as error:
         if args.debug:

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: one to three lines on stderr and an exit code, never a traceback."""
+"""Errors that a user can fix: one to three lines on stderr and an exit code, never a traceback."""
 
 
 class UserError(Exception):

@@ -1,4 +1,4 @@
-"""Say what is on this machine and what would go wrong. Each line is ok, warning or missing, with the mend.
+"""Say what is on this machine and what would go wrong. Each line is ok, warning or missing, with what to do.
 
 Exit status 1 if the main job could not run here.
 """
@@ -27,4 +27,4 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _mend(finding: Finding) -> str:
-    return f"; {finding.mend}" if finding.mend and finding.state != "ok" else ""
+    return f"; {finding.remedy}" if finding.remedy and finding.state != "ok" else ""

@@ -2,7 +2,7 @@
 
   hpc-stres export --run-dir runs/ucf101 --phase st_resnet_star --out exported
 
-Both programs are compared with the network on a clip of another length and size; the differences stand in export.json,
+Both programs are compared with the network on a clip of another length and size; the differences are in export.json,
 and a difference above one in ten thousand is refused. `hpc-stres predict --model exported` reads the folder.
 """
 

@@ -4,7 +4,7 @@
   hpc-stres plan --config configs/ucf101.yaml --nodes 4 --gpus-per-node 4 --gpu a100   (a GPU that is not here)
   hpc-stres plan --config configs/ucf101.yaml --nodes 4 --run-dir runs/ucf101          (submit.py then asks for it)
 
-Measure where the jobs will run: in an interactive job on one node. The formulas stand in hpc_stres/tools/planner.py;
+Measure where the jobs will run: in an interactive job on one node. The formulas are in hpc_stres/tools/planner.py;
 `hpc-stres bench plan` checks them against real runs on one and two processes.
 """
 

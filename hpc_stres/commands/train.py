@@ -3,7 +3,7 @@
   hpc-stres train --config configs/binding.yaml --phase motion --run-dir runs/try
   torchrun --nproc_per_node 3 -m hpc_stres train --config configs/binding.yaml --phase motion --run-dir runs/try
 
-Killed or stopped, the same command goes on from the last checkpoint, on any number of ranks. A run
+Killed or stopped, the same command resumes from the last checkpoint, on any number of ranks. A run
 folder belongs to one experiment: another config is refused with the difference. Exit status: 0
 done, 75 stopped early (call again), 1 failed, 2 wrong command line or config.
 """

@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 LARGEST = 2**31 - 1
-# Largest value by key; * stands for any one name. What is not here may be as large as LARGEST.
+# Largest value by key; * is any one name. What is not here may be as large as LARGEST.
 MOST: dict[str, float] = {
     "seed": 2**63 - 1,
     "data.binding.train_videos": 1_000_000, "data.binding.test_videos": 1_000_000,

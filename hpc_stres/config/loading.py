@@ -52,7 +52,7 @@ def load_with_origins(
 
 
 def load_resolved(path: str | Path) -> Config:
-    """A run folder's config.yaml, which is complete and stands alone."""
+    """A run folder's config.yaml, which is complete."""
     return _whole(_read_resolved(Path(path)))
 
 

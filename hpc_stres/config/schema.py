@@ -119,7 +119,7 @@ class ModelConfig:
     width: int = 64
     """Channels after conv1; 64 is the published network."""
     variant: Literal["msra", "torchvision"] = "torchvision"
-    """Where strides and pool padding stand; must be the one that the weights were trained with."""
+    """Where strides and pool padding are; must be the one that the weights were trained with."""
     weights: str | None = None
     """ImageNet weights (torchvision's or timm's names; .pth or .safetensors) for phases that start from no other."""
 
@@ -264,7 +264,7 @@ class ClusterConfig:
     modules: tuple[str, ...] = ()
     """Modules that a job loads first."""
     environment: dict[str, str | int] = field(default_factory=dict)
-    """Variables of a job: NCCL's, MASTER_ADDR, proxies. Nothing of NCCL's is set unless it stands here."""
+    """Variables of a job: NCCL's, MASTER_ADDR, proxies. Nothing of NCCL's is set unless it is given here."""
     setup: tuple[str, ...] = ()
     """Shell lines that run before a job's command, after modules and environment."""
     image: str | None = None

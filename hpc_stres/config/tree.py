@@ -1,7 +1,7 @@
 """YAML as nodes that remember where they were written: files and `--set` options, read strictly and merged.
 
 What is read may be anything: it is bounded in size, depth and number of nodes before it is expanded (a few lines of
-nested aliases stand for billions of nodes), and every refusal names the file and the line.
+nested aliases mean billions of nodes), and every refusal names the file and the line.
 """
 
 import re
@@ -85,7 +85,7 @@ def _refuse_depth(text: str, name: str) -> None:
 
 
 class _Converter:
-    """PyYAML's nodes as ours; counts them, because an alias costs one line and may stand for very many."""
+    """PyYAML's nodes as ours; counts them, because an alias costs one line and may mean very many."""
 
     def __init__(self, name: str) -> None:
         self.name, self.count = name, 0

@@ -35,7 +35,7 @@ class Buffers:
         self._waiting: deque[NDArray[np.float32]] = deque(maxlen=MOST_WAITING)
 
     def take(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """An array of a shape; what stands in it is of no meaning."""
+        """An array of a shape; its content means nothing."""
         size = math.prod(shape)
         memory = self._fitting(size)
         if memory is None:

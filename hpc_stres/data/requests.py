@@ -172,7 +172,7 @@ def _evenly(first: int, last: int, chunks: int) -> tuple[int, ...]:
 
 
 def spread_frames(count: int, chunks: int) -> tuple[int, ...]:
-    """Evenly spaced chunks over a whole video, as at test time; a single chunk stands in the middle."""
+    """Evenly spaced chunks over a whole video, as at test time; a single chunk is in the middle."""
     first, last = HALF_STACK, count - 1 - HALF_STACK
     if last < first:
         first, last = 0, count - 1

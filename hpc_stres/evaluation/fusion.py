@@ -46,7 +46,7 @@ def read(path: Path) -> ScoreFile:
             raise UserError(f"{path}: a {what} without a name")
         doubled = _first_doubled(names)
         if doubled is not None:
-            raise UserError(f"{path}: the {what} {doubled} stands there twice")
+            raise UserError(f"{path}: the {what} {doubled} is there twice")
     if not np.isfinite(found.scores).all():
         row = int(np.nonzero(~np.isfinite(found.scores).all(axis=1))[0][0])
         raise UserError(f"{path}: a score of video {found.ids[row]} is not a finite number")

@@ -42,7 +42,7 @@ class VideoScores(NamedTuple):
 
 
 def describe(config: EvaluationConfig) -> str:
-    """The protocol in words, as it stands beside every number."""
+    """The protocol in words, as it is printed beside every number."""
     if config.protocol == "quick":
         return (
             f"quick: one clip of {QUICK_CHUNKS} chunks, centre, no flip, full frame; mean of logits over space and time"

@@ -1,4 +1,4 @@
-"""Published figures, and beside which numbers they may stand: those of the same data set, protocol and splits."""
+"""Published figures, and beside which numbers they may be printed: those of the same data set, protocol and splits."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -24,13 +24,16 @@ def official_data_set(kind: str, store: "Store", split: int) -> str | None:
 def published_for(results: Mapping[str, Any]) -> dict[str, float] | None:
     """Published figures that results may be compared with: the means of all three splits by the paper's protocol."""
     columns = [column for table in results["splits"].values() for column in table.values()]
+    official = results.get("official")
     is_comparable = (
-        results.get("official") is not None
+        official is not None
         and set(results["splits"]) == PUBLISHED_SPLITS
         and str(results["protocol"]).startswith(PUBLISHED_PROTOCOL)
         and all(column["videos"] == column["of"] for column in columns)
     )
     if not is_comparable:
         return None
-    tables = results["splits"].values()
-    return {name: c["published"] for table in tables for name, c in table.items() if c.get("published")}
+    figures = {}
+    for table in results["splits"].values():
+        figures |= {name: c["published"][official] for name, c in table.items() if official in c.get("published", {})}
+    return figures or None

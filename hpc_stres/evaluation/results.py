@@ -95,7 +95,7 @@ def summarise(config: Config, run_dir: Path, store: Store) -> dict[str, Any]:
     official, headings = official_data_set(config.data.kind, store, config.data.split), titles(config)
     for name, column in table.items():
         column["title"] = headings[name]
-        column["published"] = published_figures(config, name).get(official or "")
+        column["published"] = dict(published_figures(config, name))
     words = sorted({column["protocol"] for column in table.values()}) or [protocol.describe(config.evaluation)]
     results = {
         "data": config.data.kind,

@@ -1,7 +1,7 @@
 """Score files and what is computed from them: accuracy with its interval, fusion of streams, McNemar's test.
 
 A score file carries a digest of its content and, as JSON text, what it was made by: the weights, the protocol, the
-split. So a changed bit is noticed, and numbers of two protocols or of replaced weights never stand in one table.
+split. So a changed bit is noticed, and numbers of two protocols or of replaced weights are never in one table.
 """
 
 import hashlib

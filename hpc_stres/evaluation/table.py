@@ -9,7 +9,7 @@ from hpc_stres.evaluation.published import published_for
 from hpc_stres.run.paths import read_sealed
 from hpc_stres.run.tables import text_table
 
-# What stands in place of the protocol where columns differ in theirs.
+# What is printed in place of the protocol where columns differ in theirs.
 MIXED = "columns of different protocols"
 
 
@@ -61,7 +61,7 @@ def table_cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
         rows.append([title_of(name, next(iter(results["splits"].values()))), "mean", f"{value:.2f}", "", "", ""])
     if published is None:
         return header, rows
-    # Figures of the paper are means of three splits: they stand beside means only.
+    # Figures of the paper are means of three splits: they are printed beside means only.
     means = list(results.get("mean", {}))
     single = [""] * (len(rows) - len(means))
     beside = single + [f"{published[name]:.2f}" if name in published else "-" for name in means]

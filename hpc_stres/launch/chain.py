@@ -38,7 +38,7 @@ class Request:
     """Folder above of runs that are submitted together: they share a store, and one job that
     prepares it."""
     forget: str = ""
-    """Ids of jobs that the user vouches have ended."""
+    """Ids of jobs that the user is certain have ended."""
 
     @property
     def prepare_home(self) -> Path:
@@ -258,7 +258,7 @@ def _survey(request: Request, journals: Mapping[Path, Journal], cluster: str) ->
 
 
 def forget(journal: Journal, numbers: str) -> None:
-    """Leave out of a journal the jobs that the user vouches have ended."""
+    """Leave out of a journal the jobs that the user is certain have ended."""
     if numbers == "all":
         journal.drop({number for job in journal.jobs.values() for number in job.all_ids})
     elif numbers:

@@ -227,7 +227,7 @@ class JobCall:
             if code != 0:
                 sys.stdout.flush()
                 sys.stderr.flush()
-                # submitit would turn an exception into a traceback; the message stands on stderr
+                # submitit would turn an exception into a traceback; the message is on stderr
                 # already.
                 os._exit(code)
         return "done"
@@ -259,7 +259,7 @@ class JobCall:
         return is_done(config, paths, self.job.name)
 
     def _take_signals(self) -> None:
-        """Training stops at a step; what works video by video may stop anywhere and goes on where
+        """Training stops at a step; what works video by video may stop anywhere and resumes where
         it was."""
         from hpc_stres.run.signals import EXIT_CONTINUE, catch_early
 

@@ -152,7 +152,7 @@ class Journal:
         self.write()
 
     def drop(self, numbers: set[str]) -> None:
-        """Leave jobs out that have ended, or that somebody vouches for."""
+        """Leave jobs out that have ended, or that somebody is certain of."""
         for job in self._state["jobs"].values():
             job["ids"] = [number for number in job["ids"] if number not in numbers]
             job["earlier"] = [number for number in job["earlier"] if number not in numbers]

@@ -54,7 +54,7 @@ def parameters(cluster: ClusterConfig, run_dir: Path, job: Job, dependency: str,
     memory_gib = cluster.prepare_memory_gib if preparing else None
     if memory_gib := memory_gib or cluster.memory_gib_per_node:
         chosen["mem"] = f"{memory_gib}GB"
-    # A job that was preempted or lost a node may always start again: it goes on from its
+    # A job that was preempted or lost a node may always start again: it resumes from its
     # checkpoint.
     extra: dict[str, Any] = {"requeue": True}
     if dependency:

@@ -59,14 +59,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def resolve(args: argparse.Namespace, split: int | None) -> Config:
     """The config with the command line laid over it."""
-    profile = args.cluster
-    if profile == "auto":
-        profile = "slurm" if shutil.which("sbatch") else "local"
     overrides = list(args.overrides)
     for key, value in (("nodes", args.nodes), ("gpus_per_node", args.gpus_per_node)):
         overrides += [f"cluster.{key}={value}"] if value is not None else []
     overrides += [f"data.split={split}"] if split is not None else []
-    return load_config(args.config, overrides, profile)
+    return load_config(args.config, overrides, profile_of(args.cluster))
+
+
+def profile_of(cluster: str) -> str:
+    """The profile that --cluster names; `auto` is Slurm where there is one."""
+    if cluster != "auto":
+        return cluster
+    return "slurm" if shutil.which("sbatch") else "local"
 
 
 def run(args: argparse.Namespace) -> int:

@@ -207,10 +207,10 @@ def problems(listing: Listing) -> list[str]:
     for split in listing.train:
         train, test = listing.train[split], listing.test[split]
         for kind, ids in (("train", train), ("test", test)):
-            found += [f"split {split}: {name} stands {n} times in {kind}" for name, n in Counter(ids).items() if n > 1]
-        found += [f"split {split}: {name} stands in train and test" for name in sorted(set(train) & set(test))]
+            found += [f"split {split}: {name} is {n} times in {kind}" for name, n in Counter(ids).items() if n > 1]
+        found += [f"split {split}: {name} is in train and test" for name in sorted(set(train) & set(test))]
         shared = _groups(listing, train) & _groups(listing, test)
-        found += [f"split {split}: group {name} stands in train and test" for name in sorted(shared)]
+        found += [f"split {split}: group {name} is in train and test" for name in sorted(shared)]
         found += _same_files(listing, split, [names for names in files.values() if len(names) > 1])
     return found
 

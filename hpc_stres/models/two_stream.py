@@ -29,7 +29,7 @@ class Logits(NamedTuple):
 
 @dataclass(frozen=True)
 class TemporalPool:
-    """The max pool over time: where it stands, its window and its stride."""
+    """The max pool over time: where it is, its window and its stride."""
 
     place: Literal["after_pool5", "before_average"]
     window: int

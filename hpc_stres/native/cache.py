@@ -30,7 +30,7 @@ from pathlib import Path
 
 from hpc_stres.errors import UserError
 
-# What stands between a library and its checksum; a loader ignores what follows the last section.
+# What is between a library and its checksum; a loader ignores what follows the last section.
 SEAL = b"\nhpc_stres kernel, sha256 "
 CHECKSUM_BYTES = 64  # in hexadecimal
 # What a killed writer leaves is removed by a later one.

@@ -15,7 +15,7 @@ FIRST_PORT, PORT_COUNT = 12000, 16000
 
 @dataclass(frozen=True)
 class World:
-    """Where this process stands among its peers."""
+    """Which of its peers this process is."""
 
     rank: int
     size: int

@@ -13,7 +13,7 @@ JPEG_MAGIC, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 # extension.
 START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 START_OF_SCAN, EXIF = 0xDA, 0xE1
-# Markers that stand alone, without a length.
+# Markers without a length.
 ALONE = frozenset({0x01, *range(0xD0, 0xD8)})
 ORIENTATION, UPRIGHT = 0x0112, 1
 

@@ -153,7 +153,7 @@ def _shortfall(container: Any, stream: Any, count: int, last: Any) -> str | None
     seconds = float(last.pts * last.time_base) - start + frame_seconds
     promised = container.duration / 1e6
     alone = len(container.streams) == 1
-    # Sound may go on after the last frame.
+    # Sound may continue after the last frame.
     slack = max((1 + MISSING_FRAMES) * frame_seconds, MISSING_SHARE * promised) if alone else max(1.0, 0.2 * promised)
     if promised - seconds > slack:
         return f"{seconds:.1f} of {promised:.1f} seconds: its header promises more than decodes"

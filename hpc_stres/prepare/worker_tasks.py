@@ -125,6 +125,11 @@ def found_rejection(store: StorePaths, video_id: str) -> dict[str, Any] | None:
 def executor_of(workers: int) -> Iterator[Executor | None]:
     """Processes of this machine, or under mpirun or srun the ranks of MPI (None on all but the first)."""
     if find_world().size > 1:
+        import mpi4py
+
+        # One thread at a time talks to MPI, which mpi4py.futures sees to: with several at once, Open
+        # MPI's TCP transport has been seen to die of a null pointer while it connects.
+        mpi4py.rc.thread_level = "serialized"
         from mpi4py import MPI
         from mpi4py.futures import MPICommExecutor
 

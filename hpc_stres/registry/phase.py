@@ -68,7 +68,7 @@ class PhaseKind:
     is_scored: bool = True
     """Whether it has a column in the table."""
     reads: tuple[str, ...] = field(default=("train",))
-    """Kinds of the phases that it may start from; * stands for any."""
+    """Kinds of the phases that it may start from; * is any."""
 
 
 def entry_point(text: str) -> Any:

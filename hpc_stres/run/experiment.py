@@ -1,4 +1,4 @@
-"""Which experiment may go on from which run folder and checkpoint: one rule for every command.
+"""Which experiment may resume from which run folder and checkpoint: one rule for every command.
 Pure, no torch."""
 
 import contextlib
@@ -21,7 +21,7 @@ from hpc_stres.run.product import read_done
 CLAIM_PATIENCE_SECONDS = 60.0
 ALLOWED_CHANGES = "allowed_changes.json"
 
-# What may differ between a checkpoint and the run that goes on from it: layout and logging, not learning.
+# What may differ between a checkpoint and the run that resumes from it: layout and logging, not learning.
 FREE_KEYS = (
     "cluster", "profile", "evaluation", "extensions", "data.root", "data.workers", "data.stage",
     "data.max_rejected", "data.shard_mib", "training.engine", "training.zero_stage",
@@ -91,7 +91,7 @@ def _allowed_before(run_dir: Path) -> tuple[str, ...]:
 
 
 def _with_values(stored: Any, wanted: Any, keys: tuple[str, ...], path: str = "") -> Any:
-    """`stored` with the values of some keys, and of what stands under them, taken from `wanted`."""
+    """`stored` with the values of some keys, and of what is under them, taken from `wanted`."""
     if path in keys:
         return wanted
     if not (isinstance(stored, Mapping) and isinstance(wanted, Mapping)):
@@ -126,8 +126,8 @@ def as_now(config: Mapping[str, Any], place: str) -> dict[str, Any]:
 
 
 def read_meta(checkpoint: Path) -> dict[str, Any]:
-    """A checkpoint's meta.json; empty when it is missing or damaged, which whoever reads the
-    checkpoint says aloud."""
+    """A checkpoint's meta.json; empty when it is missing or damaged, which the reader of the
+    checkpoint says."""
     with contextlib.suppress(OSError, ValueError, TypeError):
         meta = dict(json.loads((checkpoint / "meta.json").read_text(encoding="utf-8")))
         if meta.pop("checksum", None) == meta_checksum(meta):

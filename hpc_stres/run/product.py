@@ -1,4 +1,4 @@
-"""What a phase leaves behind, read in one place: done.json, the weights that it vouches for,
+"""What a phase leaves behind, read in one place: done.json, the weights whose checksum it holds,
 metrics. Pure, no torch.
 
 done.json carries its own checksum and the weights' one, so that a bit that changed in either is
@@ -49,7 +49,7 @@ def write_product(run_dir: Path, phase: str, files: Sequence[str], facts: dict[s
 
 
 def checked_product(paths: PhasePaths) -> dict[str, Any]:
-    """done.json of such a phase; refuses files that are not those that it vouches for."""
+    """done.json of such a phase; refuses files that are not those whose checksums it holds."""
     done = read_done(paths)
     if done is None:
         raise UserError(f"{paths.root}: this phase is not finished\nRun it first: --phase {paths.root.name}")

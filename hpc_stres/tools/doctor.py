@@ -24,12 +24,12 @@ class Finding:
     what: str
     state: Literal["ok", "warning", "missing"]
     text: str
-    mend: str = ""
+    remedy: str = ""
     fatal: bool = False
 
 
 def examine(data_root: Path) -> list[Finding]:
-    """All findings, in the order in which a person would mend them."""
+    """All findings, in the order in which a person would fix them."""
     checks: list[Callable[[], Finding]] = [
         _python, _torch, _gpus, _dali, _deepspeed, _compiler, _video, _opencv, _submitit, _mpi, _slurm, _open_files,
         _shared_memory, lambda: _disk(data_root), lambda: _inodes(data_root), _memory, _cores,
@@ -116,8 +116,8 @@ def _compiler() -> Finding:
     found = compiler()
     if found:
         return Finding("C++ compiler", "ok", found)
-    mend = "install g++ or load a compiler module; without one set data.flow_backend=opencv and training.engine=ddp"
-    return Finding("C++ compiler", "missing", "no g++", mend, True)
+    remedy = "install g++ or load a compiler module; without one set data.flow_backend=opencv and training.engine=ddp"
+    return Finding("C++ compiler", "missing", "no g++", remedy, True)
 
 
 def _video() -> Finding:
@@ -179,8 +179,8 @@ def _inodes(data_root: Path) -> Finding:
     if found.f_files == 0:
         return Finding("inodes", "ok", "this file system does not count them")
     enough = found.f_favail >= MIN_INODES
-    mend = "while it runs, `prepare` takes a file a video"
-    return Finding("inodes", "ok" if enough else "warning", f"{found.f_favail} free", mend)
+    remedy = "while it runs, `prepare` takes a file a video"
+    return Finding("inodes", "ok" if enough else "warning", f"{found.f_favail} free", remedy)
 
 
 def _memory() -> Finding:
@@ -194,6 +194,6 @@ def _memory() -> Finding:
 
 def _cores() -> Finding:
     usable, there = len(os.sched_getaffinity(0)), os.cpu_count() or 1
-    mend = "ask for cores: --cpus-per-task on sbatch and on srun"
+    remedy = "ask for cores: --cpus-per-task on sbatch and on srun"
     state: Literal["ok", "warning"] = "warning" if usable == 1 < there else "ok"
-    return Finding("cores", state, f"{usable} usable of {there}", mend)
+    return Finding("cores", state, f"{usable} usable of {there}", remedy)

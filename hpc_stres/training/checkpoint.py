@@ -28,7 +28,7 @@ FILES = ("weights.safetensors", "momentum.safetensors")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run goes on from."""
+    """What a run resumes from."""
 
     step: int
     weights: dict[str, Tensor]
@@ -126,7 +126,7 @@ def newest(paths: PhasePaths, warn: bool = True) -> Checkpoint | None:
 
 
 def find_nonsense(found: Checkpoint) -> str | None:
-    """Which of a checkpoint's numbers no training should go on from, or None."""
+    """Which of a checkpoint's numbers no training should resume from, or None."""
     for what, state in (("weights", found.weights), ("momentum", found.momentum)):
         bad = not_finite(state)
         if bad:

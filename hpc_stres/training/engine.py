@@ -20,7 +20,7 @@ MOMENTUM = "momentum_buffer"
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Published multipliers: weights 1, decayed; biases 2; normalisation gain 2, offset 1; temporal bias 1, decayed.
 
-    Classifiers stand in groups of their own, for they may be trained alone at first.
+    Classifiers are in groups of their own, for they may be trained alone at first.
     """
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for module in model.modules():

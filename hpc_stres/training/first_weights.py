@@ -22,22 +22,31 @@ def load_first_weights(model: TwoStream, config: Config, name: str, paths: RunPa
             state |= read_state(finished_weights(paths, parent))
         report = load_into(model, drop_other_streams(state, model), " + ".join(phase.starts_from))
         return f"starts from {' + '.join(phase.starts_from)}: {report}"
+    files = _files_of(phase)
+    if not files:
+        return "starts from random weights"
+    state = {}
+    for source, streams in files.items():
+        state |= _read_file(phase, Path(source), streams)
+    named = " + ".join(files)
+    return f"starts from {named}: {load_into(model, drop_other_streams(state, model), named)}"
+
+
+def _files_of(phase: TrainPhase) -> dict[str, list[str]]:
+    """Files of weights, and the streams that start from each."""
     if phase.weights is not None:
-        return _load_file(model, phase, phase.weights, [*phase.family.streams])
-    # Each stream may start from a file of its own.
+        return {phase.weights: [*phase.family.streams]}
     files: dict[str, list[str]] = {}
     for stream in phase.family.streams:
         source = phase.trunk(stream).weights
         if source is not None:
             files.setdefault(source, []).append(stream)
-    said = [_load_file(model, phase, source, streams) for source, streams in files.items()]
-    return "; ".join(said) or "starts from random weights"
+    return files
 
 
-def _load_file(model: TwoStream, phase: TrainPhase, source: str, streams: list[str]) -> str:
-    """Load a file of weights into some streams."""
-    path = Path(source)
-    # A finished phase vouches for its weights, whether its folder or the file in it is named.
+def _read_file(phase: TrainPhase, path: Path, streams: list[str]) -> dict[str, Tensor]:
+    """The weights of some streams from a file, of one trunk or of a whole network."""
+    # A finished phase knows the checksum of its weights, whether its folder or the file in it is named.
     phase_paths = PhasePaths(path if path.is_dir() else path.parent)
     if path.is_dir() or (path == phase_paths.weights and phase_paths.done.exists()):
         path = checked_weights(phase_paths)
@@ -45,6 +54,5 @@ def _load_file(model: TwoStream, phase: TrainPhase, source: str, streams: list[s
     if is_trunk(state):
         how = phase.model
         inflation = (how.conv1_inflation, how.conv1_rescale) if isinstance(how, MotionOptions) else ("mirror", False)
-        state = to_streams(state, streams, *inflation)
-    state = {key: value for key, value in state.items() if key.split(".")[0] in streams}
-    return f"starts from {path}: {load_into(model, drop_other_streams(state, model), str(path))}"
+        return to_streams(state, streams, *inflation)
+    return {key: value for key, value in state.items() if key.split(".")[0] in streams}

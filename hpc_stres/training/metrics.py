@@ -30,7 +30,7 @@ class MetricsLog:
     def __init__(self, paths: PhasePaths, start_step: int) -> None:
         self.paths = paths
         paths.root.mkdir(parents=True, exist_ok=True)
-        # Steps after the checkpoint will be done again: their rows go, so that each step stands once.
+        # Steps after the checkpoint will be done again: their rows go, so that each step is there once.
         rows, faults = sift_metrics(paths)
         if faults:
             # Rows of an older version have no checksum, others may be damaged: they are kept

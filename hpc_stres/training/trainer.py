@@ -103,7 +103,7 @@ class Trainer:
             path, reason = self.paths.checkpoint(found.step), str(error).strip().splitlines()[-1].strip()
             raise UserError(f"{path}: does not fit this network: {reason}\nUse another --run-dir.") from None
         self.step, self.trail = found.step, found.meta["trail"]
-        self.say(f"goes on from step {self.step}")
+        self.say(f"resumes from step {self.step}")
 
     def fingerprint(self, model: torch.nn.Module) -> str:
         """Of what this rank begins with. One rank has nobody to differ from."""
@@ -302,7 +302,7 @@ class Trainer:
         process_groups.refuse_together(refusal if bad else None, self.control, f"the weights of step {self.step}")
 
     def save(self, wait: bool) -> None:
-        """A checkpoint; every rank takes part, the first one writes it while training goes on, unless told to wait."""
+        """A checkpoint; every rank takes part, the first writes it while training continues, unless told to wait."""
         self.refuse_bad_loss()
         started = time.monotonic()
         momentum = self.engine.momentum()

@@ -66,7 +66,7 @@ def test_a_signal_stops_at_a_step_and_the_rest_is_bit_identical(data_root, tmp_p
     assert process.returncode == CONTINUE, output
     assert f"{name} received" in output
     assert not (tmp_path / "phases/st_resnet/done.json").is_file()
-    assert "goes on from step" in train(data_root, tmp_path, "st_resnet", 1, FLOAT64)
+    assert "resumes from step" in train(data_root, tmp_path, "st_resnet", 1, FLOAT64)
     assert identical(weights(straight), weights(tmp_path))
     steps = [row["step"] for row in metrics(tmp_path)]
     assert steps == sorted(set(steps)), "each step stands once in metrics.jsonl"

@@ -89,8 +89,15 @@ def test_eval_sh_says_what_is_missing(slurm, tmp_path):
 
 def test_prepare_sh_prepares_over_mpi(slurm, user, store, tmp_path):
     more = ["--set", f"data.root={tmp_path / 'däta'}"]
-    job = sbatch(slurm, tmp_path, "prepare.sh", "-N4", "--ntasks-per-node=1", script_arguments=more, CONFIG=TINY)
-    assert user.wait_states(job) == ["COMPLETED"], (tmp_path / "out.txt").read_text()
+    words = ["prepare.sh", "-N4", "--ntasks-per-node=1"]
+    states = user.wait_states(sbatch(slurm, tmp_path, *words, script_arguments=more, CONFIG=TINY))
+    log = (tmp_path / "out.txt").read_text()
+    if states == ["FAILED"] and "Segmentation fault" in log and "hpc_stres" not in log:
+        # MPI's own library died while its ranks connected (1 of some 300 starts): what a user does
+        # then is to submit the same again, and it must resume.
+        states = user.wait_states(sbatch(slurm, tmp_path, *words, script_arguments=more, CONFIG=TINY))
+        log = (tmp_path / "out.txt").read_text()
+    assert states == ["COMPLETED"], log
     folder = store_folder(tiny_config(tmp_path / "däta"))
     assert digests(folder) == digests(store.paths.root)
 

@@ -19,7 +19,7 @@ def long_run(slurm, data_root, tmp_path_factory):
 
 
 def resumed_at(user, phase):
-    return [int(step) for step in re.findall(r"goes on from step (\d+)", user.logs(phase))]
+    return [int(step) for step in re.findall(r"resumes from step (\d+)", user.logs(phase))]
 
 
 def test_a_failed_phase_cancels_its_successors_and_status_says_why(long_run, user):
@@ -85,8 +85,8 @@ def test_a_wall_time_that_is_too_short_is_continued_by_the_next_link(long_run):
     assert stopped, first[-2000:]
     # Another test may have taken the first link's node away: only what the second link says counts.
     second = next((user.run_dir / "logs" / "motion").glob(f"{links[1]}_0_log.out"))
-    user.slurm.wait(lambda: "goes on from step" in second.read_text(), "the second link's start", 60)
-    assert re.search(r"goes on from step (\d+)", second.read_text()).group(1) == stopped[-1]
+    user.slurm.wait(lambda: "resumes from step" in second.read_text(), "the second link's start", 60)
+    assert re.search(r"resumes from step (\d+)", second.read_text()).group(1) == stopped[-1]
     assert user.slurm.state(links[0]) == "FAILED"
     assert "75:0" in user.slurm.run("scontrol", "-o", "show", "job", links[0]).stdout
 

@@ -118,7 +118,7 @@ def test_a_resume_falls_back_to_the_last_good_checkpoint_and_says_so(data_root, 
     output = capsys.readouterr()
     what = name.split(".")[0]
     assert f"step00000004: NaN or infinite {what} in motion.conv1.weight; taking the checkpoint before" in output.err
-    assert "motion: goes on from step 3" in output.out
+    assert "motion: resumes from step 3" in output.out
     assert all(torch.equal(value, again[key]) for key, value in straight.items())
 
 

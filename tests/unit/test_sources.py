@@ -278,4 +278,4 @@ def test_recordings_are_kept_when_frames_are_imported(tmp_path):
     data = DataConfig(kind="csv", lists=str(table), frames=str(tmp_path / "frames"))
     listing = sources.read_listing(data)
     assert listing.videos["a"].path == tmp_path / "frames" / "a"
-    assert problems(listing) == ["split 1: group g1 stands in train and test"]
+    assert problems(listing) == ["split 1: group g1 is in train and test"]

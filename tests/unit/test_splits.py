@@ -46,8 +46,8 @@ def test_missing_double_and_shared_groups_are_reported(ucf):
     found = splits.problems(splits.read_ucf101(videos, lists))
     assert found == [
         f"missing: {videos}/Archery/v_Archery_g08_c02.avi",
-        "split 1: v_Archery_g01_c01 stands 2 times in test",
-        "split 1: group v_Archery_g08 stands in train and test",
+        "split 1: v_Archery_g01_c01 is 2 times in test",
+        "split 1: group v_Archery_g08 is in train and test",
     ]
 
 
@@ -196,7 +196,7 @@ def test_folders_of_splits_are_understood(tmp_path, folders, train, test):
 def test_one_recording_in_both_folders_of_splits_is_a_problem(tmp_path):
     make(tmp_path, "train/Yo/v_Yo_g01_c01.avi", "test/Yo/v_Yo_g01_c02.avi")
     found = splits.problems(splits.read_folder(tmp_path, 0.25))
-    assert found == ["split 1: group Yo/v_Yo_g01 stands in train and test"]
+    assert found == ["split 1: group Yo/v_Yo_g01 is in train and test"]
 
 
 def test_classes_may_be_named_train_and_test(tmp_path):
@@ -255,7 +255,7 @@ def test_one_file_under_two_names_is_a_problem(tmp_path):
     assert len(found) == 2
     assert all("one file under two names" in line for line in found)
     table.write_text("path,label,split\na.mp4,run,train\n./a.mp4,run,test\nc.mp4,run,train\n")
-    assert splits.problems(splits.read_csv(tmp_path, table)) == ["split 1: a stands in train and test"]
+    assert splits.problems(splits.read_csv(tmp_path, table)) == ["split 1: a is in train and test"]
 
 
 def test_a_name_that_is_not_utf8_is_refused_and_can_be_printed(tmp_path):

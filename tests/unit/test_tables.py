@@ -71,7 +71,7 @@ def test_several_splits_and_recordings_have_columns(tmp_path):
     listing = read(tmp_path, text)
     assert listing.train == {1: ["a", "c"], 2: ["b"]}
     assert listing.test == {1: ["b"], 2: ["a"]}
-    assert splits.problems(listing) == ["split 1: group g2 stands in train and test"]
+    assert splits.problems(listing) == ["split 1: group g2 is in train and test"]
 
 
 BASE = "path,label,split,group\n" + "".join(

@@ -17,7 +17,7 @@ class StarOptions(JointOptions):
     """ST-ResNet with a max pool over time."""
 
     temporal_pool: Literal["after_pool5", "before_average"] = "after_pool5"
-    """The temporal max pool stands after the spatial average (paper) or before it (released code)."""
+    """The temporal max pool is after the spatial average (paper) or before it (released code)."""
 
 
 def build(request: NetworkRequest) -> "nn.Module":

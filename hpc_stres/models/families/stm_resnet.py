@@ -19,7 +19,7 @@ class StmOptions(JointOptions):
     operation: Literal["add", "multiply"] = "multiply"
     """What the streams do to each other: one gates the other, or is added to it."""
     temporal_pool: Literal["after_pool5", "before_average"] = "before_average"
-    """The temporal max pool stands before the spatial average (released code) or after it."""
+    """The temporal max pool is before the spatial average (released code) or after it."""
 
 
 def build(request: NetworkRequest) -> "nn.Module":

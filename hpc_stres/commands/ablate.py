@@ -1,0 +1,87 @@
+"""Train a phase with other options and several seeds, and print one table: what does each option change?
+
+  hpc-stres ablate configs/ablations/interactions.yaml --cluster local
+  hpc-stres ablate configs/ablations/interactions.yaml --out runs/interactions --table
+
+A grid file names a config, the phase that varies (`column`), seeds, and variants by name (or a `grid` of values). On
+this machine the command trains, tests and prints; on Slurm it submits, and the same command prints the table when the
+jobs have ended. Killed or stopped, the same command resumes.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hpc_stres.launch.ablation import Grid
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("grid", metavar="GRID.yaml", help="grid file")
+    parser.add_argument("--out", metavar="D", help="folder of the run folders (default: runs/NAME_OF_GRID)")
+    parser.add_argument("--cluster", default="auto", help="auto, slurm, local, or a profile of configs/clusters")
+    parser.add_argument("--seeds", metavar="1,2,3", help="seeds in place of the grid's")
+    parser.add_argument("--set", metavar="K=V", action="append", default=[], dest="overrides", help="override a value")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted")
+    parser.add_argument("--table", action="store_true", help="print the table of what is there, and run nothing")
+
+
+def run(args: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from hpc_stres.launch import ablation
+
+    grid = ablation.read_grid(Path(args.grid))
+    if args.seeds:
+        grid = replace(grid, seeds=_seeds(args.seeds))
+    folder = Path(args.out or Path("runs") / Path(args.grid).stem).absolute()
+    if not args.table and not _submit_all(args, grid, folder):
+        return 0
+    return _print(grid, folder)
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    from hpc_stres.errors import ConfigError
+
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words or not all(word.isdigit() for word in words) or len(set(words)) < len(words):
+        raise ConfigError(f"--seeds {text}: expected different whole numbers with commas between")
+    return tuple(map(int, words))
+
+
+def _submit_all(args: argparse.Namespace, grid: "Grid", folder: Path) -> bool:
+    """Submit or run every run folder; whether all have ended."""
+    import os
+
+    from hpc_stres import SOURCES
+    from hpc_stres.launch import ablation
+    from hpc_stres.launch.chain import Request, preview, share_a_store, submit
+    from hpc_stres.launch.submit import profile_of
+
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(SOURCES), *filter(None, [os.environ.get("PYTHONPATH")])])
+    profile = profile_of(args.cluster)
+    made = [(run, ablation.config_of(grid, run, args.overrides, profile)) for run in ablation.runs(grid)]
+    group = folder if len(made) > 1 and share_a_store([config for _, config in made]) else None
+    requests = [
+        Request(config, folder / run.name, ablation.wanted_phases(grid, run, config), group, "") for run, config in made
+    ]
+    if args.dry_run:
+        preview(requests)
+        return False
+    for number, request in enumerate(requests, 1):
+        print(f"run {number} of {len(requests)}: {request.run_dir}", flush=True)
+        submit(request)
+    return made[0][1].cluster.scheduler == "local"
+
+
+def _print(grid: "Grid", folder: Path) -> int:
+    from hpc_stres.launch import ablation
+    from hpc_stres.run.paths import write_sealed
+    from hpc_stres.run.tables import text_table
+
+    rows = ablation.rows(grid, folder)
+    ablation.refuse_unfinished(rows, folder)
+    write_sealed(folder / "ablation.json", dict(ablation.as_json(grid, rows)))
+    header, cells = ablation.table(rows, grid.seeds)
+    print(f"\n{grid.column}\n" + text_table(header, cells))
+    return 0
