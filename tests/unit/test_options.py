@@ -24,7 +24,6 @@ OTHERWISE = {
     "model.learned_scale": True, "model.temporal_init": "average", "model.temporal_units": "as_released",
     "clips.segments": 5, "clips.frame_grid": 2,
     "optimise.softmax": "joint", "optimise.agreement_loss": 0.5,
-    "optimise.trainable": "head", "optimise.schedule_scale": 2.0,
     "clips.chunks": 7, "clips.stride": [2, 4], "clips.stride_shared_by": "group", "clips.window": "released",
     "clips.short_video": "repeat", "clips.crop": "corners", "clips.border_corners": "two",
     "clips.crop_shared_by": "group", "clips.antialias": False,
@@ -42,7 +41,7 @@ EVERYWHERE = {
 RGB = {key for key in OTHERWISE if key.startswith("model.appearance.")} | {"optimise.loss_weight_appearance"}
 FLOW = {key for key in OTHERWISE if key.startswith("model.motion.")} | {
     "model.conv1_inflation", "model.conv1_rescale", "clips.chunks", "clips.short_video", "optimise.loss_weight_motion",
-    "clips.segments", "clips.frame_grid", "optimise.trainable", "optimise.schedule_scale",
+    "clips.segments", "clips.frame_grid",
 }  # fmt: skip
 STM = {"model.temporal_init", "model.temporal_units"}
 ACTING = {

@@ -61,7 +61,7 @@ def test_commands_work_without_a_checkout(installed, tmp_path, words, said):
         assert str(ROOT / folder) not in result.stdout
 
 
-LOAD = "from hpc_stres import native; print(native.__file__); native.load('tvl1'); native.load('resize'); native.load('norm')"
+LOAD = "from hpc_stres import native; print(native.__file__); [native.load(n) for n in ('tvl1', 'resize', 'norm')]"
 
 
 def load_kernels(site, cache, **environment):
