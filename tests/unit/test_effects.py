@@ -27,11 +27,11 @@ SMALL = [
     "model.depth=50", "model.stages=[2, 2]", "model.width=4", "model.variant=torchvision", "data.crop=32",
     "data.short_side=64", "training.global_batch=null",
 ]  # fmt: skip
-# What lies over a recipe is none; STFN's options are trained with one by one in test_stfn_phases, and the deep trunk
-# differs from its neighbour in values that are tried there.
+# What lies over a recipe is none; STFN's options are trained with one by one in test_stfn_phases, and `stm_released`
+# has the values that are tried in `released` and `stm_paper`.
 RECIPES = sorted(
     path.stem for path in (CONFIGS / "recipes").glob("*.yaml")
-    if "." not in path.stem and not path.stem.startswith("stfn") and path.stem != "stm_released_r152"
+    if "." not in path.stem and not path.stem.startswith("stfn") and not path.stem.startswith("stm_released")
 )  # fmt: skip
 # Acts on trunks of 101 and 152 layers only: test_stm.
 DEEP = ("model.temporal_units",)
