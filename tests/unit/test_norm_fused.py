@@ -193,11 +193,12 @@ def test_bfloat16_rounds_to_even_as_torch_does():
     x = given.reshape(1, 16, 64, 64).contiguous(memory_format=torch.channels_last)
     low = x.bfloat16()
     one, zero = torch.ones(16), torch.zeros(16)
-    # x + x/2^9: a sum with bits beyond bfloat16's.
-    y = norm_fused.normalise_by(low, low, one * (1 + 2**-9), zero, zero, one, 0.0, False)
-    expected = (low.float() * (1 + 2**-9) + low.float()).bfloat16()
-    same = (y == expected) | (y.isnan() & expected.isnan())
-    assert same.all()
+    # Products with bits beyond bfloat16's: powers of two fall into the middle, others beside it.
+    for slope in (1 + 2**-8, 1 + 2**-9, 1 - 2**-9):
+        y = norm_fused.normalise_by(low, None, one * slope, zero, zero, one, 0.0, False)
+        expected = (low.float() * slope).bfloat16()
+        same = (y == expected) | (y.isnan() & expected.isnan())
+        assert same.all()
 
 
 @needs_compiler
