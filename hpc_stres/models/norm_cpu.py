@@ -2,14 +2,12 @@
 
 import ctypes
 import functools
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hpc_stres import native
-from hpc_stres.errors import UserError
 
 # As in norm.cpp.
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
@@ -35,11 +33,8 @@ class Call(ctypes.Structure):
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None, said once, where they cannot be had."""
-    try:
-        loaded = native.load("norm")
-    except UserError as error:
-        reason = str(error).splitlines()[0]
-        print(f"hpc-stres: normalisation without its compiled kernel, which is slower: {reason}", file=sys.stderr)
+    loaded = native.find("norm")
+    if loaded is None:
         return None
     if loaded.norm_call_bytes() != ctypes.sizeof(Call):
         raise AssertionError("norm.cpp and norm_cpu.py differ in what a call is")

@@ -186,7 +186,8 @@ def test_training_draws_from_no_global_generator(data_root, tmp_path, monkeypatc
 # given no masks.
 EXCEPTIONS = {
     ("models/initialise.py", "torch.manual_seed"), ("models/resnet.py", "torch.randn"),
-    ("models/temporal.py", "torch.randn"),
+    ("models/temporal.py", "torch.randn"), ("models/interaction.py", "torch.randn"),
+    ("models/temporal_inception.py", "torch.randn"), ("models/trunks/inception.py", "torch.randn"),
     ("models/dropout.py", "functional.dropout"),
 }  # fmt: skip
 NAMES = {

@@ -97,7 +97,9 @@ def test_members_are_what_tar_and_ffmpeg_read(store):
 def test_the_result_does_not_depend_on_the_workers(data_root, store, tmp_path):
     shutil.copytree(data_root / "binding", tmp_path / "binding")
     prepare(tiny_config(tmp_path, "data.workers=1"), quiet=True)
-    assert digests(store_folder(tiny_config(tmp_path))) == digests(store.paths.root)
+    # Other tests of this session may have left cached features beside the store's own files.
+    own = {name: digest for name, digest in digests(store.paths.root).items() if not name.startswith("features/")}
+    assert digests(store_folder(tiny_config(tmp_path))) == own
 
 
 @pytest.fixture

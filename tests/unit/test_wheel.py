@@ -85,7 +85,7 @@ def test_a_wheel_carries_its_kernels(installed, tmp_path):
         data[len(data) // 2] ^= 1
         file.write_bytes(data)
     assert load_kernels(copy, tmp_path / "two", CXX="no-such-compiler")[0] != 0
-    assert len(load_kernels(copy, tmp_path / "three")[2]) == len(kernels)
+    assert len(load_kernels(copy, tmp_path / "three")[2]) == 3
     shutil.rmtree(copy / "hpc_stres" / "native" / "prebuilt")
     shutil.copytree(installed / "hpc_stres" / "native" / "prebuilt", copy / "hpc_stres" / "native" / "prebuilt")
     source = copy / "hpc_stres" / "native" / "resize.cpp"

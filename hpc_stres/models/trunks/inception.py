@@ -187,7 +187,9 @@ class ConvNormReLU(nn.Module):
         self.bn = options.norm(channels)
 
     def forward(self, x: Tensor, groups: NormGroups | None) -> Tensor:
-        return functional.relu(self.bn(self.conv(x), groups))
+        # The normalisation takes the ReLU into its own pass.
+        y: Tensor = self.bn(self.conv(x), groups, relu=True)
+        return y
 
 
 class Mixed(nn.Module):
@@ -209,8 +211,8 @@ class Mixed(nn.Module):
             ends = branch.fork or branch.steps[-1:]
             self.channels += sum(options.channels(s.channels) for s in ends) if ends else channels
 
-    def forward(self, into: UnitInput, frames: int, groups: NormGroups | None) -> Tensor:
-        """The block's output; `frames` is there for units that look along time."""
+    def forward(self, into: UnitInput, frames: int, groups: NormGroups | None, rectify: bool = True) -> Tensor:
+        """The block's output, which is rectified as it is; `frames` is there for units that look along time."""
         outputs: list[Tensor] = []
         for branch in self.branches:
             x = _pool(into.branch, branch.pool)
