@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ClipDataset", "build_model", "load_model", "predict"]
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 # The folder that holds this package: a checkout, or an environment's site-packages.
 SOURCES = Path(__file__).resolve().parent.parent
 

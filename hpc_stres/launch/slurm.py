@@ -45,7 +45,7 @@ def parameters(cluster: ClusterConfig, run_dir: Path, job: Job, dependency: str,
         "account": cluster.account,
         "qos": cluster.qos,
         "constraint": None if preparing else cluster.constraint,
-        "cpus_per_task": _cores(cluster, preparing),
+        "cpus_per_task": _cores(cluster, preparing or _is_alone(job)),
         "exclusive": True if cluster.exclusive and not preparing else None,
     }
     if job.gpus_per_node:
@@ -83,9 +83,14 @@ def _take_call(run_dir: Path, job: Job, token: Token) -> str:
     return f"[ -e {mine} ] || {{ cp {source} {mine}.part && mv {mine}.part {mine}; }}"
 
 
-def _cores(cluster: ClusterConfig, preparing: bool) -> int | None:
-    """Cores of a task; the job that prepares is one task with the cores of a node's ranks."""
-    if not preparing:
+def _is_alone(job: Job) -> bool:
+    """Whether a job is one process on CPUs, which shares its work out among its cores itself."""
+    return (job.nodes, job.ranks_per_node, job.gpus_per_node) == (1, 1, 0)
+
+
+def _cores(cluster: ClusterConfig, is_alone: bool) -> int | None:
+    """Cores of a task; a job that is one process has the cores of a node's ranks."""
+    if not is_alone:
         return cluster.cpus_per_rank
     return cluster.prepare_cpus or (cluster.cpus_per_rank and cluster.cpus_per_rank * cluster.ranks_of_a_node)
 

@@ -14,6 +14,8 @@ from hpc_stres.registry.model import ModelFamily, ModelOptions, MotionOptions, T
 from hpc_stres.registry.phase import Phase, PhaseKind
 
 INCEPTION_SIDE = 299
+# The trunks of most published networks.
+PUBLISHED_DEPTH, PUBLISHED_WIDTH = 50, 64
 # What a stream's trunk takes from the run where it is not given.
 RUN_WIDE = {"width": "width", "variant": "variant", "weights": "weights"}
 
@@ -102,7 +104,13 @@ class TrainPhase(Phase):
 
     @property
     def published(self) -> Mapping[str, float]:
-        return self.family.published
+        family = self.family
+        is_as_published = all(
+            trunk.family == "resnet" and trunk.stages is None and trunk.width == PUBLISHED_WIDTH
+            and trunk.depth == family.published_depths.get(stream, PUBLISHED_DEPTH)
+            for stream, trunk in ((stream, self.trunk(stream)) for stream in family.streams)
+        )  # fmt: skip
+        return family.published if is_as_published else {}
 
     def steps(self, config: Any) -> int:
         return total_steps(self.optimise.scaled_schedule, config.training.max_steps)

@@ -156,6 +156,8 @@ class ModelFamily:
     """Place of its column in the table."""
     published: Mapping[str, float] = field(default_factory=dict)
     """Published accuracy (mean over three splits) by official data set."""
+    published_depths: Mapping[str, int] = field(default_factory=dict)
+    """Depth of each stream's ResNet in the published network; a stream that is not named has 50."""
     probes: tuple[str, ...] = ()
     """What the report may show of it: `junctions`, `temporal_kernels`."""
 

@@ -71,7 +71,7 @@ def test_it_takes_what_the_statistics_say_where_they_are(run_dir, tmp_path):
     results = read_sealed(folder / "results.json", "")
     star = results["splits"]["1"]["st_resnet_star"]
     star["intervals"] = {"top1": [71.5, 97.5], "top5": [98, 100], "mean_class": [70, 96]}
-    star |= {"mean_class": 88.25, "groups": {"count": 48, "words": "48 recordings (from names)"}}
+    star |= {"mean_class": 88.25, "groups": {"count": 48, "words": "48 recordings (from names)", "method": "cluster"}}
     bins = [{"low": 0, "high": 0.5, "videos": 2, "confidence": 0.4, "accuracy": 0.5}]
     star["calibration"] = {"ece": 0.123, "bins": bins, "temperature": None, "scaled": None}
     star["per_class"] = [{"class": "Class001", "interval": [12.0, 34.0]}]

@@ -5,6 +5,7 @@ import shlex
 from typing import Any
 
 from hpc_stres.config.loading import dump
+from hpc_stres.evaluation.methods import paragraph
 from hpc_stres.evaluation.report.facts import Facts
 from hpc_stres.run.paths import RunPaths, read_json
 from hpc_stres.run.provenance import without_secrets
@@ -18,6 +19,7 @@ def box(facts: Facts) -> str:
     lines = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in _facts(facts, known) if text)
     return (
         f'<div class="box"><dl>{lines}</dl><h3>How to repeat this</h3>{_commands(facts, known)}'
+        f"<h3>For a methods section</h3><p>{html.escape(paragraph(facts.config, facts.results))}</p>"
         f"{_folded('config.yaml', dump(without_secrets(facts.config)))}"
         f"{_folded('provenance.json', _text(facts.paths))}</div>"
     )

@@ -53,6 +53,7 @@ MODELS.register(
     ModelFamily(
         name="stm_resnet", title="STM-ResNet", streams=("appearance", "motion"), options=StmOptions,
         build=build, least_chunks=POOL_WINDOW, drops=("motion",), rank=4,
-        published={"ucf101": 94.2, "hmdb51": 68.9}, probes=("junctions", "temporal_kernels"),
+        published={"ucf101": 94.2, "hmdb51": 68.9},
+        published_depths={"motion": 152}, probes=("junctions", "temporal_kernels"),
     )
 )  # fmt: skip
