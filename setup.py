@@ -31,7 +31,9 @@ class BuildKernels(build_py):
         try:
             native.prebuild(Path(self.build_lib, *native.__name__.split("."), native.PREBUILT))
         except UserError as error:
-            raise SystemExit(f"{error}\nSet CXX to a compiler of C++17; CXX=none leaves the kernels out.") from None
+            raise SystemExit(
+                f"{error}\nSet CXX to a compiler of C++17; CXX=none leaves the kernels out."
+            ) from None
 
 
 class KernelWheel(bdist_wheel):

@@ -145,7 +145,14 @@ def benchmarks_page() -> str:
         for figure in content["figures"]:
             measured = f"{figure['value']:.4g} {figure['unit']}"
             spread = f"{100 * figure['spread']:.0f} %" if figure.get("spread") else ""
-            cells = (figure["part"], figure["what"], measured, spread, figure["target"], figure["verdict"])
+            cells = (
+                figure["part"],
+                figure["what"],
+                measured,
+                spread,
+                figure["target"],
+                figure["verdict"],
+            )
             rows.append(table_row(*cells))
         parts.append(f"### {path.stem}\n\n{where}\n\n" + "\n".join(rows))
     return "\n\n".join(parts) + "\n"

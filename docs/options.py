@@ -94,7 +94,11 @@ def model_options(path: str) -> Iterator[Option]:
             defaults.setdefault(option.key, {}).setdefault(option.default, []).append(family.name)
     for key, option in options.items():
         own = families[key]
-        words = "" if len(own) == len(MODELS.names()) else f" Models: {', '.join(f'`{n}`' for n in own)}."
+        words = (
+            ""
+            if len(own) == len(MODELS.names())
+            else f" Models: {', '.join(f'`{n}`' for n in own)}."
+        )
         given = defaults[key]
         if len(given) > 1:
             option = option._replace(
@@ -111,7 +115,9 @@ def field_texts(kind: type) -> dict[str, str]:
     for owner in _dataclasses_of(kind):
         for field, below in itertools.pairwise(_class_body(owner)):
             if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
-                texts[ast.unparse(field.target)] = " ".join(str(ast.literal_eval(below.value)).split())
+                texts[ast.unparse(field.target)] = " ".join(
+                    str(ast.literal_eval(below.value)).split()
+                )
     return texts
 
 

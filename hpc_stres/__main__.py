@@ -22,11 +22,17 @@ COMMANDS = {
     "prepare": ("prepare", "decode videos, compute optical flow and pack both into the clip store"),
     "verify": ("verify", "re-read the clip store and name every damaged member"),
     "plan": ("plan", "predict hours and node-hours of each phase, and what limits them"),
-    "preflight": ("preflight", "check ranks, GPUs, versions and the network of a job before it trains"),
+    "preflight": (
+        "preflight",
+        "check ranks, GPUs, versions and the network of a job before it trains",
+    ),
     "train": ("train", "train one phase (what every launcher calls)"),
     "evaluate": ("evaluate", "test the finished phases of a run and print the table"),
     "compare": ("compare", "say what changed from one run to another, and what came of it"),
-    "study": ("study", "mean, deviation and interval over seeds and splits, and what seeds agree on"),
+    "study": (
+        "study",
+        "mean, deviation and interval over seeds and splits, and what seeds agree on",
+    ),
     "table": ("table", "write a run's table, figures and methods paragraph for a paper"),
     "fuse": ("fuse", "combine score files of networks and hand-crafted features"),
     "predict": ("predict", "say what happens in videos of your own"),
@@ -51,7 +57,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="`hpc-stres demo` shows everything at work; `hpc-stres submit` starts a chain of phases.",
     )
     parser.add_argument("--version", action="version", version=f"hpc_stres {__version__}")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    subparsers = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=Parser
+    )
     for name, (module, text) in COMMANDS.items():
         command = importlib.import_module(f"hpc_stres.commands.{module}")
         sub = subparsers.add_parser(name, help=text, description=command.__doc__)
@@ -89,7 +97,9 @@ def _run(args: argparse.Namespace, name: str) -> int:
         if args.debug:
             raise
         kind = type(error).__name__
-        print(f"{name}: unexpected {kind}: {error}\nAdd --debug for the traceback.", file=sys.stderr)
+        print(
+            f"{name}: unexpected {kind}: {error}\nAdd --debug for the traceback.", file=sys.stderr
+        )
         return 1
 
 

@@ -19,7 +19,9 @@ SAMPLE, GROUP, ORDER, WEIGHTS, SEGMENTS = 0, 1, 2, 3, 4
 DROPOUT = {"appearance": 16, "motion": 17}
 
 
-def generator(seed: int, name: str, kind: int, step: int = 0, position: int = 0) -> np.random.Generator:
+def generator(
+    seed: int, name: str, kind: int, step: int = 0, position: int = 0
+) -> np.random.Generator:
     """The random numbers of one kind, for one position of one step of the phase `name`."""
     name_key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
     bits = np.random.Philox(key=[seed, name_key], counter=[0, kind, position, step])

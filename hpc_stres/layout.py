@@ -66,18 +66,30 @@ class Layout:
     @property
     def busiest(self) -> int:
         """Videos that pass through the slowest rank in one SGD step, waits for its neighbours included."""
-        return sum(max(len(shares[m].positions) for shares in self.shares) for m in range(self.micro_steps))
+        return sum(
+            max(len(shares[m].positions) for shares in self.shares) for m in range(self.micro_steps)
+        )
 
     def explain(self) -> str:
         """The plan in one line."""
         sizes = group_sizes(self.global_batch, self.norm_group)
-        distinct = "/".join(str(size) for size in (sizes if len(sizes) <= 4 else sorted(set(sizes), reverse=True)))
-        counts = sorted({len(share.positions) for shares in self.shares for share in shares if share.positions})
-        each = " or ".join(str(count) for count in counts) if len(counts) <= 3 else f"{counts[0]} to {counts[-1]}"
+        distinct = "/".join(
+            str(size) for size in (sizes if len(sizes) <= 4 else sorted(set(sizes), reverse=True))
+        )
+        counts = sorted(
+            {len(share.positions) for shares in self.shares for share in shares if share.positions}
+        )
+        each = (
+            " or ".join(str(count) for count in counts)
+            if len(counts) <= 3
+            else f"{counts[0]} to {counts[-1]}"
+        )
         at_once = max(len(set(share.groups)) for shares in self.shares for share in shares)
         groups = "one group" if at_once == 1 else f"{at_once} groups"
         plural = "s" if len(sizes) > 1 else ""
-        text = f"{self.global_batch} = {len(sizes)} group{plural} of {distinct}, {groups} a micro-step"
+        text = (
+            f"{self.global_batch} = {len(sizes)} group{plural} of {distinct}, {groups} a micro-step"
+        )
         if self.team_size > 1:
             text += f" over {self.team_size} ranks"
         teams = self.world_size // self.team_size
@@ -86,7 +98,9 @@ class Layout:
         return f"{text}, {each} a rank, {self.micro_steps} micro-step{'s' if self.micro_steps > 1 else ''}"
 
 
-def plan(global_batch: int, norm_group: int, world_size: int, max_micro_batch: int | None = None) -> Layout:
+def plan(
+    global_batch: int, norm_group: int, world_size: int, max_micro_batch: int | None = None
+) -> Layout:
     """Cut the global batch; whole groups on one rank first, then the fewest ranks a group, then the fewest micro-steps.
 
     Refuses with the nearest sizes that can be cut.
@@ -94,7 +108,9 @@ def plan(global_batch: int, norm_group: int, world_size: int, max_micro_batch: i
     _check_sizes(global_batch, norm_group, world_size, max_micro_batch)
     sizes = group_sizes(global_batch, norm_group)
     limit = max_micro_batch or global_batch
-    candidates = [team for team in range(1, world_size + 1) if _feasible(sizes, world_size, team, limit)]
+    candidates = [
+        team for team in range(1, world_size + 1) if _feasible(sizes, world_size, team, limit)
+    ]
     if not candidates:
         raise ConfigError(_refusal(global_batch, norm_group, world_size, limit))
     even = -(-global_batch // world_size)
@@ -109,7 +125,9 @@ def plan(global_batch: int, norm_group: int, world_size: int, max_micro_batch: i
     return best
 
 
-def _check_sizes(global_batch: int, norm_group: int, world_size: int, max_micro_batch: int | None) -> None:
+def _check_sizes(
+    global_batch: int, norm_group: int, world_size: int, max_micro_batch: int | None
+) -> None:
     named = {"global_batch": global_batch, "norm_group": norm_group, "world_size": world_size}
     if max_micro_batch is not None:
         named["max_micro_batch"] = max_micro_batch
@@ -117,17 +135,23 @@ def _check_sizes(global_batch: int, norm_group: int, world_size: int, max_micro_
         if value < 1:
             raise ConfigError(f"{name} is {value}; it must be 1 or more")
     if norm_group > global_batch:
-        raise ConfigError(f"norm_group {norm_group} is larger than the global batch of {global_batch}")
+        raise ConfigError(
+            f"norm_group {norm_group} is larger than the global batch of {global_batch}"
+        )
 
 
 def _feasible(sizes: list[int], world_size: int, team: int, limit: int) -> bool:
     """Every rank has work in each group of its team, and its share fits."""
     if world_size % team:
         return False
-    return world_size // team <= len(sizes) and team <= min(sizes) and -(-max(sizes) // team) <= limit
+    return (
+        world_size // team <= len(sizes) and team <= min(sizes) and -(-max(sizes) // team) <= limit
+    )
 
 
-def _lay_out(global_batch: int, norm_group: int, world_size: int, team_size: int, limit: int) -> Layout:
+def _lay_out(
+    global_batch: int, norm_group: int, world_size: int, team_size: int, limit: int
+) -> Layout:
     sizes = group_sizes(global_batch, norm_group)
     teams = world_size // team_size
     groups_at_once = _groups_at_once(sizes, team_size, limit)
@@ -138,7 +162,12 @@ def _lay_out(global_batch: int, norm_group: int, world_size: int, team_size: int
     for rank in range(world_size):
         hand = hands[rank // team_size]
         steps = _deal(hand, micro_steps)
-        shares.append(tuple(_share(groups, global_batch, len(sizes), team_size, rank % team_size) for groups in steps))
+        shares.append(
+            tuple(
+                _share(groups, global_batch, len(sizes), team_size, rank % team_size)
+                for groups in steps
+            )
+        )
     return Layout(global_batch, norm_group, world_size, team_size, tuple(shares))
 
 
@@ -164,7 +193,9 @@ def _deal(hand: list[int], micro_steps: int) -> list[list[int]]:
     return steps
 
 
-def _share(groups: list[int], global_batch: int, group_count: int, team_size: int, member: int) -> Share:
+def _share(
+    groups: list[int], global_batch: int, group_count: int, team_size: int, member: int
+) -> Share:
     """The positions that one member of a team takes of some groups: contiguous cuts as even as can be."""
     positions: list[int] = []
     owners: list[int] = []
@@ -187,7 +218,14 @@ def _refusal(global_batch: int, norm_group: int, world_size: int, limit: int) ->
     below = max((w for w in worlds if w < world_size), default=None)
     above = min((w for w in worlds if w > world_size), default=None)
     hints = [f"{w} ranks" for w in (below, above) if w is not None]
-    larger = next((m for m in range(limit, global_batch + 1) if works(global_batch, norm_group, world_size, m)), None)
+    larger = next(
+        (
+            m
+            for m in range(limit, global_batch + 1)
+            if works(global_batch, norm_group, world_size, m)
+        ),
+        None,
+    )
     if larger is not None:
         hints.append(f"max_micro_batch {larger}")
     nearest = sorted(range(1, global_batch + 1), key=lambda g: abs(g - norm_group))

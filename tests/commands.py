@@ -30,7 +30,13 @@ LIMIT_SECONDS = 900
 SMALL = {
     "data": {"short_side": 48, "crop": 32, "workers": 2},
     "model": {"stages": [2, 2], "width": 4, "weights": None},
-    "training": {"engine": "ddp", "global_batch": 10, "norm_group": 4, "max_steps": 4, "precision": "float32"},
+    "training": {
+        "engine": "ddp",
+        "global_batch": 10,
+        "norm_group": 4,
+        "max_steps": 4,
+        "precision": "float32",
+    },
     "evaluation": {"chunks": 5},
 }
 SMALL_BINDING = {"binding": {"train_videos": 24, "test_videos": 8, "frames": 24, "side": 48}}
@@ -70,7 +76,9 @@ def shell_blocks(text: str) -> list[str]:
 def printed_lines(text: str) -> list[str]:
     """Each printed command; a line that ends in a backslash is continued by the next."""
     joined = "\n".join(shell_blocks(text)).replace("\\\n", " ")
-    return [line for line in joined.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    return [
+        line for line in joined.splitlines() if line.strip() and not line.lstrip().startswith("#")
+    ]
 
 
 def plan(page: str, text: str) -> list[Command]:
@@ -81,7 +89,9 @@ def plan(page: str, text: str) -> list[Command]:
         for pattern, instead, why in EXCEPTIONS:
             match = re.match(pattern, bare)
             if match:
-                commands.append(Command(page, bare, match.expand(instead) if instead else None, why))
+                commands.append(
+                    Command(page, bare, match.expand(instead) if instead else None, why)
+                )
                 break
         else:
             commands.append(Command(page, bare, bare))
@@ -91,7 +101,11 @@ def plan(page: str, text: str) -> list[Command]:
 def pages(names: list[str]) -> list[Path]:
     """The pages that were named, or all."""
     every = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    return [ROOT / name for name in names] if names else [page for page in every if not page.name.endswith(".in.md")]
+    return (
+        [ROOT / name for name in names]
+        if names
+        else [page for page in every if not page.name.endswith(".in.md")]
+    )
 
 
 def copy_checkout(to: Path) -> None:
@@ -122,10 +136,15 @@ def small(config: dict) -> dict:
 
 def interpreter(user: int | None) -> str:
     """A Python of this version that the user may run."""
-    names = [sys._base_executable, shutil.which(f"python3.{sys.version_info.minor}", path="/usr/bin:/usr/local/bin")]
+    names = [
+        sys._base_executable,
+        shutil.which(f"python3.{sys.version_info.minor}", path="/usr/bin:/usr/local/bin"),
+    ]
     for name in filter(None, names):
         try:
-            subprocess.run([name, "-c", "import venv"], user=user, capture_output=True, check=True, cwd="/")
+            subprocess.run(
+                [name, "-c", "import venv"], user=user, capture_output=True, check=True, cwd="/"
+            )
         except (OSError, subprocess.CalledProcessError):
             continue  # in a folder that is closed to this user
         return str(name)
@@ -137,18 +156,28 @@ def make_environment(python: str, venv: Path, checkout: Path) -> None:
     subprocess.run([python, "-m", "venv", "--without-pip", str(venv)], check=True)
     borrowed = [path for path in sys.path if path.endswith("site-packages")]
     (library,) = venv.glob("lib/python*/site-packages")
-    (library / "borrowed.pth").write_text("\n".join([str(checkout), *borrowed]) + "\n", encoding="utf-8")
+    (library / "borrowed.pth").write_text(
+        "\n".join([str(checkout), *borrowed]) + "\n", encoding="utf-8"
+    )
     for name, module in (("hpc-stres", "hpc_stres"), ("torchrun", "torch.distributed.run")):
         script = venv / "bin" / name
-        script.write_text(f'#!/bin/sh\nexec {shlex.quote(str(venv / "bin" / "python"))} -m {module} "$@"\n', "utf-8")
+        script.write_text(
+            f'#!/bin/sh\nexec {shlex.quote(str(venv / "bin" / "python"))} -m {module} "$@"\n',
+            "utf-8",
+        )
         script.chmod(0o755)
-    locks = [checkout / "env" / "requirements.lock", *sorted((checkout / "env").glob("dali-cuda*.lock"))]
+    locks = [
+        checkout / "env" / "requirements.lock",
+        *sorted((checkout / "env").glob("dali-cuda*.lock")),
+    ]
     content = b"".join(path.read_bytes() for path in [*locks, checkout / "pyproject.toml"])
     stamp = f"{hashlib.sha256(content).hexdigest()} {checkout}"
     (venv / ".hpc_stres-stamp").write_text(stamp, encoding="utf-8")
 
 
-def run_page(commands: list[Command], checkout: Path, user: int | None, home: Path, tools: str) -> list[str]:
+def run_page(
+    commands: list[Command], checkout: Path, user: int | None, home: Path, tools: str
+) -> list[str]:
     """Run a page's commands one after another in one shell's environment; a line for each that failed."""
     failed, before = [], ":"
     environment = {
@@ -191,21 +220,31 @@ def own_videos(checkout: Path) -> None:
         for number in range(6):
             picture = draw.integers(0, 256, (48, 64, 3), np.uint8)
             step = 1 if label == "jump" else -2
-            write_video(folder / f"clip{number}.avi", [np.roll(picture, step * n, 1) for n in range(20)], 25)
+            write_video(
+                folder / f"clip{number}.avi", [np.roll(picture, step * n, 1) for n in range(20)], 25
+            )
 
 
 def main() -> int:
     """Run the pages; exit status 1 if a command failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("pages", nargs="*", help="pages (default: README.md and docs/)")
     parser.add_argument("--list", action="store_true", help="print what would run")
     parser.add_argument("--keep", action="store_true", help="keep the folder")
     parser.add_argument("--no-compiler", action="store_true", help="as on a machine without g++")
     args = parser.parse_args()
-    planned = {page: plan(str(page.relative_to(ROOT)), page.read_text("utf-8")) for page in pages(args.pages)}
+    planned = {
+        page: plan(str(page.relative_to(ROOT)), page.read_text("utf-8"))
+        for page in pages(args.pages)
+    }
     if args.list:
         for command in (command for commands in planned.values() for command in commands):
-            print(f"{command.page}: {command.run or '-'}" + (f"   ({command.why})" if command.why else ""))
+            print(
+                f"{command.page}: {command.run or '-'}"
+                + (f"   ({command.why})" if command.why else "")
+            )
         return 0
     user = NOBODY if os.geteuid() == 0 else None
     python = interpreter(user)

@@ -82,7 +82,9 @@ def pytest_collection_modifyitems(items):
 
 def pytest_terminal_summary(terminalreporter):
     """The last lines count what was skipped, by reason."""
-    reasons = Counter(str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", []))
+    reasons = Counter(
+        str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", [])
+    )
     for reason, count in sorted(reasons.items()):
         terminalreporter.write_line(f"not run here: {count} x {reason}")
 
@@ -98,7 +100,9 @@ def altered(phase, **options):
         else:
             sections[key] = value
     changes = {
-        section: dataclasses.replace(getattr(phase, section), **values) if isinstance(values, dict) else values
+        section: dataclasses.replace(getattr(phase, section), **values)
+        if isinstance(values, dict)
+        else values
         for section, values in sections.items()
     }
     return dataclasses.replace(phase, **changes)

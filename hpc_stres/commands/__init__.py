@@ -15,14 +15,21 @@ def writing(place: str) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"{error.filename or place}: cannot be written: {reason}\nName another place.") from None
+        raise UserError(
+            f"{error.filename or place}: cannot be written: {reason}\nName another place."
+        ) from None
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """--config and --set, as every command that needs a config has them."""
     parser.add_argument("--config", metavar="F", help="config file (default: the demonstration's)")
     parser.add_argument(
-        "--set", metavar="A.B=C", action="append", default=[], dest="overrides", help="override one value; repeatable"
+        "--set",
+        metavar="A.B=C",
+        action="append",
+        default=[],
+        dest="overrides",
+        help="override one value; repeatable",
     )
 
 

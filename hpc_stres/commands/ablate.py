@@ -18,12 +18,25 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("grid", metavar="GRID.yaml", help="grid file")
-    parser.add_argument("--out", metavar="D", help="folder of the run folders (default: runs/NAME_OF_GRID)")
-    parser.add_argument("--cluster", default="auto", help="auto, slurm, local, or a profile of configs/clusters")
+    parser.add_argument(
+        "--out", metavar="D", help="folder of the run folders (default: runs/NAME_OF_GRID)"
+    )
+    parser.add_argument(
+        "--cluster", default="auto", help="auto, slurm, local, or a profile of configs/clusters"
+    )
     parser.add_argument("--seeds", metavar="1,2,3", help="seeds in place of the grid's")
-    parser.add_argument("--set", metavar="K=V", action="append", default=[], dest="overrides", help="override a value")
+    parser.add_argument(
+        "--set",
+        metavar="K=V",
+        action="append",
+        default=[],
+        dest="overrides",
+        help="override a value",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted")
-    parser.add_argument("--table", action="store_true", help="print the table of what is there, and run nothing")
+    parser.add_argument(
+        "--table", action="store_true", help="print the table of what is there, and run nothing"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,12 +71,17 @@ def _submit_all(args: argparse.Namespace, grid: "Grid", folder: Path) -> bool:
     from hpc_stres.launch.chain import Request, preview, share_a_store, submit
     from hpc_stres.launch.submit import profile_of
 
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(SOURCES), *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(SOURCES), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     profile = profile_of(args.cluster)
-    made = [(run, ablation.config_of(grid, run, args.overrides, profile)) for run in ablation.runs(grid)]
+    made = [
+        (run, ablation.config_of(grid, run, args.overrides, profile)) for run in ablation.runs(grid)
+    ]
     group = folder if len(made) > 1 and share_a_store([config for _, config in made]) else None
     requests = [
-        Request(config, folder / run.name, ablation.wanted_phases(grid, run, config), group, "") for run, config in made
+        Request(config, folder / run.name, ablation.wanted_phases(grid, run, config), group, "")
+        for run, config in made
     ]
     if args.dry_run:
         preview(requests)

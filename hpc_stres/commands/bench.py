@@ -14,10 +14,22 @@ import argparse
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from hpc_stres.tools.bench.parts import PARTS
 
-    parser.add_argument("part", choices=[*PARTS, "all", "list"], metavar="PART", help=f"all, list, {', '.join(PARTS)}")
+    parser.add_argument(
+        "part",
+        choices=[*PARTS, "all", "list"],
+        metavar="PART",
+        help=f"all, list, {', '.join(PARTS)}",
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON as well")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of every contestant (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds of all contestants (default: %(default)s)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="CPU threads of every contestant (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="rounds of all contestants (default: %(default)s)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,7 +43,11 @@ def run(args: argparse.Namespace) -> int:
     from hpc_stres.tools.bench.parts import PARTS, measure
 
     if args.part == "list":
-        print(text_table(["part", "what is measured"], [[name, part.text] for name, part in PARTS.items()]))
+        print(
+            text_table(
+                ["part", "what is measured"], [[name, part.text] for name, part in PARTS.items()]
+            )
+        )
         return 0
     for option in ("threads", "repeats"):
         if getattr(args, option) < 1:
@@ -44,5 +60,10 @@ def run(args: argparse.Namespace) -> int:
         if args.json:  # after each part, so that a run that is ended has what it measured
             rows = [figure._asdict() for figure in figures]
             write_json(Path(args.json), {"machine": machine(args.threads), "figures": rows})
-    print(text_table(["part", "what", "measured", "spread", "target", ""], [text_row(figure) for figure in figures]))
+    print(
+        text_table(
+            ["part", "what", "measured", "spread", "target", ""],
+            [text_row(figure) for figure in figures],
+        )
+    )
     return 0

@@ -118,7 +118,10 @@ def bash(commands: list[Command]) -> str:
     lines += ["  esac", '  case "$command" in']
     for command in commands:
         options = " ".join(name for option in command.options for name in option.names)
-        lines += [f"    {command.name})", f"      [[ $word == -* ]] && {{ {_bash_words(options)} return; }}"]
+        lines += [
+            f"    {command.name})",
+            f"      [[ $word == -* ]] && {{ {_bash_words(options)} return; }}",
+        ]
         lines += [f"      {_bash_value(value)}" for value in command.values[:1]]
         lines.append("      ;;")
     return "\n".join([*lines, "  esac", "}", f"complete -F _hpc_stres {PROGRAM}", ""])
@@ -142,7 +145,11 @@ def zsh(commands: list[Command]) -> str:
     """A function for zsh's compsys."""
     lines = [f"#compdef {PROGRAM}", "_hpc_stres() {", "  local -a commands; commands=("]
     lines += [f"    {_quoted(command.name + ':' + _plain(command.help))}" for command in commands]
-    lines += ["  )", "  if (( CURRENT == 2 )); then _describe command commands; return; fi", "  case ${words[2]} in"]
+    lines += [
+        "  )",
+        "  if (( CURRENT == 2 )); then _describe command commands; return; fi",
+        "  case ${words[2]} in",
+    ]
     for command in commands:
         lines.append(f"    {command.name}) shift words; (( CURRENT-- )); _arguments \\")
         parts = [_zsh_option(option, name) for option in command.options for name in option.names]
@@ -160,7 +167,11 @@ def _plain(text: str) -> str:
 
 def _zsh_option(option: Option, name: str) -> str:
     text = f"*{name}[{_plain(option.help)}]"
-    return text if option.value is None else f"{text}:{_plain(option.value.name)}:{_zsh_value(option.value)}"
+    return (
+        text
+        if option.value is None
+        else f"{text}:{_plain(option.value.name)}:{_zsh_value(option.value)}"
+    )
 
 
 def _zsh_value(value: Value) -> str:

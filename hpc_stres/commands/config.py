@@ -48,7 +48,9 @@ def _acts(config: "Config", key: str) -> bool:
         "evaluation.chunks": config.evaluation.protocol == "quick",
         "evaluation.flips": config.evaluation.protocol == "quick",
     }  # fmt: skip
-    return not any(is_unused and f"{key}.".startswith(f"{name}.") for name, is_unused in unused.items())
+    return not any(
+        is_unused and f"{key}.".startswith(f"{name}.") for name, is_unused in unused.items()
+    )
 
 
 def _source(config: "Config", key: str) -> str:
@@ -67,7 +69,9 @@ def _cut(config: "Config", key: str) -> str:
         return ""
     scale = config.phase(rest[0]).optimise.schedule_scale
     notes = [f"times {scale:g} by optimise.schedule_scale"] if scale != 1.0 else []
-    notes += [f"cut to {config.steps(rest[0])} steps by training.max_steps"] if most is not None else []
+    notes += (
+        [f"cut to {config.steps(rest[0])} steps by training.max_steps"] if most is not None else []
+    )
     return f" ({'; '.join(notes)})" if notes else ""
 
 
@@ -92,11 +96,21 @@ def _leaves(value: Any, path: str) -> list[Leaf]:
         key = f"{path}.{field.name}" if path else field.name
         inner = _leaves(getattr(value, field.name), key)
         text = documents.get(field.name, "")
-        leaves += [Leaf(key, inner[0].value, text, allowed(hints[field.name]))] if inner[0].key == key else inner
+        leaves += (
+            [Leaf(key, inner[0].value, text, allowed(hints[field.name]))]
+            if inner[0].key == key
+            else inner
+        )
     return leaves
 
 
-NUMBERS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+NUMBERS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    type(None): "null",
+}
 
 
 def allowed(hint: Any) -> str:
@@ -132,7 +146,11 @@ def field_documents(kind: type) -> dict[str, str]:
         body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
         assert isinstance(body, ast.ClassDef)
         for field, below in zip(body.body, body.body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(field.target, ast.Name)
+                and isinstance(below, ast.Expr)
+            ):
                 documents[field.target.id] = " ".join(str(ast.literal_eval(below.value)).split())
     return documents
 

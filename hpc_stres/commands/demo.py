@@ -15,7 +15,12 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", metavar="D", help="run folder (default: runs/binding)")
     parser.add_argument(
-        "--set", metavar="A.B=C", action="append", default=[], dest="overrides", help="override one value; repeatable"
+        "--set",
+        metavar="A.B=C",
+        action="append",
+        default=[],
+        dest="overrides",
+        help="override one value; repeatable",
     )
 
 
@@ -26,7 +31,9 @@ def run(args: argparse.Namespace) -> int:
     parser = argparse.ArgumentParser()
     submit_arguments(parser)
     words = ["--cluster", "local", *(["--run-dir", args.run_dir] if args.run_dir else [])]
-    chosen = parser.parse_args([*words, *(word for text in args.overrides for word in ("--set", text))])
+    chosen = parser.parse_args(
+        [*words, *(word for text in args.overrides for word in ("--set", text))]
+    )
     chosen.debug = args.debug
     code = submit(chosen)
     if code == 0:

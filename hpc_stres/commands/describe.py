@@ -18,16 +18,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("model", metavar="MODEL", help=", ".join(MODELS.names()))
     parser.add_argument(
-        "--extension", metavar="FILE", action="append", default=[], help="a file of one's own that registers the model"
+        "--extension",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a file of one's own that registers the model",
     )
     parser.add_argument(
-        "--option", metavar="A=B", action="append", default=[], help="an option of the model; repeatable"
+        "--option",
+        metavar="A=B",
+        action="append",
+        default=[],
+        help="an option of the model; repeatable",
     )
     parser.add_argument("--depth", type=int, default=50, choices=[50, 101, 152])
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--variant", default="torchvision", choices=["torchvision", "msra"])
     parser.add_argument("--classes", type=int, default=101)
-    parser.add_argument("--chunks", type=int, help="time steps (default: the published training clip)")
+    parser.add_argument(
+        "--chunks", type=int, help="time steps (default: the published training clip)"
+    )
     parser.add_argument("--side", type=int, default=224, help="pixels (default: %(default)s)")
 
 
@@ -55,7 +65,9 @@ def _sizes(args: argparse.Namespace, chunks: int) -> "Sizes":
     if min(args.width, args.classes, args.side, chunks) < 1:
         raise UserError("--width, --classes, --side and --chunks: expected numbers of 1 or more")
     if sizes.pools_time and chunks < TEMPORAL_WINDOW:
-        raise UserError(f"{chunks} time steps are too few for the temporal pool over {TEMPORAL_WINDOW}")
+        raise UserError(
+            f"{chunks} time steps are too few for the temporal pool over {TEMPORAL_WINDOW}"
+        )
     return sizes
 
 
@@ -67,7 +79,12 @@ def _measured(args: argparse.Namespace, chunks: int) -> str:
 
     try:
         model = build_model(
-            args.model, args.classes, args.depth, args.width, variant=args.variant, **_options(args.option)
+            args.model,
+            args.classes,
+            args.depth,
+            args.width,
+            variant=args.variant,
+            **_options(args.option),
         )
         return table(model, args.side, chunks)
     except ValueError as error:

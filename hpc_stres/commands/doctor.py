@@ -13,7 +13,12 @@ MARKS = {"ok": "ok     ", "warning": "warning", "missing": "missing"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data-root", metavar="D", default="data", help="folder of data sets (default: %(default)s)")
+    parser.add_argument(
+        "--data-root",
+        metavar="D",
+        default="data",
+        help="folder of data sets (default: %(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

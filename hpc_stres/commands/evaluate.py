@@ -17,15 +17,28 @@ from hpc_stres.run.paths import split_folders
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", required=True, metavar="D", help="run folder")
     parser.add_argument(
-        "--phase", default="all", help="phases to test, with commas between (default: all that are done)"
-    )
-    parser.add_argument("--protocol", choices=["paper", "quick"], help="test protocol (default: the run's)")
-    parser.add_argument("--allow-missing", action="store_true", help="report k of n when test videos are missing")
-    parser.add_argument(
-        "--mcnemar", metavar="A,B", help="test whether two columns differ, over recordings where they are known"
+        "--phase",
+        default="all",
+        help="phases to test, with commas between (default: all that are done)",
     )
     parser.add_argument(
-        "--set", metavar="A.B=C", action="append", default=[], dest="overrides", help="override one value; repeatable"
+        "--protocol", choices=["paper", "quick"], help="test protocol (default: the run's)"
+    )
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="report k of n when test videos are missing"
+    )
+    parser.add_argument(
+        "--mcnemar",
+        metavar="A,B",
+        help="test whether two columns differ, over recordings where they are known",
+    )
+    parser.add_argument(
+        "--set",
+        metavar="A.B=C",
+        action="append",
+        default=[],
+        dest="overrides",
+        help="override one value; repeatable",
     )
 
 
@@ -81,8 +94,12 @@ def _run_one(args: argparse.Namespace, run_dir: Path) -> int:
             if name not in found:
                 raise ConfigError(f"--mcnemar: no column {name}; the table has {', '.join(found)}")
         row = paired(found[first], found[second])
-        counted = "McNemar" if row["test"] == "mcnemar" else f"{row['groups']} recordings turned around"
+        counted = (
+            "McNemar" if row["test"] == "mcnemar" else f"{row['groups']} recordings turned around"
+        )
         only = f"only {first} right {row['broken']}, only {second} right {row['repaired']}"
         low, high = row["interval"]
-        print(f"{counted}: {only}, difference {row['difference']:+.2f} ({low:+.2f} to {high:+.2f}), p = {row['p']:.3g}")
+        print(
+            f"{counted}: {only}, difference {row['difference']:+.2f} ({low:+.2f} to {high:+.2f}), p = {row['p']:.3g}"
+        )
     return 0

@@ -19,19 +19,36 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="RUN", help="run folder, or what `hpc-stres export` wrote")
-    parser.add_argument("videos", nargs="+", metavar="VIDEOS", help="video files, or folders of them")
+    parser.add_argument(
+        "videos", nargs="+", metavar="VIDEOS", help="video files, or folders of them"
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--phase", help="phase of the run (default: the last one that is done)")
-    parser.add_argument("--stride", type=int, metavar="N", help="frames between two windows (default: the spacing)")
-    parser.add_argument("--chunks", type=int, metavar="N", help="chunks of a window (default: as trained)")
     parser.add_argument(
-        "--spacing", type=int, metavar="N", help="frames between two chunks (default: the middle of what was trained)"
+        "--stride", type=int, metavar="N", help="frames between two windows (default: the spacing)"
     )
     parser.add_argument(
-        "--layout", default="streams", choices=["streams", "actionformer", "mstcn"], help="what files and axes to write"
+        "--chunks", type=int, metavar="N", help="chunks of a window (default: as trained)"
     )
     parser.add_argument(
-        "--set", metavar="A.B=C", action="append", default=[], dest="overrides", help="override one value; repeatable"
+        "--spacing",
+        type=int,
+        metavar="N",
+        help="frames between two chunks (default: the middle of what was trained)",
+    )
+    parser.add_argument(
+        "--layout",
+        default="streams",
+        choices=["streams", "actionformer", "mstcn"],
+        help="what files and axes to write",
+    )
+    parser.add_argument(
+        "--set",
+        metavar="A.B=C",
+        action="append",
+        default=[],
+        dest="overrides",
+        help="override one value; repeatable",
     )
 
 

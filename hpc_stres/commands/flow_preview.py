@@ -6,10 +6,16 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("video", metavar="VIDEO", help="video file")
-    parser.add_argument("--out", metavar="PNG", help="picture to write (default: NAME.flow.png here)")
-    parser.add_argument("--frames", type=int, default=5, help="frames to show (default: %(default)s)")
+    parser.add_argument(
+        "--out", metavar="PNG", help="picture to write (default: NAME.flow.png here)"
+    )
+    parser.add_argument(
+        "--frames", type=int, default=5, help="frames to show (default: %(default)s)"
+    )
     parser.add_argument("--short-side", type=int, default=256, help="pixels (default: %(default)s)")
-    parser.add_argument("--backend", choices=["native", "opencv"], default="native", help="TV-L1 solver")
+    parser.add_argument(
+        "--backend", choices=["native", "opencv"], default="native", help="TV-L1 solver"
+    )
     parser.add_argument(
         "--pyramid",
         choices=["paper", "opencv4"],

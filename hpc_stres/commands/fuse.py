@@ -14,9 +14,13 @@ from typing import Any
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="score files, .npz or .csv")
-    parser.add_argument("--weights", metavar="A,B", help="one weight a file (default: all the same)")
+    parser.add_argument(
+        "--weights", metavar="A,B", help="one weight a file (default: all the same)"
+    )
     parser.add_argument("--out", metavar="FILE.npz", help="write the fused scores")
-    parser.add_argument("--allow-missing", action="store_true", help="fuse the videos that all files have: k of n")
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="fuse the videos that all files have: k of n"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -27,9 +31,15 @@ def run(args: argparse.Namespace) -> int:
     from hpc_stres.run.tables import text_table
 
     try:
-        weights = [float(word) for word in args.weights.split(",")] if args.weights else [1.0] * len(args.files)
+        weights = (
+            [float(word) for word in args.weights.split(",")]
+            if args.weights
+            else [1.0] * len(args.files)
+        )
     except ValueError:
-        raise ConfigError(f"--weights: expected numbers with commas between, got {args.weights}") from None
+        raise ConfigError(
+            f"--weights: expected numbers with commas between, got {args.weights}"
+        ) from None
     if args.out and not args.out.endswith(".npz"):
         raise ConfigError(f"--out {args.out}: expected a name that ends in .npz")
     files = [fusion.read(Path(name)) for name in args.files]
@@ -41,7 +51,9 @@ def run(args: argparse.Namespace) -> int:
         columns[file.path.name if is_alone else str(file.path)] = summary(alone, total, "")
     columns["fused"] = summary(fused, total, "")
     print(text_table(["", "top-1 %", "95 % interval", "top-5 %", "videos"], score_rows(columns)))
-    shown = ", ".join(f"{weight:g} x {name}" for name, weight in zip(args.files, weights, strict=True))
+    shown = ", ".join(
+        f"{weight:g} x {name}" for name, weight in zip(args.files, weights, strict=True)
+    )
     print(f"L2-normalised per video, weighted mean: {shown}")
     if args.out:
         fused.save(Path(args.out))

@@ -29,19 +29,42 @@ SIZES = ("depth", "stages", "width", "variant")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="name of the config, and of its runs")
     parser.add_argument("--videos", metavar="DIR", required=True, help="folder of the videos")
-    parser.add_argument("--lists", metavar="FILE", help="table of videos, or folder of lists (default: found in DIR)")
-    parser.add_argument("--folds", type=int, default=1, metavar="K", help="splits of a folder of classes (default: 1)")
-    parser.add_argument("--root", metavar="DIR", default="data", help="where stores are kept (default: %(default)s)")
+    parser.add_argument(
+        "--lists",
+        metavar="FILE",
+        help="table of videos, or folder of lists (default: found in DIR)",
+    )
+    parser.add_argument(
+        "--folds",
+        type=int,
+        default=1,
+        metavar="K",
+        help="splits of a folder of classes (default: 1)",
+    )
+    parser.add_argument(
+        "--root", metavar="DIR", default="data", help="where stores are kept (default: %(default)s)"
+    )
     parser.add_argument("--out", metavar="FILE", help="config to write (default: NAME.yaml)")
     parser.add_argument("--force", action="store_true", help="replace a config that is there")
-    parser.add_argument("--size", default="auto", choices=["auto", "full", "small"], help="of the networks")
     parser.add_argument(
-        "--from", "--init-from", dest="source", metavar="RUN|FILE", help="run, phase, export, file or name to fine-tune"
+        "--size", default="auto", choices=["auto", "full", "small"], help="of the networks"
     )
     parser.add_argument(
-        "--trainable", default="all", choices=["all", "temporal", "last_stage", "head"], help="what fine-tuning moves"
+        "--from",
+        "--init-from",
+        dest="source",
+        metavar="RUN|FILE",
+        help="run, phase, export, file or name to fine-tune",
     )
-    parser.add_argument("--from-scratch", action="store_true", help="random first weights in place of ImageNet's")
+    parser.add_argument(
+        "--trainable",
+        default="all",
+        choices=["all", "temporal", "last_stage", "head"],
+        help="what fine-tuning moves",
+    )
+    parser.add_argument(
+        "--from-scratch", action="store_true", help="random first weights in place of ImageNet's"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,7 +82,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         write_text(target, text)
     except OSError as error:
-        raise UserError(f"{target}: cannot be written: {error.strerror}\nName another place with --out.") from None
+        raise UserError(
+            f"{target}: cannot be written: {error.strerror}\nName another place with --out."
+        ) from None
     config = load_config(target)
     print(f"\nwritten: {target}")
     for line in [*_said(choice, config), *takes(config, look, choice.is_small)]:
@@ -74,11 +99,17 @@ def _target(args: argparse.Namespace) -> Path:
     from hpc_stres.errors import ConfigError
 
     name = Path(args.name).name.removesuffix(".yaml")
-    if not name or not all(letter.isalnum() or letter in "._-" for letter in name) or name.startswith((".", "-")):
+    if (
+        not name
+        or not all(letter.isalnum() or letter in "._-" for letter in name)
+        or name.startswith((".", "-"))
+    ):
         raise ConfigError(f"NAME {args.name!r:.60}: expected letters, digits, - and _")
     target = Path(args.out or Path(args.name).with_name(f"{name}.yaml")).absolute()
     if target.exists() and not args.force:
-        raise ConfigError(f"{target} is there already\nGive another name or --out, or replace it with --force.")
+        raise ConfigError(
+            f"{target} is there already\nGive another name or --out, or replace it with --force."
+        )
     return target
 
 
@@ -90,17 +121,30 @@ def _choose(args: argparse.Namespace) -> "tuple[Choice, Look]":
     from hpc_stres.store.location import Settings
     from hpc_stres.tools.new_config import Choice
 
-    videos, root = Path(args.videos).expanduser().absolute(), Path(args.root).expanduser().absolute()
-    kind, lists = find_kind(videos, Path(args.lists).expanduser().absolute() if args.lists else None)
+    videos, root = (
+        Path(args.videos).expanduser().absolute(),
+        Path(args.root).expanduser().absolute(),
+    )
+    kind, lists = find_kind(
+        videos, Path(args.lists).expanduser().absolute() if args.lists else None
+    )
     if args.folds < 1 or (args.folds > 1 and kind != "folder"):
-        raise ConfigError(f"--folds {args.folds}: expected 1 or more, and folders of classes; lists give their splits")
+        raise ConfigError(
+            f"--folds {args.folds}: expected 1 or more, and folders of classes; lists give their splits"
+        )
     data = DataConfig(
-        kind=kind, root=str(root), videos=str(videos), lists=None if lists is None else str(lists), folds=args.folds
+        kind=kind,
+        root=str(root),
+        videos=str(videos),
+        lists=None if lists is None else str(lists),
+        folds=args.folds,
     )
     listing = read(data)
     model, starts, weights = _first_weights(args, root)
     has_cluster = bool(shutil.which("sbatch") or shutil.which("nvidia-smi"))
-    is_small = args.size == "small" or (args.size == "auto" and not has_cluster and args.source is None)
+    is_small = args.size == "small" or (
+        args.size == "auto" and not has_cluster and args.source is None
+    )
     choice = Choice(
         name=Path(args.name).name, kind=kind, root=root, videos=videos, lists=lists, folds=args.folds,
         is_small=is_small, precision="bfloat16" if has_cluster and not is_small else "float32",
@@ -111,7 +155,9 @@ def _choose(args: argparse.Namespace) -> "tuple[Choice, Look]":
     return choice, look(listing, settings, data.max_pixels)
 
 
-def _first_weights(args: argparse.Namespace, root: Path) -> tuple[dict[str, Any], dict[str, str], str | None]:
+def _first_weights(
+    args: argparse.Namespace, root: Path
+) -> tuple[dict[str, Any], dict[str, str], str | None]:
     """Values of `model`, weights of single phases, and `model.weights`."""
     from hpc_stres.config.places import is_published_name
     from hpc_stres.errors import ConfigError
@@ -119,7 +165,9 @@ def _first_weights(args: argparse.Namespace, root: Path) -> tuple[dict[str, Any]
     from hpc_stres.run.starts import find_start, published_path
 
     if args.trainable != "all" and args.source is None:
-        raise ConfigError(f"--trainable {args.trainable}: expected --from as well: only trained weights are kept")
+        raise ConfigError(
+            f"--trainable {args.trainable}: expected --from as well: only trained weights are kept"
+        )
     if args.source is None:
         weights = None if args.from_scratch else str(published_path(DEFAULT_WEIGHTS, str(root)))
         return {}, {}, weights
@@ -131,7 +179,11 @@ def _first_weights(args: argparse.Namespace, root: Path) -> tuple[dict[str, Any]
     source = Path(args.source).expanduser().absolute()
     starts = _starts_of(source, str(root))
     model = _model_of(source)
-    return model or _sizes_of(next(iter(starts.values()))), {name: str(path) for name, path in starts.items()}, None
+    return (
+        model or _sizes_of(next(iter(starts.values()))),
+        {name: str(path) for name, path in starts.items()},
+        None,
+    )
 
 
 def _starts_of(source: Path, root: str) -> dict[str, Path]:
@@ -146,7 +198,9 @@ def _starts_of(source: Path, root: str) -> dict[str, Path]:
                 find_start(str(source / "phases" / phase), phase, phase, root)
                 found[phase] = source / "phases" / phase
         if not found:
-            raise UserError(f"--from {source}: neither its motion nor its appearance phase is finished")
+            raise UserError(
+                f"--from {source}: neither its motion nor its appearance phase is finished"
+            )
         return found
     start = find_start(str(source), "motion", "motion", root)
     streams = _streams_of(start.path)
@@ -159,7 +213,9 @@ def _streams_of(path: Path) -> set[str]:
     from hpc_stres.models.weights import is_trunk, read_state
 
     state = read_state(path)
-    streams = {"motion", "appearance"} if is_trunk(state) else {name.split(".", 1)[0] for name in state}
+    streams = (
+        {"motion", "appearance"} if is_trunk(state) else {name.split(".", 1)[0] for name in state}
+    )
     if not streams & {"motion", "appearance"}:
         raise UserError(
             f"--from {path}: no network of this package and no ResNet\nSay what it is: hpc-stres weights FILE"
@@ -186,7 +242,11 @@ def _sizes_of(source: object) -> dict[str, Any]:
 
     path = Path(str(source))
     state = read_state(path / "weights.safetensors" if path.is_dir() else path)
-    first = {name.split(".", 1)[1]: value for name, value in state.items() if name.split(".", 1)[0] in _STREAMS}
+    first = {
+        name.split(".", 1)[1]: value
+        for name, value in state.items()
+        if name.split(".", 1)[0] in _STREAMS
+    }
     trunk = trunk_of(first or state)
     if trunk is None or trunk.family != "resnet":
         return {}
@@ -218,7 +278,9 @@ def _said(choice: "Choice", config: "Config") -> list[str]:
         if choice.is_small
         else f"the published networks: {_network(config)}"
     ]
-    lines.append(f"schedules times {config.training.schedule_scale:g}, plateaus kept: {_steps(config)}")
+    lines.append(
+        f"schedules times {config.training.schedule_scale:g}, plateaus kept: {_steps(config)}"
+    )
     sections = {name: config.phase(name).clips for name in config.phases}
     clips = [
         f"{name} {clip.chunks} chunks, stride {clip.stride[0]} to {clip.stride[1]}"
@@ -233,7 +295,9 @@ def _said(choice: "Choice", config: "Config") -> list[str]:
         lines.append("from scratch: no pretrained weights")
     elif choice.weights == str(published_path(DEFAULT_WEIGHTS, str(choice.root))):
         is_there = Path(choice.weights).is_file()
-        lines.append(f"ImageNet weights: {choice.weights}" + ("" if is_there else " (not there yet)"))
+        lines.append(
+            f"ImageNet weights: {choice.weights}" + ("" if is_there else " (not there yet)")
+        )
     return lines
 
 

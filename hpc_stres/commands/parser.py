@@ -10,7 +10,9 @@ from typing import Any, NoReturn
 WIDEST, NARROWEST = 110, 40
 # Nearest word that is worth a hint.
 NEAR = 0.6
-INVALID_CHOICE = re.compile(r"invalid choice: '?(?P<word>.*?)'? \(choose from (?P<choices>.*)\)$", re.DOTALL)
+INVALID_CHOICE = re.compile(
+    r"invalid choice: '?(?P<word>.*?)'? \(choose from (?P<choices>.*)\)$", re.DOTALL
+)
 
 
 class Formatter(argparse.HelpFormatter):
@@ -45,7 +47,9 @@ def _joined(blocks: Sequence[Sequence[str]], width: int) -> list[str]:
         elif block[0].startswith(" "):
             lines += _example(block[0], width)
         else:
-            lines += textwrap.wrap(" ".join(block), width, break_long_words=False, break_on_hyphens=False)
+            lines += textwrap.wrap(
+                " ".join(block), width, break_long_words=False, break_on_hyphens=False
+            )
     return lines
 
 
@@ -84,11 +88,20 @@ class Parser(argparse.ArgumentParser):
             choices = [word.strip(" '") for word in match["choices"].split(",")]
             nearest = difflib.get_close_matches(match["word"], choices, 1, NEAR)
             if message.startswith("argument COMMAND"):
-                return f"no command {match['word']!r:.60}" + (f"; did you mean {nearest[0]}?" if nearest else "")
+                return f"no command {match['word']!r:.60}" + (
+                    f"; did you mean {nearest[0]}?" if nearest else ""
+                )
             return message + (f"; did you mean {nearest[0]}?" if nearest else "")
         unknown = re.match(r"unrecognized arguments: (--?[^\s=]+)", message)
         if unknown:
-            known = [text for action in self._actions for text in action.option_strings if text.startswith("--")]
+            known = [
+                text
+                for action in self._actions
+                for text in action.option_strings
+                if text.startswith("--")
+            ]
             nearest = difflib.get_close_matches(unknown[1], known, 1, NEAR)
-            return f"no option {unknown[1]:.60}" + (f"; did you mean {nearest[0]}?" if nearest else "")
+            return f"no option {unknown[1]:.60}" + (
+                f"; did you mean {nearest[0]}?" if nearest else ""
+            )
         return message

@@ -25,16 +25,28 @@ OTHER_NODES = (1, 2, 8, 64)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
-    parser.add_argument("--nodes", type=int, metavar="N", help="nodes of a job (default: the config's)")
-    parser.add_argument("--gpus-per-node", type=int, metavar="G", help="GPUs of a node, one rank each")
+    parser.add_argument(
+        "--nodes", type=int, metavar="N", help="nodes of a job (default: the config's)"
+    )
+    parser.add_argument(
+        "--gpus-per-node", type=int, metavar="G", help="GPUs of a node, one rank each"
+    )
     parser.add_argument("--phase", default="all", help="all, or names with commas between")
-    parser.add_argument("--gpu", metavar="KIND", help="plan for a GPU that is not here: v100, a100, h100, h200, l40s")
-    parser.add_argument("--bench", metavar="FILE", help="figures of `hpc-stres bench step --json`, for --gpu")
+    parser.add_argument(
+        "--gpu",
+        metavar="KIND",
+        help="plan for a GPU that is not here: v100, a100, h100, h200, l40s",
+    )
+    parser.add_argument(
+        "--bench", metavar="FILE", help="figures of `hpc-stres bench step --json`, for --gpu"
+    )
     parser.add_argument(
         "--network-gb-per-s", type=float, default=10.0, metavar="X",
         help="all-reduce speed between nodes where no preflight has measured it (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--run-dir", metavar="D", help="write plan.json there; submit.py asks for its wall times")
+    parser.add_argument(
+        "--run-dir", metavar="D", help="write plan.json there; submit.py asks for its wall times"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,8 +62,12 @@ def run(args: argparse.Namespace) -> int:
     if args.network_gb_per_s <= 0:
         raise ConfigError("--network-gb-per-s: expected a number above 0")
     if args.bench and not args.gpu:
-        raise ConfigError("--bench: it says how fast a GPU that is not here would be; give --gpu as well")
-    return _plan_published(config, phases, args) if args.gpu else _plan_measured(config, phases, args)
+        raise ConfigError(
+            "--bench: it says how fast a GPU that is not here would be; give --gpu as well"
+        )
+    return (
+        _plan_published(config, phases, args) if args.gpu else _plan_measured(config, phases, args)
+    )
 
 
 def _plan_measured(config: Config, phases: list[str], args: argparse.Namespace) -> int:
@@ -81,10 +97,18 @@ def _plan_published(config: Config, phases: list[str], args: argparse.Namespace)
     from hpc_stres.tools.measure import count_needs, network_only
 
     network = network_only(config, args.network_gb_per_s, _run_dir(args))
-    ends = planner.published_speeds(config, count_needs(config, phases), args.gpu, share, source, network)
-    slow, fast = (planner.predict_all(config, phases, config.cluster.nodes, speeds) for speeds in ends)
+    ends = planner.published_speeds(
+        config, count_needs(config, phases), args.gpu, share, source, network
+    )
+    slow, fast = (
+        planner.predict_all(config, phases, config.cluster.nodes, speeds) for speeds in ends
+    )
     _print_head(config, ends[0])
-    print(text_table(["phase", "limit", "hours", "node-hours"], planner.range_rows(config, slow, fast)))
+    print(
+        text_table(
+            ["phase", "limit", "hours", "node-hours"], planner.range_rows(config, slow, fast)
+        )
+    )
     print("\non other numbers of nodes, at the slow end:\n")
     _print_other_nodes(config, phases, ends[0])
     _write(args, planner.as_json(slow, ends[0]))
@@ -110,7 +134,9 @@ def _print_head(config: Config, speeds: "Speeds") -> None:
     wire = speeds.wire(config.cluster.nodes)
     inside = config.cluster.nodes == 1 and speeds.node is not None
     source = "measured between the ranks of this node" if inside else speeds.network_source
-    print(f"network: {wire.bytes_per_s / 1e9:.3g} GB/s, {wire.latency_s * 1e6:.0f} us a message, {source}\n")
+    print(
+        f"network: {wire.bytes_per_s / 1e9:.3g} GB/s, {wire.latency_s * 1e6:.0f} us a message, {source}\n"
+    )
 
 
 def _print_other_nodes(config: Config, phases: list[str], speeds: "Speeds") -> None:

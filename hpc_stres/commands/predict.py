@@ -24,12 +24,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--run-dir", metavar="D", help="run folder")
     source.add_argument("--model", metavar="DIR", help="folder that `hpc-stres export` wrote")
     parser.add_argument("--phase", help="phase of the run (default: the last one that is done)")
-    parser.add_argument("--quick", action="store_true", help="one centre clip instead of the run's whole protocol")
-    parser.add_argument("--over-time", action="store_true", help="show the answer over time as well")
-    parser.add_argument("--json", action="store_true", help="print JSON, one object a line")
-    parser.add_argument("--save", metavar="DIR", help="write an annotated video and a flow strip of each video there")
     parser.add_argument(
-        "--set", metavar="A.B=C", action="append", default=[], dest="overrides", help="override one value; repeatable"
+        "--quick", action="store_true", help="one centre clip instead of the run's whole protocol"
+    )
+    parser.add_argument(
+        "--over-time", action="store_true", help="show the answer over time as well"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, one object a line")
+    parser.add_argument(
+        "--save",
+        metavar="DIR",
+        help="write an annotated video and a flow strip of each video there",
+    )
+    parser.add_argument(
+        "--set",
+        metavar="A.B=C",
+        action="append",
+        default=[],
+        dest="overrides",
+        help="override one value; repeatable",
     )
 
 
@@ -38,7 +51,9 @@ def run(args: argparse.Namespace) -> int:
     from hpc_stres.evaluation import annotate, networks, predict
     from hpc_stres.prepare.video import UndecodableError
 
-    network = networks.load(Path(args.run_dir or args.model), args.phase, args.overrides, predict.device())
+    network = networks.load(
+        Path(args.run_dir or args.model), args.phase, args.overrides, predict.device()
+    )
     failed = 0
     for number, name in enumerate(args.videos, 1):
         if sys.stderr.isatty() and len(args.videos) > 1:
@@ -51,7 +66,12 @@ def run(args: argparse.Namespace) -> int:
             failed += 1
             print(f"hpc-stres predict: {name}: {str(error).splitlines()[0]}", file=sys.stderr)
             continue
-        print(json.dumps(found.as_json(args.over_time)) if args.json else _text(found, args.over_time), flush=True)
+        print(
+            json.dumps(found.as_json(args.over_time))
+            if args.json
+            else _text(found, args.over_time),
+            flush=True,
+        )
         if args.save:
             for path in annotate.save(found, Path(args.save)):
                 print(f"written: {path}", file=sys.stderr if args.json else sys.stdout)

@@ -22,7 +22,12 @@ def run(args: argparse.Namespace) -> int:
     from hpc_stres.tools import preflight
 
     world = find_world()
-    lines = preflight.run(config_of(args).cluster, world, Path(args.run_dir) if args.run_dir else None)
+    lines = preflight.run(
+        config_of(args).cluster, world, Path(args.run_dir) if args.run_dir else None
+    )
     if world.is_first:
-        print("\n".join(f"preflight: {line}" for text in lines for line in text.splitlines()), flush=True)
+        print(
+            "\n".join(f"preflight: {line}" for text in lines for line in text.splitlines()),
+            flush=True,
+        )
     return 0

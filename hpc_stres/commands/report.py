@@ -17,8 +17,12 @@ from hpc_stres.run.paths import split_folders
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders with results")
-    parser.add_argument("--run-dir", action="append", default=[], metavar="D", help="the same, by name; repeatable")
-    parser.add_argument("--out", metavar="HTML", help="page of several runs (default: report.html above the splits)")
+    parser.add_argument(
+        "--run-dir", action="append", default=[], metavar="D", help="the same, by name; repeatable"
+    )
+    parser.add_argument(
+        "--out", metavar="HTML", help="page of several runs (default: report.html above the splits)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,10 +39,14 @@ def run(args: argparse.Namespace) -> int:
     if len(folders) > 1 and not (args.out or above):
         raise ConfigError("several runs: their page needs a name\nAdd --out NAME.html.")
     if args.out and len(folders) == 1:
-        raise ConfigError(f"--out {args.out}: one run's report is report.html in its folder\nLeave --out away.")
+        raise ConfigError(
+            f"--out {args.out}: one run's report is report.html in its folder\nLeave --out away."
+        )
     for folder in folders:
         print(f"report: {write_report(load_run(folder), folder)}")
     if len(folders) > 1:
         gathered = [gather(load_run(folder), folder) for folder in folders]
-        print(f"all runs: {write_several(gathered, Path(args.out) if args.out else above or Path('report.html'))}")
+        print(
+            f"all runs: {write_several(gathered, Path(args.out) if args.out else above or Path('report.html'))}"
+        )
     return 0

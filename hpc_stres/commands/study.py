@@ -15,8 +15,12 @@ from hpc_stres.commands import writing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders of run folders")
-    parser.add_argument("--out", metavar="DIR", help="write study.json, study.csv and figures there")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run folders, or folders of run folders"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", help="write study.json, study.csv and figures there"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -20,8 +20,12 @@ from hpc_stres.run.paths import split_folders
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
-    parser.add_argument("--to", choices=["mlflow", "wandb"], required=True, help="whose folder to write")
-    parser.add_argument("--out", metavar="DIR", help="where (default: mlruns, or wandb's own folder here)")
+    parser.add_argument(
+        "--to", choices=["mlflow", "wandb"], required=True, help="whose folder to write"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", help="where (default: mlruns, or wandb's own folder here)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,10 +34,15 @@ def run(args: argparse.Namespace) -> int:
 
     named = [Path(name) for name in args.runs]
     folders = [folder for name in named for folder in (split_folders(name) or [name])]
-    phases = [phase for folder in folders for phase in replay.tracked_phases(load_run(folder), folder)]
+    phases = [
+        phase for folder in folders for phase in replay.tracked_phases(load_run(folder), folder)
+    ]
     if args.to == "mlflow":
         out = Path(args.out or "mlruns")
-        written, then = replay.write_mlflow(phases, out), f"{replay.MLFLOW} ui --backend-store-uri {out}"
+        written, then = (
+            replay.write_mlflow(phases, out),
+            f"{replay.MLFLOW} ui --backend-store-uri {out}",
+        )
     else:
         out = Path(args.out or ".")
         written, then = replay.write_wandb(phases, out), f"wandb sync {out / 'wandb'}/offline-run-*"

@@ -15,10 +15,17 @@ from hpc_stres.commands import writing
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", required=True, metavar="D", help="run folder with results")
-    parser.add_argument("--format", choices=["latex", "markdown", "csv"], default="markdown", help="form of the table")
+    parser.add_argument(
+        "--format",
+        choices=["latex", "markdown", "csv"],
+        default="markdown",
+        help="form of the table",
+    )
     parser.add_argument("--out", metavar="FILE", help="write the table there (default: print it)")
     parser.add_argument("--figures", metavar="DIR", help="write each figure as SVG and PDF there")
-    parser.add_argument("--methods", metavar="FILE", help="write the methods paragraph there; - prints it")
+    parser.add_argument(
+        "--methods", metavar="FILE", help="write the methods paragraph there; - prints it"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,10 +40,15 @@ def run(args: argparse.Namespace) -> int:
     with writing(args.out or args.figures or args.methods or "-"):
         _say(formatted(results, args.format), args.out)
         if args.figures:
-            print(f"written: {write_results(results, Path(args.figures))} figures in {args.figures}")
+            print(
+                f"written: {write_results(results, Path(args.figures))} figures in {args.figures}"
+            )
         if args.methods:
             config = load_run(next(iter(split_folders(run_dir)), run_dir))
-            _say(("\n" if args.methods == "-" else "") + paragraph(config, results) + "\n", args.methods)
+            _say(
+                ("\n" if args.methods == "-" else "") + paragraph(config, results) + "\n",
+                args.methods,
+            )
     return 0
 
 

@@ -20,8 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     parser.add_argument("--phase", required=True, help="phase of the recipe")
     parser.add_argument("--run-dir", required=True, metavar="D", help="run folder")
-    parser.add_argument("--weights", metavar="FILE", help="ImageNet weights (torchvision's or timm's) to start from")
-    parser.add_argument("--max-micro-batch", metavar="N", help="videos that one rank takes at once, or auto")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="ImageNet weights (torchvision's or timm's) to start from"
+    )
+    parser.add_argument(
+        "--max-micro-batch", metavar="N", help="videos that one rank takes at once, or auto"
+    )
     parser.add_argument(
         "--allow-config-change",
         metavar="KEY",
@@ -54,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
     from hpc_stres.run.signals import EXIT_CONTINUE
 
     if args.profile and kind.name != "train":
-        raise ConfigError(f"--profile: phase {args.phase} is of kind {kind.name}, which trains no network")
+        raise ConfigError(
+            f"--profile: phase {args.phase} is of kind {kind.name}, which trains no network"
+        )
     more = {"profile": True} if args.profile else {}
     allowed = tuple(args.allow_config_change)
     finished = entry_point(kind.run)(config, args.phase, Path(args.run_dir), world, allowed, **more)

@@ -18,8 +18,18 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", nargs="*", metavar="NAME|FILE", help="published files by name, or files to look into")
-    parser.add_argument("--to", metavar="DIR", default="data/weights", help="folder of weights (default: %(default)s)")
+    parser.add_argument(
+        "what",
+        nargs="*",
+        metavar="NAME|FILE",
+        help="published files by name, or files to look into",
+    )
+    parser.add_argument(
+        "--to",
+        metavar="DIR",
+        default="data/weights",
+        help="folder of weights (default: %(default)s)",
+    )
     parser.add_argument("--again", action="store_true", help="convert again what is there already")
 
 
@@ -30,7 +40,9 @@ def run(args: argparse.Namespace) -> int:
             print(line)
     for word in args.what:
         path = Path(word)
-        print(_look_into(path) if path.is_file() else _provide(word, folder, args.again), flush=True)
+        print(
+            _look_into(path) if path.is_file() else _provide(word, folder, args.again), flush=True
+        )
     return 0
 
 
@@ -46,7 +58,8 @@ def _catalogue(folder: Path) -> list[str]:
             f"{entry.name:<14} {entry.about}" + (f"; here: {path}" if path.is_file() else ""),
             f"  {entry.url}",
             f"  {entry.licence}",
-            f"  SHA-256 {entry.digits}" + ("" if whole else "... (its first digits, as in the file's name)"),
+            f"  SHA-256 {entry.digits}"
+            + ("" if whole else "... (its first digits, as in the file's name)"),
         ]
     return [*lines, f"fetch one: hpc-stres weights {PUBLISHED[0].name}"]
 
@@ -61,7 +74,9 @@ def _provide(name: str, folder: Path, again: bool) -> str:
         from hpc_stres.models.weights import read_state
 
         read_state(target)  # its checksum is compared
-        return f"{target}: there already, its checksum is right; in a config: model.weights: {target}"
+        return (
+            f"{target}: there already, its checksum is right; in a config: model.weights: {target}"
+        )
     return f"{_convert(entry, folder, target)}\nin a config: model.weights: {target}"
 
 
@@ -77,7 +92,9 @@ def _convert(entry: "PublishedWeights", folder: Path, target: Path) -> str:
     digest = check(entry, own)
     state = read_state(own)
     trunk = refuse_other_trunk(entry, state, own)
-    save_state(state, target, {"source": entry.url, "source_sha256": digest, "licence": entry.licence})
+    save_state(
+        state, target, {"source": entry.url, "source_sha256": digest, "licence": entry.licence}
+    )
     if not was_there:
         own.unlink()
     return f"{target}: {trunk}; from {entry.file}, SHA-256 {digest}"
@@ -92,8 +109,14 @@ def _look_into(path: Path) -> str:
     state = read_state(path)
     numbers = sum(tensor.numel() for tensor in state.values())
     entry, trunk = recognise(path), trunk_of(state)
-    known = f"this is {entry.file}: hpc-stres weights {entry.name}" if entry else "no published file that is known here"
-    streams = sorted({name.split(".", 1)[0] for name in state if name.count(".") > 1} & {"appearance", "motion"})
+    known = (
+        f"this is {entry.file}: hpc-stres weights {entry.name}"
+        if entry
+        else "no published file that is known here"
+    )
+    streams = sorted(
+        {name.split(".", 1)[0] for name in state if name.count(".") > 1} & {"appearance", "motion"}
+    )
     other = f"a network of this package: {' and '.join(streams)}" if streams else "unknown names"
     kind = str(trunk) if trunk else other
     return f"{path}: {kind}; {len(state)} tensors, {numbers} numbers\n  SHA-256 {sha256(path)}\n  {known}"

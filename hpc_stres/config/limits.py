@@ -57,9 +57,16 @@ def wrong_text(value: str, path: str) -> str | None:
     is_long = path.startswith(LONG_TEXTS)
     if len(value) > MOST_LETTERS:
         return f"at most {MOST_LETTERS} letters"
-    if any((ord(letter) < 32 or ord(letter) == 127) and not (is_long and letter in "\n\t") for letter in value):
+    if any(
+        (ord(letter) < 32 or ord(letter) == 127) and not (is_long and letter in "\n\t")
+        for letter in value
+    ):
         return "text without control characters"
-    return None if value.strip() or path.startswith("cluster.environment") else "text that is not empty"
+    return (
+        None
+        if value.strip() or path.startswith("cluster.environment")
+        else "text that is not empty"
+    )
 
 
 def wrong_length(items: Any) -> str | None:

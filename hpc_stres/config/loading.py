@@ -30,7 +30,9 @@ _PLACES = (SOURCES / "configs", SOURCES / "hpc_stres" / "configs")
 CONFIGS = next((folder for folder in _PLACES if (folder / "recipes").is_dir()), _PLACES[0])
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = (), profile: str | None = None) -> Config:
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), profile: str | None = None
+) -> Config:
     """Config of a file with its recipe, its cluster profile, its base file and the `--set` overrides."""
     return load_with_origins(path, overrides, profile)[0]
 
@@ -93,7 +95,11 @@ def _refuse_unknown_phases(recipe: Node, tree: Node) -> None:
         if name in known or (isinstance(node.value, dict) and {"model", "kind"} & set(node.value)):
             continue
         nearest = difflib.get_close_matches(name, known, 1, NEAR)
-        hint = f"did you mean {nearest[0]}?" if nearest else "a phase of your own needs a `model` or a `kind`"
+        hint = (
+            f"did you mean {nearest[0]}?"
+            if nearest
+            else "a phase of your own needs a `model` or a `kind`"
+        )
         raise ConfigError(
             f"{node.origin}: phases.{shown(name)}: the recipe has no such phase; it has {', '.join(known)}; {hint}"
         )
@@ -189,5 +195,7 @@ def _file_with_base(path: Path) -> Node:
     base = read_file(path.parent / include.value)
     _load_extensions(base, (path.parent / include.value).parent)
     if "include" in base.value:
-        raise ConfigError(f"{base.value['include'].origin}: include: a base file may not include another")
+        raise ConfigError(
+            f"{base.value['include'].origin}: include: a base file may not include another"
+        )
     return merge(base, node)

@@ -37,7 +37,11 @@ def make_absolute(tree: Node) -> None:
         given = section.get("weights")
         if given is not None and given.value == NO_WEIGHTS:
             section["weights"] = given = Node(None, given.origin)
-        if given is not None and isinstance(given.value, str) and not is_published_name(given.value):
+        if (
+            given is not None
+            and isinstance(given.value, str)
+            and not is_published_name(given.value)
+        ):
             _write_out(section, "weights")
 
 
@@ -57,5 +61,10 @@ def _sections_with_weights(tree: Node) -> Iterator[dict[str, Any]]:
 def _write_out(section: dict[str, Any], key: str) -> None:
     node = section.get(key)
     # An empty text, or one with a NUL in it, is refused as such.
-    if node is not None and isinstance(node.value, str) and node.value.strip() and "\0" not in node.value:
+    if (
+        node is not None
+        and isinstance(node.value, str)
+        and node.value.strip()
+        and "\0" not in node.value
+    ):
         section[key] = Node(os.path.abspath(Path(node.value).expanduser()), node.origin)

@@ -19,8 +19,12 @@ MOST_NAME_LETTERS = 40
 def check_phase_name(name: str) -> str | None:
     """What was expected in place of a phase's name: it becomes a folder, a job, a column; none where it is fine."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or len(name) > MOST_NAME_LETTERS:
-        return f"names of small letters, digits and _ (at most {MOST_NAME_LETTERS}), not {name!r:.60}"
-    return f"another name than {name}, which means something else" if name in RESERVED_NAMES else None
+        return (
+            f"names of small letters, digits and _ (at most {MOST_NAME_LETTERS}), not {name!r:.60}"
+        )
+    return (
+        f"another name than {name}, which means something else" if name in RESERVED_NAMES else None
+    )
 
 
 def ordered_phases(phases: Mapping[str, Phase]) -> list[str]:
@@ -28,7 +32,9 @@ def ordered_phases(phases: Mapping[str, Phase]) -> list[str]:
     order: list[str] = []
     waiting = dict(phases)
     while waiting:
-        ready = [name for name, phase in waiting.items() if all(p in order for p in phase.starts_from)]
+        ready = [
+            name for name, phase in waiting.items() if all(p in order for p in phase.starts_from)
+        ]
         if not ready:
             raise ConfigError(_explain_stuck(phases, waiting))
         for name in ready:
@@ -66,7 +72,9 @@ def select_phases(phases: Mapping[str, Phase], wanted: str) -> list[str]:
     names = [name.strip() for name in wanted.split(",") if name.strip()]
     for name in names:
         if name not in phases:
-            raise ConfigError(f"--phase {name}: no such phase; the recipe has {', '.join(order)} (or all)")
+            raise ConfigError(
+                f"--phase {name}: no such phase; the recipe has {', '.join(order)} (or all)"
+            )
     if not names:
         raise ConfigError(f"--phase names no phase; the recipe has {', '.join(order)} (or all)")
     return [name for name in order if name in names]

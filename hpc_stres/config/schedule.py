@@ -35,7 +35,11 @@ class Curve:
         except FieldError as error:
             raise FieldError("options", error.message) from None
         first, last = self.rate(0), self.rate(self.steps - 1)
-        check_field(min(first, last) >= 0, "options", f"expected rates of 0 or more, not {min(first, last):g}")
+        check_field(
+            min(first, last) >= 0,
+            "options",
+            f"expected rates of 0 or more, not {min(first, last):g}",
+        )
 
     def rate(self, step: int) -> float:
         """Rate of one step; after the last step, the last one's."""

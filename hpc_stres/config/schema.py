@@ -7,17 +7,13 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from hpc_stres.config.cluster import ClusterConfig
 from hpc_stres.errors import ConfigError, FieldError, check_field
 from hpc_stres.registry import DATA_SETS
 from hpc_stres.registry.model import check_stages
 from hpc_stres.registry.phase import Phase
 
 FLOW_STACK = 10
-# What the launcher tells jobs apart and chains them by.
-OWN_SBATCH_OPTIONS = frozenset((
-    "job-name", "comment", "dependency", "kill-on-invalid-dep", "output", "error", "open-mode", "signal", "array",
-    "wait", "test-only", "parsable", "nodes", "ntasks", "ntasks-per-node",
-))  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +33,9 @@ class BindingConfig:
         check_field(self.train_videos >= 8, "train_videos", "expected 8 or more")
         check_field(self.test_videos >= 8, "test_videos", "expected 8 or more")
         check_field(self.frames >= 2, "frames", "expected 2 or more")
-        check_field(self.side >= 48 and self.side % 2 == 0, "side", "expected an even number of 48 or more")
+        check_field(
+            self.side >= 48 and self.side % 2 == 0, "side", "expected an even number of 48 or more"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,24 +94,44 @@ class DataConfig:
         check_field(self.kind in DATA_SETS, "kind", DATA_SETS.refusal(self.kind))
         check_field(1 <= self.split <= 99, "split", "expected 1 to 99")
         check_field(1 <= self.folds <= 99, "folds", "expected 1 to 99")
-        check_field(self.labels == "single" or self.kind == "csv", "labels", "expected single, or data.kind csv")
-        check_field(self.flow_frames is None or self.frames is not None, "flow_frames", "expected `frames` beside it")
+        check_field(
+            self.labels == "single" or self.kind == "csv",
+            "labels",
+            "expected single, or data.kind csv",
+        )
+        check_field(
+            self.flow_frames is None or self.frames is not None,
+            "flow_frames",
+            "expected `frames` beside it",
+        )
         pyramid_counts = self.flow_backend != "dali" and self.flow_frames is None
         check_field(
             pyramid_counts or self.flow_pyramid == "paper",
             "flow_pyramid",
             "expected none: imported flow and dali's have no pyramid of ours",
         )
-        check_field(0.0 < self.test_fraction < 1.0, "test_fraction", "expected a number between 0 and 1")
+        check_field(
+            0.0 < self.test_fraction < 1.0, "test_fraction", "expected a number between 0 and 1"
+        )
         check_field(self.short_side >= 16, "short_side", "expected 16 or more pixels")
-        check_field(16 <= self.crop <= self.short_side, "crop", f"expected 16 to short_side ({self.short_side})")
+        check_field(
+            16 <= self.crop <= self.short_side,
+            "crop",
+            f"expected 16 to short_side ({self.short_side})",
+        )
         check_field(1 <= self.jpeg_quality <= 100, "jpeg_quality", "expected 1 to 100")
         check_field(self.shard_mib >= 1, "shard_mib", "expected 1 or more")
         check_field(self.workers >= 0, "workers", "expected 0 or more")
         check_field(0.0 <= self.max_rejected <= 1.0, "max_rejected", "expected a share from 0 to 1")
         check_field(1 <= self.max_pixels <= 2**31, "max_pixels", "expected 1 to 2147483648 pixels")
-        check_field(0.01 <= self.video_memory_gib <= 4096, "video_memory_gib", "expected 0.01 to 4096 GiB")
-        check_field(0.0 < self.video_minutes <= 10_000, "video_minutes", "expected a number above 0, up to 10000")
+        check_field(
+            0.01 <= self.video_memory_gib <= 4096, "video_memory_gib", "expected 0.01 to 4096 GiB"
+        )
+        check_field(
+            0.0 < self.video_minutes <= 10_000,
+            "video_minutes",
+            "expected a number above 0, up to 10000",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,19 +211,31 @@ class TrainingConfig:
             value = getattr(self, key)
             check_field(value is None or value >= 1, key, "expected a whole number of 1 or more")
         scale = self.schedule_scale
-        check_field(scale is None or 0.0 < scale <= 1000.0, "schedule_scale", "expected a number above 0, up to 1000")
+        check_field(
+            scale is None or 0.0 < scale <= 1000.0,
+            "schedule_scale",
+            "expected a number above 0, up to 1000",
+        )
         micro = self.max_micro_batch
         check_field(micro == "auto" or micro >= 1, "max_micro_batch", "expected auto, or 1 or more")
         check_field(0.0 <= self.momentum < 1.0, "momentum", "expected a number from 0 to below 1")
         drop = self.dropout
-        check_field(drop is None or 0.0 <= drop < 1.0, "dropout", "expected a number from 0 to below 1")
+        check_field(
+            drop is None or 0.0 <= drop < 1.0, "dropout", "expected a number from 0 to below 1"
+        )
         check_field(self.weight_decay >= 0.0, "weight_decay", "expected 0 or more")
-        check_field(self.checkpoint_every_steps >= 0, "checkpoint_every_steps", "expected 0 or more")
-        check_field(self.checkpoint_every_minutes >= 0, "checkpoint_every_minutes", "expected 0 or more")
+        check_field(
+            self.checkpoint_every_steps >= 0, "checkpoint_every_steps", "expected 0 or more"
+        )
+        check_field(
+            self.checkpoint_every_minutes >= 0, "checkpoint_every_minutes", "expected 0 or more"
+        )
         check_field(self.log_every_steps >= 1, "log_every_steps", "expected 1 or more")
         check_field(self.prefetch >= 1, "prefetch", "expected 1 or more")
         if self.engine != "deepspeed":
-            check_field(self.zero_stage == 0, "zero_stage", f"no effect with the engine {self.engine}")
+            check_field(
+                self.zero_stage == 0, "zero_stage", f"no effect with the engine {self.engine}"
+            )
             check_field(not self.deepspeed, "deepspeed", f"no effect with the engine {self.engine}")
         for key in ("start_timeout_minutes", "step_timeout_minutes"):
             check_field(getattr(self, key) > 0, key, "expected a number above 0")
@@ -240,96 +270,17 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         check_field(self.chunks >= 5, "chunks", "expected 5 or more (ST-ResNet* pools over 5)")
-        check_field(0.0 <= self.validation_share <= 0.5, "validation_share", "expected a share from 0 to 0.5")
+        check_field(
+            0.0 <= self.validation_share <= 0.5,
+            "validation_share",
+            "expected a share from 0 to 0.5",
+        )
         is_word = self.groups in ("auto", "column", "names", "none")
         check_field(
-            is_word or has_part(self.groups), "groups", "expected auto, column, names, none, or a pattern with ()"
+            is_word or has_part(self.groups),
+            "groups",
+            "expected auto, column, names, none, or a pattern with ()",
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterConfig:
-    """How jobs are asked for; one profile per cluster under configs/clusters."""
-
-    scheduler: Literal["slurm", "local"] = "local"
-    """slurm: sbatch through submitit; local: the same jobs as processes of this machine."""
-    nodes: int = 1
-    """Nodes of a training job."""
-    gpus_per_node: int = 0
-    """GPUs of a node, one rank each; 0: CPU ranks."""
-    ranks_per_node: int | None = None
-    """Ranks of a node where there is no GPU; none: 1."""
-    cpus_per_rank: int | None = None
-    """Cores of each rank; none: the scheduler's default, and on one machine the cores shared evenly."""
-    memory_gib_per_node: int | None = None
-    """Memory of a node in GiB."""
-    prepare_memory_gib: int | None = None
-    """Memory of the job that prepares the store in GiB; none: `memory_gib_per_node`."""
-    minutes: int = 1440
-    """Wall time of one job in minutes."""
-    links: int = 1
-    """Jobs chained with afterany inside one phase, for phases longer than the wall time."""
-    partition: str | None = None
-    """Slurm partition."""
-    cpu_partition: str | None = None
-    """Slurm partition of the job that prepares the store; none: that of the other jobs."""
-    prepare_cpus: int | None = None
-    """Cores of the job that prepares the store; none: as many as the ranks of one node together."""
-    account: str | None = None
-    """Slurm account."""
-    qos: str | None = None
-    """Slurm quality of service."""
-    constraint: str | None = None
-    """Slurm node constraint."""
-    gpu_type: str | None = None
-    """Type of GPU asked for, as in --gpus-per-node=TYPE:4; `hpc-stres plan` knows some types by name."""
-    exclusive: bool = False
-    """Ask for whole nodes."""
-    continuation: Literal["chain", "requeue"] = "chain"
-    """After a wall time that was too short: chain (`links` jobs queued at once), or requeue (the same job again)."""
-    sbatch: dict[str, str | int | bool] = field(default_factory=dict)
-    """Further sbatch options by their long names: {reservation: course, mail-type: END}; false leaves one out."""
-    srun_args: tuple[str, ...] = ()
-    """Further arguments of the srun in each job: ["--mpi=pmi2"]."""
-    scheduler_seconds: float = 60.0
-    """How long an answer of the scheduler may take before the command gives up."""
-    modules: tuple[str, ...] = ()
-    """Modules that a job loads first."""
-    environment: dict[str, str | int] = field(default_factory=dict)
-    """Variables of a job: NCCL's, MASTER_ADDR, proxies. Nothing of NCCL's is set unless it is given here."""
-    setup: tuple[str, ...] = ()
-    """Shell lines that run before a job's command, after modules and environment."""
-    image: str | None = None
-    """Apptainer image in which jobs run; none: the environment that submits."""
-    binds: tuple[str, ...] = ()
-    """Folders visible inside the image besides the repository, the run folder and the data, as SOURCE[:TARGET]."""
-    preflight: bool = True
-    """Check ranks, GPUs, versions and the network before the first phase of a submission trains (Slurm only)."""
-    min_all_reduce_gb_per_s: float = 0.0
-    """Slowest all-reduce of 64 MB that the preflight accepts, in GB a second."""
-
-    def __post_init__(self) -> None:
-        check_field(self.nodes >= 1, "nodes", "expected 1 or more")
-        check_field(self.gpus_per_node >= 0, "gpus_per_node", "expected 0 or more")
-        check_field(self.minutes >= 1, "minutes", "expected 1 or more")
-        check_field(self.links >= 1, "links", "expected 1 or more")
-        check_field(self.scheduler_seconds > 0, "scheduler_seconds", "expected a number above 0")
-        taken = sorted(OWN_SBATCH_OPTIONS & {key.replace("_", "-") for key in self.sbatch})
-        check_field(not taken, "sbatch", f"expected no {', '.join(taken)}: submit.py sets that itself")
-        check_field(self.min_all_reduce_gb_per_s >= 0, "min_all_reduce_gb_per_s", "expected 0 or more")
-        for key in ("ranks_per_node", "cpus_per_rank", "memory_gib_per_node", "prepare_cpus", "prepare_memory_gib"):
-            value = getattr(self, key)
-            check_field(value is None or value >= 1, key, "expected 1 or more")
-
-    @property
-    def ranks_of_a_node(self) -> int:
-        """One a GPU, or CPU ranks."""
-        return self.gpus_per_node or self.ranks_per_node or 1
-
-    @property
-    def ranks(self) -> int:
-        """Ranks of a training job."""
-        return self.nodes * self.ranks_of_a_node
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -389,7 +340,9 @@ class Config:
     def phase(self, name: str) -> Any:
         """A phase as it applies; of an unknown name a ConfigError."""
         if name not in self.phases:
-            raise ConfigError(f"no phase '{name}'; the recipe {self.recipe} has {', '.join(self.phases)}")
+            raise ConfigError(
+                f"no phase '{name}'; the recipe {self.recipe} has {', '.join(self.phases)}"
+            )
         return self.phases[name]
 
     def steps(self, name: str) -> int:

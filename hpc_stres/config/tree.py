@@ -41,14 +41,18 @@ def read_file(path: Path) -> Node:
         with path.open("rb") as stream:
             data = stream.read(MOST_BYTES + 1)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot read the config: {getattr(error, 'strerror', None) or error}") from None
+        raise ConfigError(
+            f"{path}: cannot read the config: {getattr(error, 'strerror', None) or error}"
+        ) from None
     if len(data) > MOST_BYTES:
         raise ConfigError(f"{path}: more than {MOST_BYTES // 1024} KiB; this is no config file")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise ConfigError(f"{path}:{line}: not UTF-8 text (byte 0x{data[error.start]:02x})") from None
+        raise ConfigError(
+            f"{path}:{line}: not UTF-8 text (byte 0x{data[error.start]:02x})"
+        ) from None
     node = parse(text, str(path)) or Node({}, f"{path}:1")
     if not isinstance(node.value, dict):
         raise ConfigError(f"{path}:1: expected a mapping of keys")
@@ -63,7 +67,9 @@ def parse(text: str, name: str) -> Node | None:
         return None if root is None else _Converter(name).convert(root, 0)
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
-        raise ConfigError(f"{name}:{line}: a character that YAML does not allow (number {error.character})") from None
+        raise ConfigError(
+            f"{name}:{line}: a character that YAML does not allow (number {error.character})"
+        ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
@@ -95,15 +101,23 @@ class _Converter:
         origin = f"{self.name}:{node.start_mark.line + 1}"
         self.count += 1
         if self.count > MOST_NODES or depth > MOST_DEPTH:
-            raise ConfigError(f"{origin}: more than {MOST_NODES} values; do aliases (*name) repeat each other?")
+            raise ConfigError(
+                f"{origin}: more than {MOST_NODES} values; do aliases (*name) repeat each other?"
+            )
         if isinstance(node, yaml.MappingNode):
             return Node(self._mapping(node, depth), origin)
         if isinstance(node, yaml.SequenceNode):
             return Node([self.convert(item, depth + 1) for item in node.value], origin)
         try:
             return Node(self.loader.construct_object(node), origin)
-        except (ValueError, KeyError, OverflowError) as error:  # a date like 2024-02-30, !!int x, !!bool x
-            raise ConfigError(f"{origin}: {shown(node.value)}: not a valid value: {error}") from None
+        except (
+            ValueError,
+            KeyError,
+            OverflowError,
+        ) as error:  # a date like 2024-02-30, !!int x, !!bool x
+            raise ConfigError(
+                f"{origin}: {shown(node.value)}: not a valid value: {error}"
+            ) from None
 
     def _mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Node]:
         items: dict[str, Node] = {}

@@ -32,12 +32,16 @@ def upgrade(node: Node, place: str) -> None:
     if data is not None and isinstance(data.value, dict) and "flow_pyramid" not in data.value:
         given = {key: item.value for key, item in data.value.items()}
         if given.get("flow_frames") is None and given.get("flow_backend") != "dali":
-            data.value["flow_pyramid"] = Node("opencv4", f"{place}: written before there was a choice")
+            data.value["flow_pyramid"] = Node(
+                "opencv4", f"{place}: written before there was a choice"
+            )
     phases = node.value.get("phases")
     if phases is None or not isinstance(phases.value, dict):
         return
     for phase in phases.value.values():
-        if isinstance(phase.value, dict) and isinstance(getattr(phase.value.get("model"), "value", None), str):
+        if isinstance(phase.value, dict) and isinstance(
+            getattr(phase.value.get("model"), "value", None), str
+        ):
             _into_sections(phase)
 
 

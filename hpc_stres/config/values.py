@@ -70,11 +70,15 @@ def _concrete(kind: Any, node: Node, path: str) -> Any:
     return kind
 
 
-def _registered(registry: Registry[Any], node: Node, path: str, key: str, default: str | None) -> Any:
+def _registered(
+    registry: Registry[Any], node: Node, path: str, key: str, default: str | None
+) -> Any:
     """The entry that one key of a mapping names."""
     item = node.value.get(key) or (None if default is None else Node(default, node.origin))
     if item is None:
-        raise ConfigError(f"{node.origin}: {path}: the key {key} is missing; there are {', '.join(registry.names())}")
+        raise ConfigError(
+            f"{node.origin}: {path}: the key {key} is missing; there are {', '.join(registry.names())}"
+        )
     expect(isinstance(item.value, str), item, f"{path}.{key}", f"the name of a {registry.what}")
     if item.value not in registry:
         raise ConfigError(f"{item.origin}: {path}.{key}: {registry.refusal(item.value)}")
@@ -127,7 +131,9 @@ def _hint(key: str, names: list[str], path: str) -> str:
     nearest = difflib.get_close_matches(key, names, 1, NEAR)
     if nearest:
         return f"the nearest valid key is {nearest[0]}"
-    sections = {f.name: f.type for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.type)}
+    sections = {
+        f.name: f.type for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.type)
+    }
     for section, kind in sections.items():
         if key in (f.name for f in dataclasses.fields(typing.cast(Any, kind))):
             return f"there is {section}.{key}"
@@ -170,7 +176,9 @@ def _last_alternative(kinds: list[Any], node: Node, path: str) -> Any:
 def _describe(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return ", ".join(str(arg) for arg in get_args(kind))
-    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(kind, str(kind))
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(
+        kind, str(kind)
+    )
 
 
 def _build_tuple(kind: Any, args: tuple[Any, ...], node: Node, path: str) -> Any:
@@ -179,7 +187,9 @@ def _build_tuple(kind: Any, args: tuple[Any, ...], node: Node, path: str) -> Any
     if hasattr(kind, "_fields"):
         hints = list(typing.get_type_hints(kind).values())
         expect(len(node.value) == len(hints), node, path, "[" + ", ".join(kind._fields) + "]")
-        return kind(*(build(hint, item, path) for hint, item in zip(hints, node.value, strict=True)))
+        return kind(
+            *(build(hint, item, path) for hint, item in zip(hints, node.value, strict=True))
+        )
     if len(args) == 2 and args[1] is Ellipsis:
         return tuple(build(args[0], item, path) for item in node.value)
     expect(len(node.value) == len(args), node, path, f"a list of {len(args)}")
@@ -216,7 +226,9 @@ def _untyped(node: Node, path: str) -> Any:
         return {key: _untyped(item, f"{path}.{key}") for key, item in node.value.items()}
     if isinstance(node.value, list):
         return [_untyped(item, path) for item in node.value]
-    expect(node.value is None or isinstance(node.value, str | int | float), node, path, "plain data")
+    expect(
+        node.value is None or isinstance(node.value, str | int | float), node, path, "plain data"
+    )
     _check_range(node.value, node, path)
     return node.value
 
@@ -231,7 +243,13 @@ def expect(condition: bool, node: Node, path: str, expected: str) -> None:
 
 
 def _wrong(node: Node, path: str, expected: str) -> ConfigError:
-    name = "a mapping" if isinstance(node.value, dict) else "a list" if isinstance(node.value, list) else ""
+    name = (
+        "a mapping"
+        if isinstance(node.value, dict)
+        else "a list"
+        if isinstance(node.value, list)
+        else ""
+    )
     got = name or (repr(node.value) if _is_short(node.value) else shown(node.value))
     return ConfigError(f"{node.origin}: {path}: expected {expected}, got {got}")
 

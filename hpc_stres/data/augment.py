@@ -43,7 +43,9 @@ def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 @lru_cache(maxsize=1024)
-def resize_taps(source: int, target: int, antialias: bool) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+def resize_taps(
+    source: int, target: int, antialias: bool
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """A bicubic resize along one axis: output i is the sum of weights[i, n] * input[first[i] + n].
 
     With antialias, shrinking widens the kernel. `first` never falls and each window lies inside
@@ -146,7 +148,9 @@ def rgb_scale_and_shift(levels: Levels) -> tuple[NDArray[np.float32], NDArray[np
     return scale, -np.array(levels.rgb_mean, np.float32) * scale
 
 
-def flow_scale_and_shift(levels: Levels, flip: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def flow_scale_and_shift(
+    levels: Levels, flip: bool
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The same for the planes of a stack, u and v in turn: under a flip u becomes 255 - u before its mean goes."""
     mean, deviation = levels.flow_mean, levels.flow_deviation
     scale = np.full(2 * FLOW_STACK, 1.0 / deviation, np.float32)
@@ -167,7 +171,9 @@ def finish_planes(
     resized = planes.float() if side is None else resize_planes(planes, side, antialias)
     if flip:
         resized = resized.flip(-1)
-    scale, shift = (torch.from_numpy(value).to(planes.device)[:, None, None] for value in scale_shift)
+    scale, shift = (
+        torch.from_numpy(value).to(planes.device)[:, None, None] for value in scale_shift
+    )
     return resized * scale + shift
 
 
@@ -197,7 +203,9 @@ def finish_on_cpu(
     if not out.flags.writeable:
         raise ValueError("out: this array is read-only")
     down, across = resize_taps(height, rows, antialias), resize_taps(width, columns, antialias)
-    pointers = (ctypes.c_void_p * len(pictures))(*[p.__array_interface__["data"][0] for p in pictures])
+    pointers = (ctypes.c_void_p * len(pictures))(
+        *[p.__array_interface__["data"][0] for p in pictures]
+    )
 
     def at(array: NDArray[Any]) -> ctypes.c_void_p:
         return ctypes.c_void_p(array.__array_interface__["data"][0])

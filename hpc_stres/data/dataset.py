@@ -59,7 +59,8 @@ class ClipDataset(Dataset[Item]):
         if config is None:
             crop = int(CROP_SHARE * settings["short_side"])
             config = load_config(
-                CONFIGS / "ucf101.yaml", [f"data.short_side={settings['short_side']}", f"data.crop={crop}"]
+                CONFIGS / "ucf101.yaml",
+                [f"data.short_side={settings['short_side']}", f"data.crop={crop}"],
             )
         elif isinstance(config, (str, os.PathLike)):
             config = load_config(Path(config))
@@ -113,12 +114,15 @@ class ClipDataset(Dataset[Item]):
         row = self.store.rows[video]
         frames = spread_frames(row.frames, self.chunks)
         stacks = tuple(flow_stack(frame, row.flow_pairs, "mirror") for frame in frames)
-        return Request(number, video, row.label, frames, stacks, Box(0, 0, row.height, row.width), False)
+        return Request(
+            number, video, row.label, frames, stacks, Box(0, 0, row.height, row.width), False
+        )
 
     def _rgb(self, request: Request) -> torch.Tensor:
         scale_shift = augment.rgb_scale_and_shift(self.levels)
         pictures = [
-            [_decode(self.store.rgb(request.video, frame), request.box, colour=True)] for frame in request.frames
+            [_decode(self.store.rgb(request.video, frame), request.box, colour=True)]
+            for frame in request.frames
         ]
         return self._finish(pictures, scale_shift, request.flip)
 
@@ -129,10 +133,14 @@ class ClipDataset(Dataset[Item]):
             (pair, axis): _decode(self.store.flow(request.video, pair, axis), request.box, colour=False)
             for pair in pairs for axis in (0, 1)
         }  # fmt: skip
-        pictures = [[planes[pair, axis] for pair in stack for axis in (0, 1)] for stack in request.flow]
+        pictures = [
+            [planes[pair, axis] for pair in stack for axis in (0, 1)] for stack in request.flow
+        ]
         return self._finish(pictures, scale_shift, request.flip)
 
-    def _finish(self, stacks: "list[list[NDArray[np.uint8]]]", scale_shift: Any, flip: bool) -> torch.Tensor:
+    def _finish(
+        self, stacks: "list[list[NDArray[np.uint8]]]", scale_shift: Any, flip: bool
+    ) -> torch.Tensor:
         """Resized, mirrored and normalised, as the feed does it."""
         side = self.side if self.kind == "train" else None
         first = stacks[0]
@@ -140,7 +148,9 @@ class ClipDataset(Dataset[Item]):
         if native.find("resize") is None:
             planes = (np.stack(s) if len(s) > 1 else s[0].transpose(2, 0, 1) for s in stacks)
             tensors = (torch.from_numpy(np.ascontiguousarray(p)) for p in planes)
-            return torch.stack([augment.finish_planes(t, side, self.antialias, scale_shift, flip) for t in tensors])
+            return torch.stack(
+                [augment.finish_planes(t, side, self.antialias, scale_shift, flip) for t in tensors]
+            )
         height, width = (side, side) if side else first[0].shape[:2]
         out = np.empty((len(stacks), height, width, channels), np.float32)
         for stack, room in zip(stacks, out, strict=True):
@@ -155,6 +165,8 @@ def _decode(jpeg: NDArray[np.uint8], box: Box, colour: bool) -> NDArray[np.uint8
     cv2.setNumThreads(0)  # a pool of threads does not live on in a forked worker
     picture = cv2.imdecode(np.array(jpeg), cv2.IMREAD_COLOR if colour else cv2.IMREAD_GRAYSCALE)
     if picture is None:
-        raise UserError("a frame of the store does not decode\n`hpc-stres verify --config F` names all damage.")
+        raise UserError(
+            "a frame of the store does not decode\n`hpc-stres verify --config F` names all damage."
+        )
     region = picture[box.top : box.top + box.height, box.left : box.left + box.width]
     return np.ascontiguousarray(region[..., ::-1] if colour else region)

@@ -26,7 +26,8 @@ class FeatureReader:
 
         rows = [self.store.rows[request.video] for request in batch]
         taken = [
-            self.features.take(row, request.frames, request.flip) for row, request in zip(rows, batch, strict=True)
+            self.features.take(row, request.frames, request.flip)
+            for row, request in zip(rows, batch, strict=True)
         ]
         rgb, flow = (
             torch.from_numpy(np.stack([streams[stream] for streams in taken])).to(self.device)

@@ -102,7 +102,9 @@ class Decoder:
             pictures += self._run(jpegs[start:stop], boxes[start:stop], last=stop >= len(jpegs))
         return pictures
 
-    def _run(self, jpegs: Sequence[NDArray[np.uint8]], boxes: Sequence[Box], last: bool) -> list[Picture]:
+    def _run(
+        self, jpegs: Sequence[NDArray[np.uint8]], boxes: Sequence[Box], last: bool
+    ) -> list[Picture]:
         import torch
 
         self.pipeline.feed_input("jpeg", list(jpegs))
@@ -122,7 +124,10 @@ class Decoder:
             # The pipeline uses its buffer again for the next run: one copy of all pictures, then views of it.
             edges = np.cumsum([0, *(picture.size for picture in pictures)])
             copy = np.concatenate([picture.ravel() for picture in pictures])
-            return [copy[a:b].reshape(p.shape) for a, b, p in zip(edges, edges[1:], pictures, strict=False)]
+            return [
+                copy[a:b].reshape(p.shape)
+                for a, b, p in zip(edges, edges[1:], pictures, strict=False)
+            ]
         return [torch.utils.dlpack.from_dlpack(decoded[n]).clone() for n in range(len(jpegs))]
 
 
@@ -174,12 +179,16 @@ class ClipReader:
 
     def _read_rgb(self, batch: Sequence[Request]) -> "Tensor":
         assert self.rgb is not None
-        jpegs = [self.store.rgb(request.video, frame) for request in batch for frame in request.frames]
+        jpegs = [
+            self.store.rgb(request.video, frame) for request in batch for frame in request.frames
+        ]
         pictures = self.rgb(jpegs, [request.box for request in batch for _ in request.frames])
         scale_shift = augment.rgb_scale_and_shift(self.levels)
         work = [
             ([picture], scale_shift, flip)
-            for picture, flip in zip(pictures, (r.flip for r in batch for _ in r.frames), strict=True)
+            for picture, flip in zip(
+                pictures, (r.flip for r in batch for _ in r.frames), strict=True
+            )
         ]
         return self._finish(batch, work)
 
@@ -191,8 +200,16 @@ class ClipReader:
         for request in batch:
             # Chunks overlap at small strides: each plane is decoded once.
             pairs = sorted({pair for stack in request.flow for pair in stack})
-            places.append({(pair, axis): len(jpegs) + 2 * n + axis for n, pair in enumerate(pairs) for axis in (0, 1)})
-            jpegs += [self.store.flow(request.video, pair, axis) for pair in pairs for axis in (0, 1)]
+            places.append(
+                {
+                    (pair, axis): len(jpegs) + 2 * n + axis
+                    for n, pair in enumerate(pairs)
+                    for axis in (0, 1)
+                }
+            )
+            jpegs += [
+                self.store.flow(request.video, pair, axis) for pair in pairs for axis in (0, 1)
+            ]
             boxes += [request.box] * (2 * len(pairs))
         pictures = self.flow(jpegs, boxes)
         work = [
@@ -213,16 +230,24 @@ class ClipReader:
         if self.device_id is None and native.find("resize") is not None:
             flat = self._finish_on_cpu(work)
         else:
-            work = [([torch.as_tensor(p) for p in s], scale_shift, flip) for s, scale_shift, flip in work]
+            work = [
+                ([torch.as_tensor(p) for p in s], scale_shift, flip)
+                for s, scale_shift, flip in work
+            ]
             planes = [
-                (torch.stack([p[..., 0] for p in s]) if len(s) > 1 else s[0].permute(2, 0, 1)) for s, _, _ in work
+                (torch.stack([p[..., 0] for p in s]) if len(s) > 1 else s[0].permute(2, 0, 1))
+                for s, _, _ in work
             ]
             stacks = [
-                augment.finish_planes(plane, self._target(plane.shape[-2:]), self.antialias, scale_shift, flip)
+                augment.finish_planes(
+                    plane, self._target(plane.shape[-2:]), self.antialias, scale_shift, flip
+                )
                 for plane, (_, scale_shift, flip) in zip(planes, work, strict=True)
             ]
             flat = torch.stack(stacks).contiguous(memory_format=torch.channels_last)
-        return flat.to(self.dtype or torch.float32).unflatten(0, (len(batch), len(work) // len(batch)))
+        return flat.to(self.dtype or torch.float32).unflatten(
+            0, (len(batch), len(work) // len(batch))
+        )
 
     def _target(self, shape: Sequence[int]) -> augment.Side | None:
         """What pictures of (height, width) are resized to; none where they stay."""
@@ -239,14 +264,18 @@ class ClipReader:
         target = self._target(pictures[0].shape[:2]) or pictures[0].shape[:2]
         height, width = target if isinstance(target, tuple) else (target, target)
         is_half = self.dtype == torch.bfloat16
-        arrays = self.buffers.take((len(work), height, width, channels), np.uint16 if is_half else np.float32)
+        arrays = self.buffers.take(
+            (len(work), height, width, channels), np.uint16 if is_half else np.float32
+        )
         out = torch.from_numpy(arrays)
         if is_half:
             out = out.view(torch.bfloat16)
 
         def finish(number: int) -> None:
             stack, scale_shift, flip = work[number]
-            augment.finish_on_cpu(stack, (height, width), self.antialias, scale_shift, flip, arrays[number])
+            augment.finish_on_cpu(
+                stack, (height, width), self.antialias, scale_shift, flip, arrays[number]
+            )
 
         list(self.pool.map(finish, range(len(work))))
         return out.permute(0, 3, 1, 2)
@@ -258,9 +287,13 @@ def _find_damage(store: FrameSource, batch: Sequence[Request], message: str) -> 
 
     for request in batch:
         name = store.rows[request.video].id
-        found = [(f"RGB frame {frame}", store.rgb(request.video, frame)) for frame in request.frames]
+        found = [
+            (f"RGB frame {frame}", store.rgb(request.video, frame)) for frame in request.frames
+        ]
         pairs = sorted({pair for stack in request.flow for pair in stack})
-        found += [(f"flow pair {p}", store.flow(request.video, p, axis)) for p in pairs for axis in (0, 1)]
+        found += [
+            (f"flow pair {p}", store.flow(request.video, p, axis)) for p in pairs for axis in (0, 1)
+        ]
         for what, jpeg in found:
             row = store.rows[request.video]
             picture = cv2.imdecode(np.array(jpeg), cv2.IMREAD_UNCHANGED)
@@ -313,7 +346,10 @@ class Ahead(Generic[Item]):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._stop.set()
         self._thread.join()

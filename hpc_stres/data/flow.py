@@ -158,7 +158,9 @@ def run_kernels(
         count = min(batch, len(flow) - start)
         some, room = frames[start : start + count + 1], flow[start : start + count]
         if solve(some, count, rows, cols, pyramid == "paper", room) != 0:
-            raise UserError(f"TV-L1 on the GPU: {count} pairs of {cols}x{rows} do not fit, or the device failed")
+            raise UserError(
+                f"TV-L1 on the GPU: {count} pairs of {cols}x{rows} do not fit, or the device failed"
+            )
 
 
 def _dali(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -169,8 +171,12 @@ def _dali(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
 
     @pipeline_def(batch_size=1, num_threads=1, device_id=0, prefetch_queue_depth=1)
     def estimate() -> Any:
-        pictures = fn.external_source(name="frames", dtype=types.UINT8, layout="FHWC", device="cpu").gpu()
-        return fn.optical_flow(pictures, output_grid=DALI_GRID, preset=DALI_PRESET, image_type=types.GRAY)
+        pictures = fn.external_source(
+            name="frames", dtype=types.UINT8, layout="FHWC", device="cpu"
+        ).gpu()
+        return fn.optical_flow(
+            pictures, output_grid=DALI_GRID, preset=DALI_PRESET, image_type=types.GRAY
+        )
 
     pipeline = estimate()
     pipeline.build()
@@ -189,7 +195,9 @@ def from_dali(found: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.f
     # A grid of 4 has a place for every begun block of 4 pixels.
     grid = -(-height // found.shape[1])
     full = (found.shape[2] * grid, found.shape[1] * grid)
-    large = [cv2.resize(pair, full, interpolation=cv2.INTER_LINEAR)[:height, :width] for pair in found]
+    large = [
+        cv2.resize(pair, full, interpolation=cv2.INTER_LINEAR)[:height, :width] for pair in found
+    ]
     return np.ascontiguousarray(np.stack(large).transpose(0, 3, 1, 2))
 
 

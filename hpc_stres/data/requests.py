@@ -139,7 +139,9 @@ def order_of_pass(seed: int, name: str, count: int, epoch: int) -> NDArray[np.in
 
 def _draw_order(seed: int, name: str, count: int, epoch: int) -> NDArray[np.int32]:
     # Shuffled as four-byte numbers: the same order as of eight-byte ones, in half the memory.
-    return counter.generator(seed, name, counter.ORDER, epoch).permutation(np.arange(count, dtype=np.int32))
+    return counter.generator(seed, name, counter.ORDER, epoch).permutation(
+        np.arange(count, dtype=np.int32)
+    )
 
 
 # A batch that is larger than the data set meets many passes in one step; a large data set's two at its seam.
@@ -175,10 +177,14 @@ def _request(source: Sampler, step: int, position: int, common: Sequence[float])
 
 def request_of(source: Sampler, step: int, position: int) -> Request:
     """The request of one position of one step, in a norm group of its own: for one who draws clips singly."""
-    return _request(source, step, position, source.draws(counter.GROUP, step, position, DRAWS_OF_GROUP))
+    return _request(
+        source, step, position, source.draws(counter.GROUP, step, position, DRAWS_OF_GROUP)
+    )
 
 
-def choose_frames(phase: TrainPhase, count: int, stride_draw: float, start_draw: float) -> tuple[int, ...]:
+def choose_frames(
+    phase: TrainPhase, count: int, stride_draw: float, start_draw: float
+) -> tuple[int, ...]:
     """RGB frame of each chunk of a training clip from a video of `count` frames."""
     if not phase.uses_flow:
         return (int(start_draw * count),)
@@ -198,7 +204,9 @@ def choose_frames(phase: TrainPhase, count: int, stride_draw: float, start_draw:
     return tuple(start + chunk * stride for chunk in range(chunks))
 
 
-def _released_window(first: int, last: int, stride: int, chunks: int, start_draw: float) -> tuple[int, ...]:
+def _released_window(
+    first: int, last: int, stride: int, chunks: int, start_draw: float
+) -> tuple[int, ...]:
     """Windows on the lattice first, first + stride, ...; the released code never starts at its first point."""
     lattice = range(first, last + 1, stride)
     if len(lattice) < chunks:
@@ -260,8 +268,14 @@ def _box(source: Sampler, row: VideoRow, sizes: Sequence[float], place: Sequence
         factors = (1 - BORDER_JITTER + 2 * BORDER_JITTER * draw for draw in sizes)
         height, width = (round(source.crop * factor) for factor in factors)
     height, width = min(height, row.height), min(width, row.width)
-    down, right = _corner_place(place) if source.phase.clips.crop == "corners" else _border_place(source.phase, place)
-    return Box(round(down * (row.height - height)), round(right * (row.width - width)), height, width)
+    down, right = (
+        _corner_place(place)
+        if source.phase.clips.crop == "corners"
+        else _border_place(source.phase, place)
+    )
+    return Box(
+        round(down * (row.height - height)), round(right * (row.width - width)), height, width
+    )
 
 
 def _corner_place(draws: Sequence[float]) -> tuple[float, float]:
@@ -282,7 +296,9 @@ def _border_place(phase: TrainPhase, draws: Sequence[float]) -> tuple[float, flo
 def mark(step: int, request: Request) -> int:
     """64 bits that tell one position of one step from any other, and from what another run read there."""
     text = f"{step} {tuple(request)}"
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=MARK_BITS // 8).digest(), "big")
+    return int.from_bytes(
+        hashlib.blake2b(text.encode(), digest_size=MARK_BITS // 8).digest(), "big"
+    )
 
 
 def total(step: int, batch: Iterable[Request]) -> int:

@@ -20,7 +20,10 @@ def save(prediction: Prediction, folder: Path) -> tuple[Path, Path]:
     """NAME.annotated.avi and NAME.flow.png; returns both paths."""
     import cv2
 
-    video, strip = folder / f"{prediction.path.stem}.annotated.avi", folder / f"{prediction.path.stem}.flow.png"
+    video, strip = (
+        folder / f"{prediction.path.stem}.annotated.avi",
+        folder / f"{prediction.path.stem}.flow.png",
+    )
     with atomic_path(video) as temporary:
         write_video(temporary, annotated(prediction), FRAMES_PER_SECOND)
     done, data = cv2.imencode(".png", flow_strip(prediction)[..., ::-1])
@@ -54,7 +57,9 @@ def _write(picture: NDArray[np.uint8], lines: list[str]) -> None:
         place = (4, int((number + 1) * LINE_PIXELS * scale * 2.2))
         text = line.encode("ascii", "replace").decode()
         for colour, width in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-            cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, width, cv2.LINE_AA)
+            cv2.putText(
+                picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, width, cv2.LINE_AA
+            )
 
 
 def flow_strip(prediction: Prediction) -> NDArray[np.uint8]:
@@ -63,11 +68,16 @@ def flow_strip(prediction: Prediction) -> NDArray[np.uint8]:
 
     clip, row = prediction.clip, prediction.clip.rows[0]
     places = sorted({min(frame, row.flow_pairs - 1) for frame in prediction.frames})
-    chosen = [places[round(n)] for n in np.linspace(0, len(places) - 1, min(STRIP_FRAMES, len(places)))]
+    chosen = [
+        places[round(n)] for n in np.linspace(0, len(places) - 1, min(STRIP_FRAMES, len(places)))
+    ]
     columns = []
     for frame in chosen:
         decoded = cv2.imdecode(np.array(clip.rgb(0, frame)), cv2.IMREAD_COLOR)
-        planes = [cv2.imdecode(np.array(clip.flow(0, frame, axis)), cv2.IMREAD_GRAYSCALE) for axis in (0, 1)]
+        planes = [
+            cv2.imdecode(np.array(clip.flow(0, frame, axis)), cv2.IMREAD_GRAYSCALE)
+            for axis in (0, 1)
+        ]
         assert decoded is not None
         flow = decode_flow(np.stack([np.asarray(plane, np.uint8) for plane in planes]))
         columns.append(np.concatenate([decoded[..., ::-1], colour_flow(flow)], axis=0))

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def load_model(
-    folder: "str | os.PathLike[str]", phase: str | None = None, device: "str | torch.device | None" = None
+    folder: "str | os.PathLike[str]",
+    phase: str | None = None,
+    device: "str | torch.device | None" = None,
 ) -> Network:
     """A trained network: the last finished phase of a run folder (or `phase`), or what `hpc-stres export` wrote.
 

@@ -70,7 +70,14 @@ def reliability(confidence: Array, hits: NDArray[np.bool_]) -> list[dict[str, An
 def calibration_error(bins: list[dict[str, Any]]) -> float:
     """Expected calibration error: distance of accuracy from confidence, averaged over the answers of the bins."""
     total = sum(row["videos"] for row in bins)
-    return float(sum(row["videos"] * abs(row["accuracy"] - row["confidence"]) for row in bins if row["videos"]) / total)
+    return float(
+        sum(
+            row["videos"] * abs(row["accuracy"] - row["confidence"])
+            for row in bins
+            if row["videos"]
+        )
+        / total
+    )
 
 
 def measure(logits: Array, labels: NDArray[np.int64], temperature: float = 1.0) -> dict[str, Any]:
@@ -93,7 +100,12 @@ def with_temperature(
     logits: Array, labels: NDArray[np.int64], held_out: tuple[Array, NDArray[np.int64]] | None
 ) -> dict[str, Any]:
     """Calibration of test answers, and again at the temperature that held-out training videos ask for."""
-    found: dict[str, Any] = {**measure(logits, labels), "temperature": None, "scaled": None, "fitted_on": None}
+    found: dict[str, Any] = {
+        **measure(logits, labels),
+        "temperature": None,
+        "scaled": None,
+        "fitted_on": None,
+    }
     if held_out is not None and len(held_out[1]):
         temperature = fit_temperature(*held_out)
         found["temperature"] = temperature

@@ -43,7 +43,9 @@ def open_run(folder: Path) -> Run:
     config = load_run(folder)
     columns = results.columns(config, folder)
     if not columns:
-        raise UserError(f"{folder}: nothing was evaluated here\nRun `hpc-stres evaluate --run-dir {folder}` first.")
+        raise UserError(
+            f"{folder}: nothing was evaluated here\nRun `hpc-stres evaluate --run-dir {folder}` first."
+        )
     return Run(folder, config, columns)
 
 
@@ -84,16 +86,29 @@ def data_changes(first: Run, second: Run) -> list[dict[str, Any]]:
     """Classes, training videos and their contents, the store and its flow, and the test videos that were scored."""
     found = []
     for name, path in (("data_set", RunPaths.data_set), ("results", RunPaths.results)):
-        keys = ("split", "classes", "train", "digest") if name == "data_set" else ("store", "flow", "protocol")
+        keys = (
+            ("split", "classes", "train", "digest")
+            if name == "data_set"
+            else ("store", "flow", "protocol")
+        )
         one, two = (read_json(path.fget(RunPaths(run.folder))) for run in (first, second))  # type: ignore[attr-defined]
         found += [
             {"key": f"{name}.{key}", "first": one.get(key), "second": two.get(key)}
             for key in keys if one.get(key) != two.get(key)
         ]  # fmt: skip
     tested = [set(next(iter(run.columns.values())).ids) for run in (first, second)]
-    for words, names in (("only first", tested[0] - tested[1]), ("only second", tested[1] - tested[0])):
+    for words, names in (
+        ("only first", tested[0] - tested[1]),
+        ("only second", tested[1] - tested[0]),
+    ):
         if names:
-            found.append({"key": f"test videos {words}", "first": len(names), "second": sorted(names)[:SHOWN]})
+            found.append(
+                {
+                    "key": f"test videos {words}",
+                    "first": len(names),
+                    "second": sorted(names)[:SHOWN],
+                }
+            )
     return found
 
 
@@ -101,14 +116,22 @@ def matched(first: Scores, second: Scores, what: str) -> tuple[Scores, Scores]:
     """Both over the videos that both have; refuses other classes or labels of the same video."""
     if first.classes != second.classes:
         differing = sorted(set(first.classes) ^ set(second.classes))[:3] or ["their order"]
-        raise UserError(f"{what}: the classes differ: {', '.join(differing)}\nCompare runs of the same data set.")
+        raise UserError(
+            f"{what}: the classes differ: {', '.join(differing)}\nCompare runs of the same data set."
+        )
     shared = sorted(set(first.ids) & set(second.ids))
     if not shared:
-        raise UserError(f"{what}: no test video is in both\nCompare runs of the same data set and split.")
+        raise UserError(
+            f"{what}: no test video is in both\nCompare runs of the same data set and split."
+        )
     one, two = narrowed(first, shared), narrowed(second, shared)
     if not np.array_equal(one.labels, two.labels):
-        wrong = shared[int(np.flatnonzero((one.labels != two.labels).reshape(len(shared), -1).any(axis=1))[0])]
-        raise UserError(f"{what}: video {wrong} has another label in each\nCompare runs of the same data set.")
+        wrong = shared[
+            int(np.flatnonzero((one.labels != two.labels).reshape(len(shared), -1).any(axis=1))[0])
+        ]
+        raise UserError(
+            f"{what}: video {wrong} has another label in each\nCompare runs of the same data set."
+        )
     return one, two
 
 
@@ -120,7 +143,12 @@ def narrowed(column: Scores, ids: list[str]) -> Scores:
     streams = {name: value[rows] for name, value in column.streams.items()}
     groups = Groups([known.names[row] for row in rows], known.source)
     return replace(
-        column, ids=ids, labels=column.labels[rows], logits=column.logits[rows], streams=streams, groups=groups
+        column,
+        ids=ids,
+        labels=column.labels[rows],
+        logits=column.logits[rows],
+        streams=streams,
+        groups=groups,
     )
 
 
@@ -157,7 +185,9 @@ def class_changes(column: Scores, was: Any, now: Any) -> list[dict[str, Any]]:
         own = column.labels[:, number] > 0 if column.labels.ndim == 2 else column.labels == number
         repaired, broken = int((own & ~was & now).sum()), int((own & was & ~now).sum())
         if repaired or broken:
-            rows.append({"class": name, "videos": int(own.sum()), "repaired": repaired, "broken": broken})
+            rows.append(
+                {"class": name, "videos": int(own.sum()), "repaired": repaired, "broken": broken}
+            )
     return sorted(rows, key=lambda row: (row["repaired"] - row["broken"], row["class"]))
 
 
@@ -190,7 +220,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         text.append(f"{change['first']} -> {change['second']}")
         for kind in ("config", "code", "data"):
             text += [
-                f"  {kind}: {row['key']}: {_short(row['first'])} -> {_short(row['second'])}" for row in change[kind]
+                f"  {kind}: {row['key']}: {_short(row['first'])} -> {_short(row['second'])}"
+                for row in change[kind]
             ]
             if not change[kind]:
                 text.append(f"  {kind}: the same")
@@ -204,7 +235,11 @@ def _row_lines(row: Mapping[str, Any]) -> list[str]:
     if row["second_title"] != names:
         names += f" -> {row['second_title']}"
     low, high = row["interval"]
-    test = "McNemar's test" if row["test"] == "mcnemar" else f"{row['groups']} recordings turned around"
+    test = (
+        "McNemar's test"
+        if row["test"] == "mcnemar"
+        else f"{row['groups']} recordings turned around"
+    )
     text = [
         f"{names}, split {row['split']}, {row['videos']} videos: {row['first_top1']:.2f} -> {row['second_top1']:.2f}",
         f"  difference {row['difference']:+.2f} ({low:+.2f} to {high:+.2f}), p = {row['p']:.3g}, "
@@ -213,7 +248,9 @@ def _row_lines(row: Mapping[str, Any]) -> list[str]:
         f"  broken {row['broken']}: {_some(row['broken_videos'])}",
     ]
     for one in row["classes"][:SHOWN]:
-        text.append(f"  {one['class']}: {one['repaired']} repaired, {one['broken']} broken of {one['videos']}")
+        text.append(
+            f"  {one['class']}: {one['repaired']} repaired, {one['broken']} broken of {one['videos']}"
+        )
     return text
 
 

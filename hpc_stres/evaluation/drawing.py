@@ -37,7 +37,9 @@ class Drawing:
     def line(self, points: Sequence[Point], colour: str, width: float = 1.0) -> None:
         """A line through points."""
         path = " ".join(f"{x:.2f},{y:.2f}" for x, y in points)
-        self._svg.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width:g}"/>')
+        self._svg.append(
+            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width:g}"/>'
+        )
         self._pdf.append(f"{_rgb(colour)} RG {width:g} w {self._path(points)} S")
 
     def area(self, points: Sequence[Point], colour: str, opacity: float = 1.0) -> None:
@@ -49,9 +51,13 @@ class Drawing:
         state = self._opacities.index(opacity)
         self._pdf.append(f"q /G{state} gs {_rgb(colour)} rg {self._path(points)} h f Q")
 
-    def box(self, x: float, y: float, width: float, height: float, colour: str, opacity: float = 1.0) -> None:
+    def box(
+        self, x: float, y: float, width: float, height: float, colour: str, opacity: float = 1.0
+    ) -> None:
         """A filled rectangle."""
-        self.area([(x, y), (x + width, y), (x + width, y + height), (x, y + height)], colour, opacity)
+        self.area(
+            [(x, y), (x + width, y), (x + width, y + height), (x, y + height)], colour, opacity
+        )
 
     def text(
         self, x: float, y: float, words: str, size: float = 9.0, anchor: Anchor = "start", colour: str = "#1a1a1a",
@@ -67,10 +73,15 @@ class Drawing:
         place = (x, self.height - y + 0.0)
         matrix = f"0 1 -1 0 {place[0]:.2f} {place[1] - shift:.2f}" if turned else None
         matrix = matrix or f"1 0 0 1 {place[0] - shift:.2f} {place[1]:.2f}"
-        self._pdf.append(f"{_rgb(colour)} rg BT /F1 {size:g} Tf {matrix} Tm ({_literal(words)}) Tj ET")
+        self._pdf.append(
+            f"{_rgb(colour)} rg BT /F1 {size:g} Tf {matrix} Tm ({_literal(words)}) Tj ET"
+        )
 
     def _path(self, points: Sequence[Point]) -> str:
-        commands = [f"{x:.2f} {self.height - y:.2f} {'m' if n == 0 else 'l'}" for n, (x, y) in enumerate(points)]
+        commands = [
+            f"{x:.2f} {self.height - y:.2f} {'m' if n == 0 else 'l'}"
+            for n, (x, y) in enumerate(points)
+        ]
         return " ".join(commands)
 
     def svg(self) -> str:
@@ -84,7 +95,9 @@ class Drawing:
 
     def pdf(self) -> bytes:
         """The picture as a PDF of one page."""
-        states = " ".join(f"/G{n} << /ca {opacity:.3g} >>" for n, opacity in enumerate(self._opacities))
+        states = " ".join(
+            f"/G{n} << /ca {opacity:.3g} >>" for n, opacity in enumerate(self._opacities)
+        )
         content = zlib.compress("\n".join(self._pdf).encode("cp1252"))
         objects = [
             b"<< /Type /Catalog /Pages 2 0 R >>",
@@ -93,7 +106,8 @@ class Drawing:
                 f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 {self.width:g} {self.height:g}] /Contents 4 0 R "
                 f"/Resources << /Font << /F1 5 0 R >> /ExtGState << {states} >> >> >>"
             ).encode(),
-            b"<< /Length %d /Filter /FlateDecode >>\nstream\n%s\nendstream" % (len(content), content),
+            b"<< /Length %d /Filter /FlateDecode >>\nstream\n%s\nendstream"
+            % (len(content), content),
             b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>",
             f"<< /Title ({_literal(self.title)}) /Producer (hpc_stres) >>".encode("cp1252"),
         ]

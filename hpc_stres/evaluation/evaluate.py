@@ -63,7 +63,9 @@ class Scoring:
     keys: dict[str, str]
 
 
-def evaluate(config: Config, run_dir: Path, world: World, phases: list[str] | None = None) -> dict[str, Any] | None:
+def evaluate(
+    config: Config, run_dir: Path, world: World, phases: list[str] | None = None
+) -> dict[str, Any] | None:
     """Score every finished phase, write scores/ and results.json; returns the results on the first rank."""
     torch.set_num_threads(protocol.EVALUATION_THREADS)
     device = process_groups.choose_device(world)
@@ -102,7 +104,9 @@ def _evaluate_in_group(
                 continue
             with _failing_together(control):
                 scoring = _scoring(config, name, paths, store, [*videos, *held])
-            todo = _todo(config, scoring, paths, [*videos, *held], world, control)[world.rank :: world.size]
+            todo = _todo(config, scoring, paths, [*videos, *held], world, control)[
+                world.rank :: world.size
+            ]
             with _failing_together(control):
                 _score_phase(config, scoring, paths, store, todo, world, device)
             with _failing_together(control):
@@ -116,7 +120,9 @@ def _evaluate_in_group(
     return results
 
 
-def _take_scores(config: Config, name: str, paths: RunPaths, store: Store, videos: list[str]) -> None:
+def _take_scores(
+    config: Config, name: str, paths: RunPaths, store: Store, videos: list[str]
+) -> None:
     """The scores that a phase's own product holds, of this split's test videos."""
     function = entry_point(PHASE_KINDS.get(config.phases[name].kind).scores or "")
     made: scores.Scores = function(config, name, paths.root, store)
@@ -135,13 +141,21 @@ def _take_scores(config: Config, name: str, paths: RunPaths, store: Store, video
 
 def _finished_phases(config: Config, paths: RunPaths, named: list[str] | None) -> list[str]:
     """Phases to score: those that were named, which must be finished, or all that are."""
-    everywhere = [name for name in ordered_phases(config.phases) if PHASE_KINDS.get(config.phases[name].kind).is_scored]
+    everywhere = [
+        name
+        for name in ordered_phases(config.phases)
+        if PHASE_KINDS.get(config.phases[name].kind).is_scored
+    ]
     finished = [name for name in everywhere if paths.phase(name).done.is_file()]
     open_ones = [name for name in named or [] if name not in finished]
     if open_ones:
-        raise UserError(f"{paths.root}: phase {open_ones[0]} is not finished\nTrain it first, or leave it out.")
+        raise UserError(
+            f"{paths.root}: phase {open_ones[0]} is not finished\nTrain it first, or leave it out."
+        )
     if not finished:
-        raise UserError(f"{paths.root}: no finished phase to evaluate\nTrain one first: hpc-stres train --phase ...")
+        raise UserError(
+            f"{paths.root}: no finished phase to evaluate\nTrain one first: hpc-stres train --phase ..."
+        )
     return named or finished
 
 
@@ -178,7 +192,11 @@ def _own(paths: RunPaths, stack: ExitStack) -> None:
         stack.enter_context(owned(lock, what))
     except UserError as error:
         first_line = str(error).splitlines()[0]
-        print(f"{first_line}; waiting up to {PATIENCE_SECONDS / 60:.0f} minutes", file=sys.stderr, flush=True)
+        print(
+            f"{first_line}; waiting up to {PATIENCE_SECONDS / 60:.0f} minutes",
+            file=sys.stderr,
+            flush=True,
+        )
         stack.enter_context(owned(lock, what, PATIENCE_SECONDS))
 
 
@@ -194,11 +212,15 @@ def _test_videos(config: Config, store: Store) -> list[str]:
             "Mend the data, or add --allow-missing: every number then says k of n."
         )
     if not present:
-        raise UserError(f"{store.place}: split {config.data.split} has no test videos that could be scored")
+        raise UserError(
+            f"{store.place}: split {config.data.split} has no test videos that could be scored"
+        )
     return present
 
 
-def _scoring(config: Config, name: str, paths: RunPaths, store: Store, videos: list[str]) -> Scoring:
+def _scoring(
+    config: Config, name: str, paths: RunPaths, store: Store, videos: list[str]
+) -> Scoring:
     """What the scores of a phase depend on; refuses a store of other classes than the phase was trained on."""
     finished = read_finished(paths, name)
     if config.evaluation.validation_share and finished.held_out_by != held_out_by(config):
@@ -213,7 +235,9 @@ def _scoring(config: Config, name: str, paths: RunPaths, store: Store, videos: l
             f"{store.place}: its {len(store.classes)} classes are not the {len(finished.classes)} that phase {name} "
             f"was trained on: {', '.join(differing)}\nEvaluate on the data set of the training: check data.root."
         )
-    evaluation = {key: value for key, value in plain(config.evaluation).items() if key not in UNSCORED}
+    evaluation = {
+        key: value for key, value in plain(config.evaluation).items() if key not in UNSCORED
+    }
     clips = protocol.TestClips.of(train_phase(config, name), config.data.crop)
     made_by = {
         "phase": name, "split": config.data.split, "weights": finished.weights_sha256,
@@ -251,7 +275,9 @@ def _score_phase(
     """This rank's share of a phase's videos, a line a video."""
     name = scoring.name
     phase = train_phase(config, name)
-    model = networks.finished_model(config, name, scoring.weights, len(store.classes)).to(device).eval()
+    model = (
+        networks.finished_model(config, name, scoring.weights, len(store.classes)).to(device).eval()
+    )
     wanted = protocol.TestClips.of(phase, config.data.crop)
     reader = ClipReader(
         store, wanted.side, Levels.of_phase(phase), streams=phase.streams, device_id=device.index, most=512,
@@ -263,7 +289,9 @@ def _score_phase(
             index = store.number[video]
             clips = protocol.test_requests(store.rows[index], index, config.evaluation, wanted)
             given = protocol.score_video(model, reader, clips, DTYPES[config.training.precision])
-            streams = {stream: value for stream, value in given._asdict().items() if value is not None}
+            streams = {
+                stream: value for stream, value in given._asdict().items() if value is not None
+            }
             refuse_not_finite(streams, video, f"phase {name}", scoring.weights)
             writer.write(video, scoring.keys[video], streams)
             bar.update(number)
@@ -286,17 +314,25 @@ def _gather(
     """All attempts' lines into one score file; each video must be there."""
     deadline = time.monotonic() + patience_seconds
     while True:
-        found = parts.read_parts(paths, config.data.split, scoring.name, {name: scoring.keys[name] for name in videos})
+        found = parts.read_parts(
+            paths, config.data.split, scoring.name, {name: scoring.keys[name] for name in videos}
+        )
         missing = [video for video in videos if video not in found]
         if not missing:
             break
         if time.monotonic() >= deadline:
-            raise UserError(f"{paths.root}: {len(missing)} videos were not scored: {', '.join(missing[:3])}")
+            raise UserError(
+                f"{paths.root}: {len(missing)} videos were not scored: {', '.join(missing[:3])}"
+            )
         time.sleep(1.0)
     for video, streams in found.items():
         refuse_not_finite(streams, video, f"phase {scoring.name}", scoring.weights)
     labels = {video: store.rows[store.number[video]].label for video in videos}
-    made = scores.from_videos({video: found[video] for video in videos}, labels, store.classes, store.label_sets)
+    made = scores.from_videos(
+        {video: found[video] for video in videos}, labels, store.classes, store.label_sets
+    )
     made.made_by.update(scoring.made_by)
     groups = groups_of(config.evaluation.groups, config.data, made.ids, class_names(made))
-    replace(made, groups=groups).save(score_path(paths, config.data.split, scoring.name, of_held_out))
+    replace(made, groups=groups).save(
+        score_path(paths, config.data.split, scoring.name, of_held_out)
+    )

@@ -49,7 +49,9 @@ def _shapes(config: Config, phase: TrainPhase) -> Shapes:
     trunks = [phase.trunk(stream) for stream in phase.family.streams]
     place = 2 ** (max(len(trunk.stages or DEPTHS[trunk.depth or 50]) for trunk in trunks) + 1)
     least, (height, width) = phase.family.least_chunks, _frame_size(config)
-    return Shapes(place, [(1, least, height, width), (3, least + 2, place, width + 6), (2, least + 1, 8, 8)])
+    return Shapes(
+        place, [(1, least, height, width), (3, least + 2, place, width + 6), (2, least + 1, 8, 8)]
+    )
 
 
 def export(config: Config, run_dir: Path, phase: str | None, folder: Path) -> dict[str, Any]:
@@ -60,7 +62,9 @@ def export(config: Config, run_dir: Path, phase: str | None, folder: Path) -> di
     classes = read_finished(paths, name).classes
     model = networks.finished_model(config, name, weights, len(classes)).float().eval()
     state = read_state(weights)
-    plain = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    plain = {
+        key: value.float() if value.is_floating_point() else value for key, value in state.items()
+    }
     inputs = [i for i, used in (("rgb", kind.uses_rgb), ("flow", kind.uses_flow)) if used]
     outputs = [s for s in STREAMS if getattr(model, s) is not None]
     made: dict[str, Any] = {
@@ -71,11 +75,18 @@ def export(config: Config, run_dir: Path, phase: str | None, folder: Path) -> di
         "preprocessing": preprocessing(config, kind, inputs),
         "windows": dict(zip(("chunks", "spacing"), networks.clip_of(kind), strict=True)),
     }  # fmt: skip
-    made |= _write_programs(programs.Flat(model, inputs), outputs, made, _shapes(config, kind), folder)
+    made |= _write_programs(
+        programs.Flat(model, inputs), outputs, made, _shapes(config, kind), folder
+    )
     save_state(plain, folder / networks.WEIGHTS)
     for stream in outputs:
         save_state(to_torchvision(plain, stream), folder / f"{stream}.safetensors")
-    files = [networks.WEIGHTS, networks.PROGRAM, ONNX, *(f"{stream}.safetensors" for stream in outputs)]
+    files = [
+        networks.WEIGHTS,
+        networks.PROGRAM,
+        ONNX,
+        *(f"{stream}.safetensors" for stream in outputs),
+    ]
     made["files"] = {file: sha256(folder / file) for file in files}
     write_sealed(folder / networks.MANIFEST, made)
     hub.write_folder(config, paths, made, folder / networks.WEIGHTS, folder / "hub")
@@ -92,7 +103,10 @@ def _write_programs(
     archive = io.BytesIO()
     programs.save(program, archive)
     write_bytes(folder / networks.PROGRAM, archive.getvalue())
-    runs = {"torch.export": programs.open_program(archive), "onnx": programs.open_onnx(folder / ONNX, flat.inputs)}
+    runs = {
+        "torch.export": programs.open_program(archive),
+        "onnx": programs.open_onnx(folder / ONNX, flat.inputs),
+    }
     differences = dict.fromkeys(runs, 0.0)
     for shape in shapes.compared:
         clips = programs.make_clips(flat.inputs, shape)

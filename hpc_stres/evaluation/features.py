@@ -68,11 +68,15 @@ class Task:
     weights_sha256: str
 
 
-def make_task(network: Network, windows: Windows, layout: Layout, folder: Path, world: World) -> Task:
+def make_task(
+    network: Network, windows: Windows, layout: Layout, folder: Path, world: World
+) -> Task:
     """What is the same for all videos; refuses windows that the network cannot look at."""
     pool = getattr(network.call, "pool", None)
     if pool is not None and windows.chunks < pool.window:
-        raise ConfigError(f"--chunks {windows.chunks}: {network.name} pools over {pool.window} chunks")
+        raise ConfigError(
+            f"--chunks {windows.chunks}: {network.name} pools over {pool.window} chunks"
+        )
     return Task(network, windows, layout, folder, world, sha256(network.weights))
 
 
@@ -81,7 +85,9 @@ def find_videos(given: Sequence[Path]) -> list[Source]:
     sources: list[Source] = []
     for path in given:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
+            inside = sorted(
+                p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file()
+            )
             if not inside:
                 raise ConfigError(f"{path}: no videos in this folder")
             sources += [Source(p, str(p.relative_to(path).with_suffix(""))) for p in inside]
@@ -115,7 +121,11 @@ def extract(task: Task, sources: Sequence[Source], device: torch.device) -> list
                 if share is not None:
                     work = Work(task, source)
                     reader = reader or ClipReader(
-                        _NoVideo(), None, task.network.levels, streams=task.network.streams, device_id=device_id
+                        _NoVideo(),
+                        None,
+                        task.network.levels,
+                        streams=task.network.streams,
+                        device_id=device_id,
                     )
                     work.run(tap, reader, share, ranks)
             except UndecodableError as error:
@@ -174,7 +184,10 @@ class Tap:
         assert some is not None
         dtype = self.network.dtype
         self.network(*(None if clip is None else clip.to(dtype) for clip in (rgb, flow)))
-        means = {name: x.unflatten(0, (len(some), -1)).double().mean(dim=1) for name, x in self.seen.items()}
+        means = {
+            name: x.unflatten(0, (len(some), -1)).double().mean(dim=1)
+            for name, x in self.seen.items()
+        }
         return {name: value.float().cpu().numpy() for name, value in means.items()}
 
 
@@ -206,7 +219,11 @@ class Work:
         mine = [piece for piece in pieces if piece % ranks == share and self._read(piece) is None]
         self._compute(tap, reader, mine, length.frames)
         if all(self._part(piece).is_file() for piece in pieces):
-            with owned(self.parts.with_name(self.parts.name + ".lock"), "this video is put together", PATIENCE_SECONDS):
+            with owned(
+                self.parts.with_name(self.parts.name + ".lock"),
+                "this video is put together",
+                PATIENCE_SECONDS,
+            ):
                 if not self._is_done():
                     self._finish(pieces, length)
 
@@ -219,13 +236,18 @@ class Work:
                 f"{self.final}: features of another network, video or window\nName another folder, or remove this one."
             )
         for name, digest_ in written["files"].items():
-            if not (self.task.folder / name).is_file() or sha256(self.task.folder / name) != digest_:
+            if (
+                not (self.task.folder / name).is_file()
+                or sha256(self.task.folder / name) != digest_
+            ):
                 self.final.unlink()  # a file is missing or damaged: it is made again
                 return False
         return True
 
     def _numbers(self, piece: int, frames: int) -> range:
-        return range(piece * PIECE_WINDOWS, min((piece + 1) * PIECE_WINDOWS, self.task.windows.count(frames)))
+        return range(
+            piece * PIECE_WINDOWS, min((piece + 1) * PIECE_WINDOWS, self.task.windows.count(frames))
+        )
 
     def _compute(self, tap: Tap, reader: ClipReader, pieces: Sequence[int], frames: int) -> None:
         if not pieces:
@@ -238,7 +260,9 @@ class Work:
             reader.store = passing
             for piece in pieces:
                 batches = list(self._batches(tap, reader, passing, self._numbers(piece, frames)))
-                rows = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+                rows = {
+                    name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]
+                }
                 self._write(piece, rows)
 
     def _batches(
@@ -290,13 +314,17 @@ class Work:
         streams = [stream for stream in STREAMS if stream in found]
         channels = {stream: found[stream].shape[1] for stream in streams}
         count = self.task.windows.count(length.frames)
-        files: dict[str, list[str]] = {f"{self.source.name}.{stream}.npy": [stream] for stream in streams}
+        files: dict[str, list[str]] = {
+            f"{self.source.name}.{stream}.npy": [stream] for stream in streams
+        }
         if self.task.layout != "streams":
             files = {f"{self.source.name}.npy": streams}
         shapes = {}
         for name, inside in files.items():
             width = sum(channels[stream] for stream in inside)
-            shapes[name] = self._write_array(self.task.folder / name, inside, width, pieces, length.frames)
+            shapes[name] = self._write_array(
+                self.task.folder / name, inside, width, pieces, length.frames
+            )
         write_sealed(self.final, {
             "video": str(self.source.path), "frames": length.frames, "frame_rate": length.frame_rate,
             "duration_seconds": length.frames / length.frame_rate if length.frame_rate else None,
@@ -326,7 +354,9 @@ class Work:
             for piece in pieces:
                 rows = self._read(piece)
                 if rows is None:
-                    raise UserError(f"{self.parts}: a piece is damaged\nGive the same command again.")
+                    raise UserError(
+                        f"{self.parts}: a piece is damaged\nGive the same command again."
+                    )
                 joined = np.concatenate([rows[name] for name in streams], axis=1).astype("<f4")
                 times = self._frames_of(piece, frames) if is_by_frame else [1] * len(joined)
                 for row, count in zip(joined, times, strict=True):

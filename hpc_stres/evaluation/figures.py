@@ -32,7 +32,9 @@ class Frame:
         """The place of a pair of values."""
         across = (x - self.x_range[0]) / ((self.x_range[1] - self.x_range[0]) or 1.0)
         up = (y - self.y_range[0]) / ((self.y_range[1] - self.y_range[0]) or 1.0)
-        return self.left + across * (self.right - self.left), self.bottom - up * (self.bottom - self.top)
+        return self.left + across * (self.right - self.left), self.bottom - up * (
+            self.bottom - self.top
+        )
 
     def axes(self, x_label: str, y_label: str) -> None:
         """Both axes with round numbers."""
@@ -47,7 +49,9 @@ class Frame:
         corners = [(self.left, self.top), (self.left, self.bottom), (self.right, self.bottom)]
         self.drawing.line(corners, INK, 0.8)
         self.drawing.text((self.left + self.right) / 2, self.bottom + 24, x_label, SIZE, "middle")
-        self.drawing.text(self.left - 30, (self.top + self.bottom) / 2, y_label, SIZE, "middle", turned=True)
+        self.drawing.text(
+            self.left - 30, (self.top + self.bottom) / 2, y_label, SIZE, "middle", turned=True
+        )
 
 
 def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
@@ -129,7 +133,15 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], title: str)
         drawing.text(edge - 4, middle, name, size, "end")
         drawing.text(middle, edge - 4, name, size, "start", turned=True)
     drawing.line(
-        [(edge, edge), (edge + side, edge), (edge + side, edge + side), (edge, edge + side), (edge, edge)], INK, 0.6
+        [
+            (edge, edge),
+            (edge + side, edge),
+            (edge + side, edge + side),
+            (edge, edge + side),
+            (edge, edge),
+        ],
+        INK,
+        0.6,
     )
     drawing.text(edge + side, edge + side + 16, "rows: true, columns: answered", SIZE, "end")
     return drawing
@@ -142,9 +154,13 @@ def reliability(found: Mapping[str, Any], title: str) -> Drawing:
     frame.axes("confidence", "accuracy")
     drawing.line([frame.at(0, 0), frame.at(1, 1)], GREY, 1)
     kinds = [("as scored", found)]
-    kinds += [(f"temperature {found['temperature']:.2f}", found["scaled"])] if found["scaled"] else []
+    kinds += (
+        [(f"temperature {found['temperature']:.2f}", found["scaled"])] if found["scaled"] else []
+    )
     for number, (words, one) in enumerate(kinds):
-        points = [frame.at(row["confidence"], row["accuracy"]) for row in one["bins"] if row["videos"]]
+        points = [
+            frame.at(row["confidence"], row["accuracy"]) for row in one["bins"] if row["videos"]
+        ]
         drawing.line(points, COLOURS[number], 1.5)
         for x, y in points:
             drawing.box(x - 2, y - 2, 4, 4, COLOURS[number])
@@ -159,7 +175,9 @@ def bands(series: Mapping[str, Sequence[Sequence[float]]], title: str, y_label: 
     points = [row for curve in series.values() for row in curve]
     low = min(0.0, *(row[1] - row[2] for row in points))
     high = max(row[1] + row[2] for row in points)
-    frame = Frame(drawing, 50, 25, 345, 190, (0.0, max(row[0] for row in points)), (low, high or 1.0))
+    frame = Frame(
+        drawing, 50, 25, 345, 190, (0.0, max(row[0] for row in points)), (low, high or 1.0)
+    )
     frame.axes("steps", y_label)
     for number, (name, curve) in enumerate(series.items()):
         colour = COLOURS[number % len(COLOURS)]
@@ -208,7 +226,11 @@ def write_curves(found: Mapping[str, Any], folder: Path) -> int:
         for phase, keys in one["curves"].items():
             for kind in ("loss", "accuracy"):
                 several = sum(key.startswith(f"{kind}_") for key in keys) > 0
-                chosen = {key: rows for key, rows in keys.items() if key.startswith(f"{kind}_" if several else kind)}
+                chosen = {
+                    key: rows
+                    for key, rows in keys.items()
+                    if key.startswith(f"{kind}_" if several else kind)
+                }
                 if chosen:
                     series = {key.removeprefix(f"{kind}_"): rows for key, rows in chosen.items()}
                     drawn = bands(series, f"{one['titles'][phase]}: {kind}", kind)

@@ -30,7 +30,9 @@ def read_finished(paths: RunPaths, phase: str) -> Finished:
     """done.json of a phase; a missing or damaged one is a UserError."""
     done = read_done(paths.phase(phase))
     if done is None:
-        raise UserError(f"{paths.phase(phase).root}: phase {phase} is not finished\nTrain it first: --phase {phase}")
+        raise UserError(
+            f"{paths.phase(phase).root}: phase {phase} is not finished\nTrain it first: --phase {phase}"
+        )
     evaluation = done.get("config", {}).get("evaluation", {})
     return Finished(done["sha256"], list(done.get("classes", ())), _held_out_by(evaluation))
 
@@ -49,7 +51,9 @@ def load_trained(run_dir: Path, overrides: list[str]) -> Config:
     """The config of a run for the use of its weights; refuses overrides that they were not trained for."""
     trained, config = load_run(run_dir), load_run(run_dir, overrides)
     changed = ["data.split"] if config.data.split != trained.data.split else []
-    changed += ["evaluation.validation_share"] if held_out_by(config) != held_out_by(trained) else []
+    changed += (
+        ["evaluation.validation_share"] if held_out_by(config) != held_out_by(trained) else []
+    )
     changed += ["data.labels"] if config.data.labels != trained.data.labels else []
     for name, phase in trained.phases.items():
         changed += _changed_options(config, name, phase)
@@ -79,5 +83,7 @@ def flat(value: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """Nested values by their dotted names."""
     leaves: dict[str, Any] = {}
     for key, item in value.items():
-        leaves |= flat(item, f"{path}{key}.") if isinstance(item, Mapping) else {f"{path}{key}": item}
+        leaves |= (
+            flat(item, f"{path}{key}.") if isinstance(item, Mapping) else {f"{path}{key}": item}
+        )
     return leaves

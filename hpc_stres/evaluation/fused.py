@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 LINK_PATIENCE_SECONDS = 60.0
 
 
-def run(config: Config, name: str, run_dir: Path, world: "World", allowed: tuple[str, ...] = ()) -> bool:
+def run(
+    config: Config, name: str, run_dir: Path, world: "World", allowed: tuple[str, ...] = ()
+) -> bool:
     """Write down what is fused; returns whether the phase is finished, which it always is."""
     if not world.is_first:
         return True
@@ -61,7 +63,9 @@ def _sum_of(paths: RunPaths, part: str) -> str:
     """Checksum of a finished phase's product."""
     done = read_done(paths.phase(part))
     if done is None:
-        raise UserError(f"{paths.phase(part).root}: phase {part} is not finished\nRun it first: --phase {part}")
+        raise UserError(
+            f"{paths.phase(part).root}: phase {part} is not finished\nRun it first: --phase {part}"
+        )
     return str(done["sha256"])
 
 
@@ -73,22 +77,38 @@ def scores(config: Config, name: str, run_dir: Path, store: "Store") -> Scores:
     parts = {part: Scores.load(paths.scores(split, part)) for part in fuses["parts"]}
     for part, loaded in parts.items():
         if _sum_of(paths, part) != fuses["parts"][part]:
-            raise UserError(f"{paths.phase(part).root}: phase {part} was made again after {name} was\n{again}")
+            raise UserError(
+                f"{paths.phase(part).root}: phase {part} was made again after {name} was\n{again}"
+            )
         if loaded.made_by.get("weights") != fuses["parts"][part]:
             raise UserError(
                 f"{paths.scores(split, part)}: scores of an older phase {part}\nEvaluate it again, then {name}."
             )
     first = next(iter(parts.values()))
     for part, other in parts.items():
-        if other.ids != first.ids or other.classes != first.classes or not np.array_equal(other.labels, first.labels):
+        if (
+            other.ids != first.ids
+            or other.classes != first.classes
+            or not np.array_equal(other.labels, first.labels)
+        ):
             raise UserError(
                 f"{paths.scores(split, part)}: other videos, classes or labels than the other parts of {name}\n"
                 "Evaluate all of them again."
             )
     logits = sum(
-        weight * l2_normalised(part.logits) for weight, part in zip(fuses["weights"], parts.values(), strict=True)
+        weight * l2_normalised(part.logits)
+        for weight, part in zip(fuses["weights"], parts.values(), strict=True)
     )
-    shares = " + ".join(f"{weight:.3g} {part}" for part, weight in zip(parts, fuses["weights"], strict=True))
+    shares = " + ".join(
+        f"{weight:.3g} {part}" for part, weight in zip(parts, fuses["weights"], strict=True)
+    )
     protocols = list(dict.fromkeys(str(part.made_by.get("protocol")) for part in parts.values()))
     words = "; ".join([*protocols, f"L2-normalised, {shares}"])
-    return Scores(first.ids, first.labels, first.classes, np.asarray(logits), {}, {"protocol": words, "fuses": fuses})
+    return Scores(
+        first.ids,
+        first.labels,
+        first.classes,
+        np.asarray(logits),
+        {},
+        {"protocol": words, "fuses": fuses},
+    )

@@ -40,7 +40,9 @@ def read(path: Path) -> ScoreFile:
         raise ConfigError(f"{path}: expected a .npz or a .csv file of scores")
     found = _read_npz(path) if path.suffix == ".npz" else _read_csv(path)
     if not found.ids or not found.classes:
-        raise UserError(f"{path}: it holds {len(found.ids)} videos and {len(found.classes)} classes")
+        raise UserError(
+            f"{path}: it holds {len(found.ids)} videos and {len(found.classes)} classes"
+        )
     for what, names in (("video", [video_name(i) for i in found.ids]), ("class", found.classes)):
         if not all(names):
             raise UserError(f"{path}: a {what} without a name")
@@ -66,9 +68,13 @@ def _read_npz(path: Path) -> ScoreFile:
     arrays = read_npz(path)
     missing = [name for name in ("ids", "classes", "logits") if name not in arrays]
     if missing:
-        raise UserError(f"{path}: no array named {missing[0]}; expected ids, classes, logits and perhaps labels")
+        raise UserError(
+            f"{path}: no array named {missing[0]}; expected ids, classes, logits and perhaps labels"
+        )
     if "digest" in arrays and str(arrays.pop("digest")) != digest(arrays):
-        raise UserError(f"{path}: damaged: its digest is wrong\nWrite it again: with `hpc-stres evaluate` or `fuse`.")
+        raise UserError(
+            f"{path}: damaged: its digest is wrong\nWrite it again: with `hpc-stres evaluate` or `fuse`."
+        )
     ids, classes = (_names(arrays[name], path, name) for name in ("ids", "classes"))
     scores = arrays["logits"]
     if scores.dtype.kind not in "iuf" or scores.shape != (len(ids), len(classes)):
@@ -82,21 +88,29 @@ def _read_npz(path: Path) -> ScoreFile:
 
 def _names(array: NDArray[Any], path: Path, what: str) -> list[str]:
     if array.ndim != 1 or array.dtype.kind not in "USiu":
-        raise UserError(f"{path}: {what} are {array.shape} of {array.dtype}; expected a list of names")
+        raise UserError(
+            f"{path}: {what} are {array.shape} of {array.dtype}; expected a list of names"
+        )
     try:
         return [str(name) for name in array.astype(str).tolist()]
     except UnicodeDecodeError:
-        raise UserError(f"{path}: {what} are bytes that are not ASCII; write them as text") from None
+        raise UserError(
+            f"{path}: {what} are bytes that are not ASCII; write them as text"
+        ) from None
 
 
 def _label_names(array: NDArray[Any], ids: list[str], classes: list[str], path: Path) -> list[str]:
     """Class names of labels, which are numbers of classes."""
     if array.shape != (len(ids),) or array.dtype.kind not in "iu":
-        raise UserError(f"{path}: labels are {array.shape} of {array.dtype}; expected {len(ids)} whole numbers")
+        raise UserError(
+            f"{path}: labels are {array.shape} of {array.dtype}; expected {len(ids)} whole numbers"
+        )
     outside = np.nonzero((array < 0) | (array >= len(classes)))[0]
     if len(outside):
         first = int(outside[0])
-        raise UserError(f"{path}: video {ids[first]} has label {array[first]}, but there are {len(classes)} classes")
+        raise UserError(
+            f"{path}: video {ids[first]} has label {array[first]}, but there are {len(classes)} classes"
+        )
     return [classes[int(label)] for label in array]
 
 
@@ -107,7 +121,9 @@ def _read_csv(path: Path) -> ScoreFile:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a readable table in UTF-8: {error}") from None
     if not lines or lines[0][0].strip().lower() not in ("id", "video"):
-        raise UserError(f"{path}, line 1: expected a header: id, perhaps label, and the class names")
+        raise UserError(
+            f"{path}, line 1: expected a header: id, perhaps label, and the class names"
+        )
     header = [cell.strip() for cell in lines[0]]
     labelled = len(header) > 1 and header[1].lower() == "label"
     first = 2 if labelled else 1
@@ -126,7 +142,9 @@ def _read_csv(path: Path) -> ScoreFile:
 
 def video_name(identifier: str) -> str:
     """An id as a path without its video file's extension: `Run/v_a.avi` is `Run/v_a`."""
-    name = "/".join(part for part in identifier.strip().replace("\\", "/").split("/") if part not in ("", "."))
+    name = "/".join(
+        part for part in identifier.strip().replace("\\", "/").split("/") if part not in ("", ".")
+    )
     for suffix in VIDEO_SUFFIXES:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
@@ -148,7 +166,11 @@ def same_names(files: Sequence[ScoreFile]) -> list[list[str]]:
         for name in names:
             stem = name.rpartition("/")[2]
             exact = known.get(name)
-            fitting = [exact] if exact else [c for c in by_stem.get(stem, []) if _is_end(name, longest[c])]
+            fitting = (
+                [exact]
+                if exact
+                else [c for c in by_stem.get(stem, []) if _is_end(name, longest[c])]
+            )
             if len(fitting) > 1:
                 raise _doubt(file.path, name, longest[fitting[0]], longest[fitting[1]])
             meant = fitting[0] if fitting else name
@@ -181,7 +203,9 @@ def l2_normalised(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.divide(scores, lengths, out=np.zeros_like(scores), where=lengths > 0)
 
 
-def fuse(files: Sequence[ScoreFile], weights: Sequence[float], allow_missing: bool) -> tuple[Scores, int]:
+def fuse(
+    files: Sequence[ScoreFile], weights: Sequence[float], allow_missing: bool
+) -> tuple[Scores, int]:
     """The fused scores in the first file's class order, and how many videos there would be without gaps."""
     if len(files) != len(weights):
         raise ConfigError(f"--weights: {len(weights)} numbers for {len(files)} files")
@@ -191,7 +215,9 @@ def fuse(files: Sequence[ScoreFile], weights: Sequence[float], allow_missing: bo
     for file in files[1:]:
         differing = sorted(set(classes) ^ set(file.classes))
         if differing:
-            raise UserError(f"{file.path}: its classes are not those of {files[0].path}: {', '.join(differing[:3])}")
+            raise UserError(
+                f"{file.path}: its classes are not those of {files[0].path}: {', '.join(differing[:3])}"
+            )
     names = same_names(files)
     everywhere = sorted(set(names[0]).intersection(*names[1:]))
     somewhere = set().union(*names)
@@ -209,7 +235,9 @@ def fuse(files: Sequence[ScoreFile], weights: Sequence[float], allow_missing: bo
         rows, columns = _order(own, everywhere), _order(file.classes, classes)
         total += weight / sum(weights) * l2_normalised(file.scores[np.ix_(rows, columns)])
     labels = _labels(files, names, everywhere)
-    return Scores(everywhere, np.array([classes.index(name) for name in labels]), classes, total, {}), len(somewhere)
+    return Scores(
+        everywhere, np.array([classes.index(name) for name in labels]), classes, total, {}
+    ), len(somewhere)
 
 
 def _order(have: Sequence[str], want: Sequence[str]) -> list[int]:
@@ -217,7 +245,9 @@ def _order(have: Sequence[str], want: Sequence[str]) -> list[int]:
     return [place[name] for name in want]
 
 
-def _labels(files: Sequence[ScoreFile], names: Sequence[Sequence[str]], videos: Sequence[str]) -> list[str]:
+def _labels(
+    files: Sequence[ScoreFile], names: Sequence[Sequence[str]], videos: Sequence[str]
+) -> list[str]:
     """Every video's class from the files that have labels; they must agree."""
     known: dict[str, str] = {}
     for file, own in zip(files, names, strict=True):
@@ -225,10 +255,16 @@ def _labels(files: Sequence[ScoreFile], names: Sequence[Sequence[str]], videos: 
             continue
         for name, label in zip(own, file.labels, strict=True):
             if label not in file.classes:
-                raise UserError(f"{file.path}: the label {label!r} of video {name} is none of its classes")
+                raise UserError(
+                    f"{file.path}: the label {label!r} of video {name} is none of its classes"
+                )
             if known.setdefault(name, label) != label:
-                raise UserError(f"{file.path}: video {name} is {label} here and {known[name]} in another file")
+                raise UserError(
+                    f"{file.path}: video {name} is {label} here and {known[name]} in another file"
+                )
     missing = [name for name in videos if name not in known]
     if missing:
-        raise UserError(f"no file has a label for video {missing[0]}\nOne of them must: `evaluate` writes labels.")
+        raise UserError(
+            f"no file has a label for video {missing[0]}\nOne of them must: `evaluate` writes labels."
+        )
     return [known[name] for name in videos]

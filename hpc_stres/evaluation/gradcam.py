@@ -71,7 +71,9 @@ def enlarge(cells: Map, stride: int, offset: int, height: int, width: int) -> Ma
     return np.asarray(big, np.float32)
 
 
-def look(network: Network, reader: ClipReader, requests: Sequence[Request], answer: int | None = None) -> Look:
+def look(
+    network: Network, reader: ClipReader, requests: Sequence[Request], answer: int | None = None
+) -> Look:
     """Maps of a video's clips, mirrored ones turned back; for a class, or for what the first clip says."""
     model: Any = network.call
     named = {name: getattr(model, name, None) for name in ("appearance", "motion")}
@@ -86,23 +88,34 @@ def look(network: Network, reader: ClipReader, requests: Sequence[Request], answ
 
 
 def _look_at_clip(
-    network: Network, trunks: dict[str, Trunk], reader: ClipReader, request: Request, answer: int | None
+    network: Network,
+    trunks: dict[str, Trunk],
+    reader: ClipReader,
+    request: Request,
+    answer: int | None,
 ) -> tuple[int, dict[str, Map]]:
     clips, model = reader.read([request]), network.call
     rgb = None if clips.rgb is None else clips.rgb.to(network.dtype)
     flow = None if clips.flow is None else clips.flow.to(network.dtype)
     with _keeping(trunks) as kept, torch.enable_grad():
         logits = model(rgb, flow)
-        fused = torch.stack([value.double().mean(dim=1)[0] for value in logits if value is not None]).mean(dim=0)
+        fused = torch.stack(
+            [value.double().mean(dim=1)[0] for value in logits if value is not None]
+        ).mean(dim=0)
         answer = int(fused.argmax()) if answer is None else answer
         # A network for one class alone has no odds; a stage that no answer depends on has no gradient.
-        gradients = torch.autograd.grad(log_odds(fused, answer), list(kept.values()), allow_unused=True)
+        gradients = torch.autograd.grad(
+            log_odds(fused, answer), list(kept.values()), allow_unused=True
+        )
     sums: dict[str, list[Map]] = {name: [] for name in trunks}
     for ((name, stage), activation), gradient in zip(kept.items(), gradients, strict=True):
         if gradient is not None:
             cells = as_share(weighted(activation.detach(), gradient))
             offset = 2 if trunks[name].options.variant == "msra" else 0
-            big = [enlarge(one, FIRST_STRIDE << stage, offset, request.box.height, request.box.width) for one in cells]
+            big = [
+                enlarge(one, FIRST_STRIDE << stage, offset, request.box.height, request.box.width)
+                for one in cells
+            ]
             sums[name].append(np.stack(big))
     means = {name: np.mean(heats, axis=0) for name, heats in sums.items() if heats}
     last = {name: FIRST_STRIDE << stage for name, stage in kept}

@@ -13,7 +13,12 @@ from hpc_stres.listings.listing import printable, recording_of
 from hpc_stres.store.listing import originals_are_there
 
 NAMES, COLUMN, PATTERN, NONE = "names", "column", "pattern", "none"
-WORDS = {NAMES: "from the names of clips", COLUMN: "from the list's column", PATTERN: "by evaluation.groups", NONE: ""}
+WORDS = {
+    NAMES: "from the names of clips",
+    COLUMN: "from the list's column",
+    PATTERN: "by evaluation.groups",
+    NONE: "",
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,11 @@ def by_column(ids: Sequence[str], column: Mapping[str, str | None]) -> Groups:
 
 
 def groups_of(
-    wanted: str, data: DataConfig, ids: Sequence[str], labels: Sequence[str], kept: Groups | None = None
+    wanted: str,
+    data: DataConfig,
+    ids: Sequence[str],
+    labels: Sequence[str],
+    kept: Groups | None = None,
 ) -> Groups:
     """Recordings of a data set's videos, as `evaluation.groups` asks for them; `labels` are class names.
 
@@ -85,7 +94,10 @@ def groups_of(
             "Set data.lists to the CSV file, or evaluation.groups to a pattern."
         )
     if column is None and data.kind == "csv":
-        print("note: the CSV is not here: recordings are known by the names of clips only", file=sys.stderr)
+        print(
+            "note: the CSV is not here: recordings are known by the names of clips only",
+            file=sys.stderr,
+        )
     return by_names(ids, labels)
 
 

@@ -21,7 +21,9 @@ from hpc_stres.run.paths import RunPaths, atomic_path, read_sealed, sealed, writ
 CARD = "README.md"
 
 
-def write_folder(config: Config, paths: RunPaths, exported: Mapping[str, Any], weights: Path, folder: Path) -> None:
+def write_folder(
+    config: Config, paths: RunPaths, exported: Mapping[str, Any], weights: Path, folder: Path
+) -> None:
     """The three files; the weights are the export's own, by a second name where the file system can."""
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / HUB_WEIGHTS) as temporary:
@@ -57,7 +59,13 @@ def model_card(config: Config, paths: RunPaths, exported: Mapping[str, Any]) -> 
         ]  # fmt: skip
     lines += ["---", "", f"# {title}", "", f"Trained with hpc_stres {__version__} on `{config.data.kind}`, "
               f"{len(exported['classes'])} classes, split {config.data.split}."]  # fmt: skip
-    lines += ["", "## Accuracy", "", *_accuracy(column), f"Protocol: {describe(config.evaluation)}."]
+    lines += [
+        "",
+        "## Accuracy",
+        "",
+        *_accuracy(column),
+        f"Protocol: {describe(config.evaluation)}.",
+    ]
     lines += ["", "## Data", "", *(f"* {key}: `{value}`" for key, value in data.items())]
     lines += [f"* weights, SHA-256: `{exported['weights_sha256']}`"]
     lines += ["", "## Use", "", "```python", "import hpc_stres as hs", "", "model = hs.load_model(\"this folder\")",

@@ -59,13 +59,22 @@ def _measure(config: Config, run_dir: Path, phase: str, store: Store) -> list[Ju
 
     def note(module: Any, into: tuple[Tensor, ...]) -> None:
         appearance, motion = into[0], into[3]
-        squares.append((float(motion.double().square().mean()), float(appearance.double().square().mean())))
+        squares.append(
+            (float(motion.double().square().mean()), float(appearance.double().square().mean()))
+        )
 
     handle = network.call.interaction.register_forward_pre_hook(note)  # type: ignore[attr-defined]
     reader = ClipReader(
-        store, network.clips.side, network.levels, streams=network.streams, most=512, scale=network.clips.scale
+        store,
+        network.clips.side,
+        network.levels,
+        streams=network.streams,
+        most=512,
+        scale=network.clips.scale,
     )
-    videos = sorted(store.rows[number].id for number in store.present(config.data.split, "test"))[:VIDEOS]
+    videos = sorted(store.rows[number].id for number in store.present(config.data.split, "test"))[
+        :VIDEOS
+    ]
     quick = replace(network.evaluation, protocol="quick")
     for name in videos:
         number = store.number[name]
@@ -73,5 +82,14 @@ def _measure(config: Config, run_dir: Path, phase: str, store: Store) -> list[Ju
         protocol.score_video(network, reader, requests, network.dtype)
     handle.remove()
     stages = len(squares) // max(1, len(videos))
-    by_stage = torch.tensor(squares, dtype=torch.float64).view(len(videos), stages, 2).mean(dim=0).sqrt().tolist()
-    return [Junction(number, motion, appearance) for number, (motion, appearance) in enumerate(by_stage, 1)]
+    by_stage = (
+        torch.tensor(squares, dtype=torch.float64)
+        .view(len(videos), stages, 2)
+        .mean(dim=0)
+        .sqrt()
+        .tolist()
+    )
+    return [
+        Junction(number, motion, appearance)
+        for number, (motion, appearance) in enumerate(by_stage, 1)
+    ]

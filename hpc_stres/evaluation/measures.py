@@ -75,11 +75,16 @@ def confusion(labels: Labels, classes: Sequence[str], logits: Array) -> dict[str
     matrix = confusion_matrix(labels, logits.argmax(axis=1), len(classes))
     wrong = matrix - np.diag(np.diag(matrix))
     places = sorted(zip(*np.nonzero(wrong), strict=True), key=lambda place: (-wrong[place], place))
-    pairs = [[classes[row], classes[column], int(wrong[row, column])] for row, column in places[:MOST_PAIRS]]
+    pairs = [
+        [classes[row], classes[column], int(wrong[row, column])]
+        for row, column in places[:MOST_PAIRS]
+    ]
     return {"classes": list(classes), "matrix": matrix.tolist(), "pairs": pairs}
 
 
-def per_class(labels: Labels, classes: Sequence[str], logits: Array, plan: Design) -> list[dict[str, Any]]:
+def per_class(
+    labels: Labels, classes: Sequence[str], logits: Array, plan: Design
+) -> list[dict[str, Any]]:
     """Recall with its interval, precision and F1 of each class; a class without test videos has no recall."""
     answers = logits.argmax(axis=1)
     rows = []
@@ -89,7 +94,9 @@ def per_class(labels: Labels, classes: Sequence[str], logits: Array, plan: Desig
         videos, given = int(own.sum()), int(answered.sum())
         recordings = np.unique(plan.recordings[own], return_inverse=True)[1].astype(np.int64)
         count = int(recordings.max()) + 1 if videos else 0
-        low, high = statistics.share_interval(answered[own], Design(recordings, np.zeros(count, np.int64)))
+        low, high = statistics.share_interval(
+            answered[own], Design(recordings, np.zeros(count, np.int64))
+        )
         rows.append({
             "class": name, "videos": videos, "groups": count, "right": hits,
             "recall": 100 * hits / videos if videos else None,

@@ -47,16 +47,27 @@ def paragraph(config: Config, results: Mapping[str, Any]) -> str:
 
 def _data(config: Config, results: Mapping[str, Any]) -> str:
     data = config.data
-    name = DATA_SETS.get(data.kind, f"our own data set (`{data.lists or data.videos or data.kind}`)")
+    name = DATA_SETS.get(
+        data.kind, f"our own data set (`{data.lists or data.videos or data.kind}`)"
+    )
     several = ", in which a video may have several classes" if data.labels == "multi" else ""
     splits = list(results.get("splits", {})) or [str(data.split)]
     split = f"split{'s' if len(splits) > 1 else ''} {', '.join(splits)}"
-    videos = {str(column["of"]) for table in results.get("splits", {}).values() for column in table.values()}
+    videos = {
+        str(column["of"])
+        for table in results.get("splits", {}).values()
+        for column in table.values()
+    }
     tested = f" ({' / '.join(sorted(videos))} test videos)" if videos else ""
     made = f"{data.flow_backend} TV-L1 with the pyramid of `{data.flow_pyramid}`"
     flow = "imported flow" if data.flow_frames else made
     frames = "imported frames" if data.frames else "frames"
-    given = {"videos": data.videos, "lists": data.lists, "frames": data.frames, "flow": data.flow_frames}
+    given = {
+        "videos": data.videos,
+        "lists": data.lists,
+        "frames": data.frames,
+        "flow": data.flow_frames,
+    }
     places = [f"{word} `{value}`" for word, value in given.items() if value]
     binding = ""
     if data.kind == "binding":
@@ -94,7 +105,11 @@ def _phase(config: Config, name: str) -> str:
         start = f" from the weights `{phase.weights}`"
     low, high = phase.clips.stride
     chunks = phase.clips.chunks
-    clips = f"clips of {chunks} chunks at strides from {low} to {high}" if chunks > 1 else "single chunks"
+    clips = (
+        f"clips of {chunks} chunks at strides from {low} to {high}"
+        if chunks > 1
+        else "single chunks"
+    )
     return (
         f"{called} trains the network `{phase.model.name}`{start} for {config.steps(name)} steps "
         f"({_schedule(phase, config.steps(name))}) on batches of {phase.optimise.global_batch} videos, normalised in "
@@ -112,7 +127,12 @@ def _own_trunk(config: Config, values: Mapping[str, Any]) -> dict[str, Any]:
     kept = {}
     for key, value in values.items():
         parts = key.split(".")
-        is_shared = len(parts) == 3 and parts[0] == "model" and parts[2] in shared and shared[parts[2]] == value
+        is_shared = (
+            len(parts) == 3
+            and parts[0] == "model"
+            and parts[2] in shared
+            and shared[parts[2]] == value
+        )
         if not is_shared:
             kept[key] = value
     return kept
@@ -175,7 +195,10 @@ def _rest(config: Config) -> str:
 
 
 def _options(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key.replace('_', ' ')}: {_value(value)}" for key, value in values.items()) or "no options"
+    return (
+        ", ".join(f"{key.replace('_', ' ')}: {_value(value)}" for key, value in values.items())
+        or "no options"
+    )
 
 
 def _value(value: Any) -> str:
@@ -183,7 +206,13 @@ def _value(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, list):
         return _list(value)
-    return "none" if value is None or value == {} else f"{value:g}" if isinstance(value, float) else str(value)
+    return (
+        "none"
+        if value is None or value == {}
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def _list(values: Iterable[Any]) -> str:

@@ -44,7 +44,9 @@ def map_interval(truth: Truth, scores: Array, plan: Design) -> tuple[float, floa
     if blocks < 2:
         return 0.0, 1.0
     block = plan.recordings % blocks
-    found = np.array([mean_average_precision(truth[block != n], scores[block != n]) for n in range(blocks)])
+    found = np.array(
+        [mean_average_precision(truth[block != n], scores[block != n]) for n in range(blocks)]
+    )
     whole = mean_average_precision(truth, scores)
     deviation = float(np.sqrt((blocks - 1) / blocks * ((found - found.mean()) ** 2).sum()))
     half = statistics.t_quantile((1 + statistics.LEVEL) / 2, blocks - 1) * deviation

@@ -69,10 +69,14 @@ class Network:
 
 def best_phase(config: Config, run_dir: Path) -> str:
     """The last finished phase of the recipe that trained a network."""
-    trained = [name for name in ordered_phases(config.phases) if config.phases[name].kind == "train"]
+    trained = [
+        name for name in ordered_phases(config.phases) if config.phases[name].kind == "train"
+    ]
     done = [name for name in trained if RunPaths(run_dir).phase(name).done.is_file()]
     if not done:
-        raise UserError(f"{run_dir}: no finished phase\nTrain one first: hpc-stres train --phase ...")
+        raise UserError(
+            f"{run_dir}: no finished phase\nTrain one first: hpc-stres train --phase ..."
+        )
     return done[-1]
 
 
@@ -95,7 +99,9 @@ def load_all(model: TwoStream, weights: Path) -> None:
         )
 
 
-def from_run(run_dir: Path, phase: str | None, overrides: list[str], device: torch.device) -> Network:
+def from_run(
+    run_dir: Path, phase: str | None, overrides: list[str], device: torch.device
+) -> Network:
     """The network of a finished phase."""
     config = load_trained(run_dir, overrides)
     name = phase or best_phase(config, run_dir)
@@ -138,7 +144,9 @@ def from_export(folder: Path, device: torch.device) -> Network:
         manifest, weights = folder / HUB_CONFIG, folder / HUB_WEIGHTS
         found = _read_hub_config(manifest, remedy)
     elif not manifest.is_file():
-        raise ConfigError(f"{folder}: neither a run folder nor an exported model\nGive a folder of either kind.")
+        raise ConfigError(
+            f"{folder}: neither a run folder nor an exported model\nGive a folder of either kind."
+        )
     else:
         found = read_sealed(manifest, remedy)
     if "sizes" not in found or not weights.is_file():
@@ -154,7 +162,9 @@ def _read_hub_config(path: Path, remedy: str) -> dict[str, Any]:
         value = json.loads(path.read_bytes().decode("utf-8"))
         inside = value[HUB_KEY]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not the config.json of an exported model: {error}\n{remedy}") from None
+        raise UserError(
+            f"{path}: not the config.json of an exported model: {error}\n{remedy}"
+        ) from None
     return unsealed(inside, str(path), remedy)
 
 
@@ -166,7 +176,9 @@ def _built(found: dict[str, Any], weights: Path, device: torch.device, origin: s
     # What an older export lacks says that crops were as large as the network's input.
     crop = sizes.pop("stored_crop", None)
     phase: TrainPhase = build(TrainPhase, node_of(sizes, origin), f"phases.{name}")
-    evaluation: EvaluationConfig = build(EvaluationConfig, node_of(found["evaluation"], origin), "evaluation")
+    evaluation: EvaluationConfig = build(
+        EvaluationConfig, node_of(found["evaluation"], origin), "evaluation"
+    )
     config = Config(phases={name: phase}, evaluation=evaluation)
     model = finished_model(config, name, weights, len(found["classes"])).to(device).eval()
     clips = TestClips.of(train_phase(config, name), crop or train_phase(config, name).side)

@@ -50,7 +50,9 @@ class PartWriter:
             ) from None
 
 
-def read_parts(paths: RunPaths, split: int, phase: str, keys: dict[str, str], loud: bool = False) -> dict[str, Streams]:
+def read_parts(
+    paths: RunPaths, split: int, phase: str, keys: dict[str, str], loud: bool = False
+) -> dict[str, Streams]:
     """Scores of the videos in `keys` (id to key) over all attempts.
 
     A video that two attempts scored is taken once when they agree bit for bit, and refused by name when they do not.
@@ -65,7 +67,9 @@ def read_parts(paths: RunPaths, split: int, phase: str, keys: dict[str, str], lo
             streams = {name: np.array(row[name], np.float64) for name in STREAMS if name in row}
             known = found.setdefault(video, streams)
             if known is not streams and not _equal(known, streams):
-                raise UserError(f"{path}: video {video} was scored twice, with different results\n{REMEDY}")
+                raise UserError(
+                    f"{path}: video {video} was scored twice, with different results\n{REMEDY}"
+                )
     return found
 
 
@@ -86,7 +90,9 @@ def _rows(path: Path, loud: bool) -> Iterator[dict[str, Any]]:
             is_torn = number == len(lines)
             if loud and not is_torn:
                 version = "written by version 0.2" if _is_old(line) else "damaged"
-                print(f"{path}, line {number}: {version}; its video is scored again", file=sys.stderr)
+                print(
+                    f"{path}, line {number}: {version}; its video is scored again", file=sys.stderr
+                )
 
 
 def _is_old(line: bytes) -> bool:

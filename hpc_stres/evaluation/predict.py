@@ -59,7 +59,9 @@ class Prediction:
     over_time: NDArray[np.float64]
     clip: PreparedClip
 
-    def top(self, probabilities: NDArray[np.float64] | None = None, count: int = TOP) -> list[tuple[str, float]]:
+    def top(
+        self, probabilities: NDArray[np.float64] | None = None, count: int = TOP
+    ) -> list[tuple[str, float]]:
         """The most probable classes, of the whole video or of one time."""
         values = self.probabilities if probabilities is None else probabilities
         order = np.argsort(-values, kind="stable")[:count]
@@ -68,7 +70,11 @@ class Prediction:
     def as_json(self, with_time: bool) -> dict[str, Any]:
         """For `--json`."""
         top = [{"class": name, "probability": value} for name, value in self.top()]
-        found: dict[str, Any] = {"video": str(self.path), "frames": len(self.clip.video.rgb), "top": top}
+        found: dict[str, Any] = {
+            "video": str(self.path),
+            "frames": len(self.clip.video.rgb),
+            "top": top,
+        }
         if with_time:
             found["over_time"] = [
                 {"frame": frame, "top": [{"class": n, "probability": v} for n, v in self.top(row)]}
@@ -81,19 +87,30 @@ def predict(network: Network, path: Path, quick: bool) -> Prediction:
     """Prepare and score one video; raises UndecodableError where it does not decode."""
     evaluation = replace(network.evaluation, protocol="quick") if quick else network.evaluation
     video = Video(path.stem, path, 0)
-    clip = PreparedClip(guard.prepare(video, network.settings, wanted=_wanted_pairs(path, evaluation)), path)
+    clip = PreparedClip(
+        guard.prepare(video, network.settings, wanted=_wanted_pairs(path, evaluation)), path
+    )
     reader = ClipReader(
-        clip, network.clips.side, network.levels, streams=network.streams, most=512, scale=network.clips.scale
+        clip,
+        network.clips.side,
+        network.levels,
+        streams=network.streams,
+        most=512,
+        scale=network.clips.scale,
     )
     requests = protocol.test_requests(clip.rows[0], 0, evaluation, network.clips)
     scores = protocol.score_video(network, reader, requests, network.dtype)
     streams = [stream for stream in scores if stream is not None]
     if not all(np.isfinite(stream).all() for stream in streams):
-        raise UserError(f"a score is not a finite number: the weights have diverged: {network.weights}")
+        raise UserError(
+            f"a score is not a finite number: the weights have diverged: {network.weights}"
+        )
     over_time = np.mean(streams, axis=0)
     frames = _frames_of_outputs(requests[0].frames, len(over_time))
     turn = sigmoid if network.labels == "multi" else softmax
-    return Prediction(path, network.classes, turn(over_time.mean(axis=0)), frames, turn(over_time), clip)
+    return Prediction(
+        path, network.classes, turn(over_time.mean(axis=0)), frames, turn(over_time), clip
+    )
 
 
 def _wanted_pairs(path: Path, evaluation: Any) -> set[int]:

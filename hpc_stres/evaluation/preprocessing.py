@@ -30,7 +30,12 @@ def preprocessing(config: Config, phase: TrainPhase, inputs: Sequence[str]) -> d
         "score": "mean of the logits over time, flips and streams",
     }  # fmt: skip
     if "rgb" in inputs:
-        made["rgb"] = {"order": "RGB", "scale": scale.tolist(), "shift": shift.tolist(), "of": "levels 0 to 255"}
+        made["rgb"] = {
+            "order": "RGB",
+            "scale": scale.tolist(),
+            "shift": shift.tolist(),
+            "of": "levels 0 to 255",
+        }
     if "flow" in inputs:
         made["flow"] = {
             "method": f"TV-L1, {settings.flow_backend} {settings.flow_pyramid}", "picture": "gray",

@@ -12,7 +12,9 @@ from hpc_stres.prepare.video import UndecodableError, decode, gray, resize, targ
 from hpc_stres.run.paths import write_bytes
 
 
-def draw_flow(path: Path, out: Path, frames: int, short_side: int, backend: str, pyramid: str) -> tuple[int, int]:
+def draw_flow(
+    path: Path, out: Path, frames: int, short_side: int, backend: str, pyramid: str
+) -> tuple[int, int]:
     """Write the picture; returns how many frames are in it, and how many the video has."""
     if not path.is_file():
         raise UserError(f"{path}: no such video")
@@ -23,7 +25,9 @@ def draw_flow(path: Path, out: Path, frames: int, short_side: int, backend: str,
         kept = {}
         for number, frame in enumerate(decode(path)):
             if number in needed:
-                kept[number] = resize(frame, *target_size(frame.shape[0], frame.shape[1], short_side))
+                kept[number] = resize(
+                    frame, *target_size(frame.shape[0], frame.shape[1], short_side)
+                )
     except UndecodableError as error:
         raise UserError(f"{path}: {error}") from None
     if count < 2:

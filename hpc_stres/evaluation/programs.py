@@ -39,7 +39,10 @@ def make_clips(inputs: Sequence[str], shape: tuple[int, int, int, int]) -> list[
     """Random clips of (batch, chunks, height, width), one an input."""
     batch, chunks, height, width = shape
     generator = torch.Generator().manual_seed(chunks)
-    return [torch.randn(batch, chunks, PLANES[name], height, width, generator=generator) for name in inputs]
+    return [
+        torch.randn(batch, chunks, PLANES[name], height, width, generator=generator)
+        for name in inputs
+    ]
 
 
 def trace(flat: Flat, total_stride: int) -> torch.export.ExportedProgram:
@@ -107,7 +110,9 @@ def save_onnx(
                 external_data=False, verbose=False,
             )  # fmt: skip
         model = onnx.load(str(temporary))
-        onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in metadata.items()})
+        onnx.helper.set_model_props(
+            model, {key: json.dumps(value) for key, value in metadata.items()}
+        )
         onnx.save(model, str(temporary))
 
 

@@ -82,9 +82,8 @@ def describe(config: EvaluationConfig, clips: TestClips = WHOLE_VIDEO) -> str:
     if clips.segments is not None or clips.side is not None:
         return _describe_segments(config, clips)
     if config.protocol == "quick":
-        return (
-            f"quick: one clip of {QUICK_CHUNKS} chunks, centre, no flip, full frame; mean of logits over space and time"
-        )
+        clip = f"quick: one clip of {QUICK_CHUNKS} chunks, centre, no flip, full frame"
+        return f"{clip}; mean of logits over space and time"
     flips = " and their flips" if config.flips else ""
     return (
         f"paper: {config.chunks} evenly spaced chunks{flips}, full frame, fully convolutional in space and time; "
@@ -100,7 +99,9 @@ def _describe_segments(config: EvaluationConfig, clips: TestClips) -> str:
     else:
         count = 1 if is_quick else segments.test_clips(config.chunks, clips.segments)
         several = "clips" if count > 1 else "clip"
-        sampled = f"{count} evenly spread {several} of one chunk from each of {clips.segments} segments"
+        sampled = (
+            f"{count} evenly spread {several} of one chunk from each of {clips.segments} segments"
+        )
     flips = " and their flips" if config.flips and not is_quick else ""
     view = "full frame" if clips.side is None else "middle square"
     return f"{config.protocol}: {sampled}{flips}, {view}; mean of logits over clips, flips and streams, no softmax"
@@ -122,18 +123,25 @@ def test_requests(
     return requests
 
 
-def _test_frames(row: VideoRow, config: EvaluationConfig, clips: TestClips) -> list[tuple[int, ...]]:
+def _test_frames(
+    row: VideoRow, config: EvaluationConfig, clips: TestClips
+) -> list[tuple[int, ...]]:
     """RGB frames of each clip: one clip over the whole video, or clips of a frame a segment."""
     is_quick = config.protocol == "quick"
     if clips.segments is None:
         return [spread_frames(row.frames, QUICK_CHUNKS if is_quick else config.chunks)]
     choices = segment_places(row.frames, clips.frame_grid)
     count = 1 if is_quick else segments.test_clips(config.chunks, clips.segments)
-    return [segments.segment_frames(choices, [share] * clips.segments) for share in segments.test_shares(count)]
+    return [
+        segments.segment_frames(choices, [share] * clips.segments)
+        for share in segments.test_shares(count)
+    ]
 
 
 @torch.no_grad()
-def score_video(model: Scorer, reader: ClipReader, clips: Sequence[Request], dtype: torch.dtype) -> VideoScores:
+def score_video(
+    model: Scorer, reader: ClipReader, clips: Sequence[Request], dtype: torch.dtype
+) -> VideoScores:
     """Scores of one video; its flips go through one after another, so that memory holds one clip at a time."""
     passes = [_forward(model, reader.read([request]), dtype) for request in clips]
     streams: list[NDArray[np.float64] | None] = []

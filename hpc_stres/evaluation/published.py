@@ -22,7 +22,9 @@ def official_data_set(kind: str, store: "Store", split: int) -> str | None:
     if store.label_sets is not None:
         return None
     labels = {store.id_of(row): int(label) for row, label in enumerate(store.labels)}
-    name = official_name(store.classes, store.ids(split, "train"), store.ids(split, "test"), split, labels)
+    name = official_name(
+        store.classes, store.ids(split, "train"), store.ids(split, "test"), split, labels
+    )
     return name if name == kind else None
 
 
@@ -42,6 +44,8 @@ def published_for(results: Mapping[str, Any]) -> dict[str, float] | None:
         for name, column in table.items():
             # Where columns differ in their protocols each says its own.
             words = (str(results["protocol"]), str(column["protocol"]))
-            if official in column.get("published", {}) and any(word.startswith(COMPARABLE) for word in words):
+            if official in column.get("published", {}) and any(
+                word.startswith(COMPARABLE) for word in words
+            ):
                 figures[name] = column["published"][official]
     return figures or None

@@ -54,7 +54,9 @@ def columns(config: Config, run_dir: Path, held_out: bool = False) -> dict[str, 
         ids = tuple(loaded.ids)
         if ids not in known:
             wanted = config.evaluation.groups
-            known[ids] = groups_of(wanted, config.data, loaded.ids, class_names(loaded), loaded.groups)
+            known[ids] = groups_of(
+                wanted, config.data, loaded.ids, class_names(loaded), loaded.groups
+            )
         loaded = replace(loaded, groups=known[ids])
         stream = single_stream(config.phases[name])
         if stream is not None:
@@ -103,7 +105,9 @@ def titles(config: Config) -> dict[str, str]:
     """Heading of each column; phases of one title are told apart by their names."""
     own = {name: phase.title or name for name, phase in config.phases.items()}
     counts = Counter(own.values())
-    unique = {name: title if counts[title] == 1 else f"{title} ({name})" for name, title in own.items()}
+    unique = {
+        name: title if counts[title] == 1 else f"{title} ({name})" for name, title in own.items()
+    }
     return {**unique, TWO_STREAM: TWO_STREAM_TITLE}
 
 
@@ -121,12 +125,17 @@ def summarise(config: Config, run_dir: Path, store: Store) -> dict[str, Any]:
         name: scores.summary(column, wanted, column.made_by["protocol"], held_out.get(name))
         for name, column in found.items()
     }
-    official, headings = official_data_set(config.data.kind, store, config.data.split), titles(config)
+    official, headings = (
+        official_data_set(config.data.kind, store, config.data.split),
+        titles(config),
+    )
     for name, column in table.items():
         column["title"] = headings[name]
         column["weights"] = found[name].made_by.get("weights")
         column["published"] = dict(published_figures(config, name))
-    words = sorted({column["protocol"] for column in table.values()}) or [protocol.describe(config.evaluation)]
+    words = sorted({column["protocol"] for column in table.values()}) or [
+        protocol.describe(config.evaluation)
+    ]
     results = {
         "data": config.data.kind,
         "official": official,
@@ -178,19 +187,33 @@ def combine_splits(run_dir: Path, folders: list[Path]) -> dict[str, Any]:
         same = ("data", "official", "recipe", "protocol", "flow", "labels")
         differing = [key for key in same if results.get(key) != found[0].get(key)]
         if differing:
-            raise UserError(f"{folder}: its {differing[0]} is not that of {folders[0]}; there is no mean of both")
+            raise UserError(
+                f"{folder}: its {differing[0]} is not that of {folders[0]}; there is no mean of both"
+            )
     splits: dict[str, Any] = {}
     for folder, results in zip(folders, found, strict=True):
         for number, table in results["splits"].items():
             if number in splits:
-                raise UserError(f"{folder}: split {number} again; each folder must be of another split")
+                raise UserError(
+                    f"{folder}: split {number} again; each folder must be of another split"
+                )
             splits[number] = table
-    shared = [name for name in next(iter(splits.values())) if all(name in table for table in splits.values())]
+    shared = [
+        name
+        for name in next(iter(splits.values()))
+        if all(name in table for table in splits.values())
+    ]
     for name in shared:
         if len({table[name]["protocol"] for table in splits.values()}) > 1:
-            raise UserError(f"{run_dir}: {name} was tested by different protocols; there is no mean of them")
-    mean = {name: sum(table[name]["top1"] for table in splits.values()) / len(splits) for name in shared}
-    tests = {number: rows for results in found for number, rows in results.get("comparisons", {}).items()}
+            raise UserError(
+                f"{run_dir}: {name} was tested by different protocols; there is no mean of them"
+            )
+    mean = {
+        name: sum(table[name]["top1"] for table in splits.values()) / len(splits) for name in shared
+    }
+    tests = {
+        number: rows for results in found for number, rows in results.get("comparisons", {}).items()
+    }
     combined = {**found[0], "splits": splits, "mean": mean, "comparisons": tests}
     write_sealed(RunPaths(run_dir).results, combined)
     return combined

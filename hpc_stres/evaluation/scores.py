@@ -74,13 +74,19 @@ class Scores:
             raise UserError(f"{path}: no such score file\nRun `hpc-stres evaluate` first.")
         data = read_npz(path)
         if "digest" not in data:
-            raise UserError(f"{path}: it has no digest (written elsewhere, or by version 0.2)\n{AGAIN}")
+            raise UserError(
+                f"{path}: it has no digest (written elsewhere, or by version 0.2)\n{AGAIN}"
+            )
         if str(data.pop("digest")) != digest(data):
             raise UserError(f"{path}: damaged: its digest is wrong\n{AGAIN}")
-        streams = {name: data[f"{name}_over_time"] for name in STREAMS if f"{name}_over_time" in data}
+        streams = {
+            name: data[f"{name}_over_time"] for name in STREAMS if f"{name}_over_time" in data
+        }
         ids, classes = data["ids"].tolist(), data["classes"].tolist()
         made_by = json.loads(str(data["made_by"]))
-        groups = Groups(data["groups"].tolist(), str(data["group_source"])) if "groups" in data else None
+        groups = (
+            Groups(data["groups"].tolist(), str(data["group_source"])) if "groups" in data else None
+        )
         return cls(ids, data["labels"], classes, data["logits"], streams, made_by, groups)
 
 
@@ -121,9 +127,13 @@ def from_videos(
     for name in ids:
         own = {stream: value.shape for stream, value in videos[name].items()}
         if own != shapes or any(shape[1:] != (len(classes),) for shape in own.values()):
-            raise UserError(f"the scores of video {name} are {own}, expected {shapes} with {len(classes)} classes")
+            raise UserError(
+                f"the scores of video {name} are {own}, expected {shapes} with {len(classes)} classes"
+            )
         if not 0 <= labels[name] < len(known):
-            raise UserError(f"video {name} has label {labels[name]}, but there are {len(known)} {what}")
+            raise UserError(
+                f"video {name} has label {labels[name]}, but there are {len(known)} {what}"
+            )
     streams = {stream: np.stack([videos[name][stream] for name in ids]) for stream in present}
     logits = np.mean([streams[stream].mean(axis=1) for stream in present], axis=0)
     numbers = np.array([labels[name] for name in ids], np.int64)
@@ -138,10 +148,14 @@ def mean_of(first: Scores, second: Scores) -> Scores:
         differing = sorted(set(first.ids) ^ set(second.ids))
         raise UserError(f"the two score files hold different videos: {', '.join(differing[:3])}")
     if first.classes != second.classes or not np.array_equal(first.labels, second.labels):
-        raise UserError("the two score files name other classes or labels\nEvaluate both phases again.")
+        raise UserError(
+            "the two score files name other classes or labels\nEvaluate both phases again."
+        )
     streams = {**first.streams, **second.streams}
     mean = (first.logits + second.logits) / 2
-    return Scores(first.ids, first.labels, first.classes, mean, streams, first.made_by, first.groups)
+    return Scores(
+        first.ids, first.labels, first.classes, mean, streams, first.made_by, first.groups
+    )
 
 
 def right(scores: Scores, top: int = 1) -> NDArray[np.bool_]:
@@ -164,10 +178,14 @@ def mcnemar(first: Scores, second: Scores) -> tuple[int, int, float]:
     return only_first, only_second, statistics.mcnemar_p(only_first, only_second)
 
 
-def summary(scores: Scores, wanted: int, protocol: str, held_out: Scores | None = None) -> dict[str, Any]:
+def summary(
+    scores: Scores, wanted: int, protocol: str, held_out: Scores | None = None
+) -> dict[str, Any]:
     """One column of the table. Videos that are missing count as missing, never as right or wrong."""
     other = None if held_out is None else (held_out.logits, held_out.labels)
-    measured = measures.measure(scores.labels, scores.classes, scores.logits, scores.recordings, other)
+    measured = measures.measure(
+        scores.labels, scores.classes, scores.logits, scores.recordings, other
+    )
     found = {**measured, "videos": len(scores.ids), "of": wanted, "protocol": protocol}
     if held_out is not None:
         hits = right(held_out)

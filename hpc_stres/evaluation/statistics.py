@@ -53,7 +53,9 @@ class Design:
 
     def totals(self, values: Array) -> Array:
         """Sum of the videos' values in each recording."""
-        return np.asarray(np.bincount(self.recordings, weights=values, minlength=self.count), np.float64)
+        return np.asarray(
+            np.bincount(self.recordings, weights=values, minlength=self.count), np.float64
+        )
 
 
 def design(labels: Sequence[int] | Integers, groups: Sequence[str] | None = None) -> Design:
@@ -64,7 +66,11 @@ def design(labels: Sequence[int] | Integers, groups: Sequence[str] | None = None
         raise ValueError(f"{len(names)} groups for {count} videos")
     numbers: dict[tuple[str, int], int] = {}
     recordings = np.array(
-        [numbers.setdefault((name, -1) if name else ("", n), len(numbers)) for n, name in enumerate(names)], np.int64
+        [
+            numbers.setdefault((name, -1) if name else ("", n), len(numbers))
+            for n, name in enumerate(names)
+        ],
+        np.int64,
     )
     return Design(recordings, _strata(np.asarray(labels, np.int64), recordings, len(numbers)))
 
@@ -155,7 +161,9 @@ def wilson(share: float, count: float, quantile: float = NORMAL_QUANTILE) -> tup
     return low, high
 
 
-def share_interval(hits: NDArray[np.bool_], plan: Design, weights: Array | None = None) -> tuple[float, float]:
+def share_interval(
+    hits: NDArray[np.bool_], plan: Design, weights: Array | None = None
+) -> tuple[float, float]:
     """95 % interval of the share of hits; the method is `interval_method`'s."""
     if not len(hits):
         return 0.0, 1.0
@@ -186,7 +194,9 @@ def class_weights(labels: Integers) -> Array:
     return np.asarray(1.0 / counts[labels], np.float64)
 
 
-def difference_interval(differences: Array, plan: Design, weights: Array | None = None) -> tuple[float, float, float]:
+def difference_interval(
+    differences: Array, plan: Design, weights: Array | None = None
+) -> tuple[float, float, float]:
     """Mean difference of paired videos (each from -1 to 1) and its 95 % interval.
 
     One more recording that differs is added to the variance, as Agresti and Min add one to McNemar's counts: where few
@@ -215,7 +225,9 @@ def sign_flip_p(differences: Sequence[int] | Integers, plan: Design) -> float:
     `differences` are whole numbers, one a video. The distribution of the sum over all 2^n turns is built up recording
     by recording: each moves half of it up and half down by its own difference.
     """
-    totals = np.bincount(plan.recordings, weights=np.asarray(differences, np.float64), minlength=plan.count)
+    totals = np.bincount(
+        plan.recordings, weights=np.asarray(differences, np.float64), minlength=plan.count
+    )
     steps = np.abs(np.rint(totals)).astype(np.int64)
     seen = abs(int(np.rint(totals.sum())))
     steps = steps[steps > 0]
@@ -281,7 +293,9 @@ def t_quantile(probability: float, freedom: float) -> float:
     value = NormalDist().inv_cdf(probability)
     if freedom >= NORMAL_FREEDOM:
         return value
-    logarithm = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - math.log(freedom * math.pi) / 2
+    logarithm = (
+        math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - math.log(freedom * math.pi) / 2
+    )
     for _ in range(MOST_STEPS):
         density = math.exp(logarithm - (freedom + 1) / 2 * math.log1p(value * value / freedom))
         step = (t_tail(value, freedom) - (1 - probability)) / density
@@ -305,7 +319,9 @@ def _beta_share(a: float, b: float, x: float) -> float:
         return float(x >= 1)
     if x > (a + 1) / (a + b + 2):
         return 1 - _beta_share(b, a, 1 - x)
-    logarithm = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    logarithm = (
+        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    )
     tiny, c = 1e-300, 1.0
     d = 1 / _not_zero(1 - (a + b) * x / (a + 1), tiny)
     fraction = d

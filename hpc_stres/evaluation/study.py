@@ -25,7 +25,12 @@ from hpc_stres.run.paths import RunPaths, checksum
 from hpc_stres.run.product import sift_metrics
 
 # What may differ between the runs of one experiment; how it was tested is asked of the scores.
-VARIED = ("seed", "data.split", "evaluation.groups", *(key for key in FREE_KEYS if key != "training.max_steps"))
+VARIED = (
+    "seed",
+    "data.split",
+    "evaluation.groups",
+    *(key for key in FREE_KEYS if key != "training.max_steps"),
+)
 # Folders of an array: by recipe, by seed, by split.
 MOST_FOLDERS_DEEP = 4
 CURVES = ("loss", "accuracy")
@@ -42,7 +47,9 @@ class Experiment:
     @property
     def columns(self) -> list[str]:
         """Columns that every run has."""
-        return [name for name in self.runs[0].columns if all(name in run.columns for run in self.runs)]
+        return [
+            name for name in self.runs[0].columns if all(name in run.columns for run in self.runs)
+        ]
 
     @property
     def titles(self) -> dict[str, str]:
@@ -55,7 +62,9 @@ class Experiment:
 
     def of_split(self, split: int) -> list[Run]:
         """Runs of a split, by seed."""
-        return sorted((run for run in self.runs if run.split == split), key=lambda run: run.config.seed)
+        return sorted(
+            (run for run in self.runs if run.split == split), key=lambda run: run.config.seed
+        )
 
 
 def run_folders(folder: Path) -> list[Path]:
@@ -82,7 +91,9 @@ def experiments(folders: Sequence[Path]) -> list[Experiment]:
     fixed: dict[str, dict[str, Any]] = {}
     for path in paths.values():
         run = open_run(path)
-        values = {key: value for key, value in flat(plain(run.config)).items() if not _is_varied(key)}
+        values = {
+            key: value for key, value in flat(plain(run.config)).items() if not _is_varied(key)
+        }
         key = checksum(values)
         fixed[key] = values
         for other in by_key.setdefault(key, []):
@@ -119,7 +130,9 @@ def _is_varied(key: str) -> bool:
 def _names(fixed: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Each experiment by its recipe, and by the values in which experiments differ."""
     keys = sorted({key for values in fixed.values() for key in values})
-    differing = [key for key in keys if len({str(values.get(key)) for values in fixed.values()}) > 1]
+    differing = [
+        key for key in keys if len({str(values.get(key)) for values in fixed.values()}) > 1
+    ]
     names: dict[str, str] = {}
     for number, (key, values) in enumerate(fixed.items(), 1):
         parts = [f"{name}={values.get(name)}" for name in differing if name != "recipe"][:3]
@@ -133,14 +146,25 @@ def summary(experiment: Experiment) -> dict[str, Any]:
     found = {}
     for name in experiment.columns:
         cells: list[dict[str, Any]] = [
-            {"seed": run.config.seed, "split": run.split, "folder": str(run.folder), "top1": _top1(run.columns[name])}
+            {
+                "seed": run.config.seed,
+                "split": run.split,
+                "folder": str(run.folder),
+                "top1": _top1(run.columns[name]),
+            }
             for run in experiment.runs
         ]
-        by_split = {split: [c["top1"] for c in cells if c["split"] == split] for split in experiment.splits}
+        by_split = {
+            split: [c["top1"] for c in cells if c["split"] == split] for split in experiment.splits
+        }
         seeds = sorted({cell["seed"] for cell in cells})
         tops = {(cell["seed"], cell["split"]): cell["top1"] for cell in cells}
-        complete = [seed for seed in seeds if all((seed, split) in tops for split in experiment.splits)]
-        of_seeds = [float(np.mean([tops[seed, split] for split in experiment.splits])) for seed in complete]
+        complete = [
+            seed for seed in seeds if all((seed, split) in tops for split in experiment.splits)
+        ]
+        of_seeds = [
+            float(np.mean([tops[seed, split] for split in experiment.splits])) for seed in complete
+        ]
         found[name] = {
             "title": experiment.titles[name], "cells": cells,
             "by_split": {str(split): _spread(values) for split, values in by_split.items()},
@@ -173,7 +197,10 @@ def agreement(experiment: Experiment) -> list[dict[str, Any]]:
         columns = [narrowed(two, shared) for _, two in aligned]
         hits = np.stack([right(column) for column in columns])
         answers = np.stack([column.logits.argmax(axis=1) for column in columns])
-        same = [float((answers[a] == answers[b]).mean()) for a, b in itertools.combinations(range(len(runs)), 2)]
+        same = [
+            float((answers[a] == answers[b]).mean())
+            for a, b in itertools.combinations(range(len(runs)), 2)
+        ]
         together = np.mean([column.logits for column in columns], axis=0)
         ids = np.array(columns[0].ids)
         rows.append({
@@ -202,7 +229,10 @@ def curves(experiment: Experiment) -> dict[str, dict[str, list[list[float]]]]:
                         points.setdefault(key, {}).setdefault(int(row["step"]), []).append(value)
         if points:
             found[phase] = {
-                key: [[step, *_mean_and_deviation(values), len(values)] for step, values in sorted(steps.items())]
+                key: [
+                    [step, *_mean_and_deviation(values), len(values)]
+                    for step, values in sorted(steps.items())
+                ]
                 for key, steps in points.items()
             }
     return found
@@ -223,7 +253,9 @@ def between(first: Experiment, second: Experiment) -> list[dict[str, Any]]:
         for runs in (ones, twos):
             pairs = [matched(base, run.columns[name], str(run.folder)) for run in runs]
             if any(len(two.ids) != len(base.ids) for _, two in pairs):
-                raise UserError(f"{runs[0].folder}: its runs have not scored the same videos\nEvaluate all of them.")
+                raise UserError(
+                    f"{runs[0].folder}: its runs have not scored the same videos\nEvaluate all of them."
+                )
             sides.append(np.stack([right(two) for _, two in pairs]).astype(np.int64))
         one, two = sides
         plan = statistics.design(measures.strata_of(base.labels), base.recordings.names)
@@ -266,9 +298,13 @@ def lines(found: Mapping[str, Any]) -> list[str]:
             for split, spread in column["by_split"].items():
                 text.append(f"  {title}, split {split}: {spread_text(spread, 'seeds')}")
             if len(column["by_split"]) > 1:
-                text.append(f"  {title}, means of splits: {spread_text(column['over_splits'], 'splits')}")
+                text.append(
+                    f"  {title}, means of splits: {spread_text(column['over_splits'], 'splits')}"
+                )
                 if column["over_seeds"] is not None:
-                    text.append(f"  {title}, all splits: {spread_text(column['over_seeds'], 'seeds')}")
+                    text.append(
+                        f"  {title}, all splits: {spread_text(column['over_seeds'], 'seeds')}"
+                    )
         for row in one["agreement"]:
             text.append(
                 f"  {row['title']}, split {row['split']}: {row['all_right']} of "

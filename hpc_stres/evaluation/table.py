@@ -17,7 +17,9 @@ MIXED = "columns of different protocols"
 
 def read_results(path: Path) -> dict[str, Any]:
     """results.json as it was written; a missing or damaged one is a UserError that says how to make it again."""
-    remedy = f"Run `hpc-stres evaluate --run-dir {path.parent}`: what was scored is not scored again."
+    remedy = (
+        f"Run `hpc-stres evaluate --run-dir {path.parent}`: what was scored is not scored again."
+    )
     if not path.is_file():
         raise UserError(f"{path.parent}: no results.json here\n{remedy}")
     return read_sealed(path, remedy)
@@ -25,7 +27,11 @@ def read_results(path: Path) -> dict[str, Any]:
 
 def count_text(column: Mapping[str, Any]) -> str:
     """`96`, or `95 of 96` where videos are missing."""
-    return str(column["of"]) if column["videos"] == column["of"] else f"{column['videos']} of {column['of']}"
+    return (
+        str(column["of"])
+        if column["videos"] == column["of"]
+        else f"{column['videos']} of {column['of']}"
+    )
 
 
 def title_of(name: str, columns: Mapping[str, Mapping[str, Any]]) -> str:
@@ -77,7 +83,16 @@ def table_cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
         for title, *cells in score_rows(table):
             rows.append([title, *([split] if several else []), *cells])
     for name, value in results.get("mean", {}).items():
-        rows.append([title_of(name, next(iter(results["splits"].values()))), "mean", f"{value:.2f}", "", "", ""])
+        rows.append(
+            [
+                title_of(name, next(iter(results["splits"].values()))),
+                "mean",
+                f"{value:.2f}",
+                "",
+                "",
+                "",
+            ]
+        )
     if published is None:
         return header, rows
     # Figures of the paper are means of three splits: they are printed beside means only.
@@ -91,7 +106,9 @@ def protocol_lines(results: Mapping[str, Any]) -> list[str]:
     """The protocol in words, or one line a column where they differ."""
     if results["protocol"] != MIXED:
         return [str(results["protocol"])]
-    columns = {name: c["protocol"] for table in results["splits"].values() for name, c in table.items()}
+    columns = {
+        name: c["protocol"] for table in results["splits"].values() for name, c in table.items()
+    }
     table = next(iter(results["splits"].values()))
     return [f"{title_of(name, table)}: {words}" for name, words in columns.items()]
 
@@ -110,11 +127,15 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     def line(cells: Sequence[str]) -> str:
         return (
             "| "
-            + " | ".join(cell.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*") for cell in cells)
+            + " | ".join(
+                cell.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*") for cell in cells
+            )
             + " |"
         )
 
-    rule = "|" + "|".join(" :--- " if number == 0 else " ---: " for number in range(len(header))) + "|"
+    rule = (
+        "|" + "|".join(" :--- " if number == 0 else " ---: " for number in range(len(header))) + "|"
+    )
     return "\n".join([line(header), rule, *map(line, rows)]) + "\n"
 
 
@@ -159,7 +180,10 @@ def results_csv(results: Mapping[str, Any]) -> str:
         for one in tests:
             pair = f"{one['first']} -> {one['second']}"
             rows.append([split, pair, "", "difference", one["difference"], *one["interval"]])
-            rows += [[split, pair, "", key, one[key], "", ""] for key in ("p", "p_holm", "repaired", "broken")]
+            rows += [
+                [split, pair, "", key, one[key], "", ""]
+                for key in ("p", "p_holm", "repaired", "broken")
+            ]
     for name, value in results.get("mean", {}).items():
         rows.append(["mean", name, "", "top1", value, "", ""])
     return _csv(rows)
@@ -168,14 +192,23 @@ def results_csv(results: Mapping[str, Any]) -> str:
 def _column_rows(column: Mapping[str, Any]) -> list[Row]:
     """Class, measure, value and interval of each figure of a column; what older results lack is left out."""
     intervals = column.get("intervals", {"top1": column["interval95"]})
-    rows: list[Row] = [["", key, column[key], *intervals.get(key, ("", ""))] for key in MEASURES if key in column]
+    rows: list[Row] = [
+        ["", key, column[key], *intervals.get(key, ("", ""))] for key in MEASURES if key in column
+    ]
     if "groups" in column:
         rows.append(["", "recordings", column["groups"]["count"], "", ""])
     if "validation" in column:
         rows.append(["", "validation top1", column["validation"]["top1"], "", ""])
     calibration = column.get("calibration") or {}
-    rows += [["", key, calibration[key], "", ""] for key in CALIBRATION if calibration.get(key) is not None]
-    for words, found in (("as scored", calibration), ("at the temperature", calibration.get("scaled") or {})):
+    rows += [
+        ["", key, calibration[key], "", ""]
+        for key in CALIBRATION
+        if calibration.get(key) is not None
+    ]
+    for words, found in (
+        ("as scored", calibration),
+        ("at the temperature", calibration.get("scaled") or {}),
+    ):
         rows += [
             ["", f"accuracy {words} at confidence {one['low']:.3f} to {one['high']:.3f}", one["accuracy"], "", ""]
             for one in found.get("bins", ()) if one["videos"]
@@ -194,17 +227,34 @@ def _column_rows(column: Mapping[str, Any]) -> list[Row]:
 
 def study_csv(found: Mapping[str, Any]) -> str:
     """One row a run and column, then one a mean."""
-    rows: list[list[Any]] = [["experiment", "column", "split", "seed", "top1", "deviation", "low", "high", "count"]]
+    rows: list[list[Any]] = [
+        ["experiment", "column", "split", "seed", "top1", "deviation", "low", "high", "count"]
+    ]
     for one in found["experiments"]:
         for name, column in one["columns"].items():
             for cell in column["cells"]:
-                rows.append([one["name"], name, cell["split"], cell["seed"], cell["top1"], "", "", "", 1])
-            spreads = [*column["by_split"].items(), ("all", column["over_seeds"]), ("means", column["over_splits"])]
+                rows.append(
+                    [one["name"], name, cell["split"], cell["seed"], cell["top1"], "", "", "", 1]
+                )
+            spreads = [
+                *column["by_split"].items(),
+                ("all", column["over_seeds"]),
+                ("means", column["over_splits"]),
+            ]
             for split, spread in spreads:
                 if spread is not None:
                     ends = spread["interval"] or ("", "")
                     rows.append(
-                        [one["name"], name, split, "mean", spread["mean"], spread["deviation"], *ends, spread["count"]]
+                        [
+                            one["name"],
+                            name,
+                            split,
+                            "mean",
+                            spread["mean"],
+                            spread["deviation"],
+                            *ends,
+                            spread["count"],
+                        ]
                     )
     return _csv(rows)
 

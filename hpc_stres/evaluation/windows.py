@@ -65,7 +65,9 @@ class Windows:
 
     def pairs(self, numbers: Sequence[int], frames: int) -> set[int]:
         """Flow pairs that some windows read."""
-        return {pair for number in numbers for stack in self.clip(number, frames)[1] for pair in stack}
+        return {
+            pair for number in numbers for stack in self.clip(number, frames)[1] for pair in stack
+        }
 
 
 class Passing:

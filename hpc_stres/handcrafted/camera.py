@@ -56,7 +56,11 @@ def carried_corners(gray: Gray, flow: Flow) -> Matches:
     import cv2
 
     corners = cv2.goodFeaturesToTrack(gray, MOST_CORNERS, CORNER_QUALITY, CORNER_DISTANCE)
-    here = np.zeros((0, 2), np.float32) if corners is None else corners.reshape(-1, 2).astype(np.float32)
+    here = (
+        np.zeros((0, 2), np.float32)
+        if corners is None
+        else corners.reshape(-1, 2).astype(np.float32)
+    )
     x, y = np.rint(here).astype(np.intp).T
     return here, here + flow[y, x]
 
@@ -80,5 +84,7 @@ def field(matrix: Matrix, height: int, width: int) -> Flow:
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
     moved = np.stack([x, y, np.ones_like(x)], axis=-1) @ matrix.T
     if (moved[..., 2] <= 1e-3).any():
-        return np.zeros((height, width, 2), np.float32)  # a horizon inside the frame: no camera does that
+        return np.zeros(
+            (height, width, 2), np.float32
+        )  # a horizon inside the frame: no camera does that
     return (moved[..., :2] / moved[..., 2:] - np.stack([x, y], axis=-1)).astype(np.float32)

@@ -89,7 +89,10 @@ def cells_around(sums: Sums, points: Array, patch: int) -> Array:
     xs, ys = edges
     corners = [[sums[y, x] for x in xs] for y in ys]
     cells = [
-        corners[row + 1][column + 1] - corners[row][column + 1] - corners[row + 1][column] + corners[row][column]
+        corners[row + 1][column + 1]
+        - corners[row][column + 1]
+        - corners[row + 1][column]
+        + corners[row][column]
         for row in range(CELLS_IN_SPACE)
         for column in range(CELLS_IN_SPACE)
     ]
@@ -100,7 +103,9 @@ def cells_around(sums: Sums, points: Array, patch: int) -> Array:
 def normalised(histograms: Array) -> Array:
     """The square root of each row over its sum; a row of nothing stays nothing."""
     total = histograms.sum(axis=1, keepdims=True, dtype=np.float64)
-    return np.sqrt(np.divide(histograms, total, out=np.zeros(histograms.shape), where=total > 0)).astype(np.float32)
+    return np.sqrt(
+        np.divide(histograms, total, out=np.zeros(histograms.shape), where=total > 0)
+    ).astype(np.float32)
 
 
 def by_name(volumes: Array) -> dict[str, Array]:

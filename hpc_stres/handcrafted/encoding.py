@@ -38,7 +38,9 @@ class Vocabulary:
 
     @classmethod
     def of(cls, arrays: Mapping[str, NDArray[np.generic]]) -> "Vocabulary":
-        return cls(**{field.name: np.asarray(arrays[field.name], np.float64) for field in fields(cls)})
+        return cls(
+            **{field.name: np.asarray(arrays[field.name], np.float64) for field in fields(cls)}
+        )
 
     @property
     def size(self) -> int:
@@ -61,9 +63,15 @@ def fit(name: str, samples: NDArray[np.float32], gaussians: int, seed: int) -> V
     # scikit-learn takes 32 bits of a seed.
     state = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:4], "big")
     mixture = GaussianMixture(
-        gaussians, covariance_type="diag", reg_covar=LEAST_VARIANCE, max_iter=MOST_ITERATIONS, random_state=state
+        gaussians,
+        covariance_type="diag",
+        reg_covar=LEAST_VARIANCE,
+        max_iter=MOST_ITERATIONS,
+        random_state=state,
     ).fit(pca.transform(rows))
-    return Vocabulary(pca.mean_, pca.components_, mixture.weights_, mixture.means_, mixture.covariances_)
+    return Vocabulary(
+        pca.mean_, pca.components_, mixture.weights_, mixture.means_, mixture.covariances_
+    )
 
 
 def responsibilities(rows: Array, vocabulary: Vocabulary) -> Array:
@@ -106,4 +114,6 @@ def encode(
     descriptors: Mapping[str, NDArray[np.float32]], vocabularies: Mapping[str, Vocabulary]
 ) -> NDArray[np.float32]:
     """The Fisher vectors of all kinds of descriptors, one after the other, each of unit length."""
-    return np.concatenate([improved(fisher(descriptors[name], vocabularies[name])) for name in vocabularies])
+    return np.concatenate(
+        [improved(fisher(descriptors[name], vocabularies[name])) for name in vocabularies]
+    )

@@ -55,17 +55,24 @@ class Result:
 class Extraction:
     """One phase's way through its stages; each skips what an earlier run has made."""
 
-    def __init__(self, job: tasks.Job, store: Store, split: int, executor: Executor, quiet: bool = False) -> None:
+    def __init__(
+        self, job: tasks.Job, store: Store, split: int, executor: Executor, quiet: bool = False
+    ) -> None:
         self.job, self.store, self.executor, self.quiet = job, store, executor, quiet
         self.stop = StopFlag()
         self.train, self.test = self._videos(split, "train"), self._videos(split, "test")
         if not self.train or not self.test:
-            raise UserError(f"{store.place}: split {split} has no {'test' if self.train else 'training'} videos")
+            raise UserError(
+                f"{store.place}: split {split} has no {'test' if self.train else 'training'} videos"
+            )
         self.all_keys = dict(self.train + self.test)
 
     def _videos(self, split: int, kind: Any) -> Keyed:
         """Sorted ids of the prepared videos with the keys of their contents."""
-        rows = sorted((self.store.rows[number] for number in self.store.present(split, kind)), key=lambda row: row.id)
+        rows = sorted(
+            (self.store.rows[number] for number in self.store.present(split, kind)),
+            key=lambda row: row.id,
+        )
         return [(row.id, self.job.video_key(row)) for row in rows]
 
     def run(self) -> Result:
@@ -83,7 +90,10 @@ class Extraction:
             np.array([self._label(video) for video, _ in test], np.int64),
             scores,
             classifier,
-            {name: read_arrays(self.job.parts.vocabulary(name), key) or {} for name, key in vocabularies},
+            {
+                name: read_arrays(self.job.parts.vocabulary(name), key) or {}
+                for name, key in vocabularies
+            },
             empty,
         )
 
@@ -95,12 +105,20 @@ class Extraction:
     def _vocabularies(self) -> tuple[tuple[str, str], ...]:
         """Keys of the vocabularies."""
         options = self.job.options
-        order = counter.generator(self.job.seed, self.job.phase, counter.ORDER).permutation(len(self.train))
+        order = counter.generator(self.job.seed, self.job.phase, counter.ORDER).permutation(
+            len(self.train)
+        )
         chosen = [self.train[number] for number in sorted(order[: options.vocabulary_videos])]
         count = -(-options.vocabulary_samples // len(chosen))
         samples = [(video, self.job.key("sample", key, count)) for video, key in chosen]
-        keys = tuple((name, self.job.key("vocabulary", name, samples)) for name in options.descriptors)
-        todo = [(name, key) for name, key in keys if read_arrays(self.job.parts.vocabulary(name), key) is None]
+        keys = tuple(
+            (name, self.job.key("vocabulary", name, samples)) for name in options.descriptors
+        )
+        todo = [
+            (name, key)
+            for name, key in keys
+            if read_arrays(self.job.parts.vocabulary(name), key) is None
+        ]
         if todo:
             work = [
                 (tasks.sample, (self.job, video, self.all_keys[video], key, count))
@@ -114,11 +132,19 @@ class Extraction:
 
     def _encode(self, vocabularies: tuple[tuple[str, str], ...]) -> tuple[Keyed, Keyed]:
         """Training and test videos with the keys of their Fisher vectors."""
-        keys = {video: self.job.key("fisher", vocabularies, key) for video, key in self.all_keys.items()}
-        todo = [v for v, key in sorted(keys.items()) if read_arrays(self.job.parts.fisher(v), key) is None]
+        keys = {
+            video: self.job.key("fisher", vocabularies, key) for video, key in self.all_keys.items()
+        }
+        todo = [
+            v
+            for v, key in sorted(keys.items())
+            if read_arrays(self.job.parts.fisher(v), key) is None
+        ]
         # The longest first, so that no worker is left alone with a long one at the end.
         todo.sort(key=lambda video: -self.store.rows[self.store.number[video]].frames)
-        work = [(tasks.encode, (self.job, v, self.all_keys[v], keys[v], vocabularies)) for v in todo]
+        work = [
+            (tasks.encode, (self.job, v, self.all_keys[v], keys[v], vocabularies)) for v in todo
+        ]
         self._all("Fisher vectors", work, len(keys) - len(work))
         return [(v, keys[v]) for v, _ in self.train], [(v, keys[v]) for v, _ in self.test]
 
@@ -127,14 +153,19 @@ class Extraction:
         key = self.job.key("basis", train)
         if read_arrays(self.job.parts.basis, key) is None:
             starts = range(0, len(train), tasks.BLOCK_VIDEOS)
-            blocks = self._all("products", [(tasks.gram_rows, (self.job, train, first)) for first in starts], 0)
+            blocks = self._all(
+                "products", [(tasks.gram_rows, (self.job, train, first)) for first in starts], 0
+            )
             self._all("basis", [(tasks.find_basis, (self.job, blocks, key))], 0)
         return key
 
     def _machines(self, labels: list[int], basis: str) -> list[str]:
         """Keys of all classes' machines."""
         classes = len(self.store.classes)
-        keys = [self.job.key("machine", basis, [label == own for own in labels]) for label in range(classes)]
+        keys = [
+            self.job.key("machine", basis, [label == own for own in labels])
+            for label in range(classes)
+        ]
         work = [
             (tasks.train_machine, (self.job, label, labels, basis, key))
             for label, key in enumerate(keys)
@@ -150,9 +181,13 @@ class Extraction:
         waiting: set[Future[Any]] = set()
         total = done + len(work)
         try:
-            with Progress(f"{self.job.phase} {title}", total, "pieces", not self.quiet and bool(work), done) as bar:
+            with Progress(
+                f"{self.job.phase} {title}", total, "pieces", not self.quiet and bool(work), done
+            ) as bar:
                 while waiting or len(futures) < len(work):
-                    for function, arguments in work[len(futures) : len(futures) + at_once - len(waiting)]:
+                    for function, arguments in work[
+                        len(futures) : len(futures) + at_once - len(waiting)
+                    ]:
                         futures.append(self.executor.submit(function, *arguments))
                         waiting.add(futures[-1])
                     finished, waiting = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)

@@ -41,7 +41,9 @@ LINK_PATIENCE_SECONDS = 60.0
 PRODUCTS = ("scores.npz", "classifier.npz")
 
 
-def run(config: Config, name: str, run_dir: Path, world: "World", allowed: tuple[str, ...] = ()) -> bool:
+def run(
+    config: Config, name: str, run_dir: Path, world: "World", allowed: tuple[str, ...] = ()
+) -> bool:
     """Make a phase's scores; False where it was asked to stop before its end."""
     # Under MPI every rank comes here: the first hands out the work, the others do it.
     with executor_of(config.data.workers or cores()) as executor:
@@ -56,7 +58,9 @@ def run(config: Config, name: str, run_dir: Path, world: "World", allowed: tuple
             ) from error
 
 
-def _run(config: Config, name: str, run_dir: Path, allowed: tuple[str, ...], executor: Executor) -> bool:
+def _run(
+    config: Config, name: str, run_dir: Path, allowed: tuple[str, ...], executor: Executor
+) -> bool:
     paths = RunPaths(run_dir).phase(name)
     claim_run_folder(config, run_dir, allowed)
     if _is_done(paths, name):
@@ -94,7 +98,9 @@ def _is_done(paths: PhasePaths, name: str) -> bool:
 def job_of(config: Config, name: str, run_dir: Path) -> Job:
     """What all pieces of a phase have in common."""
     phase = config.phase(name)
-    options = FeatureOptions(**{key: getattr(phase, key) for key in FeatureOptions.__dataclass_fields__})
+    options = FeatureOptions(
+        **{key: getattr(phase, key) for key in FeatureOptions.__dataclass_fields__}
+    )
     parts = Parts(RunPaths(run_dir).phase(name).root / "parts")
     return Job(store_folder(config).absolute(), parts, name, config.seed, options)
 
@@ -107,11 +113,18 @@ def _write(config: Config, name: str, run_dir: Path, store: Store, result: Resul
         for descriptor, arrays in result.vocabularies.items()
         for key, value in arrays.items()
     }
-    machines: dict[str, Any] = {"weights": result.classifier.weights, "biases": result.classifier.biases}
+    machines: dict[str, Any] = {
+        "weights": result.classifier.weights,
+        "biases": result.classifier.biases,
+    }
     write_arrays(root / "classifier.npz", name, {**words, **machines})
     scored = {"ids": np.array(result.ids, str), "labels": result.labels, "logits": result.scores}
     write_arrays(root / "scores.npz", name, {**scored, "classes": np.array(store.classes, str)})
-    facts = {"classes": store.classes, "without_trajectories": result.without_trajectories, "config": plain(config)}
+    facts = {
+        "classes": store.classes,
+        "without_trajectories": result.without_trajectories,
+        "config": plain(config),
+    }
     write_product(run_dir, name, PRODUCTS, facts)
     if result.without_trajectories:
         print(f"{name}: {result.without_trajectories} videos have no trajectory", file=sys.stderr)
@@ -122,11 +135,20 @@ def scores(config: Config, name: str, run_dir: Path, store: Store) -> Scores:
     path = RunPaths(run_dir).phase(name).root / "scores.npz"
     arrays = read_arrays(path, name)
     if arrays is None:
-        raise UserError(f"{path}: missing or damaged\nRemove done.json beside it and run the phase again.")
+        raise UserError(
+            f"{path}: missing or damaged\nRemove done.json beside it and run the phase again."
+        )
     if arrays["classes"].tolist() != store.classes:
         raise UserError(
             f"{store.place}: its classes are not those that phase {name} was trained on\n"
             "Evaluate on the data set of the training: check data.root."
         )
     ids = arrays["ids"].tolist()
-    return Scores(ids, arrays["labels"], store.classes, arrays["logits"], {}, {"protocol": HANDCRAFTED_PROTOCOL})
+    return Scores(
+        ids,
+        arrays["labels"],
+        store.classes,
+        arrays["logits"],
+        {},
+        {"protocol": HANDCRAFTED_PROTOCOL},
+    )

@@ -39,7 +39,9 @@ class Job:
 
     def key(self, *what: Any) -> str:
         """The key of a piece: the phase's settings and what else the piece depends on."""
-        options = {name: getattr(self.options, name) for name in FeatureOptions.__dataclass_fields__}
+        options = {
+            name: getattr(self.options, name) for name in FeatureOptions.__dataclass_fields__
+        }
         return key_of(ALGORITHM, self.phase, self.seed, options, *what)
 
     def video_key(self, row: VideoRow) -> str:
@@ -70,7 +72,9 @@ def _described(job: Job, video: str, key: str) -> dict[str, NDArray[np.float32]]
     store = _opened(job.store)
     number = store.number.get(video)
     if number is None or job.video_key(store.rows[number]) != key:
-        raise UserError(f"{job.store}: the store was prepared again meanwhile\nRun the same command again.")
+        raise UserError(
+            f"{job.store}: the store was prepared again meanwhile\nRun the same command again."
+        )
     return describe(read_video(store, number, job.options.hog == "colour"), job.options).arrays
 
 
@@ -80,13 +84,19 @@ def sample(job: Job, video: str, video_key: str, key: str, count: int) -> None:
     arrays = _described(job, video, video_key)
     random = counter.generator(job.seed, f"{job.phase} {video}", counter.SAMPLE)
     chosen = np.sort(random.permutation(len(arrays["hog"]))[:count])
-    write_arrays(job.parts.sample(video), key, {str(name): arrays[name][chosen] for name in job.options.descriptors})
+    write_arrays(
+        job.parts.sample(video),
+        key,
+        {str(name): arrays[name][chosen] for name in job.options.descriptors},
+    )
 
 
 def fit_vocabulary(job: Job, descriptor: str, samples: list[tuple[str, str]], key: str) -> None:
     """The vocabulary of one kind of descriptor from the samples (video, key)."""
     _settle()
-    rows = [_piece(job.parts.sample(video), sample_key)[descriptor] for video, sample_key in samples]
+    rows = [
+        _piece(job.parts.sample(video), sample_key)[descriptor] for video, sample_key in samples
+    ]
     vocabulary = encoding.fit(descriptor, np.concatenate(rows), job.options.gaussians, job.seed)
     write_arrays(job.parts.vocabulary(descriptor), key, vocabulary.arrays())
 
@@ -94,21 +104,31 @@ def fit_vocabulary(job: Job, descriptor: str, samples: list[tuple[str, str]], ke
 def _piece(path: Path, key: str) -> dict[str, NDArray[Any]]:
     arrays = read_arrays(path, key)
     if arrays is None:
-        raise UserError(f"{path}: gone or damaged since it was written\nRun the same command again: it is made anew.")
+        raise UserError(
+            f"{path}: gone or damaged since it was written\nRun the same command again: it is made anew."
+        )
     return arrays
 
 
 @functools.lru_cache(maxsize=1)
 def _vocabularies(job: Job, keys: tuple[tuple[str, str], ...]) -> dict[str, encoding.Vocabulary]:
-    return {name: encoding.Vocabulary.of(_piece(job.parts.vocabulary(name), key)) for name, key in keys}
+    return {
+        name: encoding.Vocabulary.of(_piece(job.parts.vocabulary(name), key)) for name, key in keys
+    }
 
 
-def encode(job: Job, video: str, video_key: str, key: str, vocabularies: tuple[tuple[str, str], ...]) -> None:
+def encode(
+    job: Job, video: str, video_key: str, key: str, vocabularies: tuple[tuple[str, str], ...]
+) -> None:
     """A video's Fisher vectors."""
     _settle()
     arrays = _described(job, video, video_key)
     vector = encoding.encode(arrays, _vocabularies(job, vocabularies))
-    write_arrays(job.parts.fisher(video), key, {"vector": vector, "trajectories": np.array(len(arrays["hog"]))})
+    write_arrays(
+        job.parts.fisher(video),
+        key,
+        {"vector": vector, "trajectories": np.array(len(arrays["hog"]))},
+    )
 
 
 def _vectors(job: Job, videos: list[tuple[str, str]]) -> NDArray[np.float32]:
@@ -120,7 +140,9 @@ def gram_rows(job: Job, videos: list[tuple[str, str]], first: int) -> NDArray[np
     _settle()
     block = _vectors(job, videos[first : first + BLOCK_VIDEOS])
     starts = range(0, first + 1, BLOCK_VIDEOS)
-    return np.hstack([classifier.products(block, _vectors(job, videos[s : s + BLOCK_VIDEOS])) for s in starts])
+    return np.hstack(
+        [classifier.products(block, _vectors(job, videos[s : s + BLOCK_VIDEOS])) for s in starts]
+    )
 
 
 def find_basis(job: Job, blocks: list[NDArray[np.float64]], key: str) -> None:
@@ -150,7 +172,11 @@ def train_machine(job: Job, label: int, labels: list[int], basis_key: str, key: 
 
 
 def conclude(
-    job: Job, machines: list[str], basis_key: str, train: list[tuple[str, str]], test: list[tuple[str, str]]
+    job: Job,
+    machines: list[str],
+    basis_key: str,
+    train: list[tuple[str, str]],
+    test: list[tuple[str, str]],
 ) -> tuple[classifier.Classifier, NDArray[np.float64], int]:
     """All machines in the space of Fisher vectors, the test videos' scores, and how many have no trajectory."""
     _settle()
@@ -160,8 +186,13 @@ def conclude(
     for first in range(0, len(train), BLOCK_VIDEOS):
         block = slice(first, first + BLOCK_VIDEOS)
         weights = weights + shares[:, block] @ _vectors(job, train[block]).astype(np.float64)
-    made = classifier.Classifier(np.asarray(weights, np.float32), np.array([float(p["bias"]) for p in pieces]))
+    made = classifier.Classifier(
+        np.asarray(weights, np.float32), np.array([float(p["bias"]) for p in pieces])
+    )
     blocks = [test[first : first + BLOCK_VIDEOS] for first in range(0, len(test), BLOCK_VIDEOS)]
     scores = np.concatenate([made.scores(_vectors(job, block)) for block in blocks])
-    empty = sum(int(_piece(job.parts.fisher(video), key)["trajectories"]) == 0 for video, key in [*train, *test])
+    empty = sum(
+        int(_piece(job.parts.fisher(video), key)["trajectories"]) == 0
+        for video, key in [*train, *test]
+    )
     return made, scores, empty

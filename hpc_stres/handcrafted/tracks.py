@@ -57,7 +57,10 @@ def describe(film: Film, options: TrackOptions) -> Described:
     pictures = gray if film.colour is None else [frame - frame.min() for frame in film.colour]
     height, width = gray[0].shape
     sizes = pyramid(height, width, options)
-    kept = [[np.zeros((0, descriptors.numbers_of(name, options.length)), np.float32)] for name in DESCRIPTORS]
+    kept = [
+        [np.zeros((0, descriptors.numbers_of(name, options.length)), np.float32)]
+        for name in DESCRIPTORS
+    ]
     for skip in options.skips:
         growing = [Growing(width / size[1], options) for size in sizes]
         for frame in steps(gray[::skip], pictures[::skip], chained(film.flow, skip), options):
@@ -65,7 +68,9 @@ def describe(film: Film, options: TrackOptions) -> Described:
                 finished = tracks.follow(resized(frame, *size))
                 for name, rows in zip(DESCRIPTORS, kept, strict=True):
                     rows.append(finished[name])
-    return Described({name: np.concatenate(rows) for name, rows in zip(DESCRIPTORS, kept, strict=True)})
+    return Described(
+        {name: np.concatenate(rows) for name, rows in zip(DESCRIPTORS, kept, strict=True)}
+    )
 
 
 def pyramid(height: int, width: int, options: TrackOptions) -> list[tuple[int, int]]:
@@ -94,19 +99,32 @@ def _at_moved_points(flow: Array, moved: Array) -> Array:
 
     height, width = moved.shape[:2]
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    sampled = cv2.remap(flow, x + moved[..., 0], y + moved[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    sampled = cv2.remap(
+        flow,
+        x + moved[..., 0],
+        y + moved[..., 1],
+        cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
     return np.asarray(sampled, np.float32)
 
 
 def steps(
-    gray: Sequence[Picture], pictures: Sequence[Picture], flow: Iterator[Array], options: TrackOptions
+    gray: Sequence[Picture],
+    pictures: Sequence[Picture],
+    flow: Iterator[Array],
+    options: TrackOptions,
 ) -> Iterator[Step]:
     """Frames with their flow and the camera's part in it."""
     camera = Camera() if options.camera == "homography" else None
     still = np.zeros((*gray[0].shape, 2), np.float32)
     for number, moved in enumerate(flow):
         first, second = gray[number], gray[number + 1]
-        part = still if camera is None else field(camera.homography(first, second, moved), *first.shape)
+        part = (
+            still
+            if camera is None
+            else field(camera.homography(first, second, moved), *first.shape)
+        )
         yield Step(first, np.atleast_3d(pictures[number]), moved, part)
 
 
@@ -119,7 +137,9 @@ def resized(frame: Step, height: int, width: int) -> Step:
     if (height, width) != (own_height, own_width):
         scale = np.array([width / own_width, height / own_height], np.float32)
         gray = cv2.resize(gray, (width, height), interpolation=cv2.INTER_LINEAR)
-        picture = np.atleast_3d(cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR))
+        picture = np.atleast_3d(
+            cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR)
+        )
         flow = cv2.resize(flow, (width, height), interpolation=cv2.INTER_LINEAR) * scale
         camera = cv2.resize(camera, (width, height), interpolation=cv2.INTER_LINEAR) * scale
     smooth = [cv2.medianBlur(np.ascontiguousarray(flow[..., axis]), 5) for axis in (0, 1)]
@@ -149,8 +169,12 @@ class Growing:
         count = len(points)
         self.points = np.concatenate([self.points, points])
         self.age = np.concatenate([self.age, np.zeros(count, np.intp)])
-        self.moves = np.concatenate([self.moves, np.zeros((count, *self.moves.shape[1:]), np.float32)])
-        self.volumes = np.concatenate([self.volumes, np.zeros((count, *self.volumes.shape[1:]), np.float32)])
+        self.moves = np.concatenate(
+            [self.moves, np.zeros((count, *self.moves.shape[1:]), np.float32)]
+        )
+        self.volumes = np.concatenate(
+            [self.volumes, np.zeros((count, *self.volumes.shape[1:]), np.float32)]
+        )
 
     def _describe(self, frame: Step) -> None:
         sums = descriptors.table_of_sums(frame.picture, frame.flow - frame.camera)
@@ -201,7 +225,9 @@ def is_motion(moves: Array, least_motion: float) -> NDArray[np.bool_]:
     lengths = np.hypot(moves[..., 0], moves[..., 1])
     path = np.concatenate([np.zeros_like(moves[:, :1]), moves.cumsum(axis=1)], axis=1)
     spread = path.std(axis=1)
-    jumps = (lengths.max(axis=1) > MOST_JUMP) & (lengths.max(axis=1) > MOST_JUMP_SHARE * lengths.sum(axis=1))
+    jumps = (lengths.max(axis=1) > MOST_JUMP) & (
+        lengths.max(axis=1) > MOST_JUMP_SHARE * lengths.sum(axis=1)
+    )
     keeps_to_spot = (spread < LEAST_SPREAD).all(axis=1)
     strays = (spread > MOST_SPREAD).any(axis=1)
     return np.asarray(~keeps_to_spot & ~strays & ~jumps & (lengths.max(axis=1) >= least_motion))
@@ -210,4 +236,6 @@ def is_motion(moves: Array, least_motion: float) -> NDArray[np.bool_]:
 def shapes(moves: Array) -> Array:
     """The moves of each trajectory over the sum of their lengths: (trajectories, 2 * length)."""
     total = np.hypot(moves[..., 0], moves[..., 1]).sum(axis=1)[:, None, None]
-    return np.asarray((moves / np.maximum(total, 1e-9)).reshape(len(moves), 2 * moves.shape[1]), np.float32)
+    return np.asarray(
+        (moves / np.maximum(total, 1e-9)).reshape(len(moves), 2 * moves.shape[1]), np.float32
+    )

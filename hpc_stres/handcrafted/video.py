@@ -24,10 +24,17 @@ def read_video(store: "Store", number: int, with_colour: bool = False) -> Film:
     shard, count = store.paths.shard(row.shard), min(row.frames, row.flow_pairs + 1)
     frames = [store.rgb(number, frame) for frame in range(count)]
     gray = [_decoded(data, cv2.IMREAD_GRAYSCALE, shard, row.id) for data in frames]
-    colour = [_decoded(data, cv2.IMREAD_COLOR, shard, row.id) for data in frames] if with_colour else None
+    colour = (
+        [_decoded(data, cv2.IMREAD_COLOR, shard, row.id) for data in frames]
+        if with_colour
+        else None
+    )
     flow = []
     for pair in range(count - 1):
-        planes = [_decoded(store.flow(number, pair, axis), cv2.IMREAD_GRAYSCALE, shard, row.id) for axis in (0, 1)]
+        planes = [
+            _decoded(store.flow(number, pair, axis), cv2.IMREAD_GRAYSCALE, shard, row.id)
+            for axis in (0, 1)
+        ]
         flow.append(decode_flow(np.stack(planes, axis=-1)))
     return Film(gray, flow, colour)
 

@@ -57,7 +57,9 @@ def read_grid(path: Path) -> Grid:
             raise ConfigError(f"{item.origin}: {key}: unknown key; a grid has {', '.join(KEYS)}")
     for key in ("config", "column"):
         if not isinstance(_bare(node.value.get(key)), str):
-            raise ConfigError(f"{path}: {key}: expected a {'config file' if key == 'config' else 'phase of it'}")
+            raise ConfigError(
+                f"{path}: {key}: expected a {'config file' if key == 'config' else 'phase of it'}"
+            )
     seeds = _bare(node.value.get("seeds", Node([1], "")))
     is_numbers = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
     if not is_numbers or not seeds or len(set(seeds)) != len(seeds):
@@ -72,20 +74,29 @@ def read_grid(path: Path) -> Grid:
 def _variants(node: Node, path: Path) -> dict[str, dict[str, Any]]:
     """Named variants, or all combinations of a grid's values."""
     if ("variants" in node.value) == ("grid" in node.value):
-        raise ConfigError(f"{path}: expected either `variants` (by name) or `grid` (lists of values)")
+        raise ConfigError(
+            f"{path}: expected either `variants` (by name) or `grid` (lists of values)"
+        )
     if "variants" in node.value:
         named = _mapping(node.value["variants"], "variants", path)
         for name, options in named.items():
             if not isinstance(options, dict):
-                raise ConfigError(f"{path}: variants.{name}: expected a mapping, as {{model.operation: add}}")
+                raise ConfigError(
+                    f"{path}: variants.{name}: expected a mapping, as {{model.operation: add}}"
+                )
         variants = {name: dict(options) for name, options in named.items()}
     else:
         values = _mapping(node.value["grid"], "grid", path)
         for key, items in values.items():
             if not isinstance(items, list) or not items:
                 raise ConfigError(f"{path}: grid.{key}: expected a list of values")
-        points = [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
-        variants = {", ".join(f"{k.split('.')[-1]} {v}" for k, v in point.items()): point for point in points}
+        points = [
+            dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())
+        ]
+        variants = {
+            ", ".join(f"{k.split('.')[-1]} {v}" for k, v in point.items()): point
+            for point in points
+        }
     if not 1 <= len(variants) <= MOST_RUNS:
         raise ConfigError(f"{path}: {len(variants)} variants; expected 1 to {MOST_RUNS}")
     return variants
@@ -141,7 +152,9 @@ def config_of(grid: Grid, run: Run, overrides: Sequence[str], profile: str | Non
         )
     names = [phase_name(grid.column, label) for label in run.variants]
     if len(set(names)) < len(names):
-        raise ConfigError(f"{grid.origin}: variants: two labels give one phase name: {', '.join(names)}")
+        raise ConfigError(
+            f"{grid.origin}: variants: two labels give one phase name: {', '.join(names)}"
+        )
     for name, options in zip(names, run.variants.values(), strict=True):
         tree = plain(base.written_phases()[grid.column])
         texts.append(f"phases.{name}={_yaml(tree)}")
@@ -188,7 +201,9 @@ class Row:
             return None
         from scipy.stats import t
 
-        deviation = math.sqrt(sum((value - self.mean) ** 2 for value in self.top1.values()) / (count - 1))
+        deviation = math.sqrt(
+            sum((value - self.mean) ** 2 for value in self.top1.values()) / (count - 1)
+        )
         return float(t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
 
 
@@ -239,4 +254,6 @@ def as_json(grid: Grid, made: Sequence[Row]) -> Mapping[str, Any]:
 def refuse_unfinished(made: Sequence[Row], folder: Path) -> None:
     """A table of nothing is an error."""
     if not any(row.top1 for row in made):
-        raise UserError(f"{folder}: no variant has been evaluated yet\nRun the same command without --table first.")
+        raise UserError(
+            f"{folder}: no variant has been evaluated yet\nRun the same command without --table first."
+        )

@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hpc_stres.config.cluster import ClusterConfig
 from hpc_stres.config.loading import load_resolved
-from hpc_stres.config.schema import ClusterConfig
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.launch import scheduler
 from hpc_stres.launch.chain import SUBMIT_PATIENCE_SECONDS, locked, sbatch_lock
@@ -31,7 +31,9 @@ def cancel_run(run_dir: Path) -> None:
     what it ended."""
     folders = [folder for folder in (run_dir, *split_folders(run_dir)) if _is_run(folder)]
     if not folders:
-        raise ConfigError(f"{run_dir}: this is no run folder: it has neither config.yaml nor jobs.json")
+        raise ConfigError(
+            f"{run_dir}: this is no run folder: it has neither config.yaml nor jobs.json"
+        )
     ended = sum(cancel_folder(folder) for folder in folders)
     if not ended:
         print(f"{run_dir}: nothing to cancel: no job of this run waits or runs")
@@ -45,11 +47,18 @@ def _is_run(folder: Path) -> bool:
 def cancel_folder(run_dir: Path) -> int:
     """End the jobs of one folder; returns how many."""
     ended = _end_local_run(run_dir)
-    if not RunPaths(run_dir).jobs.exists() and (_runs_locally(run_dir) or not shutil.which("squeue")):
+    if not RunPaths(run_dir).jobs.exists() and (
+        _runs_locally(run_dir) or not shutil.which("squeue")
+    ):
         return ended
     if shutil.which("squeue") is None:
-        raise ConfigError(f"{run_dir}: its jobs are on Slurm, and there is no squeue on this machine")
-    with locked(run_dir, SUBMIT_PATIENCE_SECONDS), inherited_lock(sbatch_lock(run_dir), SUBMIT_PATIENCE_SECONDS):
+        raise ConfigError(
+            f"{run_dir}: its jobs are on Slurm, and there is no squeue on this machine"
+        )
+    with (
+        locked(run_dir, SUBMIT_PATIENCE_SECONDS),
+        inherited_lock(sbatch_lock(run_dir), SUBMIT_PATIENCE_SECONDS),
+    ):
         return ended + _cancel_jobs(run_dir)
 
 
@@ -66,12 +75,16 @@ def _cancel_jobs(run_dir: Path) -> int:
         left = scheduler.wait_until_gone(names, seconds, GONE_PATIENCE_SECONDS)
         if left:
             numbers = ", ".join(f"{row.number} ({row.state.lower()})" for row in left)
-            raise UserError(f"{run_dir}: cancelled, but still in the queue: {numbers}\nCancel again, or ask squeue.")
+            raise UserError(
+                f"{run_dir}: cancelled, but still in the queue: {numbers}\nCancel again, or ask squeue."
+            )
         for number, name in sorted(names.items(), key=lambda item: int(item[0])):
             print(f"  {name:<16} job {number} cancelled")
     if damage is not None:
         text = str(damage).splitlines()[0]
-        print(f"{text}\n  its jobs were found by this folder's mark in the queue; move that file away to submit again")
+        print(
+            f"{text}\n  its jobs were found by this folder's mark in the queue; move that file away to submit again"
+        )
     return len(mine)
 
 
@@ -116,14 +129,20 @@ def _end_local_run(run_dir: Path) -> int:
         return 0
     host, pid = owner.get("host"), owner.get("process")
     if host != os.uname().nodename or not isinstance(pid, int):
-        raise UserError(f"{run_dir}: this run is at work in process {pid} on {host}\nCancel it there.")
+        raise UserError(
+            f"{run_dir}: this run is at work in process {pid} on {host}\nCancel it there."
+        )
     if not _is_submit(pid):
-        raise UserError(f"{run_dir}: its lock is held by process {pid}, which is no submit.py\nEnd that by hand.")
+        raise UserError(
+            f"{run_dir}: its lock is held by process {pid}, which is no submit.py\nEnd that by hand."
+        )
     os.kill(pid, signal.SIGINT)
     deadline = time.monotonic() + LOCAL_PATIENCE_SECONDS
     while not _is_free(path):
         if time.monotonic() >= deadline:
-            raise UserError(f"{run_dir}: process {pid} was interrupted and has not ended yet\nCancel again, or end it.")
+            raise UserError(
+                f"{run_dir}: process {pid} was interrupted and has not ended yet\nCancel again, or end it."
+            )
         time.sleep(0.2)
     print(f"  the submit that ran on this machine (process {pid}) has ended; what is done is kept")
     return 1

@@ -51,7 +51,10 @@ class Request:
         if self.group is not None:
             return self.group
         above = self.run_dir.parent
-        is_split = re.fullmatch(r"split[1-9]\d?", self.run_dir.name) and not RunPaths(above).config.exists()
+        is_split = (
+            re.fullmatch(r"split[1-9]\d?", self.run_dir.name)
+            and not RunPaths(above).config.exists()
+        )
         return above if is_split and RunPaths(above).jobs.exists() else self.run_dir
 
     @property
@@ -65,7 +68,9 @@ class Request:
         every = select_phases(self.config.phases, "all")
         wanted = [name for name in every if name in wanted or name in partial]
         whole = [name for name in queued if name not in partial]
-        jobs = job_list.make_jobs(self.config, self.run_dir, wanted, store_ready(self.config), whole)
+        jobs = job_list.make_jobs(
+            self.config, self.run_dir, wanted, store_ready(self.config), whole
+        )
         # An evaluation that is in the queue waits for what is in the queue: only new phases ask for
         # another one.
         if partial and EVALUATE in whole and {job.name for job in jobs} <= {*partial, EVALUATE}:
@@ -93,7 +98,11 @@ def refuse_changes(config: Config, run_dir: Path, alive: Mapping[str, Sequence[s
         return
     changes = differences(plain(load_resolved(path)), plain(config), "")
     if changes:
-        more = f"; and {len(changes) - SHOWN_DIFFERENCES} more" if len(changes) > SHOWN_DIFFERENCES else ""
+        more = (
+            f"; and {len(changes) - SHOWN_DIFFERENCES} more"
+            if len(changes) > SHOWN_DIFFERENCES
+            else ""
+        )
         numbers = ", ".join(number for ids in alive.values() for number in ids)
         raise UserError(
             f"{run_dir}: jobs {numbers} are in the queue with other settings: "
@@ -108,7 +117,9 @@ def differences(old: Any, new: Any, key: str) -> list[str]:
         return [
             line
             for name in {**old, **new}
-            for line in differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
+            for line in differences(
+                old.get(name), new.get(name), f"{key}.{name}" if key else str(name)
+            )
         ]
     return [] if old == new else [f"{key}: {old!r} there, {new!r} now"]
 
@@ -126,7 +137,9 @@ def show(request: Request, jobs: Sequence[Job], queued: Mapping[str, Sequence[st
         )
         links = f", {job.links} links" if job.links > 1 else ""
         # A wall time is what a queue is asked for; on this machine there is none.
-        wall = f" {job.minutes:>5} min{links}" if request.config.cluster.scheduler == "slurm" else ""
+        wall = (
+            f" {job.minutes:>5} min{links}" if request.config.cluster.scheduler == "slurm" else ""
+        )
         print(f"  {job.name:<16} {where:<12}{wall}  after {', '.join(job.after) or '-'}")
         layout = job_list.layout_line(request.config, job)
         if layout:
@@ -145,7 +158,9 @@ def preview(requests: Sequence[Request]) -> None:
         _show_faults(request, jobs)
         if request.config.cluster.scheduler == "slurm":
             _show_scripts(request, jobs, queued)
-        prepared_by_another |= any(job.name == PREPARE for job in jobs) and request.group is not None
+        prepared_by_another |= (
+            any(job.name == PREPARE for job in jobs) and request.group is not None
+        )
 
 
 def _show_faults(request: Request, jobs: Sequence[Job]) -> None:
@@ -183,7 +198,9 @@ def submit(request: Request) -> None:
     checks.refuse(checks.faults(request.config, request.run_dir, jobs, request.allow_cpu))
     jobs, queued = (_submit_slurm if on_slurm else _submit_here)(request)
     if not jobs:
-        print("  every phase is done; nothing to submit" if not queued else "  nothing more to submit")
+        print(
+            "  every phase is done; nothing to submit" if not queued else "  nothing more to submit"
+        )
     if (jobs and on_slurm) or queued:
         print(f"watch: python launch/status.py {shlex.quote(str(request.run_dir))} --watch")
     else:
@@ -213,7 +230,9 @@ def _submit_slurm(request: Request) -> tuple[list[Job], Mapping[str, list[str]]]
             cluster = scheduler.cluster_name(seconds)
             for folder in request.journal_folders:
                 stack.enter_context(locked(folder, SUBMIT_PATIENCE_SECONDS))
-                lock = stack.enter_context(inherited_lock(sbatch_lock(folder), SUBMIT_PATIENCE_SECONDS))
+                lock = stack.enter_context(
+                    inherited_lock(sbatch_lock(folder), SUBMIT_PATIENCE_SECONDS)
+                )
             journals = {folder: read_journal(folder, seconds) for folder in request.journal_folders}
             for journal in journals.values():
                 forget(journal, request.forget)
@@ -222,7 +241,9 @@ def _submit_slurm(request: Request) -> tuple[list[Job], Mapping[str, list[str]]]
             scheduler.cancel(queue.hopeless, seconds)
         except scheduler.NoAnswer as error:
             first, *rest = str(error).splitlines()
-            raise scheduler.NoAnswer("\n".join([f"{first}; nothing was submitted", *rest])) from None
+            raise scheduler.NoAnswer(
+                "\n".join([f"{first}; nothing was submitted", *rest])
+            ) from None
         for note in queue.notes:
             print(f"  {note}")
         return _submit_missing(request, journals, queue, cluster, lock), queue.alive
@@ -249,7 +270,9 @@ def _submit_missing(
         claim_run_folder(config, run_dir, update=True)
     write_provenance(run_dir, config)
     ids = {name: list(numbers) for name, numbers in queue.alive.items()}
-    journal_of = {job.name: journals[request.prepare_home if job.name == PREPARE else run_dir] for job in jobs}
+    journal_of = {
+        job.name: journals[request.prepare_home if job.name == PREPARE else run_dir] for job in jobs
+    }
     Submission(config, run_dir, cluster, lock).send_all(jobs, journal_of, queue, ids)
     for job in jobs:
         print(f"  {job.name:<16} job {', '.join(ids[job.name])}")

@@ -30,10 +30,16 @@ DAY_SECONDS = 86_400.0
 SHOWN = 5
 
 
-def faults(config: Config, run_dir: Path, jobs: Sequence[Job], allow_cpu: bool = False) -> list[str]:
+def faults(
+    config: Config, run_dir: Path, jobs: Sequence[Job], allow_cpu: bool = False
+) -> list[str]:
     """Everything that would make these jobs fail, a sentence each; nothing where nothing is known to be wrong."""
     training = [job.name for job in jobs if job.name in config.phases]
-    found = [*_data(config, jobs), *_weights(config, run_dir, training), *_disk(config, run_dir, training)]
+    found = [
+        *_data(config, jobs),
+        *_weights(config, run_dir, training),
+        *_disk(config, run_dir, training),
+    ]
     if not allow_cpu:
         found += _processors(config, [job for job in jobs if job.name in config.phases])
     return found
@@ -103,12 +109,18 @@ def _processors(config: Config, jobs: Sequence[Job]) -> list[str]:
     cluster = config.cluster
     is_local, has_gpu = cluster.scheduler == "local", shutil.which("nvidia-smi") is not None
     if is_local and cluster.gpus_per_node and not has_gpu:
-        return [f"cluster.gpus_per_node={cluster.gpus_per_node}: this machine has no NVIDIA GPU; use --cluster slurm"]
+        return [
+            f"cluster.gpus_per_node={cluster.gpus_per_node}: this machine has no NVIDIA GPU; use --cluster slurm"
+        ]
     if cluster.gpus_per_node or (is_local and has_gpu):
         return []
     cores = max((job.ranks for job in jobs), default=1) * (cluster.cpus_per_rank or 1)
     cores = max(cores, os.cpu_count() or 1)
-    days = needs.flop(config, [job.name for job in jobs], CLASSES) / (cores * needs.MOST_FLOP_A_CORE) / DAY_SECONDS
+    days = (
+        needs.flop(config, [job.name for job in jobs], CLASSES)
+        / (cores * needs.MOST_FLOP_A_CORE)
+        / DAY_SECONDS
+    )
     if days <= MOST_CPU_DAYS:
         return []
     return [
@@ -117,7 +129,9 @@ def _processors(config: Config, jobs: Sequence[Job]) -> list[str]:
     ]
 
 
-def ask_scheduler(config: Config, run_dir: Path, jobs: Sequence[Job]) -> tuple[list[str], list[str]]:
+def ask_scheduler(
+    config: Config, run_dir: Path, jobs: Sequence[Job]
+) -> tuple[list[str], list[str]]:
     """What `sbatch --test-only` says against each job, and notes where it says nothing; no job is made."""
     refused: list[str] = []
     notes: list[str] = []
@@ -133,7 +147,9 @@ def ask_scheduler(config: Config, run_dir: Path, jobs: Sequence[Job]) -> tuple[l
             if answer.code == 0:
                 continue
             is_busy = any(word in answer.error for word in scheduler.BUSY)
-            (notes if is_busy else refused).append(f"{job.name}: sbatch --test-only: {answer.reason}")
+            (notes if is_busy else refused).append(
+                f"{job.name}: sbatch --test-only: {answer.reason}"
+            )
     return refused, notes
 
 
@@ -141,7 +157,13 @@ def _different(config: Config, run_dir: Path, jobs: Sequence[Job]) -> Iterator[t
     """One job of each kind of request, without what it waits for."""
     seen = set()
     for number, job in enumerate(jobs, 1):
-        request = (job.nodes, job.ranks_per_node, job.gpus_per_node, job.minutes, job.name == PREPARE)
+        request = (
+            job.nodes,
+            job.ranks_per_node,
+            job.gpus_per_node,
+            job.minutes,
+            job.name == PREPARE,
+        )
         if request not in seen:
             seen.add(request)
             token = Token(f"{folder_tag(run_dir)}-000000", job.name, 0, number)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from hpc_stres.config.cluster import ClusterConfig
 from hpc_stres.config.loading import load_resolved
 from hpc_stres.config.recipe import ordered_phases
-from hpc_stres.config.schema import ClusterConfig, Config
+from hpc_stres.config.schema import Config
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.evaluation.table import read_results
 from hpc_stres.launch.scheduler import Token
@@ -23,7 +24,9 @@ from hpc_stres.tools.planner import read_hours
 
 # What __main__ writes when a command fails: `hpc-stres COMMAND: MESSAGE`; libraries write `[Gloo]
 # Rank 0 ...`.
-MESSAGE = re.compile(r"hpc-stres [a-z-]+: (?P<message>(?:(?!\[[A-Z]\w+\] ).)*\S)(?=\s*(?:\[[A-Z]\w+\] |$))")
+MESSAGE = re.compile(
+    r"hpc-stres [a-z-]+: (?P<message>(?:(?!\[[A-Z]\w+\] ).)*\S)(?=\s*(?:\[[A-Z]\w+\] |$))"
+)
 PREPARE, EVALUATE = "prepare", "evaluate"
 # Asked for beyond the planned time of a job: start-up, slow file systems, the last checkpoint.
 PLAN_MARGIN, START_MINUTES = 1.25, 10
@@ -54,7 +57,11 @@ class Job:
 
 
 def make_jobs(
-    config: Config, run_dir: Path, phases: list[str], store_ready: bool, queued: Collection[str] = ()
+    config: Config,
+    run_dir: Path,
+    phases: list[str],
+    store_ready: bool,
+    queued: Collection[str] = (),
 ) -> list[Job]:
     """Jobs of some phases that are neither done nor queued, with `prepare` before and `evaluate`
     after them."""
@@ -71,21 +78,33 @@ def make_jobs(
         parents = tuple(p for p in config.phases[name].starts_from if p in needed or p in queued)
         jobs.append(_training_job(config, run_dir, name, parents or first))
     if todo or (EVALUATE not in queued and not evaluation_is_done(config, paths)):
-        last = tuple(name for name in needed if not any(name in config.phases[other].starts_from for other in needed))
+        last = tuple(
+            name
+            for name in needed
+            if not any(name in config.phases[other].starts_from for other in needed)
+        )
         commands = (("evaluate", "--run-dir", str(run_dir)), ("report", "--run-dir", str(run_dir)))
         minutes, links = wall_time(cluster, planned_hours(paths, EVALUATE))
         per_node, gpus = cluster.ranks_of_a_node, cluster.gpus_per_node
-        jobs.append(Job(EVALUATE, commands, last or first, cluster.nodes, per_node, gpus, minutes, links))
+        jobs.append(
+            Job(EVALUATE, commands, last or first, cluster.nodes, per_node, gpus, minutes, links)
+        )
     return jobs
 
 
-def _refuse_missing_parents(config: Config, paths: RunPaths, phases: list[str], queued: Collection[str]) -> None:
+def _refuse_missing_parents(
+    config: Config, paths: RunPaths, phases: list[str], queued: Collection[str]
+) -> None:
     """A phase starts from the weights of others: each is done, or queued, or submitted with it."""
     for name in phases:
         if name in queued or is_done(config, paths, name):
             continue
         wanted = config.phases[name].starts_from
-        absent = [p for p in wanted if p not in phases and p not in queued and not is_done(config, paths, p)]
+        absent = [
+            p
+            for p in wanted
+            if p not in phases and p not in queued and not is_done(config, paths, p)
+        ]
         if absent:
             every = [p for p in ordered_phases(config.phases) if p in _ancestors(config, phases)]
             missing = [p for p in every if p in phases or not is_done(config, paths, p)]
@@ -112,7 +131,9 @@ def _training_job(config: Config, run_dir: Path, name: str, after: tuple[str, ..
     needs_check = ranks == "training" and not phase.starts_from
     if cluster.scheduler == "slurm" and cluster.preflight and needs_check:
         commands.append(("preflight", "--config", str(paths.config), "--run-dir", str(run_dir)))
-    commands.append(("train", "--config", str(paths.config), "--phase", name, "--run-dir", str(run_dir)))
+    commands.append(
+        ("train", "--config", str(paths.config), "--phase", name, "--run-dir", str(run_dir))
+    )
     minutes, links = wall_time(cluster, planned_hours(paths, name))
     nodes, per_node, gpus = _shape(cluster, ranks)
     return Job(name, tuple(commands), after, nodes, per_node, gpus, minutes, links)
@@ -139,7 +160,9 @@ def wall_time(cluster: ClusterConfig, hours: float | None) -> tuple[int, int]:
     wanted = math.ceil(60 * hours * PLAN_MARGIN)
     if wanted + START_MINUTES <= cluster.minutes:
         return wanted + START_MINUTES, cluster.links
-    return cluster.minutes, max(cluster.links, math.ceil(wanted / max(1, cluster.minutes - START_MINUTES)))
+    return cluster.minutes, max(
+        cluster.links, math.ceil(wanted / max(1, cluster.minutes - START_MINUTES))
+    )
 
 
 def is_done(config: Config, paths: RunPaths, name: str) -> bool:
@@ -196,9 +219,19 @@ class JobCall:
     """What a job's ranks call, on every launcher: the same commands that a person would type."""
 
     def __init__(
-        self, job: Job, environment: dict[str, str], progress: Path, run_dir: Path, token: Token | None = None
+        self,
+        job: Job,
+        environment: dict[str, str],
+        progress: Path,
+        run_dir: Path,
+        token: Token | None = None,
     ) -> None:
-        self.job, self.environment, self.progress, self.run_dir = job, environment, progress, run_dir
+        self.job, self.environment, self.progress, self.run_dir = (
+            job,
+            environment,
+            progress,
+            run_dir,
+        )
         self.token = token
 
     def checkpoint(self) -> None:
@@ -210,7 +243,10 @@ class JobCall:
         os.environ["HPC_STRES_PROGRESS"] = str(self.progress)
         self._name_rank()
         if self._is_abandoned():
-            print(f"{self.job.name}: a later submit has replaced this job; it does nothing", flush=True)
+            print(
+                f"{self.job.name}: a later submit has replaced this job; it does nothing",
+                flush=True,
+            )
             return "replaced"
         if self._nothing_left():
             print(f"{self.job.name}: done already; nothing left for this job", flush=True)
@@ -289,4 +325,10 @@ class JobCall:
         if "SUBMITIT_LOCAL_NTASKS" not in env or env.get("SUBMITIT_EXECUTOR") != "local":
             return
         rank, size = env["SUBMITIT_LOCAL_GLOBALID"], env["SUBMITIT_LOCAL_NTASKS"]
-        env.update(RANK=rank, WORLD_SIZE=size, LOCAL_RANK=rank, LOCAL_WORLD_SIZE=size, MASTER_ADDR="127.0.0.1")
+        env.update(
+            RANK=rank,
+            WORLD_SIZE=size,
+            LOCAL_RANK=rank,
+            LOCAL_WORLD_SIZE=size,
+            MASTER_ADDR="127.0.0.1",
+        )

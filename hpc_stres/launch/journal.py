@@ -69,8 +69,12 @@ class Journal:
             return cls(run_dir, fresh)
         state = read_sealed(path, damage_remedy(run_dir))
         if missing := set(fresh) - set(state):
-            raise UserError(f"{path}: it has no {', '.join(sorted(missing))}\n{damage_remedy(run_dir)}")
-        if state["run"].startswith(folder_tag(run_dir)) or _is_same_folder(Path(state["folder"]), run_dir):
+            raise UserError(
+                f"{path}: it has no {', '.join(sorted(missing))}\n{damage_remedy(run_dir)}"
+            )
+        if state["run"].startswith(folder_tag(run_dir)) or _is_same_folder(
+            Path(state["folder"]), run_dir
+        ):
             return cls(run_dir, state)
         if _is_copy(Path(state["folder"]), state["run"]):
             return cls(run_dir, fresh)
@@ -95,7 +99,11 @@ class Journal:
     def asked(self) -> Token | None:
         """The job that sbatch was asked for, where it is not known what came of that."""
         asked = self._state["asked"]
-        return None if asked is None else Token(self.run, asked["phase"], asked["link"], asked["attempt"])
+        return (
+            None
+            if asked is None
+            else Token(self.run, asked["phase"], asked["link"], asked["attempt"])
+        )
 
     @property
     def asked_seconds_ago(self) -> float:
@@ -106,7 +114,9 @@ class Journal:
     def jobs(self) -> dict[str, Submitted]:
         """Jobs by phase, as they were submitted last."""
         return {
-            name: Submitted(tuple(j["ids"]), j["links"], tuple(j["after"]), j["user"], tuple(j["earlier"]))
+            name: Submitted(
+                tuple(j["ids"]), j["links"], tuple(j["after"]), j["user"], tuple(j["earlier"])
+            )
             for name, j in self._state["jobs"].items()
         }
 
@@ -118,7 +128,9 @@ class Journal:
         """Whether a job is in the journal."""
         return any(number in job.all_ids for job in self.jobs.values())
 
-    def begin(self, phase: str, links: int, after: tuple[str, ...], earlier: tuple[str, ...]) -> None:
+    def begin(
+        self, phase: str, links: int, after: tuple[str, ...], earlier: tuple[str, ...]
+    ) -> None:
         """A phase is about to be submitted anew; `earlier` jobs of it have not ended yet."""
         self._state["jobs"][phase] = {
             "ids": [], "links": links, "after": list(after), "user": this_user(), "earlier": list(earlier)
@@ -130,7 +142,12 @@ class Journal:
         self._state.pop("moved_from", None)
         self._state["attempts"] += 1
         attempt = self._state["attempts"]
-        self._state["asked"] = {"phase": phase, "link": link, "attempt": attempt, "time": time.time()}
+        self._state["asked"] = {
+            "phase": phase,
+            "link": link,
+            "attempt": attempt,
+            "time": time.time(),
+        }
         self._state["cluster"] = cluster
         self.write()
         return Token(self.run, phase, link, attempt)

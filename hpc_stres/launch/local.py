@@ -60,10 +60,19 @@ class LocalRun:
             screen.say(f"  {'all jobs':<16} done, took {duration(time.monotonic() - self.started)}")
         if self.failed:
             name, log = next(iter(self.failed.items()))
-            waiting = [job.name for job in self.jobs if job.name not in self.done and job.name not in self.failed]
+            waiting = [
+                job.name
+                for job in self.jobs
+                if job.name not in self.done and job.name not in self.failed
+            ]
             text = f"job {name} failed; its log: {log}\n{_last_lines(Path(log))}"
             raise UserError(
-                text + (f"\nnot started, because they wait for it: {', '.join(waiting)}" if waiting else "")
+                text
+                + (
+                    f"\nnot started, because they wait for it: {', '.join(waiting)}"
+                    if waiting
+                    else ""
+                )
             )
 
     def _start_ready(self) -> None:
@@ -92,7 +101,9 @@ class LocalRun:
             signal_delay_s=30,
         )
         cores = len(os.sched_getaffinity(0))
-        threads = self.config.cluster.cpus_per_rank or max(1, cores // (together * self._ranks(job)))
+        threads = self.config.cluster.cpus_per_rank or max(
+            1, cores // (together * self._ranks(job))
+        )
         environment = {"MASTER_PORT": str(_free_port()), "HPC_STRES_THREADS": str(threads)}
         progress = self.progress_file(job.name)
         progress.unlink(missing_ok=True)
@@ -156,7 +167,9 @@ def _stderr_to(path: Path) -> Iterator[None]:
 
 def _exit_code(job: Any) -> int:
     """The worst exit status of a job's ranks: 0 only when each left its result."""
-    results = [job.paths.folder / f"{job.job_id}_{task}_result.pkl" for task in range(job.num_tasks)]
+    results = [
+        job.paths.folder / f"{job.job_id}_{task}_result.pkl" for task in range(job.num_tasks)
+    ]
     if all(path.is_file() for path in results) and job.exception() is None:
         return 0
     # The controller passes the highest exit status of its tasks on.

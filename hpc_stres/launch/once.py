@@ -39,7 +39,11 @@ class Submission:
         return self.config.cluster.scheduler_seconds
 
     def send_all(
-        self, jobs: Sequence[Job], journal_of: Mapping[str, Journal], queue: Survey, ids: dict[str, list[str]]
+        self,
+        jobs: Sequence[Job],
+        journal_of: Mapping[str, Journal],
+        queue: Survey,
+        ids: dict[str, list[str]],
     ) -> None:
         """Submit the jobs in order; `ids` holds what is in the queue already, and gets what is submitted. When one
         is refused, nothing of this submission stays in the queue."""
@@ -48,7 +52,11 @@ class Submission:
             continues = job.name in queue.alive and len(known) < journal.jobs[job.name].links
             before = journal.jobs[job.name].all_ids if job.name in journal.jobs else ()
             # A chain that is taken up again in its middle waits for its own links alone.
-            earlier = [number for number in before if number in queue.open and not (continues and number in known)]
+            earlier = [
+                number
+                for number in before
+                if number in queue.open and not (continues and number in known)
+            ]
             ids[job.name] = list(known) if continues else []
             links = journal.jobs[job.name].links if continues else job.links
             if not continues:
@@ -77,7 +85,11 @@ class Submission:
                 reason = str(error).splitlines()[0]
             else:
                 reason = f"sbatch: {answer.reason}"
-            is_busy = answer is not None and answer.code != 0 and any(word in answer.error for word in scheduler.BUSY)
+            is_busy = (
+                answer is not None
+                and answer.code != 0
+                and any(word in answer.error for word in scheduler.BUSY)
+            )
             is_refusal = answer is not None and answer.code != 0 and not is_busy
             number = scheduler.number_in(answer) if answer is not None else ""
             if number:
@@ -125,7 +137,9 @@ class Submission:
             scheduler.cancel(numbers, self._seconds)
             left = scheduler.wait_until_gone(numbers, self._seconds, CANCEL_PATIENCE_SECONDS)
         except NoAnswer as error:
-            return f"Cancelling jobs {', '.join(numbers)} failed as well: {str(error).splitlines()[0]}"
+            return (
+                f"Cancelling jobs {', '.join(numbers)} failed as well: {str(error).splitlines()[0]}"
+            )
         if left:
             return f"Jobs {', '.join(row.number for row in left)} were cancelled and are still in the queue."
         for journal in {id(journal): journal for journal, _ in self.made}.values():

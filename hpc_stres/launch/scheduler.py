@@ -28,7 +28,9 @@ ENDED_STATES = (
 )  # fmt: skip
 ENDING_STATE = "COMPLETING"
 RUN_ID = r"[0-9a-f]{8}-[0-9a-f]{6}"
-COMMENT = re.compile(rf"hpc_stres:(?P<run>{RUN_ID}):(?P<phase>[^:|]+):(?P<link>\d+):(?P<attempt>\d+)")
+COMMENT = re.compile(
+    rf"hpc_stres:(?P<run>{RUN_ID}):(?P<phase>[^:|]+):(?P<link>\d+):(?P<attempt>\d+)"
+)
 NAME = re.compile(rf"stres-(?P<phase>[^|]+)-(?P<run>{RUN_ID})-(?P<attempt>\d+)-(?P<link>\d+)")
 # Settings of a user's own that would hide jobs from an answer, or make sbatch do something else
 # than submit one job.
@@ -36,7 +38,15 @@ HIDING = ("SQUEUE_", "SACCT_", "SCONTROL_", "SBATCH_WAIT", "SBATCH_ARRAY_INX", "
 
 # A controller that did not understand or take the request says one of these; anything else is a
 # refusal.
-BUSY = ("timed out", "Unable to contact", "temporarily", "try again", "Connection", "Zero Bytes", "communication")
+BUSY = (
+    "timed out",
+    "Unable to contact",
+    "temporarily",
+    "try again",
+    "Connection",
+    "Zero Bytes",
+    "communication",
+)
 
 
 class NoAnswer(UserError):
@@ -146,12 +156,22 @@ def _end(process: "subprocess.Popen[str]") -> None:
 def look(seconds: float, numbers: Sequence[str] = ()) -> list[Row]:
     """Jobs of the queue, those that ended a short while ago included: all, or those with these
     ids."""
-    words = ["squeue", "-h", "-t", "all", "-o", FORMAT, *(["-j", ",".join(numbers)] if numbers else [])]
+    words = [
+        "squeue",
+        "-h",
+        "-t",
+        "all",
+        "-o",
+        FORMAT,
+        *(["-j", ",".join(numbers)] if numbers else []),
+    ]
     answer = call(words, seconds)
     if answer.code != 0:
         if numbers and _denies(answer):
             return []
-        raise NoAnswer(f"the scheduler does not answer: squeue: {answer.reason}\nTry again when it does.")
+        raise NoAnswer(
+            f"the scheduler does not answer: squeue: {answer.reason}\nTry again when it does."
+        )
     return parse_queue(answer.out)
 
 
@@ -162,9 +182,15 @@ def parse_queue(text: str) -> list[Row]:
     # A comment may hold a newline, but nothing comes before the first row or after a row's end.
     odd = [first] if first.strip() else [r for r in records if not r.endswith(f"{ROW_ENDS}\n")]
     rows = [record.split("|", maxsplit=4) for record in records]
-    odd += [record for record, row in zip(records, rows, strict=True) if len(row) < 5 or not row[0][:1].isdigit()]
+    odd += [
+        record
+        for record, row in zip(records, rows, strict=True)
+        if len(row) < 5 or not row[0][:1].isdigit()
+    ]
     if odd:
-        raise NoAnswer(f"squeue's answer makes no sense: {odd[0].strip()[:80]!r}\nTry again when it does.")
+        raise NoAnswer(
+            f"squeue's answer makes no sense: {odd[0].strip()[:80]!r}\nTry again when it does."
+        )
     return [Row(row[0], row[1], row[2], row[3], Token.find(row[4])) for row in rows]
 
 
@@ -174,7 +200,10 @@ def accounted(numbers: Sequence[str], seconds: float) -> dict[str, tuple[str, st
     if not numbers or not shutil.which("sacct"):
         return {}
     try:
-        answer = call(["sacct", "-n", "-X", "-P", "-o", "JobID,State,ExitCode", "-j", ",".join(numbers)], seconds)
+        answer = call(
+            ["sacct", "-n", "-X", "-P", "-o", "JobID,State,ExitCode", "-j", ",".join(numbers)],
+            seconds,
+        )
     except NoAnswer:
         return {}
     rows = [line.split("|") for line in answer.out.splitlines() if line.count("|") == 2]
@@ -209,7 +238,9 @@ def number_of(token: Token, seconds: float) -> str:
         return ""
     answer = call(["scontrol", "-o", "show", "job"], seconds)
     if answer.code != 0 and "No jobs" not in answer.out + answer.error:
-        raise NoAnswer(f"the scheduler does not answer: scontrol: {answer.reason}\nTry again when it does.")
+        raise NoAnswer(
+            f"the scheduler does not answer: scontrol: {answer.reason}\nTry again when it does."
+        )
     for line in answer.out.splitlines():
         if f"JobName={token.name} " in line and (match := re.match(r"JobId=(\d+)", line)):
             return match[1]
@@ -223,7 +254,9 @@ def cluster_name(seconds: float) -> str:
         return ""
     answer = call(["scontrol", "show", "config"], seconds)
     if answer.code != 0:
-        look(seconds)  # a controller that is down says so here; one that only keeps its settings private does not
+        look(
+            seconds
+        )  # a controller that is down says so here; one that only keeps its settings private does not
         return ""
     match = re.search(r"^ClusterName\s*=\s*(\S+)", answer.out, re.MULTILINE)
     return match[1] if match else ""
@@ -232,13 +265,23 @@ def cluster_name(seconds: float) -> str:
 def sbatch(script: Path, token: Token, seconds: float, keep_open: Sequence[int] = ()) -> Answer:
     """Hand a script to sbatch. What is on the command line wins over the user's own SBATCH_
     variables."""
-    words = ["sbatch", "--parsable", f"--job-name={token.name}", f"--comment={token.comment}", str(script)]
+    words = [
+        "sbatch",
+        "--parsable",
+        f"--job-name={token.name}",
+        f"--comment={token.comment}",
+        str(script),
+    ]
     return call(words, seconds, keep_open)
 
 
 def number_in(answer: Answer) -> str:
     """The id that sbatch printed; empty when it printed none, or several."""
-    found = [line.split(";")[0] for line in answer.out.splitlines() if re.fullmatch(r"\d+(;\S+)?", line.strip())]
+    found = [
+        line.split(";")[0]
+        for line in answer.out.splitlines()
+        if re.fullmatch(r"\d+(;\S+)?", line.strip())
+    ]
     return found[0].strip() if answer.code == 0 and len(found) == 1 else ""
 
 
@@ -251,7 +294,9 @@ def cancel(numbers: Iterable[str], seconds: float) -> None:
     call(["scancel", "--state=PENDING", *wanted], seconds)
     answer = call(["scancel", *wanted], seconds)
     if answer.code != 0 and not _denies(answer):
-        raise NoAnswer(f"scancel failed: {answer.reason}\nJobs {', '.join(wanted)} may still be in the queue.")
+        raise NoAnswer(
+            f"scancel failed: {answer.reason}\nJobs {', '.join(wanted)} may still be in the queue."
+        )
 
 
 def wait_until_gone(numbers: Iterable[str], seconds: float, patience_seconds: float) -> list[Row]:
@@ -262,7 +307,9 @@ def wait_until_gone(numbers: Iterable[str], seconds: float, patience_seconds: fl
         rows = {row.number: row for row in look(seconds) if row.number in wanted}
         for number in sorted(wanted - set(rows)):
             state = state_of(number, seconds)
-            rows[number] = Row(number, "UNKNOWN" if state is None else state or "COMPLETED", "", "", None)
+            rows[number] = Row(
+                number, "UNKNOWN" if state is None else state or "COMPLETED", "", "", None
+            )
         left = [row for row in rows.values() if row.is_alive or row.never_starts]
         if not left or time.monotonic() >= deadline:
             return left

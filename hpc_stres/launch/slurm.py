@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from hpc_stres import SOURCES
-from hpc_stres.config.schema import ClusterConfig, Config
+from hpc_stres.config.cluster import ClusterConfig
+from hpc_stres.config.schema import Config
 from hpc_stres.errors import ConfigError
 from hpc_stres.launch.jobs import PREPARE, Job, JobCall, continue_marker
 from hpc_stres.launch.scheduler import Token
@@ -28,7 +29,9 @@ def require_slurm() -> None:
         )
 
 
-def parameters(cluster: ClusterConfig, run_dir: Path, job: Job, dependency: str, token: Token) -> dict[str, Any]:
+def parameters(
+    cluster: ClusterConfig, run_dir: Path, job: Job, dependency: str, token: Token
+) -> dict[str, Any]:
     """submitit's parameters of one job."""
     preparing = job.name == PREPARE
     chosen: dict[str, Any] = {
@@ -79,7 +82,10 @@ def _take_call(run_dir: Path, job: Job, token: Token) -> str:
     """Shell line that gives the job what it is to call, under the name that submitit reads. The job does it itself:
     a submit that was killed behind sbatch could not. A job that is requeued keeps what it has."""
     folder = shlex.quote(str(RunPaths(run_dir).logs / job.name))
-    source, mine = f"{folder}/{shlex.quote(token.name)}.pkl", f'{folder}/"${{SLURM_JOB_ID}}_submitted.pkl"'
+    source, mine = (
+        f"{folder}/{shlex.quote(token.name)}.pkl",
+        f'{folder}/"${{SLURM_JOB_ID}}_submitted.pkl"',
+    )
     return f"[ -e {mine} ] || {{ cp {source} {mine}.part && mv {mine}.part {mine}; }}"
 
 
@@ -92,12 +98,16 @@ def _cores(cluster: ClusterConfig, is_alone: bool) -> int | None:
     """Cores of a task; a job that is one process has the cores of a node's ranks."""
     if not is_alone:
         return cluster.cpus_per_rank
-    return cluster.prepare_cpus or (cluster.cpus_per_rank and cluster.cpus_per_rank * cluster.ranks_of_a_node)
+    return cluster.prepare_cpus or (
+        cluster.cpus_per_rank and cluster.cpus_per_rank * cluster.ranks_of_a_node
+    )
 
 
 def _setup(cluster: ClusterConfig) -> list[str]:
     lines = [f"module load {' '.join(cluster.modules)}"] if cluster.modules else []
-    lines += [f"export {key}={shlex.quote(str(value))}" for key, value in cluster.environment.items()]
+    lines += [
+        f"export {key}={shlex.quote(str(value))}" for key, value in cluster.environment.items()
+    ]
     lines += [f"export PYTHONPATH={shlex.quote(str(SOURCES))}${{PYTHONPATH:+:$PYTHONPATH}}"]
     return [*lines, *cluster.setup, "ulimit -c 0"]
 
@@ -133,7 +143,11 @@ def sbatch_text(config: Config, run_dir: Path, job: Job, dependency: str, token:
     chosen = parameters(config.cluster, run_dir, job, dependency, token)
     lines = str(_make_sbatch_string(command=command, folder=folder, **chosen)).splitlines()
     # submitit gives each job a wckey of its own, which clusters that check wckeys refuse.
-    unwanted = {f"#SBATCH --{key.replace('_', '-')}" for key, value in config.cluster.sbatch.items() if value is False}
+    unwanted = {
+        f"#SBATCH --{key.replace('_', '-')}"
+        for key, value in config.cluster.sbatch.items()
+        if value is False
+    }
     unwanted |= set() if "wckey" in config.cluster.sbatch else {"#SBATCH --wckey"}
     return "\n".join(line for line in lines if line.split("=")[0] not in unwanted) + "\n"
 
@@ -157,7 +171,9 @@ def keep_script(script: Path, number: str) -> None:
     os.replace(script, script.with_name(f"{number}_submission.sh"))
 
 
-def dependency_of(job: Job, ids: Mapping[str, Sequence[str]], link: int, earlier: Sequence[str] = ()) -> str:
+def dependency_of(
+    job: Job, ids: Mapping[str, Sequence[str]], link: int, earlier: Sequence[str] = ()
+) -> str:
     """afterok between phases; afterany between the links of one job, and after earlier jobs of the same phase that
     have not ended."""
     if link:

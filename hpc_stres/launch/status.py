@@ -52,7 +52,9 @@ class Scheduler:
         if not open_ones:
             return
         if not shutil.which("squeue"):
-            self.silence = "there is no squeue on this machine: what the queue has is not known here"
+            self.silence = (
+                "there is no squeue on this machine: what the queue has is not known here"
+            )
             return
         try:
             rows = scheduler.look(self.answer_seconds, open_ones)
@@ -70,7 +72,9 @@ class Scheduler:
     def has_alive(self) -> bool:
         """Whether a job waits or runs, as far as the scheduler says."""
         over = (*ENDED_STATES, "GONE")
-        return any(s not in over and "NeverSatisfied" not in reason for s, reason in self.known.values())
+        return any(
+            s not in over and "NeverSatisfied" not in reason for s, reason in self.known.values()
+        )
 
 
 def job_state(numbers: Sequence[str], states: States) -> str:
@@ -83,7 +87,11 @@ def job_state(numbers: Sequence[str], states: States) -> str:
     for state, reason in known:
         if state not in (*ENDED_STATES, "GONE"):
             never = "NeverSatisfied" in reason
-            return "will never start (what it waits for failed)" if never else f"{state.lower()} ({reason})"
+            return (
+                "will never start (what it waits for failed)"
+                if never
+                else f"{state.lower()} ({reason})"
+            )
     return f"{known[-1][0].lower()} ({known[-1][1]})" if known else ""
 
 
@@ -102,17 +110,27 @@ def rows(run_dir: Path, states: States) -> list[list[str]]:
                 continue
             done = store_ready(config)
         else:
-            done = evaluation_is_done(config, paths) if name == EVALUATE else is_done(config, paths, name)
+            done = (
+                evaluation_is_done(config, paths)
+                if name == EVALUATE
+                else is_done(config, paths, name)
+            )
         state = "done" if done else job_state(job.ids, states)
         if not state:
             state = "running" if is_fresh(progress) else "stopped" if progress else "waiting"
         if not done and state.split()[0] in ENDED:
             failed.add(name)
             blamed = [other for other in job.after if other in failed]
-            state = f"cancelled: {', '.join(blamed)} failed" if blamed and state.startswith("cancelled") else state
+            state = (
+                f"cancelled: {', '.join(blamed)} failed"
+                if blamed and state.startswith("cancelled")
+                else state
+            )
         line = " ".join(progress.get("line", "").split()[1:])
         error = "" if done else last_error(paths, name)
-        found.append([name, ",".join(job.ids) or "-", state, line, expected_end(progress, done), error])
+        found.append(
+            [name, ",".join(job.ids) or "-", state, line, expected_end(progress, done), error]
+        )
     return found
 
 
@@ -129,7 +147,9 @@ def jobs_of(run_dir: Path) -> dict[str, Submitted]:
     none."""
     home = prepare_home(run_dir)
     above = {} if home == run_dir.resolve() else Journal.read(home).jobs
-    return {name: job for name, job in above.items() if name == PREPARE} | Journal.read(run_dir).jobs
+    return {name: job for name, job in above.items() if name == PREPARE} | Journal.read(
+        run_dir
+    ).jobs
 
 
 def is_fresh(progress: Mapping[str, Any]) -> bool:
@@ -137,7 +157,16 @@ def is_fresh(progress: Mapping[str, Any]) -> bool:
     return bool(time.time() - progress.get("time", 0) < STALE_SECONDS)
 
 
-ENDED = ("failed", "cancelled", "timeout", "node_fail", "out_of_memory", "preempted", "boot_fail", "will")
+ENDED = (
+    "failed",
+    "cancelled",
+    "timeout",
+    "node_fail",
+    "out_of_memory",
+    "preempted",
+    "boot_fail",
+    "will",
+)
 
 
 def expected_end(progress: Mapping[str, Any], done: bool) -> str:
@@ -195,14 +224,20 @@ def may_go_on(run_dirs: Sequence[Path], asked: Scheduler) -> bool:
     the scheduler does not answer, only a fresh word of a job says so."""
     if asked.numbers and not asked.silence:
         return asked.has_alive
-    progress = [read_json(path) for run_dir in run_dirs for path in RunPaths(run_dir).logs.glob("*.progress.json")]
+    progress = [
+        read_json(path)
+        for run_dir in run_dirs
+        for path in RunPaths(run_dir).logs.glob("*.progress.json")
+    ]
     is_silent = bool(asked.silence) and shutil.which("squeue") is not None
     return is_silent or any(is_fresh(row) for row in progress)
 
 
 def scheduler_of(run_dirs: Sequence[Path]) -> Scheduler:
     """Who is asked about the jobs of these runs."""
-    numbers = dict.fromkeys(n for run_dir in run_dirs for job in jobs_of(run_dir).values() for n in job.ids)
+    numbers = dict.fromkeys(
+        n for run_dir in run_dirs for job in jobs_of(run_dir).values() for n in job.ids
+    )
     return Scheduler(list(numbers), load_run(run_dirs[0]).cluster.scheduler_seconds)
 
 
@@ -214,7 +249,9 @@ def titled(run_dir: Path, states: States, with_title: bool) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line, of `hpc-stres status` and of launch/status.py."""
     parser.add_argument("run", metavar="RUN", help="run folder, or the folder of three splits")
-    parser.add_argument("--watch", action="store_true", help="refresh until the run is done or nothing of it runs")
+    parser.add_argument(
+        "--watch", action="store_true", help="refresh until the run is done or nothing of it runs"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -236,7 +273,9 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """What launch/status.py calls; errors are a few lines on stderr and an exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_arguments(parser)
     try:
         return run(parser.parse_args(argv))

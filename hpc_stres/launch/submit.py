@@ -32,19 +32,41 @@ MOST_SPLITS = 99
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line, of `hpc-stres submit` and of launch/submit.py."""
     parser.add_argument(
-        "--config", metavar="F", default=str(CONFIGS / "binding.yaml"), help="config (default: the demo)"
+        "--config",
+        metavar="F",
+        default=str(CONFIGS / "binding.yaml"),
+        help="config (default: the demo)",
     )
     parser.add_argument("--nodes", type=int, metavar="N", help="nodes of a training job")
-    parser.add_argument("--gpus-per-node", type=int, metavar="G", help="GPUs of a node, one rank each")
+    parser.add_argument(
+        "--gpus-per-node", type=int, metavar="G", help="GPUs of a node, one rank each"
+    )
     parser.add_argument("--phase", default="all", help="all, or names with commas between")
-    parser.add_argument("--cluster", default="auto", help="auto, slurm, local, or a profile of configs/clusters")
-    parser.add_argument("--set", metavar="K=V", action="append", default=[], dest="overrides", help="override a value")
+    parser.add_argument(
+        "--cluster", default="auto", help="auto, slurm, local, or a profile of configs/clusters"
+    )
+    parser.add_argument(
+        "--set",
+        metavar="K=V",
+        action="append",
+        default=[],
+        dest="overrides",
+        help="override a value",
+    )
     parser.add_argument("--run-dir", metavar="D", help="run folder (default: runs/NAME_OF_CONFIG)")
-    parser.add_argument("--split", metavar="N", help="number of a split, or all: a run folder for each")
-    parser.add_argument("--allow-cpu", action="store_true", help="train on CPUs what would take them weeks")
+    parser.add_argument(
+        "--split", metavar="N", help="number of a split, or all: a run folder for each"
+    )
+    parser.add_argument(
+        "--allow-cpu", action="store_true", help="train on CPUs what would take them weeks"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted")
-    parser.add_argument("--watch", action="store_true", help="on Slurm: watch the jobs after submitting them")
-    parser.add_argument("--cancel", metavar="RUN", help="end all jobs of this run folder, and submit nothing")
+    parser.add_argument(
+        "--watch", action="store_true", help="on Slurm: watch the jobs after submitting them"
+    )
+    parser.add_argument(
+        "--cancel", metavar="RUN", help="end all jobs of this run folder, and submit nothing"
+    )
     parser.add_argument(
         "--forget", metavar="ID,ID", default="",
         help="jobs that you are certain have ended, where no scheduler can say so any more (or all)",
@@ -53,7 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line of launch/submit.py."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)
@@ -78,7 +102,9 @@ def profile_of(cluster: str) -> str:
 def run(args: argparse.Namespace) -> int:
     """Cancel a run, or submit one chain of phases, or one for each split; the exit status."""
     # Jobs import this package as well, from wherever they run.
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(SOURCES), *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(SOURCES), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     try:
         _run(args)
     except OSError as error:
@@ -115,7 +141,14 @@ def _run(args: argparse.Namespace) -> None:
         raise ConfigError(f"--run-dir {root}: this is a file; name a folder")
     group = root if every and share_a_store(configs) else None
     requests = [
-        Request(config, root / f"split{split}" if every else root, args.phase, group, args.forget, args.allow_cpu)
+        Request(
+            config,
+            root / f"split{split}" if every else root,
+            args.phase,
+            group,
+            args.forget,
+            args.allow_cpu,
+        )
         for split, config in zip(splits, configs, strict=True)
     ]
     if args.dry_run:

@@ -42,7 +42,9 @@ class Survey:
     """What was learnt on the way, to be shown."""
 
 
-def survey(journal: Journal, cluster: str, seconds: float, matters: Callable[[str], bool]) -> Survey:
+def survey(
+    journal: Journal, cluster: str, seconds: float, matters: Callable[[str], bool]
+) -> Survey:
     """Look at the queue; `matters` says whether the fate of a phase's jobs decides anything."""
     _refuse_other_cluster(journal, cluster, matters)
     rows = scheduler.look(seconds)
@@ -63,7 +65,9 @@ def _sort(queue: Survey, phase: str, job: Submitted, fates: dict[str, Row]) -> N
     ending = [number for number in job.all_ids if fates[number].is_ending]
     if ending:
         queue.ending[phase] = ending
-    queue.open |= {number for number in job.all_ids if fates[number].is_alive or fates[number].is_ending}
+    queue.open |= {
+        number for number in job.all_ids if fates[number].is_alive or fates[number].is_ending
+    }
     queue.hopeless += [number for number in job.all_ids if fates[number].never_starts]
 
 
@@ -87,7 +91,9 @@ def fates_of(job: Submitted, rows: dict[str, Row], seconds: float) -> dict[str, 
 
 def _unknown(number: str, state: str, job: Submitted) -> UserError:
     whose = "" if job.user == this_user() else f", which {job.user} submitted"
-    accounted = f"the accounting says {state}" if state else "the accounting does not know it either"
+    accounted = (
+        f"the accounting says {state}" if state else "the accounting does not know it either"
+    )
     return NoAnswer(
         f"job {number}{whose}: squeue does not list it, {accounted}, and nobody says that it is gone"
         f"\nAsk again later. If you are certain that it has ended: --forget {number}"
@@ -95,7 +101,9 @@ def _unknown(number: str, state: str, job: Submitted) -> UserError:
 
 
 def _refuse_other_cluster(journal: Journal, cluster: str, matters: Callable[[str], bool]) -> None:
-    has_jobs = journal.asked is not None or any(matters(name) and job.all_ids for name, job in journal.jobs.items())
+    has_jobs = journal.asked is not None or any(
+        matters(name) and job.all_ids for name, job in journal.jobs.items()
+    )
     if has_jobs and cluster and journal.cluster and cluster != journal.cluster:
         numbers = [number for job in journal.jobs.values() for number in job.all_ids]
         raise UserError(
@@ -136,7 +144,11 @@ def number_in(rows: list[Row], token: Token) -> str:
 def _treat_strays(journal: Journal, rows: list[Row], seconds: float, notes: list[str]) -> None:
     """Jobs of this folder that its journal does not know: one that came late is ended, any other is
     refused."""
-    strays = [row for row in rows_of_folder(journal.run_dir, rows, journal.run) if not journal.knows(row.number)]
+    strays = [
+        row
+        for row in rows_of_folder(journal.run_dir, rows, journal.run)
+        if not journal.knows(row.number)
+    ]
     late = [row for row in strays if row.token is not None and journal.is_abandoned(row.token)]
     if late:
         scheduler.cancel([row.number for row in late], seconds)
@@ -155,7 +167,11 @@ def rows_of_folder(run_dir: Path, rows: list[Row], run: str = "") -> list[Row]:
     """Jobs of the queue that were submitted for this folder (or for this run's id) and have not
     ended."""
     tag = folder_tag(run_dir)
-    mine = [r for r in rows if r.token is not None and (r.token.run == run or r.token.run.startswith(f"{tag}-"))]
+    mine = [
+        r
+        for r in rows
+        if r.token is not None and (r.token.run == run or r.token.run.startswith(f"{tag}-"))
+    ]
     return [row for row in mine if row.is_alive or row.never_starts]
 
 
@@ -206,4 +222,8 @@ def inherited_lock(path: Path, patience_seconds: float) -> Iterator[int]:
 
 def partial(queue: Survey, journal: Journal) -> Collection[str]:
     """Phases in the queue whose last links a submit that was cut short has not submitted."""
-    return [name for name, job in journal.jobs.items() if name in queue.alive and len(job.ids) < job.links]
+    return [
+        name
+        for name, job in journal.jobs.items()
+        if name in queue.alive and len(job.ids) < job.links
+    ]

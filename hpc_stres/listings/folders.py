@@ -51,9 +51,18 @@ def read_folder(videos: Path, test_fraction: float, folds: int = 1) -> Listing:
     listing = _read(videos, (test_fraction, folds), files, _files)
     listing.ignored = dict(sorted(ignored.items()))
     if not listing.videos:
-        there = ", ".join(f"{count} x {suffix}" for suffix, count in listing.ignored.items()) or "no files"
-        raise UserError(f"{videos}: no videos in the class folders ({printable(there)})\nSet data.videos.")
-    loose = [path.name for path in _entries(videos) if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()]
+        there = (
+            ", ".join(f"{count} x {suffix}" for suffix, count in listing.ignored.items())
+            or "no files"
+        )
+        raise UserError(
+            f"{videos}: no videos in the class folders ({printable(there)})\nSet data.videos."
+        )
+    loose = [
+        path.name
+        for path in _entries(videos)
+        if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()
+    ]
     if loose:
         listing.notes.append(
             f"{videos}: {len(loose)} videos lie in no class folder: not read: {printable(loose[0])} ..."
@@ -76,7 +85,9 @@ def _read(root: Path, cut: tuple[float, int], walk: Walk, probe: Walk) -> Listin
     test_fraction, folds = cut
     found = list(_folders(root))
     if not found:
-        raise UserError(f"{root}: no class folders here\nPut each class's videos into a folder of its own.")
+        raise UserError(
+            f"{root}: no class folders here\nPut each class's videos into a folder of its own."
+        )
     by_split = _split_folders(found, probe)
     if by_split and folds > 1:
         names = " and ".join(sorted(path.name + "/" for path in by_split.values()))
@@ -99,7 +110,9 @@ def _read(root: Path, cut: tuple[float, int], walk: Walk, probe: Walk) -> Listin
         refuse_empty_classes(listing, root, {"training": few, "test": few})
     elif listing.videos:
         fraction = f"data.test_fraction is {test_fraction:g}. "
-        refuse_empty_classes(listing, root, {"training": fraction + MORE_VIDEOS, "test": fraction + MORE_VIDEOS})
+        refuse_empty_classes(
+            listing, root, {"training": fraction + MORE_VIDEOS, "test": fraction + MORE_VIDEOS}
+        )
     return listing
 
 
@@ -128,13 +141,17 @@ def _read_splits(root: Path, by_split: dict[str, Path], walk: Walk) -> Listing:
         for kind, folder in chosen.items():
             ids = [_add(listing, path, root, folder / name, label) for path in walk(folder / name)]
             (listing.train if kind == "train" else listing.test)[1].extend(ids)
-    unused = f"; {by_split['val'].name}/ is not read" if "test" in by_split and "val" in by_split else ""
+    unused = (
+        f"; {by_split['val'].name}/ is not read" if "test" in by_split and "val" in by_split else ""
+    )
     listing.notes.append(
         f"{root}: {chosen['train'].name}/ trains ({len(listing.train[1])} videos), "
         f"{test.name}/ tests ({len(listing.test[1])}){unused}"
     )
     if listing.videos:
-        remedy = {kind: f"Put its videos into {chosen[kind[:5]]}/CLASS." for kind in ("train", "test")}
+        remedy = {
+            kind: f"Put its videos into {chosen[kind[:5]]}/CLASS." for kind in ("train", "test")
+        }
         refuse_empty_classes(listing, root, {"training": remedy["train"], "test": remedy["test"]})
     return listing
 
@@ -160,7 +177,9 @@ def _folders(folder: Path) -> Iterator[Path]:
 
 
 def _has_videos(folder: Path) -> bool:
-    return any(path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir() for path in _entries(folder))
+    return any(
+        path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir() for path in _entries(folder)
+    )
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -171,7 +190,11 @@ def _entries(folder: Path) -> list[Path]:
         names = sorted(os.listdir(folder))
     except OSError as error:
         raise UserError(f"{printable(folder)}: cannot read this folder: {error.strerror}") from None
-    return [folder / name for name in names if not name.startswith(".") and name.lower() not in SYSTEM_FOLDERS]
+    return [
+        folder / name
+        for name in names
+        if not name.startswith(".") and name.lower() not in SYSTEM_FOLDERS
+    ]
 
 
 def _files(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:

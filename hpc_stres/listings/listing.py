@@ -15,8 +15,36 @@ from hpc_stres.listings import official
 # read.
 VIDEO_SUFFIXES = frozenset(
     (
-        *(".3g2", ".3gp", ".asf", ".avi", ".dv", ".f4v", ".flv", ".gif", ".m2ts", ".m2v", ".m4v", ".mj2", ".mkv"),
-        *(".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob"),
+        *(
+            ".3g2",
+            ".3gp",
+            ".asf",
+            ".avi",
+            ".dv",
+            ".f4v",
+            ".flv",
+            ".gif",
+            ".m2ts",
+            ".m2v",
+            ".m4v",
+            ".mj2",
+            ".mkv",
+        ),
+        *(
+            ".mov",
+            ".mp4",
+            ".mpeg",
+            ".mpg",
+            ".mts",
+            ".mxf",
+            ".ogm",
+            ".ogv",
+            ".qt",
+            ".rm",
+            ".rmvb",
+            ".ts",
+            ".vob",
+        ),
         *(".webm", ".wmv", ".y4m"),
     )
 )
@@ -24,7 +52,9 @@ VIDEO_SUFFIXES = frozenset(
 UCF_CLIP = re.compile(r"(.+_g\d+)_c\d+$", re.DOTALL)
 # HMDB51's: ORIGIN_CLASS_f_nm_np1_fr_goo_37. The five codes are its own, so that no other name looks
 # like one by chance.
-HMDB_CLIP = re.compile(r"(.+)_[fhlu]_(?:cm|nm)_np\d+_(?:ba|fr|le|ri)_(?:bad|goo|med)_\d+$", re.DOTALL)
+HMDB_CLIP = re.compile(
+    r"(.+)_[fhlu]_(?:cm|nm)_np\d+_(?:ba|fr|le|ri)_(?:bad|goo|med)_\d+$", re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +123,9 @@ def require_utf8(name: object) -> None:
     try:
         str(name).encode("utf-8")
     except UnicodeEncodeError:
-        raise UserError(f"{printable(name)}: this file name is not UTF-8\nRename the file.") from None
+        raise UserError(
+            f"{printable(name)}: this file name is not UTF-8\nRename the file."
+        ) from None
 
 
 def sorted_classes(names: set[str]) -> list[str]:
@@ -161,8 +193,14 @@ def refuse_empty_classes(listing: Listing, place: object, remedy: Mapping[str, s
     """
     for kind, ids in (("training", listing.train), ("test", listing.test)):
         for split, names in ids.items():
-            have = {label for name in names for label in listing.classes_of(listing.videos[name].label)}
+            have = {
+                label for name in names for label in listing.classes_of(listing.videos[name].label)
+            }
             empty = [name for label, name in enumerate(listing.classes) if label not in have]
             if empty:
-                shown = ", ".join(map(printable, empty[:5])) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
-                raise UserError(f"{place}: no {kind} video in split {split} of: {shown}\n{remedy[kind]}")
+                shown = ", ".join(map(printable, empty[:5])) + (
+                    f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+                )
+                raise UserError(
+                    f"{place}: no {kind} video in split {split} of: {shown}\n{remedy[kind]}"
+                )

@@ -30,7 +30,9 @@ LIST_NAME = re.compile(
     r"(train|test|val)(?:ing|idation)?[-_ ]?(?:list|split)?[-_ ]?0*([1-9]\d?)?\.(?:txt|csv|tsv|lst)",
     re.IGNORECASE,
 )
-NAMES_HINT = "Expected train.txt and test.txt, or train1.txt, test1.txt, train2.txt, test2.txt and so on."
+NAMES_HINT = (
+    "Expected train.txt and test.txt, or train1.txt, test1.txt, train2.txt, test2.txt and so on."
+)
 
 # A path that ends as videos do, then the class, which may hold spaces.
 _SUFFIXES = "|".join(re.escape(suffix) for suffix in sorted(VIDEO_SUFFIXES, key=len, reverse=True))
@@ -81,12 +83,16 @@ def _find_lists(lists: Path) -> tuple[dict[tuple[str, int], Path], list[str]]:
             continue
         key = (match[1].lower(), int(match[2] or 1))
         if key in found:
-            raise UserError(f"{lists}: both {found[key].name} and {path.name} are the {key[0]} list of split {key[1]}")
+            raise UserError(
+                f"{lists}: both {found[key].name} and {path.name} are the {key[0]} list of split {key[1]}"
+            )
         found[key] = path
     notes = []
     for split in sorted({split for _, split in found}):
         if ("val", split) in found and ("test", split) in found:
-            notes.append(f"{found.pop(('val', split))}: not read: {found['test', split].name} tests split {split}")
+            notes.append(
+                f"{found.pop(('val', split))}: not read: {found['test', split].name} tests split {split}"
+            )
     _refuse_half_splits(lists, found)
     return dict(sorted(found.items(), key=lambda item: (item[0][1], item[0][0] != "train"))), notes
 
@@ -98,9 +104,15 @@ def _refuse_half_splits(lists: Path, found: dict[tuple[str, int], Path]) -> None
         raise UserError(f"{lists}: no lists here\n{NAMES_HINT}")
     for split in range(1, numbers[-1] + 1):
         kinds = {kind for kind, number in found if number == split}
-        missing = [word for word, own in (("train", {"train"}), ("test", {"test", "val"})) if not kinds & own]
+        missing = [
+            word
+            for word, own in (("train", {"train"}), ("test", {"test", "val"}))
+            if not kinds & own
+        ]
         if missing:
-            raise UserError(f"{lists}: split {split} has no {' and no '.join(missing)} list\n{NAMES_HINT}")
+            raise UserError(
+                f"{lists}: split {split} has no {' and no '.join(missing)} list\n{NAMES_HINT}"
+            )
 
 
 def _read_classes(lists: Path) -> list[tuple[str, str]]:
@@ -120,7 +132,9 @@ def _read_classes(lists: Path) -> list[tuple[str, str]]:
             raise UserError(f"{path}:{number}: the class {printable(own[1])} is listed twice")
         found.append(own)
     if not found:
-        raise UserError(f"{path}: no classes\nWrite a class's name into each line, or remove the file.")
+        raise UserError(
+            f"{path}: no classes\nWrite a class's name into each line, or remove the file."
+        )
     return found
 
 
@@ -134,7 +148,9 @@ def _read_line(reading: _Reading, line: str, place: str) -> str:
     path, label = _path_and_label(line, place)
     if reading.names:
         if label not in reading.names:
-            raise UserError(f"{place}: {printable(label)!r} is no class of the file of classes, by name or by number")
+            raise UserError(
+                f"{place}: {printable(label)!r} is no class of the file of classes, by name or by number"
+            )
         label = reading.names[label]
     require_utf8(path)
     identity = PurePosixPath(posixpath.normpath(path)).with_suffix("").as_posix().lstrip("/")
@@ -147,7 +163,9 @@ def _read_line(reading: _Reading, line: str, place: str) -> str:
     if reading.paths.setdefault(identity, path) != path and posixpath.normpath(
         reading.paths[identity]
     ) != posixpath.normpath(path):
-        raise UserError(f"{place}: {printable(path)} and {printable(reading.paths[identity])} ({first}) have one name")
+        raise UserError(
+            f"{place}: {printable(path)} and {printable(reading.paths[identity])} ({first}) have one name"
+        )
     return identity
 
 
@@ -157,7 +175,9 @@ def _path_and_label(line: str, place: str) -> tuple[str, str]:
     if PurePosixPath(whole).suffix.lower() in VIDEO_SUFFIXES:
         folder = posixpath.normpath(whole).lstrip("/").split("/")[0]
         if "/" not in posixpath.normpath(whole) or posixpath.isabs(whole):
-            raise UserError(f"{place}: {printable(line)!r}: no class, neither after the path nor as its first folder")
+            raise UserError(
+                f"{place}: {printable(line)!r}: no class, neither after the path nor as its first folder"
+            )
         return whole, folder
     match = AFTER_VIDEO.fullmatch(whole) or re.fullmatch(r"(.*\S)\s*[,\t]\s*([^,\t]+)", whole)
     match = match or re.fullmatch(r"(.*\S)\s+(\S+)", whole)

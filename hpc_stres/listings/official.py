@@ -63,7 +63,10 @@ def official_name(
         expected = splits.get(split)
         if expected is None or expected[0] != lists:
             continue
-        if labels is None or _digest(canonical_labels(classes, [*train, *test], labels)) == expected[1]:
+        if (
+            labels is None
+            or _digest(canonical_labels(classes, [*train, *test], labels)) == expected[1]
+        ):
             return name
     return None
 
@@ -75,7 +78,9 @@ def canonical_lists(classes: Sequence[str], train: Iterable[str], test: Iterable
     return [sorted(classes), sorted(map(_name, train)), sorted(map(_name, test))]
 
 
-def canonical_labels(classes: Sequence[str], ids: Iterable[str], labels: Mapping[str, int]) -> object:
+def canonical_labels(
+    classes: Sequence[str], ids: Iterable[str], labels: Mapping[str, int]
+) -> object:
     """Every video with the name of its class, sorted."""
     return sorted([_name(video_id), classes[labels[video_id]]] for video_id in ids)
 

@@ -49,6 +49,10 @@ def size(video: Video) -> int:
     neither is known.
     """
     try:
-        return sum(1 for _ in video.path.iterdir()) if video.path.is_dir() else video.path.stat().st_size
+        return (
+            sum(1 for _ in video.path.iterdir())
+            if video.path.is_dir()
+            else video.path.stat().st_size
+        )
     except OSError:
         return 0

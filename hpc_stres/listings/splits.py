@@ -23,7 +23,15 @@ from hpc_stres.listings.listing import (
 from hpc_stres.listings.textlists import read_lines, read_table
 from hpc_stres.registry import DATA_SETS
 
-__all__ = ["VIDEO_SUFFIXES", "Listing", "Video", "problems", "read_folder", "read_frame_folders", "read_listing"]
+__all__ = [
+    "VIDEO_SUFFIXES",
+    "Listing",
+    "Video",
+    "problems",
+    "read_folder",
+    "read_frame_folders",
+    "read_listing",
+]
 
 # Any data set may have several splits; the official ones have three.
 MOST_SPLITS = 99
@@ -68,7 +76,9 @@ def read_ucf101(videos: Path, lists: Path) -> Listing:
         for kind, target in (("train", listing.train), ("test", listing.test)):
             path = lists / f"{kind}list{split:02d}.txt"
             lines = read_lines(path)
-            target[split] = [_ucf101_video(line, f"{path}:{n}", homes, numbers, listing) for n, line in lines]
+            target[split] = [
+                _ucf101_video(line, f"{path}:{n}", homes, numbers, listing) for n, line in lines
+            ]
     return listing
 
 
@@ -78,23 +88,31 @@ def _ucf101_classes(path: Path) -> dict[str, int]:
     for line_number, line in read_lines(path):
         match = re.fullmatch(r"([0-9]{1,9})\s+(\S.*)", line)
         if not match:
-            raise UserError(f"{path}:{line_number}: {printable(line)!r}: expected a number and a class name")
+            raise UserError(
+                f"{path}:{line_number}: {printable(line)!r}: expected a number and a class name"
+            )
         number, name = int(match.group(1)), match.group(2)
         if name in numbers or number in numbers.values():
-            raise UserError(f"{path}:{line_number}: {printable(line)!r}: this number or class is listed twice")
+            raise UserError(
+                f"{path}:{line_number}: {printable(line)!r}: this number or class is listed twice"
+            )
         numbers[name] = number
     if not numbers:
         raise UserError(f"{path}: no classes\nSet data.lists to the folder of lists.")
     return numbers
 
 
-def _ucf101_video(line: str, place: str, homes: dict[str, Video], numbers: dict[str, int], listing: Listing) -> str:
+def _ucf101_video(
+    line: str, place: str, homes: dict[str, Video], numbers: dict[str, int], listing: Listing
+) -> str:
     # Training lists end in a label; a file name may hold spaces of its own.
     match = re.fullmatch(r"(.*\S)\s+([0-9]{1,9})", line)
     name = match.group(1) if match else line
     folder, _, file = name.rpartition("/")
     if folder not in numbers:
-        raise UserError(f"{place}: {printable(line)!r}: no class {printable(folder)!r} in classInd.txt")
+        raise UserError(
+            f"{place}: {printable(line)!r}: no class {printable(folder)!r} in classInd.txt"
+        )
     if match and int(match.group(2)) != numbers[folder]:
         raise UserError(
             f"{place}: {printable(line)!r}: label {match.group(2)}, but {printable(folder)} is number "
@@ -116,9 +134,13 @@ def _stem(file: str, place: str) -> str:
 
 def read_hmdb51(videos: Path, lists: Path) -> Listing:
     """HMDB51's `<class>_test_split<k>.txt`: 1 trains, 2 tests, 0 is unused."""
-    found = sorted(path for path in lists.glob("*_test_split1.txt") if not path.name.startswith("."))
+    found = sorted(
+        path for path in lists.glob("*_test_split1.txt") if not path.name.startswith(".")
+    )
     if not found:
-        raise UserError(f"{lists}: no *_test_split1.txt here\nSet data.lists to the folder of HMDB51's lists.")
+        raise UserError(
+            f"{lists}: no *_test_split1.txt here\nSet data.lists to the folder of HMDB51's lists."
+        )
     listing = Listing([path.name.removesuffix("_test_split1.txt") for path in found])
     for split in SPLITS:
         if split > 1 and not any(lists.glob(f"*_test_split{split}.txt")):
@@ -128,7 +150,9 @@ def read_hmdb51(videos: Path, lists: Path) -> Listing:
             require_utf8(name)
             path = lists / f"{name}_test_split{split}.txt"
             for number, line in read_lines(path):
-                _hmdb51_line(line, f"{path}:{number}", split, Video("", videos / name, label), listing)
+                _hmdb51_line(
+                    line, f"{path}:{number}", split, Video("", videos / name, label), listing
+                )
     return listing
 
 
@@ -153,13 +177,18 @@ def read_csv(videos: Path, table: Path, several: bool = False) -> Listing:
     """
     rows = read_table(table, CSV_COLUMNS)
     if not rows:
-        raise UserError(f"{table}: no rows under the header\nWrite one for each video: its path, label and split.")
+        raise UserError(
+            f"{table}: no rows under the header\nWrite one for each video: its path, label and split."
+        )
     columns = _split_columns(table, set(rows[0][1]))
     for number, row in rows:
         for name in CSV_COLUMNS:
             if not row[name]:
                 raise UserError(f"{table}:{number}: the {name} is empty")
-    sets = {row["label"]: _classes_in(row["label"], several, f"{table}:{number}") for number, row in rows}
+    sets = {
+        row["label"]: _classes_in(row["label"], several, f"{table}:{number}")
+        for number, row in rows
+    }
     listing = Listing(sorted_classes({name for names in sets.values() for name in names}))
     listing.train, listing.test = {split: [] for split in columns}, {split: [] for split in columns}
     numbers = {name: number for number, name in enumerate(listing.classes)}
@@ -175,7 +204,9 @@ def read_csv(videos: Path, table: Path, several: bool = False) -> Listing:
         for split, column in columns.items():
             kind = row[column].lower()
             if kind not in ("train", "test") and (kind or column == "split"):
-                raise UserError(f"{table}:{number}: {column} is {printable(row[column])!r}; expected train or test")
+                raise UserError(
+                    f"{table}:{number}: {column} is {printable(row[column])!r}; expected train or test"
+                )
             if kind:
                 (listing.train if kind == "train" else listing.test)[split].append(video.id)
     remedy = f"Edit column {' or '.join(columns.values())}, or remove the rows of these classes."
@@ -189,14 +220,18 @@ def _classes_in(cell: str, several: bool, place: str) -> list[str]:
         return [cell]
     names = [name.strip() for name in cell.split("|")]
     if not all(names) or len(set(names)) != len(names):
-        raise UserError(f"{place}: label is {printable(cell)!r}; expected names with | between, each once")
+        raise UserError(
+            f"{place}: label is {printable(cell)!r}; expected names with | between, each once"
+        )
     return names
 
 
 def _split_columns(table: Path, names: set[str]) -> dict[int, str]:
     numbered = {split: f"split{split}" for split in SPLITS if f"split{split}" in names}
     if ("split" in names) == bool(numbered):
-        raise UserError(f"{table}:1: expected a column split, or columns split1, split2 and so on in its place")
+        raise UserError(
+            f"{table}:1: expected a column split, or columns split1, split2 and so on in its place"
+        )
     return numbered or {1: "split"}
 
 
@@ -226,8 +261,14 @@ def problems(listing: Listing) -> list[str]:
     for split in listing.train:
         train, test = listing.train[split], listing.test[split]
         for kind, ids in (("train", train), ("test", test)):
-            found += [f"split {split}: {name} is {n} times in {kind}" for name, n in Counter(ids).items() if n > 1]
-        found += [f"split {split}: {name} is in train and test" for name in sorted(set(train) & set(test))]
+            found += [
+                f"split {split}: {name} is {n} times in {kind}"
+                for name, n in Counter(ids).items()
+                if n > 1
+            ]
+        found += [
+            f"split {split}: {name} is in train and test" for name in sorted(set(train) & set(test))
+        ]
         shared = _groups(listing, train) & _groups(listing, test)
         found += [f"split {split}: group {name} is in train and test" for name in sorted(shared)]
         found += _same_files(listing, split, [names for names in files.values() if len(names) > 1])
@@ -252,7 +293,9 @@ def _same_files(listing: Listing, split: int, doubles: list[list[str]]) -> list[
     for names in doubles:
         here = [str(listing.videos[name].path) for name in names if name in used]
         if len(here) > 1:
-            found.append(f"split {split}: one file under two names: {printable(here[0])} and {printable(here[1])}")
+            found.append(
+                f"split {split}: one file under two names: {printable(here[0])} and {printable(here[1])}"
+            )
     return found
 
 

@@ -12,7 +12,11 @@ from hpc_stres.listings.listing import printable
 
 # Far above any list (Kinetics' have 40 MB); what is larger is another kind of file.
 MOST_BYTES = 256 << 20
-BYTE_ORDER_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+BYTE_ORDER_MARKS = (
+    (b"\xef\xbb\xbf", "utf-8-sig"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
 DELIMITERS = ",;\t"
 
 
@@ -22,7 +26,9 @@ def read_text(path: Path) -> str:
     """
     try:
         if path.stat().st_size > MOST_BYTES:
-            raise UserError(f"{path}: {path.stat().st_size >> 20} MiB is too long for a list\nCheck data.lists.")
+            raise UserError(
+                f"{path}: {path.stat().st_size >> 20} MiB is too long for a list\nCheck data.lists."
+            )
         data = path.read_bytes()
     except OSError as error:
         raise UserError(
@@ -33,10 +39,14 @@ def read_text(path: Path) -> str:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}:{line}: this text is not {encoding.upper()}\nSave the file as UTF-8.") from None
+        raise UserError(
+            f"{path}:{line}: this text is not {encoding.upper()}\nSave the file as UTF-8."
+        ) from None
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
-        raise UserError(f"{path}:{line}: a NUL byte: not a text, or UTF-16 without its mark\nSave the file as UTF-8.")
+        raise UserError(
+            f"{path}:{line}: a NUL byte: not a text, or UTF-16 without its mark\nSave the file as UTF-8."
+        )
     return text
 
 
@@ -72,7 +82,9 @@ def read_table(path: Path, needed: tuple[str, ...]) -> list[tuple[int, dict[str,
                 f"{path}:{number}: {len(cells)} cells under a header of {len(names)}\n"
                 "Write one row for each video; put a cell that holds the separator into quotes."
             )
-        table.append((number, {name: cell.strip() for name, cell in zip(names, cells, strict=True)}))
+        table.append(
+            (number, {name: cell.strip() for name, cell in zip(names, cells, strict=True)})
+        )
     return table
 
 
@@ -88,7 +100,9 @@ def _delimiter(text: str, needed: tuple[str, ...]) -> str:
 
 
 def _rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True
+    )
     while True:
         start = reader.line_num + 1
         try:
@@ -96,9 +110,13 @@ def _rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str
         except StopIteration:
             return
         except csv.Error as error:
-            raise UserError(f"{path}:{start}: this row cannot be read: {error}\nCheck its quotes.") from None
+            raise UserError(
+                f"{path}:{start}: this row cannot be read: {error}\nCheck its quotes."
+            ) from None
         if any(cell.strip() for cell in cells):
             # A cell over several lines is a quote that was closed by the next one, rows later.
             if reader.line_num > start and any("\n" in cell or "\r" in cell for cell in cells):
-                raise UserError(f"{path}:{start}: a cell goes over several lines\nCheck the quotes of this row.")
+                raise UserError(
+                    f"{path}:{start}: a cell goes over several lines\nCheck the quotes of this row."
+                )
             yield start, cells

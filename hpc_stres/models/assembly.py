@@ -38,7 +38,9 @@ def frame_trunk_options(trunk: TrunkSection, request: NetworkRequest) -> AnyTrun
     )
 
 
-def resnet_options(trunk: TrunkSection, request: NetworkRequest, temporal: Temporal) -> TrunkOptions:
+def resnet_options(
+    trunk: TrunkSection, request: NetworkRequest, temporal: Temporal
+) -> TrunkOptions:
     """A stream's section of the config, as the trunk takes it."""
     options = request.options
     padding = options.temporal_padding if isinstance(options, JointOptions) else "zeros"
@@ -63,14 +65,21 @@ def interaction_of(options: ModelOptions, trunks: dict[str, TrunkOptions]) -> In
             f"the streams meet channel by channel, but their stages have {list(channels)} (appearance) and "
             f"{list(others)} (motion)\nGive both the same width and number of stages."
         )
-    return Interaction(options.operation, options.direction, options.placement, options.learned_scale, channels)
+    return Interaction(
+        options.operation, options.direction, options.placement, options.learned_scale, channels
+    )
 
 
 _TRUNK_KEYS = ("stages", "variant")
 
 
 def build_model(
-    name: str, num_classes: int, depth: int = 50, width: int = 64, norm_group: int | None = None, **options: Any
+    name: str,
+    num_classes: int,
+    depth: int = 50,
+    width: int = 64,
+    norm_group: int | None = None,
+    **options: Any,
 ) -> Any:
     """A network by name.
 
@@ -85,12 +94,16 @@ def build_model(
     known = {f for f in family.options.__dataclass_fields__ if f != "name"}
     unknown = sorted(set(options) - known - {*_TRUNK_KEYS, "dropout"})
     if unknown:
-        raise ValueError(f"no option {unknown[0]!r}; there are {', '.join(sorted({*known, *_TRUNK_KEYS, 'dropout'}))}")
+        raise ValueError(
+            f"no option {unknown[0]!r}; there are {', '.join(sorted({*known, *_TRUNK_KEYS, 'dropout'}))}"
+        )
     if depth not in DEPTHS and not options.get("stages"):
         raise ValueError(f"no depth {depth}; there are {', '.join(map(str, DEPTHS))}")
     stages = tuple(options.pop("stages", None) or DEPTHS[depth])
     if len(family.streams) == 2 and min(stages) < 2:
-        raise ValueError(f"{name} joins its streams at the second unit of each stage; stages are {stages}")
+        raise ValueError(
+            f"{name} joins its streams at the second unit of each stage; stages are {stages}"
+        )
     trunk = TrunkSection(stages=stages, width=width, variant=options.pop("variant", None))
     dropout = options.pop("dropout", 0.0)
     trunks = {stream: options.pop(stream, trunk) for stream in family.streams}
@@ -98,7 +111,9 @@ def build_model(
     return build_network(section, num_classes, norm_group, dropout)
 
 
-def build_network(options: ModelOptions, num_classes: int, norm_group: int | None, dropout: float) -> Any:
+def build_network(
+    options: ModelOptions, num_classes: int, norm_group: int | None, dropout: float
+) -> Any:
     """The network that a model's options describe."""
     family = MODELS.get(options.name)
     return family.build(NetworkRequest(num_classes, options, norm_group, dropout))

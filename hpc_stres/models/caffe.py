@@ -48,7 +48,9 @@ def read_caffe(path: Path) -> dict[str, Tensor]:
     try:
         layers = _read_npz(path) if path.suffix == ".npz" else _read_caffemodel(path)
     except (wire.WireError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a whole Caffe model: {error}\nCopy or download the file again.") from None
+        raise UserError(
+            f"{path}: not a whole Caffe model: {error}\nCopy or download the file again."
+        ) from None
     if not layers:
         raise UserError(f"{path}: no layer with weights in it\n{WHAT}")
     return to_state(layers, str(path))
@@ -113,7 +115,9 @@ def _read_npz(path: Path) -> Layers:
             for key in arrays.files:
                 layer, _, number = key.rpartition("/")
                 if not layer or not number.isdecimal():
-                    raise UserError(f"{path}: an array is named {key!r:.60}; expected LAYER/NUMBER, as conv1/0")
+                    raise UserError(
+                        f"{path}: an array is named {key!r:.60}; expected LAYER/NUMBER, as conv1/0"
+                    )
                 found.setdefault(layer, {})[int(number)] = arrays[key]
     except UserError:
         raise
@@ -124,7 +128,9 @@ def _read_npz(path: Path) -> Layers:
             raise UserError(f"{path}: layer {layer} has arrays {sorted(blobs)}; expected 0, 1, ...")
         for blob in blobs.values():
             if not np.issubdtype(blob.dtype, np.floating):
-                raise UserError(f"{path}: layer {layer} has an array of {blob.dtype}, not of numbers")
+                raise UserError(
+                    f"{path}: layer {layer} has an array of {blob.dtype}, not of numbers"
+                )
     return {layer: [blobs[n] for n in sorted(blobs)] for layer, blobs in found.items()}
 
 
@@ -147,7 +153,10 @@ def to_state(layers: Layers, source: str) -> dict[str, Tensor]:
     if unknown:
         raise UserError(f"{source}: no place in a ResNet for the layers {some(unknown)}\n{WHAT}")
     # A copy, so that nothing of the file is held.
-    return {name: torch.from_numpy(np.array(value, np.float32, order="C")) for name, value in state.items()}
+    return {
+        name: torch.from_numpy(np.array(value, np.float32, order="C"))
+        for name, value in state.items()
+    }
 
 
 def _target(name: str) -> Target | None:

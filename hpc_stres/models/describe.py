@@ -57,18 +57,18 @@ def _measure(costs: dict[nn.Module, int], sizes: dict[nn.Module, int]) -> Any:
 
 
 def _walk(
-    model: TwoStream, trunk: Trunk, costs: dict[nn.Module, int], sizes: dict[nn.Module, int], chunks: int, left: int
-) -> list[Metalayer]:
+    model: TwoStream, trunk: Trunk, costs: dict[nn.Module, int], sizes: dict[nn.Module, int],
+    chunks: int, left: int,
+) -> list[Metalayer]:  # fmt: skip
     def sums(*modules: nn.Module) -> tuple[int, int]:
         inner = [m for module in modules for m in module.modules()]
         parameters = sum(p.numel() for module in modules for p in module.parameters())
         return parameters, sum(costs.get(m, 0) for m in inner)
 
     stem = _pool_side(sizes[trunk.conv1], trunk)
+    kernel, first = f"7x7, {trunk.options.width}", sums(trunk.conv1, trunk.bn1)
     rows = [
-        Metalayer(
-            "conv1", f"7x7, {trunk.options.width}", sizes[trunk.conv1], chunks, 7, 1, *sums(trunk.conv1, trunk.bn1)
-        ),
+        Metalayer("conv1", kernel, sizes[trunk.conv1], chunks, 7, 1, *first),
         Metalayer("pool1", "3x3 max", stem, chunks, 11, 1, 0, 0),
     ]
     field, jump, times = 11, 4, 1
@@ -81,18 +81,17 @@ def _walk(
             field += 2 * jump * early
             jump *= stride
             times += 2 * sum(isinstance(m, TemporalConv) for m in unit.modules())
-        blocks = f"{_unit_text(stage)}"
-        rows.append(Metalayer(f"conv{number}_x", blocks, sizes[stage[-1]], chunks, field, times, *sums(stage)))
+        side, name = sizes[stage[-1]], f"conv{number}_x"
+        rows.append(Metalayer(name, _unit_text(stage), side, chunks, field, times, *sums(stage)))
     side = max(1, rows[-1].side - POOL_SIDE + 1)
     window = min(POOL_SIDE, rows[-1].side)
     pooled = times + (model.pool.window - 1 if model.pool else 0)
-    text = f"{window}x{window} average" + (f", {model.pool.window} max in time" if model.pool else "")
-    rows.append(Metalayer("pool5", text, side, left, field + (window - 1) * jump, pooled, 0, 0))
-    rows.append(
-        Metalayer(
-            "fc", f"{trunk.features} to {model.num_classes}", side, left, rows[-1].field_pixels, pooled, *sums(trunk.fc)
-        )
+    text = f"{window}x{window} average" + (
+        f", {model.pool.window} max in time" if model.pool else ""
     )
+    rows.append(Metalayer("pool5", text, side, left, field + (window - 1) * jump, pooled, 0, 0))
+    sizes_text, field = f"{trunk.features} to {model.num_classes}", rows[-1].field_pixels
+    rows.append(Metalayer("fc", sizes_text, side, left, field, pooled, *sums(trunk.fc)))
     return rows
 
 
@@ -142,12 +141,20 @@ def table(model: nn.Module, side: int, chunks: int) -> str:
                 row.name,
                 row.blocks,
                 f"{row.side}x{row.side}x{row.chunks}",
-                f"{row.field_pixels}x{row.field_pixels}x{row.field_chunks}" + (" tau" if row.field_chunks > 1 else ""),
+                f"{row.field_pixels}x{row.field_pixels}x{row.field_chunks}"
+                + (" tau" if row.field_chunks > 1 else ""),
                 f"{row.parameters:,}",
                 f"{row.multiply_adds:,}",
             ]
             for row in rows
         ]
-        total = ["total", "", "", "", f"{sum(r.parameters for r in rows):,}", f"{sum(r.multiply_adds for r in rows):,}"]
+        total = [
+            "total",
+            "",
+            "",
+            "",
+            f"{sum(r.parameters for r in rows):,}",
+            f"{sum(r.multiply_adds for r in rows):,}",
+        ]
         parts.append(f"{stream}\n{text_table(header, [*lines, total])}")
     return "\n\n".join(parts)

@@ -63,5 +63,7 @@ def drop(x: Tensor, rate: float, mask: Tensor | None) -> Tensor:
     if mask is None:
         return functional.dropout(x, rate)
     if mask.numel() != x.numel():
-        raise ValueError(f"a dropout mask of {tuple(mask.shape)} does not fit features of {tuple(x.shape)}")
+        raise ValueError(
+            f"a dropout mask of {tuple(mask.shape)} does not fit features of {tuple(x.shape)}"
+        )
     return x * (mask.flatten(0, 1).to(x.dtype) * (1.0 / (1.0 - rate)))

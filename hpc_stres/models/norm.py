@@ -55,7 +55,9 @@ def assign_groups(
     return NormGroups(membership, owner, by_video.sum(dim=1), team, norm_fused.team_name(team))
 
 
-def interleaved_groups(videos: int, group_size: int | None, frames: int, device: Any, dtype: torch.dtype) -> NormGroups:
+def interleaved_groups(
+    videos: int, group_size: int | None, frames: int, device: Any, dtype: torch.dtype
+) -> NormGroups:
     """Position p of n videos belongs to group p mod S, S = ceil(n / group_size): 256 by 86 are 86, 85, 85."""
     if group_size is not None and group_size > videos:
         raise ValueError(f"norm group of {group_size} videos is larger than the batch of {videos}")
@@ -89,7 +91,13 @@ class SubBatchNorm2d(nn.Module):
         super().__init__()
         if group_size is not None and group_size < 1:
             raise ValueError(f"group_size is {group_size}; it must be 1 or more")
-        self.channels, self.group_size, self.eps, self.rate, self.average = channels, group_size, eps, rate, average
+        self.channels, self.group_size, self.eps, self.rate, self.average = (
+            channels,
+            group_size,
+            eps,
+            rate,
+            average,
+        )
         self.relu = relu
         self.deferred = False
         self.weight = nn.Parameter(torch.ones(channels))
@@ -105,7 +113,11 @@ class SubBatchNorm2d(nn.Module):
         return f"{text}, average={self.average}, relu={self.relu}"
 
     def forward(
-        self, x: Tensor, groups: NormGroups | None = None, residual: Tensor | None = None, relu: bool | None = None
+        self,
+        x: Tensor,
+        groups: NormGroups | None = None,
+        residual: Tensor | None = None,
+        relu: bool | None = None,
     ) -> Tensor:
         """x normalised, + residual, rectified as `relu` says (None: as the layer does)."""
         rectifies = self.relu if relu is None else relu
@@ -122,14 +134,25 @@ class SubBatchNorm2d(nn.Module):
         else:
             y, mean, variance, count = cast(
                 tuple[Tensor, Tensor, Tensor, Tensor],
-                norm_plain.Normalise.apply(x, self.weight, self.bias, groups.membership, self.eps, groups.team),
+                norm_plain.Normalise.apply(
+                    x, self.weight, self.bias, groups.membership, self.eps, groups.team
+                ),
             )
             y = norm_plain.finish(y, residual, rectifies)
         self._collect(mean, variance, count, groups.videos)
         return y
 
     def _with_running(self, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
-        given = (x, residual, self.weight, self.bias, self.running_mean, self.running_var, self.eps, relu)
+        given = (
+            x,
+            residual,
+            self.weight,
+            self.bias,
+            self.running_mean,
+            self.running_var,
+            self.eps,
+            relu,
+        )
         # A traced network is to run elsewhere, without our kernels; theirs has no gradient here.
         traced = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined]
         if traced or torch.is_grad_enabled() or not norm_fused.suits(x, self.weight, residual):
@@ -155,7 +178,9 @@ class SubBatchNorm2d(nn.Module):
         mean, spread = collected[0] / collected[2], collected[1] / collected[2]
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.rate)
         if self.average == "sigma":
-            sigma = torch.sqrt(self.running_var + self.eps).lerp(spread.to(self.running_var.dtype), self.rate)
+            sigma = torch.sqrt(self.running_var + self.eps).lerp(
+                spread.to(self.running_var.dtype), self.rate
+            )
             # Rounding must not leave a variance below zero.
             self.running_var.copy_((sigma.square() - self.eps).clamp_(min=0.0))
         else:

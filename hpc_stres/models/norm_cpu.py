@@ -41,7 +41,9 @@ def library() -> ctypes.CDLL | None:
     return loaded
 
 
-def run(step: str, x: Tensor, owner: Tensor, groups: int, *, wide: bool = True, **fields: Any) -> None:
+def run(
+    step: str, x: Tensor, owner: Tensor, groups: int, *, wide: bool = True, **fields: Any
+) -> None:
     """One step of norm.cpp on channels-last activations.
 
     `fields` are the other fields of a call: numbers, and tensors that it reads or writes. `wide`

@@ -38,7 +38,9 @@ def suits(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> bool:
     if not known or x.numel() == 0 or not _is_channels_last(x):
         return False
     if residual is not None:
-        alike = residual.shape == x.shape and residual.dtype == x.dtype and residual.device == x.device
+        alike = (
+            residual.shape == x.shape and residual.dtype == x.dtype and residual.device == x.device
+        )
         if not alike or not _is_channels_last(residual):
             return False
     return _kernels_are_there(x.device.type)
@@ -102,7 +104,17 @@ def _backward(
     x, grad = _ordered(x), _ordered(grad.to(x.dtype))
     out = None if out is None else _ordered(out)
     way = _kernels(x).Backward(
-        grad, x, out, weight.contiguous(), bias.contiguous(), owner.contiguous(), count, mean, variance, eps, gate
+        grad,
+        x,
+        out,
+        weight.contiguous(),
+        bias.contiguous(),
+        owner.contiguous(),
+        count,
+        mean,
+        variance,
+        eps,
+        gate,
     )
     way.step("backward_sums" if team else "backward")
     # Each rank's own parameters' gradients: the engine adds them up over the ranks.
@@ -125,7 +137,9 @@ def _affine(
     owner = torch.zeros(len(x), dtype=torch.int32, device=x.device)
     moments = (value.to(torch.float64).reshape(1, -1).contiguous() for value in (mean, variance))
     other = None if residual is None else _ordered(residual)
-    return _kernels(x).values(_ordered(x), other, weight.contiguous(), bias.contiguous(), owner, *moments, eps, relu)
+    return _kernels(x).values(
+        _ordered(x), other, weight.contiguous(), bias.contiguous(), owner, *moments, eps, relu
+    )
 
 
 def _ordered(x: Tensor) -> Tensor:
@@ -155,8 +169,12 @@ for _device in ("CPU", "CUDA"):
 
 
 @torch.library.register_fake("hpc_stres::sub_batch_norm", lib=_library)
-def _(x: Tensor, residual: Any, weight: Tensor, bias: Tensor, owner: Tensor, groups: int, *rest: Any) -> Any:
-    return torch.empty_like(x, memory_format=torch.channels_last), *norm_cpu.empty_moments(x, groups)
+def _(
+    x: Tensor, residual: Any, weight: Tensor, bias: Tensor, owner: Tensor, groups: int, *rest: Any
+) -> Any:
+    return torch.empty_like(x, memory_format=torch.channels_last), *norm_cpu.empty_moments(
+        x, groups
+    )
 
 
 @torch.library.register_fake("hpc_stres::sub_batch_norm_backward", lib=_library)
@@ -194,7 +212,9 @@ def _way_back(ctx: Any, grad: Tensor | None, *others: Any) -> tuple[Tensor | Non
     return grad_x, grad_residual, grad_weight, grad_bias, None, None, None, None, None
 
 
-torch.library.register_autograd("hpc_stres::sub_batch_norm", _way_back, setup_context=_keep, lib=_library)
+torch.library.register_autograd(
+    "hpc_stres::sub_batch_norm", _way_back, setup_context=_keep, lib=_library
+)
 
 
 def sub_batch_norm(
@@ -218,5 +238,7 @@ def normalise_by(
     relu: bool,
 ) -> Tensor:  # fmt: skip
     """The same by given moments of each channel, at test time; it has no gradient."""
-    result: Tensor = torch.ops.hpc_stres.normalise_by(x, residual, weight, bias, mean, variance, eps, relu)
+    result: Tensor = torch.ops.hpc_stres.normalise_by(
+        x, residual, weight, bias, mean, variance, eps, relu
+    )
     return result

@@ -40,7 +40,9 @@ class Normalise(torch.autograd.Function):
             centred = wide - _spread(membership, mean)
             variance = _sum_over(team, membership @ _frame_sums(centred, centred)) / count[:, None]
             sigma_inverse = torch.rsqrt(variance + eps)
-            y = torch.addcmul(bias[:, None, None], centred, _spread(membership, sigma_inverse * weight))
+            y = torch.addcmul(
+                bias[:, None, None], centred, _spread(membership, sigma_inverse * weight)
+            )
         ctx.save_for_backward(x, mean, sigma_inverse, weight, membership, count)
         ctx.team = team
         ctx.mark_non_differentiable(mean, variance, count)

@@ -41,7 +41,10 @@ WARPS = 4
 def is_available() -> bool:
     """Whether Triton is there; said once where it is not."""
     if triton is None:
-        print("hpc-stres: normalisation without its GPU kernels, which is slower: no triton", file=sys.stderr)
+        print(
+            "hpc-stres: normalisation without its GPU kernels, which is slower: no triton",
+            file=sys.stderr,
+        )
     return triton is not None
 
 
@@ -51,7 +54,14 @@ def is_available() -> bool:
 
 @jit
 def moments_kernel(  # type: ignore[no-untyped-def]
-    x, parts, pixels, channels, per_frame, PIECE: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr
+    x,
+    parts,
+    pixels,
+    channels,
+    per_frame,
+    PIECE: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ):
     """Mean of a piece, and squares about it, by channel: block by block, each about its own mean."""
     piece = tl.program_id(0).to(tl.int64)
@@ -64,7 +74,9 @@ def moments_kernel(  # type: ignore[no-untyped-def]
     for row in range(0, size, ROWS):
         r = row + tl.arange(0, ROWS)
         inside = (r < size)[:, None] & (c < channels)[None, :]
-        v = tl.load(x + start + r[:, None].to(tl.int64) * channels + c[None, :], mask=inside, other=0.0).to(tl.float32)
+        v = tl.load(
+            x + start + r[:, None].to(tl.int64) * channels + c[None, :], mask=inside, other=0.0
+        ).to(tl.float32)
         count = tl.minimum(size - row, ROWS).to(tl.float32)
         middle = tl.sum(v, axis=0) / count
         off = tl.where(inside, v - middle[None, :], 0.0)
@@ -89,8 +101,12 @@ def merge_moments_kernel(  # type: ignore[no-untyped-def]
     rows_total = tl.zeros([MERGED], tl.float64)
     for k in range(0, frames * per_frame, MERGED):
         piece = k + tl.arange(0, MERGED)
-        mine = tl.load(owner + piece // per_frame, mask=piece < frames * per_frame, other=-1) == group
-        rows = tl.where(mine, tl.minimum(pixels - piece % per_frame * PIECE, PIECE), 0).to(tl.float64)
+        mine = (
+            tl.load(owner + piece // per_frame, mask=piece < frames * per_frame, other=-1) == group
+        )
+        rows = tl.where(mine, tl.minimum(pixels - piece % per_frame * PIECE, PIECE), 0).to(
+            tl.float64
+        )
         inside = mine[:, None] & (c < channels)[None, :]
         at = parts + piece[:, None].to(tl.int64) * 2 * channels + c[None, :]
         total += tl.sum(tl.load(at, mask=inside, other=0.0).to(tl.float64) * rows[:, None], axis=0)
@@ -101,8 +117,12 @@ def merge_moments_kernel(  # type: ignore[no-untyped-def]
     squares = tl.zeros([CHANNELS], tl.float64)
     for k in range(0, frames * per_frame, MERGED):
         piece = k + tl.arange(0, MERGED)
-        mine = tl.load(owner + piece // per_frame, mask=piece < frames * per_frame, other=-1) == group
-        rows = tl.where(mine, tl.minimum(pixels - piece % per_frame * PIECE, PIECE), 0).to(tl.float64)
+        mine = (
+            tl.load(owner + piece // per_frame, mask=piece < frames * per_frame, other=-1) == group
+        )
+        rows = tl.where(mine, tl.minimum(pixels - piece % per_frame * PIECE, PIECE), 0).to(
+            tl.float64
+        )
         inside = mine[:, None] & (c < channels)[None, :]
         at = parts + piece[:, None].to(tl.int64) * 2 * channels + c[None, :]
         off = tl.load(at, mask=inside, other=0.0).to(tl.float64) - middle[None, :]
@@ -184,7 +204,15 @@ def sums_kernel(  # type: ignore[no-untyped-def]
 
 @jit
 def merge_sums_kernel(  # type: ignore[no-untyped-def]
-    parts, owner, sums, products, frames, channels, per_frame, MERGED: tl.constexpr, CHANNELS: tl.constexpr
+    parts,
+    owner,
+    sums,
+    products,
+    frames,
+    channels,
+    per_frame,
+    MERGED: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ):
     """Two sums of a group from those of its pieces."""
     group = tl.program_id(0)
@@ -193,7 +221,9 @@ def merge_sums_kernel(  # type: ignore[no-untyped-def]
     second = tl.zeros([CHANNELS], tl.float64)
     for k in range(0, frames * per_frame, MERGED):
         piece = k + tl.arange(0, MERGED)
-        mine = tl.load(owner + piece // per_frame, mask=piece < frames * per_frame, other=-1) == group
+        mine = (
+            tl.load(owner + piece // per_frame, mask=piece < frames * per_frame, other=-1) == group
+        )
         inside = mine[:, None] & (c < channels)[None, :]
         at = parts + piece[:, None].to(tl.int64) * 2 * channels + c[None, :]
         first += tl.sum(tl.load(at, mask=inside, other=0.0).to(tl.float64), axis=0)
@@ -221,7 +251,9 @@ def gradient_kernel(  # type: ignore[no-untyped-def]
     share = slope.to(tl.float64) / tl.maximum(tl.load(count + group), 1.0)
     square = tl.load(variance + by_group, mask=c < channels, other=1.0) + eps
     shift = (tl.load(sums + by_group, mask=c < channels, other=0.0) * share).to(tl.float32)
-    curve = (tl.load(products + by_group, mask=c < channels, other=0.0) * share / square).to(tl.float32)
+    curve = (tl.load(products + by_group, mask=c < channels, other=0.0) * share / square).to(
+        tl.float32
+    )
     off = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) - middle[None, :]
     g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
     if GATE == 1:
@@ -245,7 +277,9 @@ class Grid:
 
     def parts(self, x: Tensor) -> Tensor:
         """Room for two sums of each piece."""
-        return torch.empty(self.frames * self.pieces, 2, self.channels, dtype=torch.float32, device=x.device)
+        return torch.empty(
+            self.frames * self.pieces, 2, self.channels, dtype=torch.float32, device=x.device
+        )
 
     @property
     def by_piece(self) -> tuple[int, int]:
@@ -262,7 +296,9 @@ def moments(x: Tensor, owner: Tensor, groups: int) -> tuple[Tensor, Tensor, Tens
     """Count (groups), mean and variance (groups, channels) of each group, in float64."""
     grid = Grid(x)
     count = torch.empty(groups, dtype=torch.float64, device=x.device)
-    mean, variance = (torch.empty(groups, grid.channels, dtype=torch.float64, device=x.device) for _ in range(2))
+    mean, variance = (
+        torch.empty(groups, grid.channels, dtype=torch.float64, device=x.device) for _ in range(2)
+    )
     parts = grid.parts(x)
     moments_kernel[grid.by_piece](
         x, parts, grid.pixels, grid.channels, grid.pieces, PIECE=PIECE_ROWS, ROWS=BLOCK_ROWS,
@@ -295,7 +331,12 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """`moments` and `values` in one go: (values, count, mean, variance)."""
     count, mean, variance = moments(x, owner, groups)
-    return values(x, residual, weight, bias, owner, mean, variance, eps, relu), count, mean, variance
+    return (
+        values(x, residual, weight, bias, owner, mean, variance, eps, relu),
+        count,
+        mean,
+        variance,
+    )
 
 
 class Backward:
@@ -336,7 +377,9 @@ class Backward:
     def _write(self) -> None:
         grid = Grid(self.x)
         # Behind a ReLU that was read from memory the first pass has left what passed it.
-        given, gate = (self.grad, self.gate) if self.passed is None else (self.passed, GATES["open"])
+        given, gate = (
+            (self.grad, self.gate) if self.passed is None else (self.passed, GATES["open"])
+        )
         gradient_kernel[grid.by_block](
             self.x, given, self.grad_x, self.weight, self.bias, self.owner, self.count, self.mean, self.variance,
             self.sums, self.products, self.eps, grid.pixels, grid.channels, grid.blocks, GATE=gate, ROWS=BLOCK_ROWS,

@@ -83,7 +83,9 @@ def packed_varints(field: Field) -> list[int]:
     return numbers
 
 
-def packed_floats(field: Field, type_of: type[np.float32] | type[np.float64]) -> NDArray[np.floating]:
+def packed_floats(
+    field: Field, type_of: type[np.float32] | type[np.float64]
+) -> NDArray[np.floating]:
     """The numbers of a repeated float or double field, as a view."""
     size = np.dtype(type_of).itemsize
     if field.wire == VARINT or len(field.view) % size:

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 TORCHVISION = "https://download.pytorch.org/models/"
 TIMM = "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-rsb-weights/"
-TORCHVISION_LICENCE = "BSD-3-Clause (torchvision); trained on ImageNet-1k, whose terms may bind you as well"
+TORCHVISION_LICENCE = (
+    "BSD-3-Clause (torchvision); trained on ImageNet-1k, whose terms may bind you as well"
+)
 TIMM_LICENCE = "Apache-2.0 (timm); trained on ImageNet-1k, whose terms may bind you as well"
 NAMED_DIGITS = 8
 SILENCE_SECONDS = 60.0
@@ -66,7 +68,12 @@ def _torchvision(name: str, file: str, about: str, digest: str = "") -> Publishe
 def _timm(name: str, file: str, about: str, digest: str = "") -> PublishedWeights:
     depth = int(name.removeprefix("resnet").partition("-")[0])
     return PublishedWeights(
-        name=name, url=TIMM + file, licence=TIMM_LICENCE, about=about, sha256=digest, stages=STAGES[depth]
+        name=name,
+        url=TIMM + file,
+        licence=TIMM_LICENCE,
+        about=about,
+        sha256=digest,
+        stages=STAGES[depth],
     )
 
 
@@ -107,7 +114,9 @@ def by_name(name: str) -> PublishedWeights:
     names = [entry.name for entry in PUBLISHED]
     nearest = difflib.get_close_matches(name, names, 1)
     hint = f" (did you mean {nearest[0]}?)" if nearest else ""
-    raise ConfigError(f"no published weights {name!r:.80}, and no such file; there are {', '.join(names)}{hint}")
+    raise ConfigError(
+        f"no published weights {name!r:.80}, and no such file; there are {', '.join(names)}{hint}"
+    )
 
 
 def recognise(path: Path) -> PublishedWeights | None:
@@ -120,7 +129,11 @@ def check(entry: PublishedWeights, path: Path) -> str:
     """The SHA-256 of a copy; refuses one that is not the published file."""
     digest = sha256(path)
     if not entry.digits or not digest.startswith(entry.digits):
-        known = f"begins with {entry.digits}" if len(entry.digits) == NAMED_DIGITS else f"is {entry.digits}"
+        known = (
+            f"begins with {entry.digits}"
+            if len(entry.digits) == NAMED_DIGITS
+            else f"is {entry.digits}"
+        )
         raise UserError(
             f"{path}: this is not {entry.file}: its SHA-256 is {digest}, the published file's {known}\n"
             f"Remove it and copy {entry.url} again."
@@ -139,7 +152,9 @@ def fetch(entry: PublishedWeights, folder: Path, silence_seconds: float = SILENC
             download_url_to_file(entry.url, str(target), entry.digits)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{entry.url}: what came is not the published file: {reason}\nTry again later.") from None
+        raise UserError(
+            f"{entry.url}: what came is not the published file: {reason}\nTry again later."
+        ) from None
     except (OSError, ValueError) as error:
         reason = str(getattr(error, "reason", None) or error) or type(error).__name__
         raise UserError(
@@ -176,7 +191,11 @@ class Trunk:
         return next((depth for depth, stages in STAGES.items() if stages == self.stages), None)
 
     def __str__(self) -> str:
-        name = f"ResNet-{self.depth}" if self.depth else f"{self.family} {list(self.stages) or ''}".strip()
+        name = (
+            f"ResNet-{self.depth}"
+            if self.depth
+            else f"{self.family} {list(self.stages) or ''}".strip()
+        )
         width = f", width {self.width}" if self.family == "resnet" and self.width != 64 else ""
         head = "no classifier" if self.classes is None else f"{self.classes} classes"
         return f"{name}{width}, {self.planes} input planes, {head}"
@@ -204,5 +223,7 @@ def refuse_other_trunk(entry: PublishedWeights, state: Mapping[str, "Tensor"], p
     trunk = trunk_of(state)
     expected = (entry.family, entry.stages)
     if trunk is None or (trunk.family, trunk.stages) != expected:
-        raise UserError(f"{path}: expected the tensors of {entry.name}, found those of {trunk or 'something else'}")
+        raise UserError(
+            f"{path}: expected the tensors of {entry.name}, found those of {trunk or 'something else'}"
+        )
     return trunk

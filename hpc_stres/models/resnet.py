@@ -44,7 +44,9 @@ class TrunkOptions:
 
     def temporal_of(self, stage: int, unit: int) -> Temporal:
         """What looks along time in a unit; both are counted from 0."""
-        is_numbered = len(self.stages) > 2 and self.stages[2] > MOST_LETTERED_UNITS and stage in (1, 2)
+        is_numbered = (
+            len(self.stages) > 2 and self.stages[2] > MOST_LETTERED_UNITS and stage in (1, 2)
+        )
         is_missed = self.temporal_units == "as_released" and is_numbered
         return self.temporal if unit == 1 and not is_missed else "none"
 
@@ -56,7 +58,9 @@ class TrunkOptions:
 class Conv2d(nn.Conv2d):
     """A spatial convolution with He initialisation; takes and ignores the number of frames."""
 
-    def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int = 1, bias: bool = False) -> None:
+    def __init__(
+        self, channels_in: int, channels_out: int, kernel: int, stride: int = 1, bias: bool = False
+    ) -> None:
         super().__init__(channels_in, channels_out, kernel, stride, kernel // 2, bias=bias)
 
     @torch.no_grad()
@@ -85,7 +89,9 @@ class Classifier(nn.Linear):
 class Shortcut(nn.Sequential):
     """Projection shortcut under torchvision's names `downsample.0` and `downsample.1`."""
 
-    def __init__(self, channels_in: int, channels_out: int, stride: int, options: TrunkOptions) -> None:
+    def __init__(
+        self, channels_in: int, channels_out: int, stride: int, options: TrunkOptions
+    ) -> None:
         super().__init__(Conv2d(channels_in, channels_out, 1, stride), options.norm(channels_out))
 
     def forward(self, x: Tensor, groups: NormGroups | None = None) -> Tensor:
@@ -100,22 +106,30 @@ class Bottleneck(nn.Module):
     a new C to C one after the ReLU of the 3x3 (`new`).
     """
 
-    def __init__(self, channels_in: int, width: int, stride: int, options: TrunkOptions, temporal: Temporal) -> None:
+    def __init__(
+        self, channels_in: int, width: int, stride: int, options: TrunkOptions, temporal: Temporal
+    ) -> None:
         super().__init__()
         out = width * EXPANSION
         first, second = (stride, 1) if options.variant == "msra" else (1, stride)
         padding = options.temporal_padding
         inflated = temporal == "inflated"
         self.conv1 = (
-            TemporalConv(channels_in, width, padding=padding) if inflated else Conv2d(channels_in, width, 1, first)
+            TemporalConv(channels_in, width, padding=padding)
+            if inflated
+            else Conv2d(channels_in, width, 1, first)
         )
         self.bn1 = options.norm(width, relu=True)
         self.conv2 = Conv2d(width, width, 3, second)
         self.bn2 = options.norm(width, relu=True)
         self.temporal = (
-            TemporalConv(width, width, options.temporal_init, padding, bias=True) if temporal == "new" else None
+            TemporalConv(width, width, options.temporal_init, padding, bias=True)
+            if temporal == "new"
+            else None
         )
-        self.conv3 = TemporalConv(width, out, padding=padding) if inflated else Conv2d(width, out, 1)
+        self.conv3 = (
+            TemporalConv(width, out, padding=padding) if inflated else Conv2d(width, out, 1)
+        )
         self.bn3 = options.norm(out)
         self.looks_along_time = temporal != "none"
         project = stride != 1 or channels_in != out
@@ -125,7 +139,9 @@ class Bottleneck(nn.Module):
         """The shortcut."""
         return x if self.downsample is None else self.downsample(x, groups)
 
-    def forward(self, into: UnitInput, frames: int, groups: NormGroups | None, rectify: bool = False) -> Tensor:
+    def forward(
+        self, into: UnitInput, frames: int, groups: NormGroups | None, rectify: bool = False
+    ) -> Tensor:
         """The residual function's value and the shortcut's, summed, and rectified where asked for.
 
         Each normalisation takes the ReLU, and the last one the sum too, into its own passes.

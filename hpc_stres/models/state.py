@@ -22,7 +22,11 @@ def not_finite(state: Mapping[str, Tensor]) -> list[str]:
     that is not finite. The largest magnitude is what is reduced, for a sum or a square of finite
     numbers may overflow.
     """
-    floats = {name: tensor.detach() for name, tensor in state.items() if tensor.is_floating_point() and tensor.numel()}
+    floats = {
+        name: tensor.detach()
+        for name, tensor in state.items()
+        if tensor.is_floating_point() and tensor.numel()
+    }
     if not floats or bool(torch.isfinite(get_total_norm(list(floats.values()), float("inf")))):
         return []
     return [name for name, tensor in floats.items() if not bool(torch.isfinite(tensor).all())]
@@ -42,7 +46,9 @@ def refuse_bad_state(state: Mapping[str, Tensor], source: str) -> None:
         types = FLOAT_TYPES + COUNT_TYPES if name.endswith(COUNTER) else FLOAT_TYPES
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.dtype not in types:
             kind = str(tensor.dtype).removeprefix("torch.")
-            layout = "" if tensor.layout == torch.strided else f" {tensor.layout}".replace("torch.", "")
+            layout = (
+                "" if tensor.layout == torch.strided else f" {tensor.layout}".replace("torch.", "")
+            )
             raise UserError(
                 f"{source}: {name} is a tensor of {kind}{layout}; weights are float16, bfloat16, float32 or float64\n"
                 "Is this file damaged, quantised, or of another network?"

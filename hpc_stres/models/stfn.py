@@ -68,7 +68,8 @@ class Stfn(nn.Module):
         self.appearance_sequence = TemporalInception(features, options.sequence)
         self.motion_sequence = TemporalInception(features, options.sequence)
         self.fusion = nn.ModuleList(
-            FusionBlock(features, options.operation, options.direction, options.sequence) for _ in range(options.blocks)
+            FusionBlock(features, options.operation, options.direction, options.sequence)
+            for _ in range(options.blocks)
         )
         for trunk in (self.appearance, self.motion):
             for name, parameter in trunk.named_parameters():

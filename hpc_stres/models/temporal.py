@@ -12,7 +12,11 @@ TemporalPadding = Literal["zeros", "replicate"]
 KERNEL = 3
 TemporalInit = Literal["identity", "average", "difference"]
 # What each channel's own filter begins as; channels do not mix at first.
-TAPS = {"identity": (0.0, 1.0, 0.0), "average": (1 / 3, 1 / 3, 1 / 3), "difference": (-1.0, 3.0, -1.0)}
+TAPS = {
+    "identity": (0.0, 1.0, 0.0),
+    "average": (1 / 3, 1 / 3, 1 / 3),
+    "difference": (-1.0, 3.0, -1.0),
+}
 
 
 def fold_time(x: Tensor, frames: int) -> Tensor:
@@ -25,7 +29,9 @@ def fold_time(x: Tensor, frames: int) -> Tensor:
 def unfold_time(x: Tensor, height: int, width: int) -> Tensor:
     """The way back from `fold_time`."""
     videos, channels, frames, _ = x.shape
-    return x.permute(0, 2, 3, 1).reshape(videos * frames, height, width, channels).permute(0, 3, 1, 2)
+    return (
+        x.permute(0, 2, 3, 1).reshape(videos * frames, height, width, channels).permute(0, 3, 1, 2)
+    )
 
 
 class TemporalConv(nn.Module):

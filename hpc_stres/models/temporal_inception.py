@@ -69,7 +69,9 @@ class SequenceConv(nn.Module):
 class SequenceBranch(nn.Module):
     """Convolution along time, normalisation, ReLU."""
 
-    def __init__(self, channels_in: int, channels_out: int, kernel: int, options: SequenceOptions) -> None:
+    def __init__(
+        self, channels_in: int, channels_out: int, kernel: int, options: SequenceOptions
+    ) -> None:
         super().__init__()
         self.conv = SequenceConv(channels_in, channels_out, kernel, options.even_padding)
         self.bn = SubBatchNorm2d(channels_out, options.norm_group, average=options.norm_average)

@@ -160,12 +160,18 @@ class TwoStream(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         sum_a = self._unit(units_a[0], UnitInput(a, a), frames, groups)
         sum_m = self._unit(units_m[0], UnitInput(m, m), frames, groups)
-        into_a, into_m = self.interaction(sum_a, torch.relu(sum_a), sum_m, torch.relu(sum_m), number)
+        into_a, into_m = self.interaction(
+            sum_a, torch.relu(sum_a), sum_m, torch.relu(sum_m), number
+        )
         a = self._unit(units_a[1], into_a, frames, groups, rectify=True)
         m = self._unit(units_m[1], into_m, frames, groups, rectify=True)
-        return self._units(units_a[2:], a, frames, groups), self._units(units_m[2:], m, frames, groups)
+        return self._units(units_a[2:], a, frames, groups), self._units(
+            units_m[2:], m, frames, groups
+        )
 
-    def _units(self, units: list[nn.Module], x: Tensor, frames: int, groups: NormGroups | None) -> Tensor:
+    def _units(
+        self, units: list[nn.Module], x: Tensor, frames: int, groups: NormGroups | None
+    ) -> Tensor:
         """A run of units, each followed by its ReLU."""
         if self._keeps_gradients:
             return self._keep_or_recompute(run_units, units, x, frames, groups)
@@ -174,7 +180,12 @@ class TwoStream(nn.Module):
         return x
 
     def _unit(
-        self, unit: nn.Module, into: UnitInput, frames: int, groups: NormGroups | None, rectify: bool = False
+        self,
+        unit: nn.Module,
+        into: UnitInput,
+        frames: int,
+        groups: NormGroups | None,
+        rectify: bool = False,
     ) -> Tensor:
         """One unit, and its ReLU where asked for. At test time a unit that does not look along time
         takes a few frames at once."""
@@ -182,7 +193,9 @@ class TwoStream(nn.Module):
             return self._keep_or_recompute(unit, into, frames, groups, rectify)
         size = self.frames_at_once
         parts = zip(into.branch.split(size), into.skip.split(size), strict=True)
-        return torch.cat([unit(UnitInput(branch, skip), len(branch), groups, rectify) for branch, skip in parts])
+        return torch.cat(
+            [unit(UnitInput(branch, skip), len(branch), groups, rectify) for branch, skip in parts]
+        )
 
     def _frame_by_frame(self, stem: Any, x: Tensor, groups: NormGroups | None) -> Tensor:
         if self._keeps_gradients:
@@ -230,11 +243,17 @@ class TwoStream(nn.Module):
             if clip is None:
                 raise ValueError(f"this network reads {name}, but got None")
             if clip.ndim != 5 or clip.shape[2] != planes:
-                raise ValueError(f"{name} must be (videos, time, {planes}, height, width), got {tuple(clip.shape)}")
+                raise ValueError(
+                    f"{name} must be (videos, time, {planes}, height, width), got {tuple(clip.shape)}"
+                )
             sizes.append((clip.shape[0], clip.shape[1], clip.shape[3], clip.shape[4]))
         if sizes[0] != sizes[-1]:
-            raise ValueError(f"rgb and flow differ in (videos, time, height, width): {sizes[0]} and {sizes[1]}")
+            raise ValueError(
+                f"rgb and flow differ in (videos, time, height, width): {sizes[0]} and {sizes[1]}"
+            )
         videos, frames = sizes[0][0], sizes[0][1]
         if self.pool is not None and frames < self.pool.window:
-            raise ValueError(f"{frames} time steps are too few for the temporal pool over {self.pool.window}")
+            raise ValueError(
+                f"{frames} time steps are too few for the temporal pool over {self.pool.window}"
+            )
         return frames, videos

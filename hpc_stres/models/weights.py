@@ -46,7 +46,9 @@ class Report:
         for name in ("inflated", "replaced", "missing"):
             found = getattr(self, name)
             if found:
-                shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+                shown = ", ".join(found[:3]) + (
+                    f" and {len(found) - 3} more" if len(found) > 3 else ""
+                )
                 parts.append(f"{len(found)} {name} ({shown})")
         return "; ".join(parts)
 
@@ -79,13 +81,17 @@ def read_state(path: Path) -> dict[str, Tensor]:
     for wrapper in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(value, Tensor) for value in state.values()
+    ):
         raise UserError(f"{path}: expected a state dict of tensors")
     if not all(isinstance(name, str) for name in state):
         raise UserError(f"{path}: expected a state dict whose keys are names of tensors")
     named = {name.removeprefix("module."): value for name, value in state.items()}
     if len(named) != len(state):
-        raise UserError(f"{path}: some tensors are there twice, with and without 'module.' before their name")
+        raise UserError(
+            f"{path}: some tensors are there twice, with and without 'module.' before their name"
+        )
     refuse_bad_state(named, str(path))
     return named
 
@@ -98,11 +104,15 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         expected = (stream.metadata() or {}).get(CHECKSUM)
         state = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
     if expected is not None and expected != _checksum(state):
-        raise UserError(f"{path}: damaged: the checksum of its tensors is wrong\nCopy the file again.")
+        raise UserError(
+            f"{path}: damaged: the checksum of its tensors is wrong\nCopy the file again."
+        )
     return state
 
 
-def save_state(state: Mapping[str, Tensor], path: Path, about: Mapping[str, str] | None = None) -> None:
+def save_state(
+    state: Mapping[str, Tensor], path: Path, about: Mapping[str, str] | None = None
+) -> None:
     """A .safetensors file that carries a checksum of its tensors, and what is said `about` them, written atomically."""
     from safetensors.torch import save
 
@@ -126,7 +136,9 @@ def inflate_conv1(weight: Tensor, how: Literal["mirror", "mean"], rescale: bool)
     if how == "mean":
         planes = weight.mean(dim=1, keepdim=True).expand(-1, FLOW_PLANES, -1, -1)
     else:
-        planes = weight[:, [MIRROR_ORDER[plane % len(MIRROR_ORDER)] for plane in range(FLOW_PLANES)]]
+        planes = weight[
+            :, [MIRROR_ORDER[plane % len(MIRROR_ORDER)] for plane in range(FLOW_PLANES)]
+        ]
     return (planes * RESCALE if rescale else planes).contiguous()
 
 
@@ -136,7 +148,10 @@ def is_trunk(state: Mapping[str, Tensor]) -> bool:
 
 
 def to_streams(
-    state: Mapping[str, Tensor], streams: Iterable[str], conv1: Literal["mirror", "mean"], rescale: bool
+    state: Mapping[str, Tensor],
+    streams: Iterable[str],
+    conv1: Literal["mirror", "mean"],
+    rescale: bool,
 ) -> dict[str, Tensor]:
     """A plain ResNet's state dict under the names of the given streams, conv1 inflated for motion."""
     found: dict[str, Tensor] = {}
@@ -144,7 +159,9 @@ def to_streams(
     for stream in streams:
         for name, tensor in kept.items():
             is_rgb = name in FIRST_FILTERS and tensor.ndim == 4 and tensor.shape[1] == RGB_PLANES
-            inflated = inflate_conv1(tensor, conv1, rescale) if stream == "motion" and is_rgb else tensor
+            inflated = (
+                inflate_conv1(tensor, conv1, rescale) if stream == "motion" and is_rgb else tensor
+            )
             found[f"{stream}.{name}"] = inflated
     return found
 
@@ -152,7 +169,11 @@ def to_streams(
 def to_torchvision(state: Mapping[str, Tensor], stream: str) -> dict[str, Tensor]:
     """One stream's part of a state dict under torchvision's names."""
     prefix = f"{stream}."
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }
 
 
 def load_into(model: TwoStream, state: Mapping[str, Tensor], source: str) -> Report:
@@ -181,7 +202,9 @@ def load_into(model: TwoStream, state: Mapping[str, Tensor], source: str) -> Rep
             report.replaced.append(name)
         else:
             shapes = f"{tuple(state[name].shape)}, the network has {tuple(target.shape)}"
-            raise UserError(f"{source}: {name} is {shapes}\nCheck model.depth, model.width and model.variant.")
+            raise UserError(
+                f"{source}: {name} is {shapes}\nCheck model.depth, model.width and model.variant."
+            )
     _refuse_missing(report, source)
     # A finite float64 number may be too large for the network's float32.
     refuse_bad_state(own, source)
@@ -195,12 +218,21 @@ def _is_inflatable(source: Tensor, target: Tensor) -> bool:
 
 def _refuse_missing(report: Report, source: str) -> None:
     # A counter, STM's identity layers, MSRA's conv1 bias and a headless backbone's classifier have start values.
-    allowed = ("num_batches_tracked", ".temporal.weight", ".temporal.bias", ".conv1.bias", ".fc.weight", ".fc.bias")
+    allowed = (
+        "num_batches_tracked",
+        ".temporal.weight",
+        ".temporal.bias",
+        ".conv1.bias",
+        ".fc.weight",
+        ".fc.bias",
+    )
     # What joins the streams begins anew.
     in_trunks = [name for name in report.missing if name.split(".")[0] in STREAMS]
     wrong = [name for name in in_trunks if not name.endswith(allowed)]
     if wrong:
-        raise UserError(f"{source}: the weights lack {some(wrong)}\nIs this file of the same network?")
+        raise UserError(
+            f"{source}: the weights lack {some(wrong)}\nIs this file of the same network?"
+        )
 
 
 def drop_other_streams(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -208,7 +208,9 @@ def _built(
     source: Path, name: str, parts: dict[str, bytes], key: str, flags: tuple[str, ...], program: str | None = None
 ) -> ctypes.CDLL:  # fmt: skip
     """A library from the cache, where a compiler is not needed, or made now."""
-    return cached(name, key, lambda: _compiled(source, parts, (program or _require_compiler(), *flags)))
+    return cached(
+        name, key, lambda: _compiled(source, parts, (program or _require_compiler(), *flags))
+    )
 
 
 def _compiled(source: Path, parts: dict[str, bytes], command: tuple[str, ...]) -> bytes:
@@ -241,5 +243,11 @@ def _is_modern() -> bool:
     """Whether this processor has what x86-64-v3 asks for (AVX2 and fused multiply-add: any since 2013)."""
     if platform.machine() != "x86_64" or not Path("/proc/cpuinfo").is_file():
         return False
-    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("flags")[2].partition("\n")[0].split()
+    flags = (
+        Path("/proc/cpuinfo")
+        .read_text(encoding="utf-8")
+        .partition("flags")[2]
+        .partition("\n")[0]
+        .split()
+    )
     return {"avx2", "fma", "bmi2"} <= set(flags)

@@ -247,7 +247,10 @@ def _bilinear(pictures: Floats, rows: Floats, cols: Floats) -> Floats:
 def _double(flow: Floats, rows: int, cols: int) -> Floats:
     """The coarser flow at a finer scale; pixel 0 lies on pixel 0, as it does in `_halve`."""
     steps = flow.shape[1] / rows, flow.shape[2] / cols
-    places = (np.arange(size, dtype=np.float32) * np.float32(s) for size, s in zip((rows, cols), steps, strict=True))
+    places = (
+        np.arange(size, dtype=np.float32) * np.float32(s)
+        for size, s in zip((rows, cols), steps, strict=True)
+    )
     return 2 * _bilinear(flow, *places)
 
 
@@ -278,7 +281,9 @@ def _keys(part: Floats) -> list[Floats]:
 
 
 STEP = 0.8
-PAPER = Pyramid(lambda side: (side + 1) // 2, _halve, _double, _catmull_rom, True, False, 1, 300, False)
+PAPER = Pyramid(
+    lambda side: (side + 1) // 2, _halve, _double, _catmull_rom, True, False, 1, 300, False
+)
 OPENCV4 = Pyramid(
     lambda side: round(side * float(np.float32(STEP))),
     lambda pictures, rows, cols: _resize(pictures, rows, cols, 1 / STEP, 1 / STEP),

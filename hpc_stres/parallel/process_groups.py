@@ -56,7 +56,10 @@ def _choose_free_port() -> None:
     """A lone process needs no agreed port; two on one machine must not meet."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = "127.0.0.1", str(probe.getsockname()[1])
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = (
+            "127.0.0.1",
+            str(probe.getsockname()[1]),
+        )
 
 
 def stop() -> None:

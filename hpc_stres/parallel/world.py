@@ -40,13 +40,19 @@ def find_world(environment: Mapping[str, str] | None = None) -> World:
         world = _from_torchrun(env)
     elif "OMPI_COMM_WORLD_SIZE" in env or "PMI_SIZE" in env:
         world = _from_mpi(env)
-    elif "SLURM_PROCID" in env and "SLURM_STEP_ID" in env and env["SLURM_STEP_ID"] not in _BATCH_STEPS:
+    elif (
+        "SLURM_PROCID" in env
+        and "SLURM_STEP_ID" in env
+        and env["SLURM_STEP_ID"] not in _BATCH_STEPS
+    ):
         world = _from_slurm(env)
     else:
         world = World(0, 1, 0, 1, "127.0.0.1", _port(env), "single")
     _refuse_lone_tasks(world, env)
     if not 0 <= world.rank < world.size:
-        raise ConfigError(f"rank {world.rank} of a world of {world.size} ({world.source}): the environment is wrong")
+        raise ConfigError(
+            f"rank {world.rank} of a world of {world.size} ({world.source}): the environment is wrong"
+        )
     # One rank under a launcher starts like two: a port that the launcher gave is kept. A lone
     # process takes any port.
     agreed = world.size > 1 or (world.source != "single" and "MASTER_PORT" in env)
@@ -89,9 +95,19 @@ def _from_torchrun(env: Mapping[str, str]) -> World:
     if size > 1:
         _numbers(env, ["MASTER_PORT"], "torchrun")
         if "MASTER_ADDR" not in env:
-            raise ConfigError("half-set environment: MASTER_ADDR is missing beside RANK and WORLD_SIZE")
+            raise ConfigError(
+                "half-set environment: MASTER_ADDR is missing beside RANK and WORLD_SIZE"
+            )
     local_size = int(env.get("LOCAL_WORLD_SIZE", "1"))
-    return World(rank, size, local_rank, local_size, env.get("MASTER_ADDR", "127.0.0.1"), _port(env), "torchrun")
+    return World(
+        rank,
+        size,
+        local_rank,
+        local_size,
+        env.get("MASTER_ADDR", "127.0.0.1"),
+        _port(env),
+        "torchrun",
+    )
 
 
 def _from_mpi(env: Mapping[str, str]) -> World:
@@ -104,7 +120,15 @@ def _from_mpi(env: Mapping[str, str]) -> World:
         rank, size = _numbers(env, ["PMI_RANK", "PMI_SIZE"], launcher)
         local_rank = int(env.get("MPI_LOCALRANKID", "0"))
         local_size = int(env.get("MPI_LOCALNRANKS", "1"))
-    return World(rank, size, local_rank, local_size, _mpi_address(env, size, local_size), _port(env), launcher)
+    return World(
+        rank,
+        size,
+        local_rank,
+        local_size,
+        _mpi_address(env, size, local_size),
+        _port(env),
+        launcher,
+    )
 
 
 def _mpi_address(env: Mapping[str, str], size: int, local_size: int) -> str:
@@ -113,7 +137,9 @@ def _mpi_address(env: Mapping[str, str], size: int, local_size: int) -> str:
     if "SLURM_JOB_NODELIST" in env:
         return expand_nodes(env["SLURM_JOB_NODELIST"])[0]
     if size > local_size:
-        raise ConfigError("mpirun over several nodes: set MASTER_ADDR to the first node (mpirun -x MASTER_ADDR=NODE)")
+        raise ConfigError(
+            "mpirun over several nodes: set MASTER_ADDR to the first node (mpirun -x MASTER_ADDR=NODE)"
+        )
     return "127.0.0.1"
 
 
@@ -122,10 +148,16 @@ def _from_slurm(env: Mapping[str, str]) -> World:
     rank, size, local_rank = _numbers({**env, "SLURM_NTASKS": _step_tasks(env)}, names, "srun")
     nodes = env.get("SLURM_STEP_NODELIST", env.get("SLURM_JOB_NODELIST", ""))
     if size > 1 and not nodes and "MASTER_ADDR" not in env:
-        raise ConfigError("half-set environment: SLURM_JOB_NODELIST is missing beside SLURM_PROCID and SLURM_NTASKS")
+        raise ConfigError(
+            "half-set environment: SLURM_JOB_NODELIST is missing beside SLURM_PROCID and SLURM_NTASKS"
+        )
     address = env.get("MASTER_ADDR") or (expand_nodes(nodes)[0] if nodes else "127.0.0.1")
-    tasks = re.match(r"\d+", env.get("SLURM_STEP_TASKS_PER_NODE", env.get("SLURM_TASKS_PER_NODE", "1")))
-    return World(rank, size, local_rank, int(tasks.group()) if tasks else 1, address, _port(env), "srun")
+    tasks = re.match(
+        r"\d+", env.get("SLURM_STEP_TASKS_PER_NODE", env.get("SLURM_TASKS_PER_NODE", "1"))
+    )
+    return World(
+        rank, size, local_rank, int(tasks.group()) if tasks else 1, address, _port(env), "srun"
+    )
 
 
 def _step_tasks(env: Mapping[str, str]) -> str:
@@ -136,7 +168,10 @@ def _port(env: Mapping[str, str]) -> int:
     if env.get("MASTER_PORT", "").isdigit():
         return int(env["MASTER_PORT"])
     job = (
-        env.get("SLURM_JOB_ID") or env.get("OMPI_MCA_ess_base_jobid") or env.get("PMIX_NAMESPACE") or str(os.getppid())
+        env.get("SLURM_JOB_ID")
+        or env.get("OMPI_MCA_ess_base_jobid")
+        or env.get("PMIX_NAMESPACE")
+        or str(os.getppid())
     )
     tag = "/".join([job, env.get("SLURM_RESTART_COUNT", "0"), env.get("SLURM_STEP_ID", "0")])
     return FIRST_PORT + zlib.crc32(tag.encode()) % PORT_COUNT

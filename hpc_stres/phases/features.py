@@ -26,7 +26,9 @@ class FeaturesPhase(Phase):
 
     def __post_init__(self) -> None:
         check_field(self.frame_grid >= 1, "frame_grid", "expected 1 or more")
-        check_field(bool(self.starts_from), "starts_from", "expected the phases whose trunks are used")
+        check_field(
+            bool(self.starts_from), "starts_from", "expected the phases whose trunks are used"
+        )
 
     def applied(self, config: Any) -> "tuple[FeaturesPhase, dict[str, str]]":
         self.streams(config.phases)
@@ -40,10 +42,14 @@ class FeaturesPhase(Phase):
             if phase is None or phase.kind != "train":
                 continue  # refused where the graph is put in order
             if not isinstance(phase, TrainPhase) or not phase.family.is_single:
-                raise ConfigError(f"starts_from: {name} trains more than one stream; give single ones")
+                raise ConfigError(
+                    f"starts_from: {name} trains more than one stream; give single ones"
+                )
             (stream,) = phase.family.streams
             if stream in found:
-                raise ConfigError(f"starts_from: {found[stream]} and {name} both train the {stream} stream")
+                raise ConfigError(
+                    f"starts_from: {found[stream]} and {name} both train the {stream} stream"
+                )
             found[stream] = name
         return found
 

@@ -26,10 +26,18 @@ class FusePhase(Phase):
 
     def __post_init__(self) -> None:
         parts = self.starts_from
-        check_field(len(parts) > 1 and len(set(parts)) == len(parts), "starts_from", "expected two or more phases")
+        check_field(
+            len(parts) > 1 and len(set(parts)) == len(parts),
+            "starts_from",
+            "expected two or more phases",
+        )
         fits = not self.weights or len(self.weights) == len(parts)
-        check_field(fits, "weights", f"expected {len(parts)} numbers, one for each phase in starts_from")
-        fits = all(weight >= 0 for weight in self.weights) and (not self.weights or sum(self.weights) > 0)
+        check_field(
+            fits, "weights", f"expected {len(parts)} numbers, one for each phase in starts_from"
+        )
+        fits = all(weight >= 0 for weight in self.weights) and (
+            not self.weights or sum(self.weights) > 0
+        )
         check_field(fits, "weights", "expected numbers of 0 or more, not all 0")
 
     @property
@@ -44,9 +52,13 @@ class FusePhase(Phase):
         parts = {name: config.phases[name] for name in self.starts_from if name in config.phases}
         for name, phase in parts.items():
             if not PHASE_KINDS.get(phase.kind).is_scored:
-                raise ConfigError(f"starts_from: {name} is of kind {phase.kind}, which has no scores to fuse")
+                raise ConfigError(
+                    f"starts_from: {name} is of kind {phase.kind}, which has no scores to fuse"
+                )
         applied = replace(self)
-        object.__setattr__(applied, "_titles", tuple(phase.title or name for name, phase in parts.items()))
+        object.__setattr__(
+            applied, "_titles", tuple(phase.title or name for name, phase in parts.items())
+        )
         return applied, {}
 
     @property

@@ -43,8 +43,16 @@ class TrackOptions:
         check_field(1 <= self.step <= 1024, "step", "expected 1 to 1024 pixels")
         fits = 3 <= self.length <= 999 and self.length % CELLS_IN_TIME == 0
         check_field(fits, "length", f"expected a multiple of {CELLS_IN_TIME} from 3 to 999")
-        check_field(2 <= self.patch <= 1024 and self.patch % 2 == 0, "patch", "expected an even number from 2 to 1024")
-        check_field(0 <= self.least_motion_pixels <= 1000, "least_motion_pixels", "expected a number from 0 to 1000")
+        check_field(
+            2 <= self.patch <= 1024 and self.patch % 2 == 0,
+            "patch",
+            "expected an even number from 2 to 1024",
+        )
+        check_field(
+            0 <= self.least_motion_pixels <= 1000,
+            "least_motion_pixels",
+            "expected a number from 0 to 1000",
+        )
         in_order = bool(self.skips) and list(self.skips) == sorted(set(self.skips))
         fits = in_order and self.skips[0] >= 1 and self.skips[-1] <= 1000
         check_field(fits, "skips", "expected different numbers from 1 to 1000, the smallest first")
@@ -68,7 +76,9 @@ class FeatureOptions(TrackOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         is_set = bool(self.descriptors) and len(set(self.descriptors)) == len(self.descriptors)
-        check_field(is_set, "descriptors", f"expected one or more of {', '.join(DESCRIPTORS)}, each once")
+        check_field(
+            is_set, "descriptors", f"expected one or more of {', '.join(DESCRIPTORS)}, each once"
+        )
         check_field(1 <= self.gaussians <= 65536, "gaussians", "expected 1 to 65536")
         check_field(self.vocabulary_videos >= 1, "vocabulary_videos", "expected 1 or more")
         enough = self.vocabulary_samples >= self.gaussians

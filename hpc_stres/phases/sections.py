@@ -47,7 +47,9 @@ class ClipsSection:
         check_field(self.segments is None or self.segments >= 1, "segments", "expected 1 or more")
         check_field(self.frame_grid >= 1, "frame_grid", "expected 1 or more")
         low, high = self.stride
-        check_field(1 <= low <= high, "stride", f"expected 1 <= smallest <= largest, not {low}, {high}")
+        check_field(
+            1 <= low <= high, "stride", f"expected 1 <= smallest <= largest, not {low}, {high}"
+        )
 
     @property
     def times(self) -> int:
@@ -98,7 +100,11 @@ class OptimiseSection:
             f"expected at most the global batch of {self.global_batch}",
         )
         self._check_schedule()
-        check_field(0.0 < self.schedule_scale <= 1000.0, "schedule_scale", "expected a number above 0, up to 1000")
+        check_field(
+            0.0 < self.schedule_scale <= 1000.0,
+            "schedule_scale",
+            "expected a number above 0, up to 1000",
+        )
         check_field(0.0 <= self.dropout < 1.0, "dropout", "expected a number from 0 to below 1")
         check_field(self.classifier_only_steps >= 0, "classifier_only_steps", "expected 0 or more")
         for key in ("loss_weight_appearance", "loss_weight_motion", "agreement_loss"):
@@ -112,7 +118,11 @@ class OptimiseSection:
     @property
     def scaled_classifier_only_steps(self) -> int:
         """First steps that train the classifier alone, as they are trained."""
-        return scaled_steps(self.classifier_only_steps, self.schedule_scale) if self.classifier_only_steps else 0
+        return (
+            scaled_steps(self.classifier_only_steps, self.schedule_scale)
+            if self.classifier_only_steps
+            else 0
+        )
 
     def _check_schedule(self) -> None:
         if isinstance(self.schedule, Curve):
@@ -120,5 +130,7 @@ class OptimiseSection:
         check_field(bool(self.schedule), "schedule", "expected at least one [steps, rate] pair")
         for plateau in self.schedule:
             steps, rate = plateau
-            check_field(steps >= 1, "schedule", f"expected 1 or more steps in each pair, not {steps}")
+            check_field(
+                steps >= 1, "schedule", f"expected 1 or more steps in each pair, not {steps}"
+            )
             check_field(rate > 0, "schedule", f"expected rates above 0, not {rate}")

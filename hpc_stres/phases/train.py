@@ -47,7 +47,9 @@ class TrainPhase(Phase):
         for stream in self.family.streams:
             trunk, known = getattr(self.model, stream, None), self.family.trunks
             is_known = trunk is None or trunk.family in known
-            check_field(is_known, f"model.{stream}.family", f"{self.model.name} has {' or '.join(known)}")
+            check_field(
+                is_known, f"model.{stream}.family", f"{self.model.name} has {' or '.join(known)}"
+            )
         check_field(
             self.optimise.trainable != "temporal" or "temporal_kernels" in self.family.probes,
             "optimise.trainable", f"{self.model.name} has no convolutions over time; expected all, last_stage or head",
@@ -85,7 +87,11 @@ class TrainPhase(Phase):
     def conv1_inflation(self) -> tuple[Literal["mirror", "mean"], bool]:
         """How RGB filters become flow filters, and whether their response keeps its size."""
         how = self.model
-        return (how.conv1_inflation, how.conv1_rescale) if isinstance(how, MotionOptions) else ("mirror", False)
+        return (
+            (how.conv1_inflation, how.conv1_rescale)
+            if isinstance(how, MotionOptions)
+            else ("mirror", False)
+        )
 
     @property
     def side(self) -> int:
@@ -124,7 +130,10 @@ class TrainPhase(Phase):
     # -- options that have no effect are refused ------------------------------------------------------------------
 
     def _refuse_untrained(self) -> None:
-        weights = {stream: getattr(self.optimise, f"loss_weight_{stream}") for stream in self.family.streams}
+        weights = {
+            stream: getattr(self.optimise, f"loss_weight_{stream}")
+            for stream in self.family.streams
+        }
         check_field(
             any(weight > 0 for weight in weights.values()),
             f"optimise.loss_weight_{self.family.streams[0]}", "expected a number above 0: nothing would be trained",
@@ -135,7 +144,11 @@ class TrainPhase(Phase):
         for key, (acts, reason) in ACTS_ON.items():
             section, default = _field(self, key)
             is_said = section is not None and getattr(section, key.split(".")[-1]) != default
-            check_field(not is_said or acts(self), key, f"no effect in a phase of {self.model.name}: {reason}")
+            check_field(
+                not is_said or acts(self),
+                key,
+                f"no effect in a phase of {self.model.name}: {reason}",
+            )
 
     def acting(self) -> list[str]:
         names = ["kind", "starts_from", "weights"]
@@ -153,7 +166,9 @@ class TrainPhase(Phase):
         trunks: dict[str, Any] = {}
         for stream in self.family.streams:
             if hasattr(self.model, stream):
-                trunks[stream] = _applied_trunk(getattr(self.model, stream), config, f"model.{stream}", sources)
+                trunks[stream] = _applied_trunk(
+                    getattr(self.model, stream), config, f"model.{stream}", sources
+                )
         optimise = self._applied_optimise(config.training, sources)
         applied = replace(self, model=replace(self.model, **trunks), optimise=optimise)
         _refuse_sides(trunks)
@@ -166,7 +181,9 @@ class TrainPhase(Phase):
         # A smaller batch from outside must not leave a group larger than the batch.
         group = training.norm_group or min(own.norm_group, batch)
         if group > batch:
-            raise ConfigError(f"training.norm_group: {group} is larger than the global batch of {batch}")
+            raise ConfigError(
+                f"training.norm_group: {group} is larger than the global batch of {batch}"
+            )
         changes: dict[str, Any] = {"global_batch": batch, "norm_group": group}
         for key in ("global_batch", "norm_group"):
             if getattr(training, key) is not None:
@@ -181,14 +198,19 @@ class TrainPhase(Phase):
         return replace(own, **changes)
 
 
-def _applied_trunk(trunk: TrunkSection, config: Any, path: str, sources: dict[str, str]) -> TrunkSection:
+def _applied_trunk(
+    trunk: TrunkSection, config: Any, path: str, sources: dict[str, str]
+) -> TrunkSection:
     """A trunk with the run's values where it has none of its own."""
     changes: dict[str, Any] = {}
     is_resnet = trunk.family == "resnet"
     for key, run_wide in RUN_WIDE.items():
         # A run's weights and form are a ResNet's.
         if getattr(trunk, key) is None and (is_resnet or key == "width"):
-            changes[key], sources[f"{path}.{key}"] = getattr(config.model, run_wide), f"model.{run_wide}"
+            changes[key], sources[f"{path}.{key}"] = (
+                getattr(config.model, run_wide),
+                f"model.{run_wide}",
+            )
     if not is_resnet:
         return replace(trunk, side=trunk.side or INCEPTION_SIDE, **changes)
     if trunk.side is None:
@@ -210,15 +232,21 @@ def refuse_unfit_features(phase: TrainPhase, config: Any) -> None:
     (name, *others) = phase.starts_from
     cached: Any = config.phases[name]
     if others:
-        raise ConfigError(f"starts_from: {caches[0]} makes features of both streams; expected it alone")
+        raise ConfigError(
+            f"starts_from: {caches[0]} makes features of both streams; expected it alone"
+        )
     if getattr(phase.model, "trunks", None) != "frozen":
         raise ConfigError(f"model.trunks: {name} caches what trunks say; expected frozen trunks")
     if phase.clips.crop != "centre":
-        raise ConfigError(f"clips.crop: {name} caches the middle square of each frame; expected centre")
+        raise ConfigError(
+            f"clips.crop: {name} caches the middle square of each frame; expected centre"
+        )
     for key in ("frame_grid", "short_video", "antialias"):
         own, other = getattr(phase.clips, key), getattr(cached, key)
         if own != other:
-            raise ConfigError(f"clips.{key}: {own}, but {name} made features with {other}; expected the same")
+            raise ConfigError(
+                f"clips.{key}: {own}, but {name} made features with {other}; expected the same"
+            )
     streams = cached.streams(config.phases)
     for stream in phase.family.streams:
         if stream not in streams:
@@ -235,7 +263,9 @@ def _refuse_sides(trunks: Mapping[str, TrunkSection]) -> None:
     sides = {stream: trunk.side for stream, trunk in trunks.items()}
     if len(set(sides.values())) > 1:
         words = " and ".join(f"{stream} {side}" for stream, side in sides.items())
-        raise ConfigError(f"model.*.side: {words}: both streams see the same crop, so their sides are the same")
+        raise ConfigError(
+            f"model.*.side: {words}: both streams see the same crop, so their sides are the same"
+        )
 
 
 def _field(phase: TrainPhase, key: str) -> tuple[Any, Any]:
@@ -289,11 +319,17 @@ ACTS_ON: dict[str, tuple[Callable[[TrainPhase], bool], str]] = {
     "clips.window": (_has_clips, "there is a window of two or more `chunks` only"),
     "clips.short_video": (lambda p: p.uses_flow, "it reads no flow"),
     "clips.border_corners": (lambda p: p.clips.crop == "borders", "`crop` is not borders"),
-    "optimise.classifier_only_steps": (lambda p: p.optimise.trainable != "head", "the classifier is all that moves"),
+    "optimise.classifier_only_steps": (
+        lambda p: p.optimise.trainable != "head",
+        "the classifier is all that moves",
+    ),
     "optimise.dropout": (lambda p: bool(p.family.drops), "this network drops nothing"),
     "optimise.softmax": (_is_two_headed, "it has one stream"),
     "optimise.agreement_loss": (_is_two_headed, "it has one stream"),
-    "optimise.loss_over_time": (_has_times, "there is a loss over time with two or more `chunks` only"),
+    "optimise.loss_over_time": (
+        _has_times,
+        "there is a loss over time with two or more `chunks` only",
+    ),
     "optimise.loss_weight_appearance": (
         lambda p: p.uses_rgb and p.optimise.softmax == "each",
         "it has no appearance stream, or one joint softmax",
@@ -314,5 +350,10 @@ def train_phase(config: Any, name: str) -> TrainPhase:
 
 
 PHASE_KINDS.register(
-    PhaseKind(name="train", options=TrainPhase, run="hpc_stres.training.phase:train", reads=("train", "features"))
+    PhaseKind(
+        name="train",
+        options=TrainPhase,
+        run="hpc_stres.training.phase:train",
+        reads=("train", "features"),
+    )
 )

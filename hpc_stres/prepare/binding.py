@@ -9,6 +9,7 @@ uniformly distributed whatever its motion: place tells nothing.
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,9 @@ def classes() -> list[tuple[str, tuple[Disc, Disc]]]:
     return found
 
 
-def _texture(random: np.random.Generator, height: int, width: int, grain: float) -> NDArray[np.float64]:
+def _texture(
+    random: np.random.Generator, height: int, width: int, grain: float
+) -> NDArray[np.float64]:
     """Smooth noise of mean 0 and deviation 1 with detail of about `grain` pixels; wraps around."""
     fy = np.fft.fftfreq(height)[:, None]
     fx = np.fft.fftfreq(width)[None, :]
@@ -63,7 +66,9 @@ def _reflect(start: float, distance: float, length: float) -> float:
     return float(min(place, 2 * length - place))
 
 
-def _sample(texture: NDArray[np.float64], y: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
+def _sample(
+    texture: NDArray[np.float64], y: NDArray[np.float64], x: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Bilinear samples of a texture that wraps around."""
     y0, x0 = np.floor(y).astype(int), np.floor(x).astype(int)
     fy, fx = y - y0, x - x0
@@ -83,7 +88,11 @@ def draw_video(
     upright = random.random() < 0.5
     ground = 110 + 14 * _texture(random, side, side, 3.0)
     skins = [110 + 22 * _texture(random, side, side, 3.0) for _ in discs]
-    span = np.array([side / 2, side], dtype=float) if upright else np.array([side, side / 2], dtype=float)
+    span = (
+        np.array([side / 2, side], dtype=float)
+        if upright
+        else np.array([side, side / 2], dtype=float)
+    )
     room = span - 2 * radius - 2
     starts = random.random((2, 2)) * 2 * room
     ys, xs = np.mgrid[0:side, 0:side].astype(float)
@@ -92,28 +101,37 @@ def draw_video(
         chroma = np.zeros((side, side, 2))
         for index, disc in enumerate(discs):
             velocity = np.array(MOTIONS[disc.motion])
-            place = [_reflect(starts[index][axis], number * velocity[axis], room[axis]) for axis in (0, 1)]
-            offset = np.array([halves[index] * side / 2, 0]) if upright else np.array([0, halves[index] * side / 2])
+            place = [
+                _reflect(starts[index][axis], number * velocity[axis], room[axis])
+                for axis in (0, 1)
+            ]
+            offset = (
+                np.array([halves[index] * side / 2, 0])
+                if upright
+                else np.array([0, halves[index] * side / 2])
+            )
             cx, cy = np.array(place) + offset + radius + 1
             distance = np.hypot(xs - cx, ys - cy)
             cover = np.clip(radius - distance + 0.5, 0, 1)
             skin = _sample(skins[index], ys - cy, xs - cx)
             luma = luma * (1 - cover) + skin * cover
-            chroma = chroma * (1 - cover[..., None]) + np.array(COLOURS[disc.colour]) * cover[..., None]
+            chroma = (
+                chroma * (1 - cover[..., None]) + np.array(COLOURS[disc.colour]) * cover[..., None]
+            )
         yield _to_rgb(luma, chroma)
 
 
 def _to_rgb(luma: NDArray[np.float64], chroma: NDArray[np.float64]) -> NDArray[np.uint8]:
     luma = np.clip(luma, 70, 150)
     cb, cr = chroma[..., 0], chroma[..., 1]
-    rgb = np.stack([luma + 1.402 * cr, luma - 0.344136 * cb - 0.714136 * cr, luma + 1.772 * cb], axis=-1)
+    rgb = np.stack(
+        [luma + 1.402 * cr, luma - 0.344136 * cb - 0.714136 * cr, luma + 1.772 * cb], axis=-1
+    )
     return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
 
 
 def write_data_set(videos: Path, lists: Path, config: BindingConfig, seed: int) -> int:
     """Write AVI files and UCF101-style lists; files that are there stay. Returns the number of videos."""
-    from hpc_stres.prepare.video import write_video
-
     _claim(lists, config, seed)
     named = classes()
     per_class = [-(-count // len(named)) for count in (config.train_videos, config.test_videos)]
@@ -125,7 +143,7 @@ def write_data_set(videos: Path, lists: Path, config: BindingConfig, seed: int) 
                 continue
             random = np.random.Generator(np.random.Philox(key=[seed, label * 100_000 + clip]))
             frames = draw_video(discs, config.frames, config.side, random)
-            write_with(path, lambda target, frames=frames: write_video(target, frames, FRAMES_PER_SECOND))  # type: ignore[misc]
+            write_with(path, partial(_write, frames))
     _write_lists(lists, [name for name, _ in named], clips, per_class[1])
     return clips * len(named)
 
@@ -149,7 +167,10 @@ def _file_name(name: str, clip: int) -> str:
 
 def _write_lists(lists: Path, names: list[str], clips: int, tested: int) -> None:
     """Three splits: each tests another window of every class's videos."""
-    write_text(lists / "classInd.txt", "".join(f"{number} {name}\n" for number, name in enumerate(names, 1)))
+    write_text(
+        lists / "classInd.txt",
+        "".join(f"{number} {name}\n" for number, name in enumerate(names, 1)),
+    )
     for split in (1, 2, 3):
         chosen = {(clip + (split - 1) * tested) % clips for clip in range(tested)}
         train, test = "", ""
@@ -162,6 +183,12 @@ def _write_lists(lists: Path, names: list[str], clips: int, tested: int) -> None
                     train += f"{line} {number}\n"
         write_text(lists / f"trainlist0{split}.txt", train)
         write_text(lists / f"testlist0{split}.txt", test)
+
+
+def _write(frames: Iterator[NDArray[np.uint8]], target: Path) -> None:
+    from hpc_stres.prepare.video import write_video
+
+    write_video(target, frames, FRAMES_PER_SECOND)
 
 
 def make(data: DataConfig, seed: int) -> None:

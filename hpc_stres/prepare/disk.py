@@ -36,7 +36,9 @@ def disk_error(error: OSError, where: Path) -> UserError:
     return UserError(f"{path}: {error.strerror or error}\n{remedy}")
 
 
-def estimate(todo: list[Video], settings: Settings, data: DataConfig, workers: int, root: Path) -> str:
+def estimate(
+    todo: list[Video], settings: Settings, data: DataConfig, workers: int, root: Path
+) -> str:
     """What the work will take, measured on the middle videos; refuses when the disk has no room for it."""
     ordered = sorted(todo, key=sources.size)
     middle = ordered[len(ordered) // 2 :][:SAMPLE_VIDEOS]

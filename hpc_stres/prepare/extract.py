@@ -29,7 +29,10 @@ Emit = Callable[[Literal["rgb", "flow"], bytes], None]
 
 
 def prepare_video(
-    video: Video, settings: Settings, wanted: Collection[int] | None = None, max_pixels: int = MAX_PIXELS
+    video: Video,
+    settings: Settings,
+    wanted: Collection[int] | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> PreparedVideo:
     """Decode, resize, flow, encode, in this process and without limits on memory and time (`guard`
     sets those).
@@ -72,7 +75,11 @@ def failures_reject() -> Iterator[None]:
 
 @failures_reject()
 def extract(
-    path: Path, settings: Settings, emit: Emit, wanted: Collection[int] | None = None, max_pixels: int = MAX_PIXELS
+    path: Path,
+    settings: Settings,
+    emit: Emit,
+    wanted: Collection[int] | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> tuple[int, int, str | None]:
     """Give a video file's frames and flow to `emit` as they are made; returns stored height, width
     and the note.
@@ -82,7 +89,9 @@ def extract(
     def grays() -> Iterator[Any]:
         size: tuple[int, int] | None = None
         for frame in decoder:
-            size = size or stored_size(frame.shape[0], frame.shape[1], settings.short_side, max_pixels)
+            size = size or stored_size(
+                frame.shape[0], frame.shape[1], settings.short_side, max_pixels
+            )
             small = resize(frame, *size)
             emit("rgb", encode_jpeg(small, settings.jpeg_quality))
             yield gray(small)
@@ -91,7 +100,9 @@ def extract(
     return *size, decoder.note
 
 
-def _emit_planes(frames: list[Any], settings: Settings, first: int, wanted: Collection[int] | None, emit: Emit) -> int:
+def _emit_planes(
+    frames: list[Any], settings: Settings, first: int, wanted: Collection[int] | None, emit: Emit
+) -> int:
     """The flow of a batch of frames; returns its pairs."""
     planes = _encode_planes(frames, settings, first, wanted)
     for plane in planes:
@@ -103,8 +114,12 @@ def _rest(size: tuple[int, int], settings: Settings) -> bytes:
     return encode_jpeg(np.full(size, ZERO_LEVEL, np.uint8), settings.jpeg_quality)
 
 
-def _encode_planes(frames: list[Any], settings: Settings, first: int, wanted: Collection[int] | None) -> list[bytes]:
-    if wanted is not None and not any(pair in wanted for pair in range(first, first + len(frames) - 1)):
+def _encode_planes(
+    frames: list[Any], settings: Settings, first: int, wanted: Collection[int] | None
+) -> list[bytes]:
+    if wanted is not None and not any(
+        pair in wanted for pair in range(first, first + len(frames) - 1)
+    ):
         return [_rest(frames[0].shape, settings)] * (2 * (len(frames) - 1))
     if settings.flow_backend == IMPORTED:
         raise UserError(

@@ -95,7 +95,9 @@ def prepare(
     job = _job(video.path, settings, limits, task, flow_root, wanted)
     made = _in_child(job, limits)
     done = json.loads(made["d"][0])
-    return PreparedVideo(video.id, video.label, done["height"], done["width"], made["r"], made["f"], done["note"])
+    return PreparedVideo(
+        video.id, video.label, done["height"], done["width"], made["r"], made["f"], done["note"]
+    )
 
 
 def count_frames(path: Path, limits: Limits | None = None) -> int:
@@ -229,7 +231,9 @@ class Child:
             self.printed: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
             reader, writer = os.pipe()
         except OSError as error:
-            raise UserError(f"the process that decodes videos cannot be started: {error}\nSet TMPDIR.") from None
+            raise UserError(
+                f"the process that decodes videos cannot be started: {error}\nSet TMPDIR."
+            ) from None
         self.results = Connection(reader, writable=False)
         command = [sys.executable, "-c", CHILD, str(writer), str(self.owner), *map(str, sys.path)]
         try:
@@ -297,7 +301,9 @@ class Child:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else "unknown"
             reason = f"the decoder was killed by signal {-code} ({name})"
             if "bad_alloc" in last:
-                reason = f"the decoder ran out of memory (data.video_memory_gib={limits.memory_gib:g})"
+                reason = (
+                    f"the decoder ran out of memory (data.video_memory_gib={limits.memory_gib:g})"
+                )
             elif -code == signal.SIGKILL:
                 reason += " twice, as when a machine or a job runs out of memory"
             return _Death(reason, started, by_kill=-code == signal.SIGKILL)
@@ -336,7 +342,9 @@ def _too_long(limits: Limits, frames: int) -> str:
 
 def _raise(letter: str, content: dict[str, Any]) -> None:
     if letter == "u":
-        raise (ConfigError if content["code"] == ConfigError.code else UserError)(content["message"])
+        raise (ConfigError if content["code"] == ConfigError.code else UserError)(
+            content["message"]
+        )
     raise UndecodableError(content["message"])
 
 
@@ -367,6 +375,12 @@ class _Clock:
         self.whole_seconds += passed
         minutes = self.limits.minutes
         if self.silent_seconds > minutes * 60:
-            raise _Death(f"the decoder took longer than {minutes:g} minutes for a frame (data.video_minutes)", started)
+            raise _Death(
+                f"the decoder took longer than {minutes:g} minutes for a frame (data.video_minutes)",
+                started,
+            )
         if self.whole_seconds > WHOLE_OF_FRAME * minutes * 60:
-            raise _Death(f"it took longer than {WHOLE_OF_FRAME} x data.video_minutes={minutes:g} in all", started)
+            raise _Death(
+                f"it took longer than {WHOLE_OF_FRAME} x data.video_minutes={minutes:g} in all",
+                started,
+            )

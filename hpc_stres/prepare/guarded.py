@@ -19,7 +19,16 @@ from hpc_stres.store.location import Settings
 
 # What a job's end sends to all of its processes. The parent answers; a child that died of it would
 # look like a video's.
-ANSWERED_BY_PARENT = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGXCPU")
+ANSWERED_BY_PARENT = (
+    "SIGINT",
+    "SIGTERM",
+    "SIGHUP",
+    "SIGQUIT",
+    "SIGUSR1",
+    "SIGUSR2",
+    "SIGALRM",
+    "SIGXCPU",
+)
 # Where memory runs out, the kernel should take this process and not its parent.
 OOM_SCORE = "500"
 FRAMES_OF_A_SIGN = 100
@@ -75,7 +84,9 @@ def _do(job: dict[str, Any], settings: Settings | None, results: Connection) -> 
     if settings is None:
         return _measure(path, job["max_pixels"], results)
     if job["task"] == "import":
-        height, width = imports.import_frames(path, settings, emit, job["flow_root"], job["max_pixels"])
+        height, width = imports.import_frames(
+            path, settings, emit, job["flow_root"], job["max_pixels"]
+        )
     else:
         wanted = None if job["wanted"] is None else set(job["wanted"])
         height, width, note = extract(path, settings, emit, wanted, job["max_pixels"])

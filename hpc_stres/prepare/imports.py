@@ -48,7 +48,9 @@ def prepare_one(video: Video, settings: Settings, data: DataConfig) -> PreparedV
     Whatever one video does to its decoder costs that video only. A UserError is what no video is to
     blame for.
     """
-    return guard.prepare(video, settings, guard.Limits.of(data), data.frames is not None, data.flow_frames)
+    return guard.prepare(
+        video, settings, guard.Limits.of(data), data.frames is not None, data.flow_frames
+    )
 
 
 def import_video(
@@ -66,7 +68,11 @@ def import_video(
 
 @failures_reject()
 def import_frames(
-    folder: Path, settings: Settings, emit: Emit, flow_root: str | None, max_pixels: int = MAX_PIXELS
+    folder: Path,
+    settings: Settings,
+    emit: Emit,
+    flow_root: str | None,
+    max_pixels: int = MAX_PIXELS,
 ) -> tuple[int, int]:
     """Give the pictures of one video's folder, and its flow, to `emit`; returns stored height and
     width.
@@ -84,7 +90,9 @@ def import_frames(
         pictures = (_read(path, max_pixels, color=True).pixels for path in files)
         emit_flow_of((gray(resize(picture, *wanted)) for picture in pictures), settings, emit)
     else:
-        for plane in _import_flow(folder, Path(flow_root), len(files), wanted, settings, max_pixels):
+        for plane in _import_flow(
+            folder, Path(flow_root), len(files), wanted, settings, max_pixels
+        ):
             emit("flow", plane)
     return wanted
 
@@ -102,7 +110,9 @@ def numbered(folder: Path, prefixes: Sequence[str]) -> list[Path]:
             if match and path.name[: match.start()] == prefix:
                 number = int(match.group(1))
                 if number in found:
-                    raise UndecodableError(f"{folder}: {found[number].name} and {path.name} have one number")
+                    raise UndecodableError(
+                        f"{folder}: {found[number].name} and {path.name} have one number"
+                    )
                 found[number] = path
         if found:
             numbers = sorted(found)
@@ -114,7 +124,12 @@ def numbered(folder: Path, prefixes: Sequence[str]) -> list[Path]:
 
 
 def _import_flow(
-    folder: Path, root: Path, frames: int, wanted: tuple[int, int], settings: Settings, max_pixels: int
+    folder: Path,
+    root: Path,
+    frames: int,
+    wanted: tuple[int, int],
+    settings: Settings,
+    max_pixels: int,
 ) -> Iterator[bytes]:
     """u and v of each pair in turn. Tools that write a pair for the last frame as well repeat one:
     it goes.
@@ -123,7 +138,9 @@ def _import_flow(
     if len(both[0]) != len(both[1]):
         raise UndecodableError(f"{len(both[0])} files of x or u flow, but {len(both[1])} of y or v")
     if len(both[0]) not in (frames - 1, frames):
-        raise UndecodableError(f"{frames} frames want {frames - 1} flow pairs, but there are {len(both[0])}")
+        raise UndecodableError(
+            f"{frames} frames want {frames - 1} flow pairs, but there are {len(both[0])}"
+        )
     given: tuple[int, ...] | None = None
     for pair in list(zip(*both, strict=True))[: max(1, frames - 1)]:
         for axis, path in enumerate(pair):
@@ -176,20 +193,28 @@ def _read(path: Path, max_pixels: int, color: bool) -> _Read:
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), kind)
     if picture is None:
         raise UndecodableError(f"{path} does not decode")
-    pixels = np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB) if color else picture, dtype=np.uint8)
+    pixels = np.asarray(
+        cv2.cvtColor(picture, cv2.COLOR_BGR2RGB) if color else picture, dtype=np.uint8
+    )
     return _Read(path, data, header, pixels)
 
 
 def _require_size(found: _Read, given: tuple[int, ...]) -> None:
     height, width = found.pixels.shape[:2]
     if (height, width) != given[:2]:
-        raise UndecodableError(f"{found.path}: {width} x {height} pixels, but the first has {given[1]} x {given[0]}")
+        raise UndecodableError(
+            f"{found.path}: {width} x {height} pixels, but the first has {given[1]} x {given[0]}"
+        )
 
 
 def _stored_rgb(found: _Read, wanted: tuple[int, int], settings: Settings) -> bytes:
     # Only what every decoder reads alike is kept: no picture that its EXIF block turns, no inks in
     # place of colours.
-    if found.pixels.shape[:2] == wanted and found.header.is_plain_jpeg and found.header.channels in (1, 3):
+    if (
+        found.pixels.shape[:2] == wanted
+        and found.header.is_plain_jpeg
+        and found.header.channels in (1, 3)
+    ):
         return found.data
     return encode_jpeg(resize(found.pixels, *wanted), settings.jpeg_quality)
 
@@ -204,5 +229,8 @@ def _stored_flow(found: _Read, axis: int, wanted: tuple[int, int], settings: Set
     if picture.shape == wanted and found.header.is_plain_jpeg and found.header.channels == 1:
         return found.data
     factor = wanted[1 - axis] / picture.shape[1 - axis]
-    pixels = cv2.resize(decode_flow(picture), (wanted[1], wanted[0]), interpolation=cv2.INTER_LINEAR) * factor
+    pixels = (
+        cv2.resize(decode_flow(picture), (wanted[1], wanted[0]), interpolation=cv2.INTER_LINEAR)
+        * factor
+    )
     return encode_jpeg(encode_flow(np.asarray(pixels, np.float32)), settings.jpeg_quality)

@@ -42,7 +42,11 @@ def find_kind(videos: Path, lists: Path | None) -> tuple[str, Path | None]:
         raise UserError(f"--videos {videos}: no such folder")
     if lists is not None:
         return _kind_of_lists(lists), lists
-    names = [path for path in sorted(videos.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    names = [
+        path
+        for path in sorted(videos.iterdir())
+        if path.is_file() and not path.name.startswith(".")
+    ]
     tables = [path for path in names if path.suffix.lower() in (".csv", ".tsv") and _is_table(path)]
     if len(tables) == 1:
         return "csv", tables[0]
@@ -80,7 +84,9 @@ def read(data: DataConfig) -> Listing:
     listing = read_listing(data)
     faults = problems(listing)
     listing.notes += faults[:SHOWN_FAULTS]
-    listing.notes += [f"and {len(faults) - SHOWN_FAULTS} more like these"] if len(faults) > SHOWN_FAULTS else []
+    listing.notes += (
+        [f"and {len(faults) - SHOWN_FAULTS} more like these"] if len(faults) > SHOWN_FAULTS else []
+    )
     return listing
 
 
@@ -130,7 +136,11 @@ class Look:
     @property
     def stored_bytes(self) -> float | None:
         """Bytes of the store."""
-        return None if self.cost is None else self.total_frames * (self.cost.rgb_bytes + self.cost.flow_bytes)
+        return (
+            None
+            if self.cost is None
+            else self.total_frames * (self.cost.rgb_bytes + self.cost.flow_bytes)
+        )
 
     @property
     def core_hours(self) -> float | None:
@@ -142,10 +152,14 @@ class Look:
         listing = self.listing
         lines = [f"{len(listing.videos)} videos of {len(listing.classes)} classes"]
         for split in listing.train:
-            lines.append(f"split {split}: {_counts(listing, split, 'train')}; {_counts(listing, split, 'test')}")
+            lines.append(
+                f"split {split}: {_counts(listing, split, 'train')}; {_counts(listing, split, 'test')}"
+            )
         groups = [video.group for video in listing.videos.values() if video.group]
         if len(set(groups)) < len(groups):
-            lines.append(f"{len(set(groups))} recordings by the names: clips of one never both train and test")
+            lines.append(
+                f"{len(set(groups))} recordings by the names: clips of one never both train and test"
+            )
         if self.probes:
             lines.append(self._lengths())
         lines += self._broken()
@@ -160,12 +174,14 @@ class Look:
         if not self.unread:
             return []
         looked_at = len(self.probes) + len(self.unread)
-        line = (
-            f"cannot be read: {len(self.unread)} of {looked_at} videos that were looked at, the first {self.unread[0]}"
-        )
+        line = f"cannot be read: {len(self.unread)} of {looked_at} videos that were looked at, "
+        line += f"the first {self.unread[0]}"
         if len(self.unread) <= ACCEPTED_SHARE * looked_at:
             return [line]
-        return [line, "  prepare will refuse so many: remove them, or raise data.max_rejected in the config"]
+        return [
+            line,
+            "  prepare will refuse so many: remove them, or raise data.max_rejected in the config",
+        ]
 
     def _lengths(self) -> str:
         frames = [probe.frames for probe in self.probes]
@@ -173,7 +189,11 @@ class Look:
         rates = sorted({round(probe.rate, 2) for probe in self.probes if probe.rate})
         shown = ", ".join(f"{width} x {height}" for (width, height), _ in sizes[:3])
         more = f" and {len(sizes) - 3} other sizes" if len(sizes) > 3 else ""
-        rate = f"{rates[0]:g}" + (f" to {rates[-1]:g}" if len(rates) > 1 else "") if rates else "an unknown number of"
+        rate = (
+            f"{rates[0]:g}" + (f" to {rates[-1]:g}" if len(rates) > 1 else "")
+            if rates
+            else "an unknown number of"
+        )
         return (
             f"{min(frames)} to {max(frames)} frames (half of them up to {self.median_frames}), {shown}{more}, "
             f"{rate} frames a second"
@@ -193,14 +213,18 @@ def look(listing: Listing, settings: Settings, max_pixels: int) -> Look:
     there = [video for video in listing.videos.values() if video.path.is_file()]
     ordered = sorted(there, key=lambda video: (size(video), video.id))
     sample = _spread(ordered, PROBED)
-    answers = _in_children(probe, [(str(video.path), max_pixels) for video in sample], PROBE_SECONDS)
+    answers = _in_children(
+        probe, [(str(video.path), max_pixels) for video in sample], PROBE_SECONDS
+    )
     probes = [answer for answer in answers if isinstance(answer, Probe)]
     unread = [
         f"{printable(video.path)}: {answer}"
         for video, answer in zip(sample, answers, strict=True)
         if isinstance(answer, str)
     ]
-    good = [video for video, answer in zip(sample, answers, strict=True) if isinstance(answer, Probe)]
+    good = [
+        video for video, answer in zip(sample, answers, strict=True) if isinstance(answer, Probe)
+    ]
     return Look(listing, probes, unread, _cost(_spread(good, MEASURED), settings, max_pixels))
 
 
@@ -213,7 +237,9 @@ def _spread(videos: Sequence[Video], count: int) -> list[Video]:
 
 def _cost(videos: list[Video], settings: Settings, max_pixels: int) -> Cost | None:
     jobs = [(str(video.path), settings, max_pixels) for video in videos]
-    found = [cost for cost in _in_children(measure, jobs, MEASURE_SECONDS) if isinstance(cost, Cost)]
+    found = [
+        cost for cost in _in_children(measure, jobs, MEASURE_SECONDS) if isinstance(cost, Cost)
+    ]
     if not found:
         return None
     frames = sum(cost.frames for cost in found)
@@ -272,12 +298,16 @@ def probe(path: str, max_pixels: int) -> Probe | str:
     decoder = Decoder(Path(path), max_pixels)
     try:
         require_regular_file(decoder.path)
-        with av.open(path, metadata_errors="replace", container_options={"protocol_whitelist": "file"}) as container:
+        with av.open(
+            path, metadata_errors="replace", container_options={"protocol_whitelist": "file"}
+        ) as container:
             stream = decoder._stream(container)
             rate = float(stream.average_rate or 0.0)
             seconds = (container.duration or 0) / 1e6
             frames = int(stream.frames or round(seconds * rate))
-            return Probe(max(1, frames), stream.codec_context.width, stream.codec_context.height, rate)
+            return Probe(
+                max(1, frames), stream.codec_context.width, stream.codec_context.height, rate
+            )
     except UndecodableError as error:
         return str(error)
     except Exception as error:  # FFmpeg has an error class of its own for every number
@@ -287,7 +317,14 @@ def probe(path: str, max_pixels: int) -> Probe | str:
 def measure(path: str, settings: Settings, max_pixels: int) -> Cost | str:
     """Bytes and seconds of a frame and its flow, from the first frames of a video."""
     from hpc_stres.prepare.extract import emit_flow_of
-    from hpc_stres.prepare.video import Decoder, UndecodableError, encode_jpeg, gray, resize, stored_size
+    from hpc_stres.prepare.video import (
+        Decoder,
+        UndecodableError,
+        encode_jpeg,
+        gray,
+        resize,
+        stored_size,
+    )
 
     rgb: list[int] = []
     planes: list[int] = []
@@ -295,7 +332,9 @@ def measure(path: str, settings: Settings, max_pixels: int) -> Cost | str:
         started = time.perf_counter()
         frames = []
         for frame in islice(Decoder(Path(path), max_pixels), FRAMES):
-            height, width = stored_size(frame.shape[0], frame.shape[1], settings.short_side, max_pixels)
+            height, width = stored_size(
+                frame.shape[0], frame.shape[1], settings.short_side, max_pixels
+            )
             small = resize(frame, height, width)
             rgb.append(len(encode_jpeg(small, settings.jpeg_quality)))
             frames.append(gray(small))
@@ -303,4 +342,6 @@ def measure(path: str, settings: Settings, max_pixels: int) -> Cost | str:
         seconds = time.perf_counter() - started
     except (UndecodableError, UserError) as error:
         return str(error).splitlines()[0]
-    return Cost(sum(rgb) / len(rgb), sum(planes) / max(1, len(planes) // 2), seconds / len(rgb), len(rgb))
+    return Cost(
+        sum(rgb) / len(rgb), sum(planes) / max(1, len(planes) // 2), seconds / len(rgb), len(rgb)
+    )

@@ -20,7 +20,7 @@ from hpc_stres.config.schema import Config, DataConfig
 from hpc_stres.errors import UserError
 from hpc_stres.listings import sources
 from hpc_stres.listings.splits import Video
-from hpc_stres.prepare import disk, imports, reuse, run, worker_tasks
+from hpc_stres.prepare import before, disk, imports, reuse, run, worker_tasks
 from hpc_stres.run.paths import sha256
 from hpc_stres.run.progress import Progress
 from hpc_stres.store import checks, fingerprint, packing, writer
@@ -45,7 +45,7 @@ def inspect(root: Path) -> list[str]:
 def repair(config: Config, quiet: bool = False) -> list[str]:
     """Repair what `verify` finds; returns a line for each thing done."""
     paths = StorePaths(store_folder(config))
-    with run.named_errors(paths.root), run.owning(paths, "this store is being repaired"):
+    with before.named_errors(paths.root), before.owning(paths, "this store is being repaired"):
         done = _repair_index(config, paths, quiet)
         store = Store(paths.root, check_shards=False)
         damage = checks.find_damage(store)
@@ -73,7 +73,9 @@ def _repair_index(config: Config, paths: StorePaths, quiet: bool) -> list[str]:
     return [f"{line}: the index is read anew out of the shards and the lists"]
 
 
-def _repair_shards(config: Config, store: Store, damage: checks.Damage, work: Path, quiet: bool) -> list[str]:
+def _repair_shards(
+    config: Config, store: Store, damage: checks.Damage, work: Path, quiet: bool
+) -> list[str]:
     rows = [row for row in store.rows if row.shard in damage.shards or row.id in damage.videos]
     numbers = sorted({row.shard for row in rows})
     again = set(damage.videos) | {row.id for row in rows if damage.is_missing(row.shard)}
@@ -89,7 +91,9 @@ def _repair_shards(config: Config, store: Store, damage: checks.Damage, work: Pa
     return [f"{name}: prepared again" for name in sorted(again)] + lines
 
 
-def _prepare_again(config: Config, store: Store, again: Collection[str], work: Path, quiet: bool) -> None:
+def _prepare_again(
+    config: Config, store: Store, again: Collection[str], work: Path, quiet: bool
+) -> None:
     """Parts of damaged videos from their originals, which must be what they were."""
     data, settings = data_of(config), Settings.of(config.data)
     listing = sources.read_listing(data)
@@ -103,7 +107,9 @@ def _prepare_again(config: Config, store: Store, again: Collection[str], work: P
             progress.update(number)
 
 
-def _refuse_another_original(store: Store, name: str, video: Video | None, data: DataConfig) -> None:
+def _refuse_another_original(
+    store: Store, name: str, video: Video | None, data: DataConfig
+) -> None:
     if video is None or not sources.exists(video):
         raise UserError(
             f"{store.place}: {name} cannot be prepared again: the original is gone\n"
@@ -120,7 +126,9 @@ def _part(work: Path, name: str) -> Path:
     return work / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.tar"
 
 
-def _rewrite_shard(store: Store, number: int, again: Collection[str], work: Path) -> tuple[str, Contents | None]:
+def _rewrite_shard(
+    store: Store, number: int, again: Collection[str], work: Path
+) -> tuple[str, Contents | None]:
     """One shard from the parts that were made again and its own whole members, in the order that they had."""
     rows = sorted((row for row in store.rows if row.shard == number), key=lambda row: row.rgb_first)
     for row in rows:
@@ -136,7 +144,9 @@ def _rewrite_shard(store: Store, number: int, again: Collection[str], work: Path
     if digest == store.manifest["shards"][path.name]["sha256"]:
         writer.put_in_place(temporary, path)
         return f"{path.name}: written anew, the same bytes as at first", None
-    new = store.paths.shard(1 + max(int(p.name.split(".")[0]) for p in store.paths.shards.glob("[0-9]*.tar")))
+    new = store.paths.shard(
+        1 + max(int(p.name.split(".")[0]) for p in store.paths.shards.glob("[0-9]*.tar"))
+    )
     made = [replace(row, shard=int(new.name.split(".")[0])) for row in made]
     metas = [read_part(part)[1] for part in parts]
     videos = {m.id: Packed(row, m.source, m.note) for row, m in zip(made, metas, strict=True)}
@@ -148,12 +158,14 @@ def _rewrite_shard(store: Store, number: int, again: Collection[str], work: Path
 
 def _write_index(store: Store, moved: list[Contents]) -> None:
     """The index with some videos in other shards."""
-    old = run.Old.of(store)
+    old = before.Old.of(store)
     gone = {name for contents in moved for name in contents.videos}
     kept = {name: packed for name, packed in old.contents.videos.items() if name not in gone}
     rest = Contents(kept, old.contents.shards, old.contents.places)
     rejected = list(old.rejected.values())
-    writer.write_index(store.paths, catalogue_of(store), [rest, *moved], rejected, store.manifest["settings"])
+    writer.write_index(
+        store.paths, catalogue_of(store), [rest, *moved], rejected, store.manifest["settings"]
+    )
     writer.remove_unused(store.paths, Store(store.paths.root, check_shards=False).manifest)
 
 
@@ -201,7 +213,9 @@ def _whole_meta(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Meta | None:
         return None  # damaged: the video is prepared again
 
 
-def _whole_video(tar: tarfile.TarFile, meta: Meta, shard: int, count: int) -> tuple[VideoRow | None, list[Offsets]]:
+def _whole_video(
+    tar: tarfile.TarFile, meta: Meta, shard: int, count: int
+) -> tuple[VideoRow | None, list[Offsets]]:
     """The row of a video whose two members follow its description and have their checksums."""
     places: list[Offsets] = []
     for sizes, expected in ((meta.rgb_bytes, meta.rgb_sha256), (meta.flow_bytes, meta.flow_sha256)):
@@ -210,7 +224,11 @@ def _whole_video(tar: tarfile.TarFile, meta: Meta, shard: int, count: int) -> tu
             data = member_bytes(tar, member) if member is not None else b""
         except ValueError:
             data = b""
-        if member is None or hashlib.sha256(data).hexdigest() != expected or len(data) != sum(sizes):
+        if (
+            member is None
+            or hashlib.sha256(data).hexdigest() != expected
+            or len(data) != sum(sizes)
+        ):
             return None, []
         places.append(member.offset_data + np.cumsum([0, *sizes], dtype=np.int64))
     return meta.row(shard, count, count + len(places[0])), places

@@ -37,7 +37,10 @@ def siblings(paths: StorePaths, settings: Settings) -> "list[Store]":
 
     found = []
     for manifest in sorted(paths.root.parent.glob("*/manifest.json")):
-        if manifest.parent == paths.root or read_json(manifest).get("settings") != settings.as_json():
+        if (
+            manifest.parent == paths.root
+            or read_json(manifest).get("settings") != settings.as_json()
+        ):
             continue
         try:
             found.append(Store(manifest.parent))
@@ -47,7 +50,10 @@ def siblings(paths: StorePaths, settings: Settings) -> "list[Store]":
 
 
 def copy_from_siblings(
-    paths: StorePaths, settings: Settings, wanted: Mapping[str, tuple[Video, Stamp]], hash_all: Hasher
+    paths: StorePaths,
+    settings: Settings,
+    wanted: Mapping[str, tuple[Video, Stamp]],
+    hash_all: Hasher,
 ) -> list[str]:
     """Write parts of the wanted videos that siblings hold; returns their ids. Only sizes that occur are hashed."""
     done: list[str] = []
@@ -58,7 +64,9 @@ def copy_from_siblings(
                 rows[store.source_of(listed)] = row
         sizes = {source.size for source in rows if source.size}
         left = {name: item for name, item in wanted.items() if name not in done}
-        candidates = [video for video, stamp in left.values() if video.path.is_dir() or stamp.size in sizes]
+        candidates = [
+            video for video, stamp in left.values() if video.path.is_dir() or stamp.size in sizes
+        ]
         for name, source in hash_all(candidates).items():
             if source in rows and _copy(paths, store, rows[source], left[name], source, settings):
                 done.append(name)
@@ -66,13 +74,20 @@ def copy_from_siblings(
 
 
 def _copy(
-    paths: StorePaths, store: "Store", row: int, wanted: tuple[Video, Stamp], source: Source, settings: Settings
+    paths: StorePaths,
+    store: "Store",
+    row: int,
+    wanted: tuple[Video, Stamp],
+    source: Source,
+    settings: Settings,
 ) -> bool:
     video, stamp = wanted
     try:
         found = read_back(store, row)
     except UserError:
         return False  # damaged there: prepared here
-    own = PreparedVideo(video.id, video.label, found.height, found.width, found.rgb, found.flow, found.note)
+    own = PreparedVideo(
+        video.id, video.label, found.height, found.width, found.rgb, found.flow, found.note
+    )
     own.write_part(paths.part(video.id), source, settings.as_json(), stamp)
     return True

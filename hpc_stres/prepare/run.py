@@ -5,11 +5,8 @@ prepared and appended in shards of its own. A store under the same root that has
 """
 
 import os
-import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,22 +16,27 @@ from hpc_stres.errors import UserError
 from hpc_stres.listings import sources, splits
 from hpc_stres.listings.splits import Listing, Video
 from hpc_stres.prepare import disk, reuse, worker_tasks
+from hpc_stres.prepare.before import Old, contents_of, named_errors, owning, source_of
 from hpc_stres.prepare.summary import summary
 from hpc_stres.registry import DATA_SETS
 from hpc_stres.registry.phase import entry_point
-from hpc_stres.run.ownership import owned
 from hpc_stres.run.progress import Progress
 from hpc_stres.store import fingerprint, packing, writer
 from hpc_stres.store.fingerprint import UNKNOWN
 from hpc_stres.store.format import Source, Stamp, StorePaths, read_part
 from hpc_stres.store.listing import Changes, catalogue, catalogue_of, difference
-from hpc_stres.store.location import Settings, data_of, home_of, relative_to, store_folder, store_is_ready
+from hpc_stres.store.location import (
+    Settings,
+    data_of,
+    home_of,
+    relative_to,
+    store_folder,
+    store_is_ready,
+)
 from hpc_stres.store.packing import PackedShard
 from hpc_stres.store.reader import Store
 from hpc_stres.store.writer import Contents, Packed
 
-# As long as it takes another process to prepare a large data set.
-PATIENCE_SECONDS = 30 * 86400.0
 # A shard of which less is still used is packed again, so that replaced videos do not fill the disk.
 LIVE_SHARE = 0.5
 # So much is read sooner than other processes are started.
@@ -64,71 +66,23 @@ def run(config: Config, quiet: bool = False) -> Outcome:
     with worker_tasks.executor_of(workers) as executor:
         if executor is None:
             return Outcome(store.root)
-        if store.manifest.is_file() and not os.access(store.root, os.W_OK) and store_is_ready(config):
+        if (
+            store.manifest.is_file()
+            and not os.access(store.root, os.W_OK)
+            and store_is_ready(config)
+        ):
             return Outcome(store.root, ["up to date, in a folder that cannot be written"])
         with named_errors(store.root), owning(store, "this store is being prepared"):
             work = Preparation(config, store, executor, workers, quiet)
             return Outcome(store.root, work.complete(contents_of(store)))
 
 
-@contextmanager
-def named_errors(root: Path) -> Iterator[None]:
-    """What the file system refuses becomes a sentence with the path in it."""
-    try:
-        yield
-    except OSError as error:
-        raise disk.disk_error(error, root) from None
-    except BrokenProcessPool:
-        raise UserError(
-            f"{root}: a worker was killed, mostly for want of memory\n"
-            "The same command resumes; fewer data.workers take less memory."
-        ) from None
-
-
-@contextmanager
-def owning(store: StorePaths, what: str) -> Iterator[None]:
-    """Own a store; a second comer says whom it waits for. Leftovers of killed owners go."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(owned(store.lock, what))
-        except UserError as busy:
-            print(f"{str(busy).splitlines()[0]}; waiting for it", file=sys.stderr, flush=True)
-            stack.enter_context(owned(store.lock, what, PATIENCE_SECONDS))
-        writer.remove_temporaries(store)
-        yield
-
-
-def contents_of(store: StorePaths) -> Store | None:
-    """The store as it is, if there is one."""
-    return Store(store.root) if store.manifest.is_file() else None
-
-
-@dataclass
-class Old:
-    """What there was before: videos in shards, rejections, and the listing to compare with."""
-
-    contents: Contents = field(default_factory=Contents)
-    rejected: dict[str, dict[str, Any]] = field(default_factory=dict)
-    store: Store | None = None
-
-    @classmethod
-    def of(cls, store: Store | None) -> "Old":
-        if store is None:
-            return cls()
-        notes = {row["id"]: row["note"] for row in store.remarks if "note" in row}
-        videos = {}
-        for number, row in enumerate(store.rows):
-            source = store.source_of(int(store.videos[number]["listed"]))
-            videos[row.id] = Packed(row, source, notes.get(row.id))
-        rejected = {row["id"]: row for row in store.remarks if "reason" in row}
-        contents = Contents(videos, dict(store.manifest["shards"]), lambda row: store.places(store.number[row.id]))
-        return cls(contents, rejected, store)
-
-
 class Preparation:
     """One run of `prepare` by the owner of the store."""
 
-    def __init__(self, config: Config, store: StorePaths, executor: Executor, workers: int, quiet: bool) -> None:
+    def __init__(
+        self, config: Config, store: StorePaths, executor: Executor, workers: int, quiet: bool
+    ) -> None:
         self.data, self.store, self.executor = data_of(config), store, executor
         self.config, self.workers, self.quiet = config, workers, quiet
         self.settings = Settings.of(self.data)
@@ -153,7 +107,9 @@ class Preparation:
         rejected = {
             name: row
             for name, row in old.rejected.items()
-            if name in listing.videos and self._is_known(name, Source(*row["source"])) and self._has_these_limits(row)
+            if name in listing.videos
+            and self._is_known(name, Source(*row["source"]))
+            and self._has_these_limits(row)
         }
         rest = {n: v for n, v in listing.videos.items() if n not in kept and n not in rejected}
         made = self._prepare_all(rest, len(listing.videos))
@@ -166,7 +122,13 @@ class Preparation:
         kept_contents = Contents(kept, old.contents.shards, old.contents.places)
         new = catalogue(self.data, listing, self.sources)
         changes = self._changes(old, new, made)
-        writer.write_index(self.store, new, [kept_contents, *fresh], list(rejected.values()), self.settings.as_json())
+        writer.write_index(
+            self.store,
+            new,
+            [kept_contents, *fresh],
+            list(rejected.values()),
+            self.settings.as_json(),
+        )
         fingerprint.write_seen(self.store, self._seen(new.sources))
         store = Store(self.store.root)
         writer.remove_unused(self.store, store.manifest)
@@ -185,7 +147,9 @@ class Preparation:
             found = [line for line in found if not line.startswith("missing: ")]
         if found:
             more = f"\n(and {len(found) - 2} more)" if len(found) > 2 else ""
-            raise UserError("the data set's lists and files do not agree:\n" + "\n".join(found[:2]) + more)
+            raise UserError(
+                "the data set's lists and files do not agree:\n" + "\n".join(found[:2]) + more
+            )
         return listing
 
     def _look_at_sources(self, listing: Listing, old: Old) -> None:
@@ -198,7 +162,7 @@ class Preparation:
             except OSError:
                 continue  # gone: a worker will say so
             known = old.contents.videos.get(name)
-            source = known.source if known else _source_of(old.rejected.get(name))
+            source = known.source if known else source_of(old.rejected.get(name))
             if source is None or source == UNKNOWN:
                 continue
             if seen.get(name) == (self.stamps[name], source.sha256):
@@ -213,7 +177,9 @@ class Preparation:
         if sum(self._size(video) for video in todo) < INLINE_BYTES:
             return dict(worker_tasks.hash_video(video, self.data) for video in todo)
         with Progress("compare", len(todo), "videos", not self.quiet and bool(todo)) as progress:
-            futures = [self.executor.submit(worker_tasks.hash_video, video, self.data) for video in todo]
+            futures = [
+                self.executor.submit(worker_tasks.hash_video, video, self.data) for video in todo
+            ]
             for number, future in enumerate(as_completed(futures), 1):
                 name, found[name] = future.result()
                 progress.update(number)
@@ -239,14 +205,21 @@ class Preparation:
                 if name in videos and self._is_as_it_was(videos[name], stamp, packed.source):
                     self.shard_of[name] = shard
                     self.store.part(name).unlink(missing_ok=True)
-                    self.stamps[name], self.sources[name] = stamp or self.stamps[name], packed.source
+                    self.stamps[name], self.sources[name] = (
+                        stamp or self.stamps[name],
+                        packed.source,
+                    )
 
     def _prepare_all(self, rest: Mapping[str, Video], total: int) -> list[str]:
         """Make the parts of the videos that need one; returns the ids that have one."""
         todo = [video for video in rest.values() if not self._is_done(video)]
-        wanted = {video.id: (video, self.stamps[video.id]) for video in todo if video.id in self.stamps}
+        wanted = {
+            video.id: (video, self.stamps[video.id]) for video in todo if video.id in self.stamps
+        }
         if wanted:
-            copied = set(reuse.copy_from_siblings(self.store, self.settings, wanted, self._hash_all))
+            copied = set(
+                reuse.copy_from_siblings(self.store, self.settings, wanted, self._hash_all)
+            )
             todo = [video for video in todo if video.id not in copied]
             if copied and not self.quiet:
                 print(f"{len(copied)} videos copied from other stores under this root", flush=True)
@@ -276,7 +249,12 @@ class Preparation:
             return True
         self.store.part(video.id).unlink(missing_ok=True)
         row = worker_tasks.found_rejection(self.store, video.id)
-        if row is not None and row["id"] == video.id and row["stamp"] and self._has_these_limits(row):
+        if (
+            row is not None
+            and row["id"] == video.id
+            and row["stamp"]
+            and self._has_these_limits(row)
+        ):
             is_same = self._is_as_it_was(video, Stamp(*row["stamp"]), Source(*row["source"]))
             if is_same:
                 return True
@@ -286,7 +264,9 @@ class Preparation:
     def _is_as_it_was(self, video: Video, stamp: Stamp | None, source: Source) -> bool:
         if source == UNKNOWN or video.id not in self.stamps:
             return False
-        return stamp == self.stamps[video.id] or worker_tasks.hash_video(video, self.data)[1] == source
+        return (
+            stamp == self.stamps[video.id] or worker_tasks.hash_video(video, self.data)[1] == source
+        )
 
     def _run(self, todo: list[Video], total: int) -> None:
         if self.settings.flow_backend == "native":
@@ -334,7 +314,10 @@ class Preparation:
             return []
         live: dict[int, int] = {}
         for packed in kept.values():
-            size = sum(int(places[-1] - places[0]) for places in old.store.places(old.store.number[packed.row.id]))
+            size = sum(
+                int(places[-1] - places[0])
+                for places in old.store.places(old.store.number[packed.row.id])
+            )
             live[packed.row.shard] = live.get(packed.row.shard, 0) + size
         sparse = {n for n, size in live.items() if size < LIVE_SHARE * old.store.shard_bytes[n]}
         moved = [name for name, packed in kept.items() if packed.row.shard in sparse]
@@ -348,23 +331,36 @@ class Preparation:
 
     def _pack(self, names: list[str], old: Old) -> list[Contents]:
         """Parts into new shards, several at once; the same shards whatever the number of workers."""
-        sizes = {n: read_part(self.store.part(n))[1].payload_bytes for n in names if n not in self.shard_of}
+        sizes = {
+            n: read_part(self.store.part(n))[1].payload_bytes
+            for n in names
+            if n not in self.shard_of
+        }
         first = 1 + max((int(name.split(".")[0]) for name in old.contents.shards), default=-1)
         taken = {shard.number for shard in self.packed}
         batches = packing.batches(sizes, self.data.shard_mib << 20)
-        chosen = [(number, ids) for ids, number in zip(batches, packing.free_numbers(first, taken), strict=False)]
+        chosen = [
+            (number, ids)
+            for ids, number in zip(batches, packing.free_numbers(first, taken), strict=False)
+        ]
         if len(chosen) == 1:
             worker_tasks.pack(self.store.root, chosen[0][1], chosen[0][0])
             futures = []
         else:
             work = [(self.store.root, ids, number) for number, ids in chosen]
             futures = [self.executor.submit(worker_tasks.pack, *one) for one in work]
-        with Progress("pack", len(chosen), "shards", not self.quiet and len(chosen) > 1) as progress:
+        with Progress(
+            "pack", len(chosen), "shards", not self.quiet and len(chosen) > 1
+        ) as progress:
             for count, future in enumerate(as_completed(futures), 1):
                 future.result()
                 progress.update(count)
-        self.packed += [shard for number, _ in chosen if (shard := packing.read_packed(self.store, number))]
-        self.shard_of |= {name: shard for shard in self.packed[len(taken) :] for name in shard.videos}
+        self.packed += [
+            shard for number, _ in chosen if (shard := packing.read_packed(self.store, number))
+        ]
+        self.shard_of |= {
+            name: shard for shard in self.packed[len(taken) :] for name in shard.videos
+        }
         return [shard.contents(self.store, self._used_of(shard)) for shard in self.packed]
 
     def _used_of(self, shard: PackedShard) -> set[str]:
@@ -373,7 +369,11 @@ class Preparation:
     # -- what is said ----------------------------------------------------------------------------------------------
 
     def _seen(self, known: Mapping[str, Source]) -> fingerprint.Seen:
-        return {name: (stamp, known[name].sha256) for name, stamp in self.stamps.items() if known[name] != UNKNOWN}
+        return {
+            name: (stamp, known[name].sha256)
+            for name, stamp in self.stamps.items()
+            if known[name] != UNKNOWN
+        }
 
     def _changes(self, old: Old, new: writer.Catalogue, made: list[str]) -> Changes:
         if old.store is None:
@@ -382,7 +382,3 @@ class Preparation:
         added = set(changes.added)
         changes.replaced = sorted(name for name in made if name not in added)
         return changes
-
-
-def _source_of(rejection: dict[str, Any] | None) -> Source | None:
-    return None if rejection is None else Source(*rejection["source"])

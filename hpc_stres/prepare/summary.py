@@ -26,7 +26,9 @@ def summary(store: "Store", listing: Listing) -> list[str]:
     lines += _some(notes, "videos with a note", store)
     lines += [f"note: {note}" for note in listing.notes]
     if listing.ignored:
-        counts = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in sorted(listing.ignored.items()))
+        counts = ", ".join(
+            f"{n} {suffix or 'without suffix'}" for suffix, n in sorted(listing.ignored.items())
+        )
         lines.append(f"files ignored: {counts}")
     return lines
 
@@ -51,10 +53,14 @@ def _rejections(store: "Store") -> list[str]:
     rows = [row for row in store.remarks if "reason" in row]
     lines = _some([f"{row['path']}: {row['reason']}" for row in rows], "rejected", store)
     rejected = {row["id"] for row in rows}
-    tested = Counter({s: len(rejected.intersection(store.ids(int(s), "test"))) for s in store.manifest["test"]})
+    tested = Counter(
+        {s: len(rejected.intersection(store.ids(int(s), "test"))) for s in store.manifest["test"]}
+    )
     hit = ", ".join(f"{count} of split {split}" for split, count in tested.items() if count)
     if rejected and hit:
-        lines.append(f"test videos among them: {hit}; evaluation will refuse unless evaluation.allow_missing is set")
+        lines.append(
+            f"test videos among them: {hit}; evaluation will refuse unless evaluation.allow_missing is set"
+        )
     return lines
 
 
@@ -62,5 +68,7 @@ def _some(texts: list[str], what: str, store: "Store") -> list[str]:
     if not texts:
         return []
     path = store.paths.index / store.manifest["index"]["remarks"]["name"]
-    more = [f"  and {len(texts) - SHOWN_REMARKS} more in {path}"] if len(texts) > SHOWN_REMARKS else []
+    more = (
+        [f"  and {len(texts) - SHOWN_REMARKS} more in {path}"] if len(texts) > SHOWN_REMARKS else []
+    )
     return [f"{len(texts)} {what}:"] + [f"  {text}" for text in texts[:SHOWN_REMARKS]] + more

@@ -114,7 +114,9 @@ class Decoder:
         refuse_size(stream.codec_context.width, stream.codec_context.height, self.max_pixels)
         # The decoder's own limit, for sizes that change on the way; its buffers have edges around a
         # frame.
-        stream.codec_context.options = {"max_pixels": str(min(4 * self.max_pixels + EDGE_PIXELS, 2**31 - 1))}
+        stream.codec_context.options = {
+            "max_pixels": str(min(4 * self.max_pixels + EDGE_PIXELS, 2**31 - 1))
+        }
         stream.thread_type = "NONE"
         return stream
 
@@ -138,7 +140,9 @@ def require_regular_file(path: Path) -> None:
 def refuse_size(width: int, height: int, max_pixels: int) -> None:
     """Refuse a picture of more pixels than are allowed."""
     if width * height > max_pixels:
-        raise UndecodableError(f"{width} x {height} pixels are more than data.max_pixels={max_pixels}")
+        raise UndecodableError(
+            f"{width} x {height} pixels are more than data.max_pixels={max_pixels}"
+        )
 
 
 def _shortfall(container: Any, stream: Any, count: int, last: Any) -> str | None:
@@ -157,7 +161,11 @@ def _shortfall(container: Any, stream: Any, count: int, last: Any) -> str | None
     promised = container.duration / 1e6
     alone = len(container.streams) == 1
     # Sound may continue after the last frame.
-    slack = max((1 + MISSING_FRAMES) * frame_seconds, MISSING_SHARE * promised) if alone else max(1.0, 0.2 * promised)
+    slack = (
+        max((1 + MISSING_FRAMES) * frame_seconds, MISSING_SHARE * promised)
+        if alone
+        else max(1.0, 0.2 * promised)
+    )
     if promised - seconds > slack:
         return f"{seconds:.1f} of {promised:.1f} seconds: its header promises more than decodes"
     return None
@@ -196,7 +204,9 @@ def resize(picture: Frame, height: int, width: int) -> Frame:
 
     if picture.shape[:2] == (height, width):
         return np.ascontiguousarray(picture)
-    return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
+    return np.asarray(
+        cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC), dtype=np.uint8
+    )
 
 
 def gray(picture: Frame) -> Frame:

@@ -27,7 +27,9 @@ from hpc_stres.store.packing import pack_shard
 TRIES = 3
 
 
-def prepare_video(video: splits.Video, settings: Settings, data: DataConfig, root: Path) -> tuple[str, int]:
+def prepare_video(
+    video: splits.Video, settings: Settings, data: DataConfig, root: Path
+) -> tuple[str, int]:
     """Prepare one video into its part, or write why not; returns its id and frames (0: rejected)."""
     import cv2
 
@@ -39,7 +41,9 @@ def prepare_video(video: splits.Video, settings: Settings, data: DataConfig, roo
         raise disk.disk_error(error, store.parts) from None
 
 
-def _prepare_steadily(video: splits.Video, settings: Settings, data: DataConfig, store: StorePaths) -> int:
+def _prepare_steadily(
+    video: splits.Video, settings: Settings, data: DataConfig, store: StorePaths
+) -> int:
     """Prepare from one content: a source that changes meanwhile is prepared again."""
     stamp, source = None, UNKNOWN
     reason = "it changes while it is prepared"
@@ -78,7 +82,12 @@ def limits_of(data: DataConfig) -> list[float]:
 
 
 def _reject(
-    store: StorePaths, video: splits.Video, reason: str, source: Source, stamp: Stamp | None, data: DataConfig
+    store: StorePaths,
+    video: splits.Video,
+    reason: str,
+    source: Source,
+    stamp: Stamp | None,
+    data: DataConfig,
 ) -> None:
     row = {"id": video.id, "path": str(video.path), "reason": reason, "source": list(source)}
     row |= {"limits": limits_of(data)}
@@ -103,7 +112,9 @@ def pack(root: Path, ids: list[str], number: int) -> int:
     return number
 
 
-def found_part(store: StorePaths, video_id: str, settings: Settings) -> tuple[Stamp | None, Source] | None:
+def found_part(
+    store: StorePaths, video_id: str, settings: Settings
+) -> tuple[Stamp | None, Source] | None:
     """The stamp and content of what a killed run has prepared of a video with the same settings."""
     try:
         stamp, meta = read_part(store.part(video_id))
@@ -141,7 +152,9 @@ def executor_of(workers: int) -> Iterator[Executor | None]:
         with MPICommExecutor(MPI.COMM_WORLD, root=0) as executor:
             yield cast(Executor | None, executor)
         return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=end_with_parent, initargs=(os.getpid(),))
+    pool = ProcessPoolExecutor(
+        workers, get_context("spawn"), initializer=end_with_parent, initargs=(os.getpid(),)
+    )
     with pool as executor:
         try:
             yield executor

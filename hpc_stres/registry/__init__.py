@@ -55,7 +55,9 @@ class Registry(Generic[Entry]):
         origin = sys._getframe(1).f_globals.get("__file__", "?")
         other = self._origins.get(entry.name, origin)
         if other != origin:
-            raise ConfigError(f"{origin}: there is another {self.what} of the name {entry.name}: {other}")
+            raise ConfigError(
+                f"{origin}: there is another {self.what} of the name {entry.name}: {other}"
+            )
         self._entries[entry.name], self._origins[entry.name] = entry, origin
         return entry
 

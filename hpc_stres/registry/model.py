@@ -47,7 +47,11 @@ class TrunkSection:
         if self.family == "inception_v3":
             self._check_inception()
         check_field(self.side is None or self.side >= 16, "side", "expected 16 or more pixels")
-        check_field(self.deviation is None or min(self.deviation) > 0, "deviation", "expected numbers above 0")
+        check_field(
+            self.deviation is None or min(self.deviation) > 0,
+            "deviation",
+            "expected numbers above 0",
+        )
         check_stages(self.stages)
 
     def _check_inception(self) -> None:
@@ -56,7 +60,9 @@ class TrunkSection:
             check_field(getattr(self, key) is None, key, "no effect: Inception-v3 has one form")
         check_field(not (self.width or 0) % 4, "width", "expected a multiple of 4 for Inception-v3")
         is_large = self.side is None or self.side >= LEAST_INCEPTION_SIDE
-        check_field(is_large, "side", f"expected {LEAST_INCEPTION_SIDE} pixels or more for Inception-v3")
+        check_field(
+            is_large, "side", f"expected {LEAST_INCEPTION_SIDE} pixels or more for Inception-v3"
+        )
 
 
 def check_stages(stages: tuple[int, ...] | None) -> None:
@@ -105,7 +111,9 @@ class JointOptions(AppearanceOptions, MotionOptions):
     operation: Literal["add", "multiply", "concatenate"] = "add"
     """What the streams do to each other: one is added to the other, gates it, or both are concatenated and go
     through a 1x1 convolution that begins as the receiver alone."""
-    direction: Literal["motion_to_appearance", "appearance_to_motion", "both", "off"] = "motion_to_appearance"
+    direction: Literal["motion_to_appearance", "appearance_to_motion", "both", "off"] = (
+        "motion_to_appearance"
+    )
     """Which stream acts on which."""
     placement: Literal["residual", "direct"] = "residual"
     """Whether the joined signal enters the residual branch alone, or its unit's shortcut as well."""

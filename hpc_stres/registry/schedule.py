@@ -26,8 +26,14 @@ class Schedule:
         }
         for name, value in options.items():
             if name not in wanted:
-                raise FieldError("schedule", f"{self.name} has no {name}; it has {', '.join(wanted)}")
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise FieldError(
+                    "schedule", f"{self.name} has no {name}; it has {', '.join(wanted)}"
+                )
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | float)
+                or not math.isfinite(value)
+            ):
                 raise FieldError("schedule", f"expected a finite number for {self.name}'s {name}")
         for name, parameter in wanted.items():
             if parameter.default is inspect.Parameter.empty and name not in options:

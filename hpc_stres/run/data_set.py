@@ -37,7 +37,9 @@ def refuse_other_data_set(run_dir: Path, facts: Mapping[str, Any]) -> None:
     path = RunPaths(run_dir).data_set
     if not path.is_file():
         return
-    then = read_sealed(path, "Remove it only if the data set is the one that the phases here were trained on.")
+    then = read_sealed(
+        path, "Remove it only if the data set is the one that the phases here were trained on."
+    )
     now = json.loads(json.dumps(facts))
     if then != now:
         raise UserError(

@@ -14,7 +14,14 @@ from hpc_stres.config.loading import from_plain, load_resolved, plain
 from hpc_stres.config.schema import Config
 from hpc_stres.errors import UserError
 from hpc_stres.run.ownership import owned
-from hpc_stres.run.paths import PhasePaths, RunPaths, read_sealed, write_bytes, write_sealed, write_text
+from hpc_stres.run.paths import (
+    PhasePaths,
+    RunPaths,
+    read_sealed,
+    write_bytes,
+    write_sealed,
+    write_text,
+)
 from hpc_stres.run.product import read_done
 
 # How long a command waits for another one that is just claiming the same new run folder.
@@ -22,7 +29,9 @@ CLAIM_PATIENCE_SECONDS = 60.0
 ALLOWED_CHANGES = "allowed_changes.json"
 
 # Options of testing that change no weights. The others decide which videos are held out, and so not trained on.
-FREE_EVALUATION = tuple(f"evaluation.{key}" for key in ("protocol", "chunks", "flips", "allow_missing"))
+FREE_EVALUATION = tuple(
+    f"evaluation.{key}" for key in ("protocol", "chunks", "flips", "allow_missing")
+)
 # What was done before an option existed, in configs that do not have it.
 BEFORE = {"data.labels": "single", "evaluation.validation_share": 0.0, "evaluation.groups": "auto"}
 # What may differ between a checkpoint and the run that resumes from it: layout and logging, not learning.
@@ -38,7 +47,9 @@ FREE_KEYS = (
 )  # fmt: skip
 
 
-def claim_run_folder(config: Config, run_dir: Path, allowed: tuple[str, ...] = (), update: bool = False) -> None:
+def claim_run_folder(
+    config: Config, run_dir: Path, allowed: tuple[str, ...] = (), update: bool = False
+) -> None:
     """Make a run folder this experiment's, or refuse one that belongs to another and show the
     difference.
 
@@ -103,7 +114,9 @@ def _with_values(stored: Any, wanted: Any, keys: tuple[str, ...], path: str = ""
     if not (isinstance(stored, Mapping) and isinstance(wanted, Mapping)):
         return stored
     return {
-        key: _with_values(stored.get(key), wanted.get(key), keys, f"{path}.{key}" if path else str(key))
+        key: _with_values(
+            stored.get(key), wanted.get(key), keys, f"{path}.{key}" if path else str(key)
+        )
         for key in {**stored, **wanted}
     }
 
@@ -128,7 +141,9 @@ def as_now(config: Mapping[str, Any], place: str) -> dict[str, Any]:
     try:
         return dict(plain(from_plain(config, place)))
     except UserError as error:
-        raise UserError(f"{place}: its config is of another version: {error}\nUse another --run-dir.") from None
+        raise UserError(
+            f"{place}: its config is of another version: {error}\nUse another --run-dir."
+        ) from None
 
 
 def read_meta(checkpoint: Path) -> dict[str, Any]:
@@ -154,7 +169,9 @@ def refuse_other_config(
 ) -> None:
     """Refuse what another experiment wrote, and show the difference."""
     # The most general keys first: of another recipe, its name and not its many numbers.
-    differences = sorted(set(_differences(found, wanted, "")), key=lambda item: (item[0].count("."), item))
+    differences = sorted(
+        set(_differences(found, wanted, "")), key=lambda item: (item[0].count("."), item)
+    )
     wrong = [
         (key, line)
         for key, line in differences

@@ -115,7 +115,11 @@ def _age_seconds(path: Path) -> float:
 
 
 def _write_owner(stream: IO[str]) -> None:
-    owner: Owner = {"process": os.getpid(), "host": os.uname().nodename, "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    owner: Owner = {
+        "process": os.getpid(),
+        "host": os.uname().nodename,
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
     if job := os.environ.get("SLURM_JOB_ID"):
         owner["job"] = job
     stream.seek(0)

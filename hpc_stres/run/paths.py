@@ -185,7 +185,9 @@ def write_with(path: Path, writer: Callable[[Path], None]) -> None:
 
 def checksum(value: Any) -> str:
     """Hex digest of a JSON value, whatever the order of its keys and however it is laid out in a file."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, ensure_ascii=False).encode()
+    ).hexdigest()
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,7 +204,11 @@ def unsealed(value: Any, where: str, remedy: str) -> dict[str, Any]:
         if value[SEAL] == checksum(bare):
             return bare
     without = isinstance(value, dict) and SEAL not in value
-    what = "it has no checksum (written by hand, or by version 0.2)" if without else "damaged: its checksum is wrong"
+    what = (
+        "it has no checksum (written by hand, or by version 0.2)"
+        if without
+        else "damaged: its checksum is wrong"
+    )
     raise UserError(f"{where}: {what}\n{remedy}")
 
 

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from hpc_stres.errors import UserError
-from hpc_stres.run.paths import PhasePaths, RunPaths, checksum, read_sealed, sealed, sha256, unsealed, write_sealed
+from hpc_stres.run.paths import (
+    PhasePaths,
+    RunPaths,
+    checksum,
+    read_sealed,
+    sealed,
+    sha256,
+    unsealed,
+    write_sealed,
+)
 
 _KEYS = {"step": int, "sha256": str, "phase": str, "classes": list, "config": dict}
 _NEEDED = ("step", "sha256")
@@ -35,10 +44,14 @@ def read_done(paths: PhasePaths) -> dict[str, Any] | None:
         return None
     done = read_sealed(paths.done, _remedy(paths))
     wrong = [
-        key for key, kind in _KEYS.items() if (key in done or key in _NEEDED) and not isinstance(done.get(key), kind)
+        key
+        for key, kind in _KEYS.items()
+        if (key in done or key in _NEEDED) and not isinstance(done.get(key), kind)
     ]
     if wrong:
-        raise UserError(f"{paths.done}: {wrong[0]} is missing or of the wrong type\n{_remedy(paths)}")
+        raise UserError(
+            f"{paths.done}: {wrong[0]} is missing or of the wrong type\n{_remedy(paths)}"
+        )
     return done
 
 
@@ -46,18 +59,24 @@ def write_product(run_dir: Path, phase: str, files: Sequence[str], facts: dict[s
     """done.json of a phase that is not trained step by step: checksums of its files, and what else is known of it."""
     paths = RunPaths(run_dir).phase(phase)
     sums = {name: sha256(paths.root / name) for name in files}
-    write_done(paths, {"phase": phase, "step": 1, "sha256": checksum(sums), "products": sums, **facts})
+    write_done(
+        paths, {"phase": phase, "step": 1, "sha256": checksum(sums), "products": sums, **facts}
+    )
 
 
 def checked_product(paths: PhasePaths) -> dict[str, Any]:
     """done.json of such a phase; refuses files that are not those whose checksums it holds."""
     done = read_done(paths)
     if done is None:
-        raise UserError(f"{paths.root}: this phase is not finished\nRun it first: --phase {paths.root.name}")
+        raise UserError(
+            f"{paths.root}: this phase is not finished\nRun it first: --phase {paths.root.name}"
+        )
     for name, expected in dict(done.get("products", {})).items():
         path = paths.root / name
         if not path.is_file() or sha256(path) != expected:
-            raise UserError(f"{path}: this is not the file that the phase finished with\n{_remedy(paths)}")
+            raise UserError(
+                f"{path}: this is not the file that the phase finished with\n{_remedy(paths)}"
+            )
     return done
 
 
@@ -76,7 +95,10 @@ def phase_is_done(paths: PhasePaths, steps: int) -> bool:
         return False
     wrong = changed_files(paths, done)
     for path in wrong:
-        print(f"{path}: missing, or not what the phase finished with; the phase is not done", file=sys.stderr)
+        print(
+            f"{path}: missing, or not what the phase finished with; the phase is not done",
+            file=sys.stderr,
+        )
     return not wrong
 
 
@@ -84,7 +106,11 @@ def changed_files(paths: PhasePaths, done: Mapping[str, Any]) -> list[Path]:
     """Files of a finished phase that are missing or are not those that its done.json knows the checksums of."""
     sums = done.get("products")
     expected = sums if isinstance(sums, dict) else {paths.weights.name: done["sha256"]}
-    return [paths.root / name for name, digest in expected.items() if _digest_now(paths.root / name) != digest]
+    return [
+        paths.root / name
+        for name, digest in expected.items()
+        if _digest_now(paths.root / name) != digest
+    ]
 
 
 def _digest_now(path: Path) -> str | None:
@@ -106,7 +132,9 @@ def checked_weights(paths: PhasePaths) -> Path:
     done = read_done(paths)
     if done is None:
         name = paths.root.name
-        raise UserError(f"{paths.root}: phase {name} is not finished\nTrain it first: --phase {name}")
+        raise UserError(
+            f"{paths.root}: phase {name} is not finished\nTrain it first: --phase {name}"
+        )
     if not paths.weights.is_file() or sha256(paths.weights) != done["sha256"]:
         raise UserError(
             f"{paths.weights}: these are not the weights that phase {paths.root.name} finished with\n"
@@ -143,7 +171,11 @@ def sift_metrics(paths: PhasePaths) -> tuple[list[dict[str, Any]], list[str]]:
         except (ValueError, UserError) as error:
             # Without its newline a line was being written when its writer died; that is no damage.
             if number < len(lines):
-                what = str(error) if isinstance(error, UserError) else f"{paths.metrics}:{number}: damaged"
+                what = (
+                    str(error)
+                    if isinstance(error, UserError)
+                    else f"{paths.metrics}:{number}: damaged"
+                )
                 faults.append(what.splitlines()[0] + "; this row is left out")
     return rows, faults
 

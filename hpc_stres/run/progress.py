@@ -16,13 +16,17 @@ FILE_INTERVAL_SECONDS = 0.5
 class Progress:
     """`with Progress("prepare", total, "videos") as p: p.update(done, "loss 1.2")`."""
 
-    def __init__(self, title: str, total: int, unit: str, enabled: bool = True, done: int = 0) -> None:
+    def __init__(
+        self, title: str, total: int, unit: str, enabled: bool = True, done: int = 0
+    ) -> None:
         self.title, self.total, self.unit, self.enabled = title, total, unit, enabled
         self.first, self.started = done, time.monotonic()
         self.last_line = 0.0
         self.terminal = sys.stderr.isatty()
         # A launcher that watches names a file to write the same to.
-        self.file = Path(os.environ["HPC_STRES_PROGRESS"]) if "HPC_STRES_PROGRESS" in os.environ else None
+        self.file = (
+            Path(os.environ["HPC_STRES_PROGRESS"]) if "HPC_STRES_PROGRESS" in os.environ else None
+        )
         self.last_file = 0.0
 
     def __enter__(self) -> "Progress":
@@ -33,10 +37,17 @@ class Progress:
         if not self.enabled:
             return
         now = time.monotonic()
-        if self.file is not None and (now - self.last_file >= FILE_INTERVAL_SECONDS or done >= self.total):
+        if self.file is not None and (
+            now - self.last_file >= FILE_INTERVAL_SECONDS or done >= self.total
+        ):
             self.last_file = now
             line = self.line(done, note, now - self.started)
-            row = {"done": done, "total": self.total, "first": self.first, "seconds": now - self.started}
+            row = {
+                "done": done,
+                "total": self.total,
+                "first": self.first,
+                "seconds": now - self.started,
+            }
             write_json(self.file, {**row, "note": note, "line": line, "time": time.time()})
         interval = 0.1 if self.terminal else PLAIN_INTERVAL_SECONDS
         if now - self.last_line < interval and done < self.total:
@@ -69,7 +80,10 @@ class Progress:
         return f"{meter}  {note}".rstrip()
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self.enabled and self.terminal:
             print(file=sys.stderr)

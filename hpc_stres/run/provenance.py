@@ -50,7 +50,8 @@ ENVIRONMENT = frozenset((
     "HPC_STRES_VENV",
 ))  # fmt: skip
 SECRET = re.compile(
-    r"token|secret|passw|passphrase|credential|jwt|bearer|auth(?!or)|apikey|(^|[_.-])(key|pat)($|[^a-z])", re.IGNORECASE
+    r"token|secret|passw|passphrase|credential|jwt|bearer|auth(?!or)|apikey|(^|[_.-])(key|pat)($|[^a-z])",
+    re.IGNORECASE,
 )
 HIDDEN = "***"
 MOST_DIFF_BYTES, MOST_CHANGED_FILES, MOST_VALUE_LETTERS, GIT_SECONDS = 1 << 20, 200, 1000, 30
@@ -78,7 +79,11 @@ def provenance(config: Config) -> dict[str, Any]:
         "command": [without_secret(word) for word in sys.argv],
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "python": platform.python_version(),
-        "machine": {"host": platform.node(), "system": platform.platform(), "cores": os.cpu_count()},
+        "machine": {
+            "host": platform.node(),
+            "system": platform.platform(),
+            "cores": os.cpu_count(),
+        },
         "packages": package_versions(),
         "environment": kept_environment(os.environ),
     }
@@ -108,7 +113,9 @@ def code_diff() -> str:
     text = _git("diff", "--no-ext-diff", "--no-textconv", "HEAD") or ""
     if len(text) <= MOST_DIFF_BYTES:
         return text
-    return f"{text[:MOST_DIFF_BYTES]}\n# cut off here: the whole difference has {len(text)} letters\n"
+    return (
+        f"{text[:MOST_DIFF_BYTES]}\n# cut off here: the whole difference has {len(text)} letters\n"
+    )
 
 
 def _printable(text: str) -> str:

@@ -51,4 +51,8 @@ class StopFlag:
 
     def reason(self) -> str:
         """Why, in words."""
-        return f"{self.signal_name} received" if self.signal_name else "the wall time is nearly used up"
+        return (
+            f"{self.signal_name} received"
+            if self.signal_name
+            else "the wall time is nearly used up"
+        )

@@ -64,7 +64,9 @@ def _from_folder(path: Path, phase: str, model: str) -> Start:
         return _from_phase(_phase_of_run(path, phase, model))
     if path.parent.name == "phases":
         return _from_phase(PhasePaths(path))  # refused: it is not finished
-    raise UserError(f"{path}: neither a run, nor a phase of one, nor an exported model\nGive one of these, or a file.")
+    raise UserError(
+        f"{path}: neither a run, nor a phase of one, nor an exported model\nGive one of these, or a file."
+    )
 
 
 def _from_phase(paths: PhasePaths) -> Start:
@@ -102,7 +104,9 @@ def _from_export(folder: Path) -> Start:
     found = read_sealed(folder / EXPORT_MANIFEST, remedy)
     path = folder / EXPORT_WEIGHTS
     if not path.is_file() or found.get("files", {}).get(EXPORT_WEIGHTS) != sha256(path):
-        raise UserError(f"{path}: missing, or not what was exported: its checksum is wrong\n{remedy}")
+        raise UserError(
+            f"{path}: missing, or not what was exported: its checksum is wrong\n{remedy}"
+        )
     return Start(path, _texts(found.get("classes")))
 
 

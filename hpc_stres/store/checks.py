@@ -26,10 +26,14 @@ def read_manifest(store: StorePaths) -> dict[str, Any]:
         raise UserError(f"{store.root}: no prepared store here\n{PREPARE}")
     old = _old_format(store)
     if old is not None:
-        raise UserError(f"{store.root}: store format {old}; this version reads {FORMAT}: prepare again\n{PREPARE}")
+        raise UserError(
+            f"{store.root}: store format {old}; this version reads {FORMAT}: prepare again\n{PREPARE}"
+        )
     manifest = read_sealed(store.manifest, REPAIR)
     if manifest.get("format") != FORMAT or set(manifest.get("index", ())) != set(ROLES):
-        raise UserError(f"{store.manifest}: not the manifest of a store of format {FORMAT}\n{REPAIR}")
+        raise UserError(
+            f"{store.manifest}: not the manifest of a store of format {FORMAT}\n{REPAIR}"
+        )
     return manifest
 
 
@@ -67,7 +71,9 @@ def check_index(
         if not _all_inside(block["label"], 0, len(known)):
             problems["listing"] = f"labels outside of the {len(known)} classes"
         ends = block["start"] + block["id_bytes"] + block["path_bytes"]
-        if not _all_inside(block["start"], 0, len(tables["names"])) or ends.max() > len(tables["names"]):
+        if not _all_inside(block["start"], 0, len(tables["names"])) or ends.max() > len(
+            tables["names"]
+        ):
             problems["listing"] = "names outside of the file of names"
 
     def look_at_videos(first: int, block: Array) -> None:
@@ -156,7 +162,9 @@ class Damage:
 
     def lines(self) -> list[str]:
         """One line for each damaged member or shard."""
-        return [line for lines in self.videos.values() for line in lines] + list(self.shards.values())
+        return [line for lines in self.videos.values() for line in lines] + list(
+            self.shards.values()
+        )
 
 
 def find_damage(store: "Store") -> Damage:
@@ -169,11 +177,17 @@ def find_damage(store: "Store") -> Damage:
         number, problem = int(name.split(".")[0]), _size_problem(store.paths, name, sums)
         if problem:
             broken[number] = f"{name}: {problem}"
-        if not (problem or "").endswith("missing") and sha256(store.paths.shards / name) != sums["sha256"]:
+        if (
+            not (problem or "").endswith("missing")
+            and sha256(store.paths.shards / name) != sums["sha256"]
+        ):
             bad.add(number)
     for number, row in enumerate(store.rows):
         if row.shard in bad:
-            lines = [f"{row.shard:05d}.tar: {row.id}.{s}.mjpeg is damaged" for s in _damaged_members(store, number)]
+            lines = [
+                f"{row.shard:05d}.tar: {row.id}.{s}.mjpeg is damaged"
+                for s in _damaged_members(store, number)
+            ]
             if lines:
                 videos[row.id] = lines
         elif row.shard not in broken:

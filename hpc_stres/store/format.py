@@ -217,7 +217,9 @@ class Meta:
 
     def as_json(self) -> bytes:
         """The member's bytes."""
-        return json.dumps({**asdict(self), "source": list(self.source)}, ensure_ascii=False).encode()
+        return json.dumps(
+            {**asdict(self), "source": list(self.source)}, ensure_ascii=False
+        ).encode()
 
     @classmethod
     def read(cls, data: bytes) -> "Meta":
@@ -281,7 +283,9 @@ def read_part(path: Path) -> tuple[Stamp | None, Meta]:
             if first is None or second is None or first.name != "stamp.json":
                 raise ValueError("no part of this version")
             stamp = json.loads(member_bytes(tar, first))
-            return (Stamp(*map(int, stamp)) if stamp else None), Meta.read(member_bytes(tar, second))
+            return (Stamp(*map(int, stamp)) if stamp else None), Meta.read(
+                member_bytes(tar, second)
+            )
     except (tarfile.TarError, TypeError) as error:
         raise ValueError(str(error)) from None
 

@@ -39,7 +39,9 @@ def held_out(store: "Store", config: Config) -> list[int]:
     for row in rows:
         video = store.rows[row]
         label = store.classes[video.label] if store.label_sets is None else ""
-        by_class.setdefault(label, {}).setdefault(_recording(video.id, label, wanted), []).append(row)
+        by_class.setdefault(label, {}).setdefault(_recording(video.id, label, wanted), []).append(
+            row
+        )
     chosen: set[int] = set()
     for recordings in by_class.values():
         ranked = sorted(recordings, key=lambda name: (_hash(name), name))
@@ -63,7 +65,9 @@ def _recording(video_id: str, label: str, wanted: str) -> str:
     if wanted == "none":
         return own
     if wanted in WORDS:
-        return recording_of(video_id, label) or recording_of(video_id.rpartition("/")[2], label) or own
+        return (
+            recording_of(video_id, label) or recording_of(video_id.rpartition("/")[2], label) or own
+        )
     match = re.search(wanted, video_id)
     return "\0".join(part or "" for part in match.groups()) if match else own
 

@@ -50,7 +50,10 @@ def catalogue_of(store: "Store") -> Catalogue:
     """The listing of a store."""
     ids, paths, contents = store.read_listing()
     read = {
-        kind: {int(split): [ids[row] for row in store.split_rows[a : a + n]] for split, (a, n) in found.items()}
+        kind: {
+            int(split): [ids[row] for row in store.split_rows[a : a + n]]
+            for split, (a, n) in found.items()
+        }
         for kind, found in (("train", store.manifest["train"]), ("test", store.manifest["test"]))
     }
     return Catalogue(
@@ -71,7 +74,12 @@ def facts_of(store: "Store", split: int) -> dict[str, Any]:
     Test videos may change: they are tested as they are, and none of them has trained.
     """
     train = store.listed_in(split, "train")
-    return {"split": split, "classes": store.classes, "train": len(train), "digest": _digest_of(store, train)}
+    return {
+        "split": split,
+        "classes": store.classes,
+        "train": len(train),
+        "digest": _digest_of(store, train),
+    }
 
 
 def _digest_of(store: "Store", listed: NDArray[np.int32]) -> str:
@@ -80,7 +88,12 @@ def _digest_of(store: "Store", listed: NDArray[np.int32]) -> str:
     for first in range(0, len(listed), DIGEST_ROWS):
         rows = listed[first : first + DIGEST_ROWS]
         facts = [
-            [name, _label_of(store, int(store.labels[row])), source.sha256, bool(store.row_of_listed[row] >= 0)]
+            [
+                name,
+                _label_of(store, int(store.labels[row])),
+                source.sha256,
+                bool(store.row_of_listed[row] >= 0),
+            ]
             for row, (name, source) in zip(rows.tolist(), store.ids_and_sources(rows), strict=True)
         ]
         text = json.dumps(facts, ensure_ascii=False)[1:-1]
@@ -118,7 +131,9 @@ class Changes:
             "replaced": "whose video is another than before",
         }
         ids = {text: getattr(self, key) for key, text in words.items()}
-        return [f"{len(ids[text])} {text}: {first_of(ids[text])}" for text in ids if ids[text]] + self.other
+        return [
+            f"{len(ids[text])} {text}: {first_of(ids[text])}" for text in ids if ids[text]
+        ] + self.other
 
 
 def first_of(ids: Iterable[str]) -> str:
@@ -208,14 +223,20 @@ def missing_originals(config: Config) -> list[str]:
         return []
     if not originals_are_there(data):
         lists = "" if data.kind == "folder" else f" and its lists at {splits.list_folder(data)}"
-        return [f"data: the videos are expected in {data.frames or splits.video_folder(data)}{lists}: not here"]
+        return [
+            f"data: the videos are expected in {data.frames or splits.video_folder(data)}{lists}: not here"
+        ]
     listing = sources.read_listing(data)
     found = []
     if data.split not in listing.train:
-        found.append(f"data.split: {data.split}: the data set has split {', '.join(map(str, listing.train))}")
+        found.append(
+            f"data.split: {data.split}: the data set has split {', '.join(map(str, listing.train))}"
+        )
     gone = [video for video in listing.videos.values() if not sources.exists(video)]
     if len(gone) > data.max_rejected * len(listing.videos):
-        found.append(f"{len(gone)} of {len(listing.videos)} videos are not here, the first: {gone[0].path}")
+        found.append(
+            f"{len(gone)} of {len(listing.videos)} videos are not here, the first: {gone[0].path}"
+        )
     return found
 
 

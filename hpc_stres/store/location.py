@@ -72,7 +72,11 @@ def home_of(data: DataConfig) -> Path:
 def identity(config: Config) -> dict[str, Any]:
     """What makes one store another: the data set's places and kind, and the settings of preparing."""
     data = config.data
-    found: dict[str, Any] = {"format": STORE_FORMAT, "kind": data.kind, **Settings.of(data).as_json()}
+    found: dict[str, Any] = {
+        "format": STORE_FORMAT,
+        "kind": data.kind,
+        **Settings.of(data).as_json(),
+    }
     for key in ("videos", "lists", "frames", "flow_frames"):
         value = getattr(data, key)
         found[key] = None if value is None else relative_to(value, data.root)
@@ -116,7 +120,9 @@ def data_of(config: Config) -> DataConfig:
     if there and there != made_of:
         tag = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:8]
         home = home.with_name(f"binding-{tag}")
-    return replace(data, videos=data.videos or str(home / "videos"), lists=data.lists or str(home / "splits"))
+    return replace(
+        data, videos=data.videos or str(home / "videos"), lists=data.lists or str(home / "splits")
+    )
 
 
 def store_is_ready(config: Config) -> bool:

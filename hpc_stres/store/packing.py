@@ -55,7 +55,9 @@ class PackedShard:
         record = store.packed(self.number)
         videos = {name: packed for name, packed in self.videos.items() if name in used}
         sums = {store.shard(self.number).name: self.sums}
-        return Contents(videos, sums, lambda row: slices(_offsets_of(record, record.stat().st_mtime_ns), row))
+        return Contents(
+            videos, sums, lambda row: slices(_offsets_of(record, record.stat().st_mtime_ns), row)
+        )
 
 
 @lru_cache(maxsize=1)
@@ -98,13 +100,22 @@ def pack_shard(store: StorePaths, ids: Sequence[str], number: int) -> None:
         rows, offsets = write_shard(temporary, parts, number)
         digest, size = sha256(temporary), temporary.stat().st_size
     videos = [
-        {"row": asdict(row), "source": list(meta.source), "note": meta.note, "stamp": stamp and list(stamp)}
+        {
+            "row": asdict(row),
+            "source": list(meta.source),
+            "note": meta.note,
+            "stamp": stamp and list(stamp),
+        }
         for row, (stamp, meta) in zip(rows, stamps, strict=True)
     ]
-    text = json.dumps({"settings": stamps[0][1].settings, "videos": videos}, ensure_ascii=False).encode()
+    text = json.dumps(
+        {"settings": stamps[0][1].settings, "videos": videos}, ensure_ascii=False
+    ).encode()
     with atomic_path(store.packed(number)) as temporary, temporary.open("wb") as stream:
         told = np.frombuffer(text, np.uint8)
-        np.savez(stream, videos=told, bytes=np.int64(size), sha256=np.array(digest), offsets=offsets)
+        np.savez(
+            stream, videos=told, bytes=np.int64(size), sha256=np.array(digest), offsets=offsets
+        )
     for part in parts:
         part.unlink(missing_ok=True)
 
@@ -125,7 +136,9 @@ def read_packed(store: StorePaths, number: int) -> PackedShard | None:
     return None
 
 
-def all_packed(store: StorePaths, settings: Mapping[str, Any], known: Collection[str]) -> list[PackedShard]:
+def all_packed(
+    store: StorePaths, settings: Mapping[str, Any], known: Collection[str]
+) -> list[PackedShard]:
     """Shards that a killed run finished with these settings, less those that the index has (`known`, file names)."""
     found = []
     for path in sorted(store.parts.glob("packed-*.npz")):
@@ -146,7 +159,10 @@ def write_shard(path: Path, parts: Iterable[Path], number: int) -> tuple[list[Vi
             meta, rgb, flow = _read_members(part)
             add_member(tar, f"{meta.id}.json", meta.as_json())
             firsts = []
-            for stream, data, sizes in (("rgb", rgb, meta.rgb_bytes), ("flow", flow, meta.flow_bytes)):
+            for stream, data, sizes in (
+                ("rgb", rgb, meta.rgb_bytes),
+                ("flow", flow, meta.flow_bytes),
+            ):
                 start = add_member(tar, f"{meta.id}.{stream}.mjpeg", data)
                 offsets.append(start + np.cumsum([0, *sizes], dtype=np.int64))
                 firsts.append(count)

@@ -19,7 +19,16 @@ from numpy.typing import NDArray
 from hpc_stres.errors import UserError
 from hpc_stres.run.paths import sha256
 from hpc_stres.store import checks
-from hpc_stres.store.format import REPAIR, Offsets, PreparedVideo, Source, StorePaths, Stream, VideoRow, places_crc
+from hpc_stres.store.format import (
+    REPAIR,
+    Offsets,
+    PreparedVideo,
+    Source,
+    StorePaths,
+    Stream,
+    VideoRow,
+    places_crc,
+)
 from hpc_stres.store.packing import write_store
 from hpc_stres.store.table import OpenFile, Table
 
@@ -125,7 +134,9 @@ class Store:
         self._places = Kept(self._read_places, KEPT_PLACES)
         self._files = Kept(lambda number: OpenFile(self.paths.shard(number)), KEPT_FILES)
         # Open files stay readable when the store is prepared again meanwhile and old shards are removed.
-        for number in self.shard_bytes if check_shards and len(self.shard_bytes) <= KEPT_FILES else ():
+        for number in (
+            self.shard_bytes if check_shards and len(self.shard_bytes) <= KEPT_FILES else ()
+        ):
             self._files(number)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -262,11 +273,15 @@ class Store:
         rgb = self.offsets.part(row.rgb_first, row.rgb_first + row.frames + 1)
         flow = self.offsets.part(row.flow_first, row.flow_first + 2 * row.flow_pairs + 1)
         inside = all(
-            places[0] >= 0 and places[-1] <= self.shard_bytes[row.shard] and (np.diff(places) > 0).all()
+            places[0] >= 0
+            and places[-1] <= self.shard_bytes[row.shard]
+            and (np.diff(places) > 0).all()
             for places in (rgb, flow)
         )
         if not inside or places_crc(rgb, flow) != int(self.videos[number]["places_crc"]):
-            raise UserError(f"{self.offsets.path}: the offsets of video {row.id} are damaged\n{REPAIR}")
+            raise UserError(
+                f"{self.offsets.path}: the offsets of video {row.id} are damaged\n{REPAIR}"
+            )
         return row, rgb, flow
 
     def places(self, number: int) -> tuple[Offsets, Offsets]:
@@ -289,7 +304,9 @@ class Store:
             raise IndexError(f"video {row.id} has no frame {index}: there are {count}")
         return index
 
-    def _slice(self, row: VideoRow, places: Offsets, first: int, last: int | None = None) -> NDArray[np.uint8]:
+    def _slice(
+        self, row: VideoRow, places: Offsets, first: int, last: int | None = None
+    ) -> NDArray[np.uint8]:
         start, stop = int(places[first]), int(places[first + 1 if last is None else last])
         return np.frombuffer(self._files(row.shard).read(start, stop - start), np.uint8)
 

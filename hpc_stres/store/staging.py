@@ -64,7 +64,9 @@ def _expanded(folder: str) -> Path:
     """The folder with its variables filled in; one that is not set is an error, not a folder of that name."""
     path = os.path.expandvars(os.path.expanduser(folder))
     if "$" in path:
-        raise ConfigError(f"data.stage: {folder}: this variable is not set on {os.uname().nodename}")
+        raise ConfigError(
+            f"data.stage: {folder}: this variable is not set on {os.uname().nodename}"
+        )
     return Path(os.path.realpath(path))
 
 
@@ -74,7 +76,9 @@ def _claim(target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.parent.chmod(0o700)  # whatever the umask
     home = target.parent.stat()
-    open_to_others = home.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not home.st_mode & stat.S_ISVTX
+    open_to_others = (
+        home.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not home.st_mode & stat.S_ISVTX
+    )
     if home.st_uid not in (0, os.geteuid()) or open_to_others:
         raise UserError(
             f"data.stage: {target.parent}: other users can replace what is in this folder\n"
@@ -117,7 +121,9 @@ def _complete(source: Path, target: Path, manifest: dict[str, Any]) -> None:
     wanted = dict(_files(manifest))
     _remove_strangers(target, set(wanted))
     known = _read_compared(target)
-    stale = [name for name, sums in wanted.items() if not _is_whole(target / name, sums, known.get(name))]
+    stale = [
+        name for name, sums in wanted.items() if not _is_whole(target / name, sums, known.get(name))
+    ]
     _refuse_full_disk(target, sum(wanted[name]["bytes"] for name in stale))
     for name in stale:
         _copy(source / name, target / name, wanted[name])
@@ -125,7 +131,9 @@ def _complete(source: Path, target: Path, manifest: dict[str, Any]) -> None:
     if not ours.is_file() or ours.read_bytes() != theirs.read_bytes():
         write_bytes(ours, theirs.read_bytes())
     if read_manifest(StorePaths(target)) != manifest:
-        raise UserError(f"{source}: was prepared again while it was copied\nRun the same command again.")
+        raise UserError(
+            f"{source}: was prepared again while it was copied\nRun the same command again."
+        )
     compared = {name: [*_times(target / name), sums["sha256"]] for name, sums in wanted.items()}
     if compared != known:
         write_sealed(target / COMPARED, {"files": compared})

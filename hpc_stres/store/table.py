@@ -53,7 +53,9 @@ class OpenFile:
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read: {error.strerror}\n{REPAIR}") from None
         if len(found) != count:
-            raise UserError(f"{self.path}: ends before byte {start + count}: it was cut short\n{REPAIR}")
+            raise UserError(
+                f"{self.path}: ends before byte {start + count}: it was cut short\n{REPAIR}"
+            )
         return found
 
 
@@ -71,14 +73,23 @@ class Table:
 
     def _header(self) -> tuple[int, int]:
         """Where the rows begin, and how many there are. NumPy's own reader trusts a header too much for this."""
-        size, descr = os.fstat(self._file.descriptor).st_size, np.lib.format.dtype_to_descr(self.dtype)
+        size, descr = (
+            os.fstat(self._file.descriptor).st_size,
+            np.lib.format.dtype_to_descr(self.dtype),
+        )
         with suppress(UserError, ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             magic = self._file.read(0, MAGIC_BYTES)
             start = MAGIC_BYTES + int.from_bytes(magic[-2:], "little")
-            header = ast.literal_eval(self._file.read(MAGIC_BYTES, start - MAGIC_BYTES).decode("ascii").strip())
+            header = ast.literal_eval(
+                self._file.read(MAGIC_BYTES, start - MAGIC_BYTES).decode("ascii").strip()
+            )
             count = (size - start) // self.dtype.itemsize
             expected = {"descr": descr, "fortran_order": False, "shape": (count,)}
-            if magic[:8] == MAGIC and header == expected and size == start + count * self.dtype.itemsize:
+            if (
+                magic[:8] == MAGIC
+                and header == expected
+                and size == start + count * self.dtype.itemsize
+            ):
                 return start, count
         raise UserError(f"{self.path}: damaged: its header does not fit its content\n{REPAIR}")
 
@@ -90,7 +101,9 @@ class Table:
         if not 0 <= first <= last <= self.count:
             raise UserError(f"{self.path}: has no rows {first} to {last}: damaged\n{REPAIR}")
         size = self.dtype.itemsize
-        return np.frombuffer(self._file.read(self._start + first * size, (last - first) * size), self.dtype)
+        return np.frombuffer(
+            self._file.read(self._start + first * size, (last - first) * size), self.dtype
+        )
 
     def __getitem__(self, index: int | slice) -> Any:
         """A row, or the rows of a slice, as of an array."""

@@ -73,7 +73,10 @@ class Catalogue:
     def names_of(self, video_id: str) -> list[str]:
         """The class names of a video."""
         label = self.labels[video_id]
-        return [self.classes[n] for n in ([label] if self.label_sets is None else self.label_sets[label])]
+        return [
+            self.classes[n]
+            for n in ([label] if self.label_sets is None else self.label_sets[label])
+        ]
 
 
 def slices(offsets: Any, row: VideoRow) -> Places:
@@ -122,7 +125,9 @@ def write_index(
         "videos": len(rows),
         "listed": len(ids),
         "index": {role: index[role] for role in ROLES},
-        "shards": {name: shards[name] for name in sorted(shards) if int(name.split(".")[0]) in used},
+        "shards": {
+            name: shards[name] for name in sorted(shards) if int(name.split(".")[0]) in used
+        },
     }
     write_manifest(store, manifest)
 
@@ -228,7 +233,9 @@ def put_in_place(temporary: Path, path: Path) -> None:
 def write_remarks(store: StorePaths, rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Rejections and notes, sorted by id."""
     ordered = sorted(rows, key=lambda row: row["id"])
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ordered).encode("utf-8", "backslashreplace")
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ordered).encode(
+        "utf-8", "backslashreplace"
+    )
     digest = hashlib.sha256(text).hexdigest()
     name = f"remarks-{digest[:16]}.jsonl"
     write_bytes(store.index / name, text)

@@ -44,7 +44,11 @@ class Sizes:
     @property
     def times_left(self) -> int:
         """Time steps behind the temporal pool."""
-        return (self.chunks - TEMPORAL_WINDOW) // TEMPORAL_STRIDE + 1 if self.pools_time else self.chunks
+        return (
+            (self.chunks - TEMPORAL_WINDOW) // TEMPORAL_STRIDE + 1
+            if self.pools_time
+            else self.chunks
+        )
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,9 @@ def _stream(sizes: Sizes, planes: int, looks_along_time: bool) -> list[Row]:
             out = (side - 1) // 2 + 1 if unit == 0 and number > 0 else side
             stride = 2 if out < side else 1
             taps = 3 if looks_along_time and unit == 1 else 1
-            own, multiplied = _unit(channels, inner, (side, out), taps, is_msra, unit == 0 and number > 0)
+            own, multiplied = _unit(
+                channels, inner, (side, out), taps, is_msra, unit == 0 and number > 0
+            )
             count, cost = count + own, cost + multiplied * chunks
             field += 2 * jump * (stride if is_msra else 1)
             jump *= stride
@@ -118,7 +124,9 @@ def _unit(
     project = channels * out if is_strided or channels != out else 0
     # The 1x1 before the 3x3 sees the larger side where the 3x3 has the stride.
     first_side = after if is_msra else before
-    count = reduce + middle + expand + project + 2 * (inner + inner + out) + (2 * out if project else 0)
+    count = (
+        reduce + middle + expand + project + 2 * (inner + inner + out) + (2 * out if project else 0)
+    )
     return count, reduce * first_side**2 + (middle + expand + project) * after**2
 
 
@@ -126,7 +134,9 @@ def _head(sizes: Sizes, side: int, field: int, jump: int, times: int, channels: 
     left, window = sizes.times_left, min(POOL_SIDE, side)
     places = max(1, side - POOL_SIDE + 1)
     pooled = times + (TEMPORAL_WINDOW - 1 if sizes.pools_time else 0)
-    text = f"{window}x{window} average" + (f", {TEMPORAL_WINDOW} max in time" if sizes.pools_time else "")
+    text = f"{window}x{window} average" + (
+        f", {TEMPORAL_WINDOW} max in time" if sizes.pools_time else ""
+    )
     wide = field + (window - 1) * jump
     count, cost = channels * sizes.classes + sizes.classes, channels * sizes.classes * left
     return [
@@ -137,7 +147,9 @@ def _head(sizes: Sizes, side: int, field: int, jump: int, times: int, channels: 
 
 def table(sizes: Sizes) -> str:
     """The paper's Table 1 as text."""
-    return "\n\n".join(f"{name}\n{text_table(HEADER, _lines(rows))}" for name, rows in streams(sizes).items())
+    return "\n\n".join(
+        f"{name}\n{text_table(HEADER, _lines(rows))}" for name, rows in streams(sizes).items()
+    )
 
 
 def _lines(rows: Sequence[Row]) -> list[list[str]]:

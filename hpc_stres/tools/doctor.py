@@ -63,7 +63,10 @@ def _torch() -> Finding:
     cuda = torch.version.cuda
     if cuda is None and shutil.which("nvidia-smi"):
         return Finding(
-            "torch", "warning", f"{found.text} without CUDA beside an NVIDIA driver", "install torch's CUDA build"
+            "torch",
+            "warning",
+            f"{found.text} without CUDA beside an NVIDIA driver",
+            "install torch's CUDA build",
         )
     return Finding("torch", "ok", f"{found.text}, " + (f"CUDA {cuda}" if cuda else "CPU build"))
 
@@ -78,9 +81,17 @@ def _gpus() -> Finding:
         return Finding("GPUs", "ok", f"{len(names)}: {', '.join(sorted(set(names)))}")
     if torch.version.cuda and shutil.which("nvidia-smi"):
         return Finding(
-            "GPUs", "warning", "torch sees none beside an NVIDIA driver", "compare the driver's CUDA with torch's"
+            "GPUs",
+            "warning",
+            "torch sees none beside an NVIDIA driver",
+            "compare the driver's CUDA with torch's",
         )
-    return Finding("GPUs", "warning", "none: everything runs on the CPU", "real training wants GPUs; the demo does not")
+    return Finding(
+        "GPUs",
+        "warning",
+        "none: everything runs on the CPU",
+        "real training wants GPUs; the demo does not",
+    )
 
 
 def _dali() -> Finding:
@@ -108,7 +119,9 @@ def _version(name: str) -> str | None:
 
 def _deepspeed() -> Finding:
     if not _version("deepspeed"):
-        return Finding("DeepSpeed", "missing", "not installed", f"{INSTALL}, or set training.engine=ddp", True)
+        return Finding(
+            "DeepSpeed", "missing", "not installed", f"{INSTALL}, or set training.engine=ddp", True
+        )
     return Finding("DeepSpeed", "ok", str(_version("deepspeed")))
 
 
@@ -119,9 +132,16 @@ def _compiler() -> Finding:
     if program:
         return Finding("C++ compiler", "ok", program)
     if all(native.is_prebuilt(name) for name in KERNELS):
-        return Finding("C++ compiler", "ok", "none, and none is needed: the kernels came with the package")
+        return Finding(
+            "C++ compiler", "ok", "none, and none is needed: the kernels came with the package"
+        )
     mend = "install g++, load a compiler module or set CXX: flow becomes 8 times as fast, and so do crops and resizes"
-    return Finding("C++ compiler", "warning", "no g++: NumPy computes flow, torch resizes; the same numbers", mend)
+    return Finding(
+        "C++ compiler",
+        "warning",
+        "no g++: NumPy computes flow, torch resizes; the same numbers",
+        mend,
+    )
 
 
 def tell_of_missing_kernels() -> None:
@@ -148,29 +168,56 @@ def _mpi() -> Finding:
     found = _package("MPI", "mpi4py.MPI", "mpi4py", False)
     if found.state == "ok":
         return Finding("MPI", "ok", f"mpi4py {found.text}, {shutil.which('mpirun') or 'no mpirun'}")
-    return Finding("MPI", "warning", found.text, "only `prepare` over several nodes needs it: install openmpi-bin")
+    return Finding(
+        "MPI",
+        "warning",
+        found.text,
+        "only `prepare` over several nodes needs it: install openmpi-bin",
+    )
 
 
 def _slurm() -> Finding:
     if not shutil.which("sinfo"):
-        return Finding("Slurm", "warning", "no sinfo here", "jobs run on this machine (--cluster local)")
-    run = subprocess.run(["sinfo", "-h", "-o", "%P %D %G"], capture_output=True, text=True, check=False, timeout=30)
+        return Finding(
+            "Slurm", "warning", "no sinfo here", "jobs run on this machine (--cluster local)"
+        )
+    run = subprocess.run(
+        ["sinfo", "-h", "-o", "%P %D %G"], capture_output=True, text=True, check=False, timeout=30
+    )
     if run.returncode != 0:
-        return Finding("Slurm", "warning", f"sinfo: {run.stderr.strip()[:80]}", "ask whoever runs the cluster")
-    return Finding("Slurm", "ok", "partitions (nodes, GPUs): " + "; ".join(run.stdout.split("\n")[:6]).strip("; "))
+        return Finding(
+            "Slurm", "warning", f"sinfo: {run.stderr.strip()[:80]}", "ask whoever runs the cluster"
+        )
+    return Finding(
+        "Slurm",
+        "ok",
+        "partitions (nodes, GPUs): " + "; ".join(run.stdout.split("\n")[:6]).strip("; "),
+    )
 
 
 def _open_files() -> Finding:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     enough = soft >= MIN_OPEN_FILES
-    return Finding("open files", "ok" if enough else "warning", f"{soft} (most {hard})", f"ulimit -n {MIN_OPEN_FILES}")
+    return Finding(
+        "open files",
+        "ok" if enough else "warning",
+        f"{soft} (most {hard})",
+        f"ulimit -n {MIN_OPEN_FILES}",
+    )
 
 
 def _shared_memory() -> Finding:
     if not Path("/dev/shm").is_dir():
-        return Finding("/dev/shm", "warning", "not there", "ranks of one node talk over sockets then")
+        return Finding(
+            "/dev/shm", "warning", "not there", "ranks of one node talk over sockets then"
+        )
     free = shutil.disk_usage("/dev/shm").free >> 20
-    return Finding("/dev/shm", "ok" if free >= MIN_SHM_MIB else "warning", f"{free} MiB free", "enlarge it for NCCL")
+    return Finding(
+        "/dev/shm",
+        "ok" if free >= MIN_SHM_MIB else "warning",
+        f"{free} MiB free",
+        "enlarge it for NCCL",
+    )
 
 
 def _existing(path: Path) -> Path:
@@ -183,7 +230,12 @@ def _existing(path: Path) -> Path:
 def _disk(data_root: Path) -> Finding:
     free = shutil.disk_usage(_existing(data_root)).free / 2**30
     state: Literal["ok", "warning"] = "ok" if free >= MIN_FREE_GIB else "warning"
-    return Finding("data folder", state, f"{free:.0f} GiB free under {data_root}", "UCF101's store takes about 120 GiB")
+    return Finding(
+        "data folder",
+        state,
+        f"{free:.0f} GiB free under {data_root}",
+        "UCF101's store takes about 120 GiB",
+    )
 
 
 def _inodes(data_root: Path) -> Finding:
@@ -201,7 +253,9 @@ def _memory() -> Finding:
     if limit.is_file() and limit.read_text().strip().isdigit():
         total = min(total, int(limit.read_text()) / 2**30)
     state: Literal["ok", "warning"] = "ok" if total >= MIN_MEMORY_GIB else "warning"
-    return Finding("memory", state, f"{total:.1f} GiB for this process and its like", "ask for more in the job")
+    return Finding(
+        "memory", state, f"{total:.1f} GiB for this process and its like", "ask for more in the job"
+    )
 
 
 def _cores() -> Finding:

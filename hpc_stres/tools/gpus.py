@@ -38,7 +38,9 @@ _H100 = Published(
     "in MLPerf Training 3.0",
 )
 _H100_FLOAT32 = Published(
-    812 * 1.8, 938 * 1.8, "no figure published: the A100's x 1.8, H100 over A100 in MLPerf Training 3.0"
+    812 * 1.8,
+    938 * 1.8,
+    "no figure published: the A100's x 1.8, H100 over A100 in MLPerf Training 3.0",
 )
 _V100 = Published(356, 367, f"{_EXAMPLES}: float32, DGX-1 of 32 and 16 GB")
 # By kind and precision. bfloat16 figures are of mixed precision; float32 of GPUs from Ampere on is with TF32.
@@ -46,13 +48,17 @@ PUBLISHED = {
     "v100": {"float32": _V100, "bfloat16": _V100},
     "a100": {
         "float32": Published(812, 938, f"slow: 8 GPUs of timm, per GPU; fast: {_EXAMPLES}, TF32"),
-        "bfloat16": Published(2470, 3395, f"slow: {_EXAMPLES}, mixed precision; fast: MLPerf Training 2.0 per GPU"),
+        "bfloat16": Published(
+            2470, 3395, f"slow: {_EXAMPLES}, mixed precision; fast: MLPerf Training 2.0 per GPU"
+        ),
     },
     "h100": {"float32": _H100_FLOAT32, "bfloat16": _H100},
     "h200": {"float32": _H100_FLOAT32, "bfloat16": _H100},
     "l40s": {
         "bfloat16": Published(
-            1300, 2600, "no figure published: 9 and 18 % of the data sheet's peak, the H100's record being 18 % of its"
+            1300,
+            2600,
+            "no figure published: 9 and 18 % of the data sheet's peak, the H100's record being 18 % of its",
         ),
     },
 }

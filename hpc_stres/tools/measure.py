@@ -61,7 +61,9 @@ class RankFigures:
     device: str
 
 
-def measure(config: Config, phases: list[str], network_gb_per_s: float, run_dir: Path | None = None) -> Speeds:
+def measure(
+    config: Config, phases: list[str], network_gb_per_s: float, run_dir: Path | None = None
+) -> Speeds:
     """Speeds of one rank on this machine beside the other ranks of its node."""
     ranks = ranks_here(config)
     store = _store(config)
@@ -95,7 +97,9 @@ def network_only(config: Config, network_gb_per_s: float, run_dir: Path | None =
     store = _store(config)
     network, source = network_gb_per_s * 1e9, "as given by --network-gb-per-s"
     if run_dir is not None and (run_dir / "preflight.json").is_file():
-        measured = json.loads((run_dir / "preflight.json").read_text(encoding="utf-8"))["all_reduce_gb_per_s"]
+        measured = json.loads((run_dir / "preflight.json").read_text(encoding="utf-8"))[
+            "all_reduce_gb_per_s"
+        ]
         if measured > 0:
             network, source = measured * 1e9, f"measured by the preflight in {run_dir}"
     rgb, flow = _picture_bytes(store)
@@ -131,7 +135,12 @@ def _store(config: Config) -> Store | None:
 def _slowest(ranks: list[dict[str, Speed]]) -> dict[str, Speed]:
     """For each phase the largest of each time over the ranks."""
     return {
-        name: Speed(**{key: max(asdict(rank[name])[key] for rank in ranks) for key in asdict(ranks[0][name])})
+        name: Speed(
+            **{
+                key: max(asdict(rank[name])[key] for rank in ranks)
+                for key in asdict(ranks[0][name])
+            }
+        )
         for name in ranks[0]
     }
 
@@ -181,7 +190,13 @@ def free_port() -> int:
 @contextmanager
 def joined(rank: int, ranks: int, port: int) -> Iterator[torch.device]:
     """This process as one rank of several on this machine."""
-    names = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
+    names = {
+        "RANK": rank,
+        "WORLD_SIZE": ranks,
+        "LOCAL_RANK": rank,
+        "LOCAL_WORLD_SIZE": ranks,
+        "MASTER_PORT": port,
+    }
     with kept_environment():
         os.environ.update({name: str(value) for name, value in names.items()})
         os.environ["MASTER_ADDR"] = "127.0.0.1"
@@ -206,7 +221,11 @@ def _measure_rank(config: Config, phases: list[str], classes: int, ranks: int) -
     wire = measure_wire(device) if ranks > 1 else None
     speeds = {name: _speed(config, name, classes, device) for name in phases}
     rate, rgb, flow = _feed(config, phases, _store(config), device)
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads a rank"
+    where = (
+        torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"{torch.get_num_threads()} CPU threads a rank"
+    )
     return RankFigures(speeds, rate, rgb, flow, wire, where)
 
 
@@ -267,7 +286,9 @@ def _gradient_bytes(model: torch.nn.Module, config: Config) -> int:
     return numbers * torch.finfo(DTYPES[config.training.precision]).bits // 8
 
 
-def _pass(model: torch.nn.Module, config: Config, name: str, device: torch.device, videos: int) -> None:
+def _pass(
+    model: torch.nn.Module, config: Config, name: str, device: torch.device, videos: int
+) -> None:
     memory.dry_pass(model, config, name, device, videos).backward()
 
 
@@ -282,7 +303,9 @@ def _flop(model: torch.nn.Module, config: Config, name: str) -> float:
     side, chunks = phase.side, phase.clips.chunks
     weight = next(model.parameters())
     rgb, flow = (
-        torch.empty(1, chunks, planes, side, side, dtype=weight.dtype, device=weight.device) if used else None
+        torch.empty(1, chunks, planes, side, side, dtype=weight.dtype, device=weight.device)
+        if used
+        else None
         for planes, used in ((3, phase.uses_rgb), (2 * FLOW_STACK, phase.uses_flow))
     )
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -291,7 +314,9 @@ def _flop(model: torch.nn.Module, config: Config, name: str) -> float:
     return float(counter.get_total_flops())
 
 
-def _feed(config: Config, phases: list[str], store: Store | None, device: torch.device) -> tuple[float, float, float]:
+def _feed(
+    config: Config, phases: list[str], store: Store | None, device: torch.device
+) -> tuple[float, float, float]:
     """Pictures a second of one rank's feed, and mean bytes of an RGB frame and of a flow plane."""
     rgb, flow = _picture_bytes(store)
     if store is None or not phases:

@@ -82,7 +82,9 @@ def text_of(choice: Choice, look: Look) -> str:
     lines += ["  short_side: 64", "  crop: 56"] if choice.is_small else []
     lines += ["model:", *_model_lines(choice), "training:", f"  precision: {choice.precision}"]
     scale = schedule_scale(train, choice.is_small)
-    lines.append(f"  schedule_scale: {scale:g}   # every plateau of every schedule times this: {train} training videos")
+    lines.append(
+        f"  schedule_scale: {scale:g}   # every plateau of every schedule times this: {train} training videos"
+    )
     lines += ["  global_batch: 32", "  norm_group: 8"] if choice.is_small else []
     phases = [line for name in _phases(choice) for line in _phase_lines(choice, look, name)]
     lines += ["phases:", *phases] if phases else []
@@ -96,12 +98,20 @@ def quoted(value: object) -> str:
 
 
 def _phases(choice: Choice) -> list[str]:
-    return list(SMALL_SCHEDULES) if choice.is_small else list(dict.fromkeys([*STRIDES, *choice.starts]))
+    return (
+        list(SMALL_SCHEDULES)
+        if choice.is_small
+        else list(dict.fromkeys([*STRIDES, *choice.starts]))
+    )
 
 
 def _model_lines(choice: Choice) -> list[str]:
     given = {"stages": [2, 2, 2], "width": 16} if choice.is_small else {}
-    lines = [f"  {key}: {json.dumps(value)}" for key, value in {**given, **choice.model}.items() if value is not None]
+    lines = [
+        f"  {key}: {json.dumps(value)}"
+        for key, value in {**given, **choice.model}.items()
+        if value is not None
+    ]
     if choice.weights is None:
         return [*lines, "  weights: null   # from scratch"]
     return [*lines, f"  weights: {quoted(choice.weights)}"]
@@ -120,7 +130,11 @@ def _phase_lines(choice: Choice, look: Look, name: str) -> list[str]:
     if clips:
         lines.append(f"    clips: {json.dumps(clips).replace(chr(34), '')}")
     optimise = [f"schedule: {SMALL_SCHEDULES[name]}"] if choice.is_small else []
-    optimise += [f"trainable: {choice.trainable}"] if choice.trainable != "all" and name in choice.starts else []
+    optimise += (
+        [f"trainable: {choice.trainable}"]
+        if choice.trainable != "all" and name in choice.starts
+        else []
+    )
     lines += [f"    optimise: {{{', '.join(optimise)}}}"] if optimise else []
     return [f"  {name}:", *lines] if lines else []
 

@@ -97,7 +97,9 @@ class PhasePlan:
 
     @property
     def step_s(self) -> float:
-        both = self.arithmetic_s + self.feed_s if self.on_cpu else max(self.arithmetic_s, self.feed_s)
+        both = (
+            self.arithmetic_s + self.feed_s if self.on_cpu else max(self.arithmetic_s, self.feed_s)
+        )
         return both + self.all_reduce_s
 
     @property
@@ -127,10 +129,17 @@ def predict(config: Config, name: str, nodes: int, speeds: Speeds) -> PhasePlan:
     phase, speed = train_phase(config, name), speeds.phases[name]
     ranks = nodes * config.cluster.ranks_of_a_node
     limit = config.training.max_micro_batch
-    layout = plan(phase.optimise.global_batch, phase.optimise.norm_group, ranks, None if limit == "auto" else limit)
+    layout = plan(
+        phase.optimise.global_batch,
+        phase.optimise.norm_group,
+        ranks,
+        None if limit == "auto" else limit,
+    )
     videos = layout.busiest
     rgb, flow = pictures(phase)
-    arithmetic = layout.micro_steps * speed.overhead_s + videos * speed.seconds_per_video + speed.update_s
+    arithmetic = (
+        layout.micro_steps * speed.overhead_s + videos * speed.seconds_per_video + speed.update_s
+    )
     all_reduce = speeds.wire(nodes).all_reduce_s(ranks, speed.gradient_bytes)
     made = PhasePlan(
         name=name, nodes=nodes, ranks=ranks, steps=config.steps(name), arithmetic_s=arithmetic,
@@ -160,10 +169,15 @@ def predict_evaluation(config: Config, nodes: int, speeds: Speeds) -> PhasePlan:
 def predict_all(config: Config, phases: list[str], nodes: int, speeds: Speeds) -> list[PhasePlan]:
     """Every phase, and evaluation last."""
     trained = [name for name in phases if config.phases[name].kind == "train"]
-    return [*(predict(config, name, nodes, speeds) for name in trained), predict_evaluation(config, nodes, speeds)]
+    return [
+        *(predict(config, name, nodes, speeds) for name in trained),
+        predict_evaluation(config, nodes, speeds),
+    ]
 
 
-def comparison(config: Config, phases: list[str], speeds: Speeds, nodes: tuple[int, ...]) -> list[list[str]]:
+def comparison(
+    config: Config, phases: list[str], speeds: Speeds, nodes: tuple[int, ...]
+) -> list[list[str]]:
     """What changes on other numbers of nodes; where a batch cannot be cut, that is said."""
     found = []
     for count in nodes:
@@ -174,7 +188,9 @@ def comparison(config: Config, phases: list[str], speeds: Speeds, nodes: tuple[i
             continue
         hours = chain_hours(config, {p.name: p for p in plans})
         limits = ", ".join(f"{p.name}: {p.limit}" for p in plans)
-        found.append([str(count), f"{hours:.2f}", f"{sum(p.node_hours for p in plans):.1f}", limits])
+        found.append(
+            [str(count), f"{hours:.2f}", f"{sum(p.node_hours for p in plans):.1f}", limits]
+        )
     return found
 
 
@@ -187,7 +203,12 @@ class Needs:
 
 
 def published_speeds(
-    config: Config, needs: Mapping[str, Needs], kind: str, share: float, share_source: str, network: Speeds
+    config: Config,
+    needs: Mapping[str, Needs],
+    kind: str,
+    share: float,
+    share_source: str,
+    network: Speeds,
 ) -> tuple[Speeds, Speeds]:
     """Slow and fast end of a GPU that is not here; all but the arithmetic and the feed is that of `network`."""
     figures = gpus.published(kind, config.training.precision)
@@ -222,7 +243,10 @@ def range_rows(config: Config, slow: list[PhasePlan], fast: list[PhasePlan]) -> 
     ]  # fmt: skip
     hours = [chain_hours(config, {p.name: p for p in plans}) for plans in (fast, slow)]
     total = [sum(p.node_hours for p in plans) for plans in (fast, slow)]
-    return [*found, ["all", "", f"{hours[0]:.2f} to {hours[1]:.2f}", f"{total[0]:.1f} to {total[1]:.1f}"]]
+    return [
+        *found,
+        ["all", "", f"{hours[0]:.2f} to {hours[1]:.2f}", f"{total[0]:.1f} to {total[1]:.1f}"],
+    ]
 
 
 def as_json(plans: list[PhasePlan], speeds: Speeds) -> dict[str, Any]:
@@ -235,7 +259,9 @@ def read_hours(path: Path) -> dict[str, float]:
     """Hours of each job from plan.json; a missing or damaged one is a UserError."""
     remedy = "Remove it, or write it again with `hpc-stres plan --run-dir`."
     hours = read_sealed(path, remedy).get("hours")
-    if not isinstance(hours, dict) or not all(isinstance(h, float) and 0 <= h < math.inf for h in hours.values()):
+    if not isinstance(hours, dict) or not all(
+        isinstance(h, float) and 0 <= h < math.inf for h in hours.values()
+    ):
         raise UserError(f"{path}: it holds no hours of jobs\n{remedy}")
     return hours
 
@@ -263,5 +289,9 @@ def chain_hours(config: Config, plans: Mapping[str, PhasePlan]) -> float:
     ends: dict[str, float] = {}
     for name, phase in config.phases.items():
         if name in plans:
-            ends[name] = plans[name].hours + max((ends.get(p, 0.0) for p in phase.starts_from), default=0.0)
-    return max(ends.values(), default=0.0) + (plans["evaluate"].hours if "evaluate" in plans else 0.0)
+            ends[name] = plans[name].hours + max(
+                (ends.get(p, 0.0) for p in phase.starts_from), default=0.0
+            )
+    return max(ends.values(), default=0.0) + (
+        plans["evaluate"].hours if "evaluate" in plans else 0.0
+    )

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_stres.config.schema import ClusterConfig
+from hpc_stres.config.cluster import ClusterConfig
 from hpc_stres.errors import UserError
 from hpc_stres.parallel.world import World, kept_environment
 from hpc_stres.run.paths import RunPaths, write_json
@@ -84,9 +84,13 @@ def findings(reports: Sequence[RankReport]) -> tuple[list[str], list[str]]:
             shared[report.gpu].append(report.rank)
     for gpu, ranks in shared.items():
         if len(ranks) > 1:
-            refused.append(f"ranks {_some(ranks)} share the GPU {gpu}: ask for GPUs per node, one rank each")
+            refused.append(
+                f"ranks {_some(ranks)} share the GPU {gpu}: ask for GPUs per node, one rank each"
+            )
     if 0 < len([r for r in reports if r.gpu]) < len(reports):
-        refused.append(f"ranks {_some([r.rank for r in reports if not r.gpu])} have no GPU while others have one")
+        refused.append(
+            f"ranks {_some([r.rank for r in reports if not r.gpu])} have no GPU while others have one"
+        )
     lonely = [report.rank for report in reports if report.cores == 1 < report.machine_cores]
     if lonely:
         refused.append(f"ranks {_some(lonely)} have one core: set cluster.cpus_per_rank")
@@ -94,7 +98,9 @@ def findings(reports: Sequence[RankReport]) -> tuple[list[str], list[str]]:
     known = []
     spread = max(r.clock for r in reports) - min(r.clock for r in reports)
     if spread > MAX_CLOCK_SPREAD_S:
-        known.append(f"the nodes' clocks differ by {spread:.0f} s: file times and the wall clock mislead")
+        known.append(
+            f"the nodes' clocks differ by {spread:.0f} s: file times and the wall clock mislead"
+        )
     small = [report.rank for report in reports if report.shm_mib < MIN_SHM_MIB]
     if small:
         known.append(f"ranks {_some(small)} have under {MIN_SHM_MIB} MiB of /dev/shm")
@@ -112,7 +118,9 @@ def _differences(reports: Sequence[RankReport]) -> list[str]:
         if others:
             rank, value = others[0]
             more = f" (and {len(others) - 1} more ranks)" if len(others) > 1 else ""
-            found.append(f"{name} is {value} on rank {rank}, {usual} elsewhere{more}: use one environment on all nodes")
+            found.append(
+                f"{name} is {value} on rank {rank}, {usual} elsewhere{more}: use one environment on all nodes"
+            )
     return found
 
 
@@ -156,14 +164,26 @@ def run(cluster: ClusterConfig, world: World, run_dir: Path | None) -> list[str]
         )
     if run_dir is not None and world.is_first:
         rows = [asdict(report) for report in reports]
-        found = {"all_reduce_gb_per_s": speed, "transport": how, "refused": refused, "warnings": known, "ranks": rows}
+        found = {
+            "all_reduce_gb_per_s": speed,
+            "transport": how,
+            "refused": refused,
+            "warnings": known,
+            "ranks": rows,
+        }
         write_json(RunPaths(run_dir).preflight, found)
     if refused:
         raise UserError("these ranks should not train together:\n" + "\n".join(refused[:2]))
-    return [_table(reports), *known, f"all-reduce of 64 MB over {world.size} ranks: {speed:.2f} GB/s ({how})"]
+    return [
+        _table(reports),
+        *known,
+        f"all-reduce of 64 MB over {world.size} ranks: {speed:.2f} GB/s ({how})",
+    ]
 
 
-def _measure(world: World, run_dir: Path | None) -> tuple[list[RankReport], tuple[list[str], list[str]], float, str]:
+def _measure(
+    world: World, run_dir: Path | None
+) -> tuple[list[RankReport], tuple[list[str], list[str]], float, str]:
     """Every rank's report, what is to be said of them, the all-reduce in GB a second, and how it
     went."""
     import torch.distributed as dist
@@ -179,7 +199,11 @@ def _measure(world: World, run_dir: Path | None) -> tuple[list[RankReport], tupl
     dist.all_gather_object(gathered, report_of(world))
     judged = findings(gathered)
     speed = 0.0 if judged[0] else _all_reduce_gb_per_s(device, world)
-    how = transport(log.read_text("utf-8", "replace")) if log is not None and log.is_file() else device.type
+    how = (
+        transport(log.read_text("utf-8", "replace"))
+        if log is not None and log.is_file()
+        else device.type
+    )
     return gathered, judged, speed, how
 
 
@@ -216,7 +240,14 @@ def _all_reduce_gb_per_s(device: Any, world: World) -> float:
 
 def _table(reports: Sequence[RankReport]) -> str:
     rows = [
-        [str(r.rank), r.node, r.gpu or "-", f"{r.cores} of {r.machine_cores}", f"{r.shm_mib} MiB", r.code]
+        [
+            str(r.rank),
+            r.node,
+            r.gpu or "-",
+            f"{r.cores} of {r.machine_cores}",
+            f"{r.shm_mib} MiB",
+            r.code,
+        ]
         for r in reports
     ]
     return text_table(["rank", "node", "GPU", "cores", "/dev/shm", "code"], rows)

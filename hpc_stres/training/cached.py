@@ -26,10 +26,16 @@ def made_by(config: Config, name: str, paths: RunPaths) -> dict[str, Any]:
     for stream, parent in phase.streams(config.phases).items():
         done = read_done(paths.phase(parent))
         if done is None:
-            raise UserError(f"{paths.phase(parent).root}: phase {parent} is not finished\nTrain it first.")
+            raise UserError(
+                f"{paths.phase(parent).root}: phase {parent} is not finished\nTrain it first."
+            )
         trained = train_phase(config, parent)
         trunk = {k: v for k, v in plain(trained.trunk(stream)).items() if k != "weights"}
-        networks[stream] = {"weights": done["sha256"], "trunk": trunk, "levels": list(Levels.of_phase(trained))}
+        networks[stream] = {
+            "weights": done["sha256"],
+            "trunk": trunk,
+            "levels": list(Levels.of_phase(trained)),
+        }
     return {
         "format": FORMAT, "networks": networks, "frame_grid": phase.frame_grid,
         "short_video": phase.short_video, "antialias": phase.antialias,

@@ -37,7 +37,11 @@ class Checkpoint:
 
 
 def save(
-    paths: PhasePaths, step: int, weights: Mapping[str, Tensor], momentum: Mapping[str, Tensor], meta: dict[str, Any]
+    paths: PhasePaths,
+    step: int,
+    weights: Mapping[str, Tensor],
+    momentum: Mapping[str, Tensor],
+    meta: dict[str, Any],
 ) -> None:
     """Write a checkpoint beside the others and point `latest` to it; then drop the ones that are too old."""
     target = paths.checkpoint(step)
@@ -71,11 +75,18 @@ class Writer:
         self.pending: Future[None] | None = None
 
     def save(
-        self, step: int, weights: Mapping[str, Tensor], momentum: Mapping[str, Tensor], meta: dict[str, Any]
+        self,
+        step: int,
+        weights: Mapping[str, Tensor],
+        momentum: Mapping[str, Tensor],
+        meta: dict[str, Any],
     ) -> None:
         """Begin to write; raises what the save before it ran into."""
         self.wait()
-        copies = [{name: t.detach().cpu().clone() for name, t in state.items()} for state in (weights, momentum)]
+        copies = [
+            {name: t.detach().cpu().clone() for name, t in state.items()}
+            for state in (weights, momentum)
+        ]
         self.pending = self.pool.submit(save, self.paths, step, copies[0], copies[1], meta)
 
     def wait(self) -> None:
@@ -120,7 +131,11 @@ def newest(paths: PhasePaths, warn: bool = True) -> Checkpoint | None:
                 return found
         if warn:
             rest = "taking the checkpoint before it"
-            rest = rest if number < len(candidates) else "there is none before it: starting from the beginning"
+            rest = (
+                rest
+                if number < len(candidates)
+                else "there is none before it: starting from the beginning"
+            )
             print(f"{path}: {fault}; {rest}", file=sys.stderr)
     return None
 

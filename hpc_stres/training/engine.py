@@ -33,10 +33,14 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
                 multiplier, decay = 2.0, 0.0
             else:
                 multiplier, decay = 1.0, weight_decay
-            groups.setdefault((isinstance(module, nn.Linear), multiplier, decay), []).append(parameter)
+            groups.setdefault((isinstance(module, nn.Linear), multiplier, decay), []).append(
+                parameter
+            )
     return [
         {"params": parameters, "multiplier": multiplier, "decay": decay, "classifier": classifier}
-        for (classifier, multiplier, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
+        for (classifier, multiplier, decay), parameters in sorted(
+            groups.items(), key=lambda item: item[0]
+        )
     ]
 
 
@@ -72,7 +76,9 @@ class Engine(ABC):
     def forget_trunk_momentum(self) -> None:
         """The trunk's momentum to zero: it begins to move, and its gradients so far were not used."""
         momentum = self.momentum()
-        self.load_momentum({n: v if ".fc." in n else torch.zeros_like(v) for n, v in momentum.items()})
+        self.load_momentum(
+            {n: v if ".fc." in n else torch.zeros_like(v) for n, v in momentum.items()}
+        )
 
     def momentum(self) -> dict[str, Tensor]:
         """Momentum of each parameter by name, whole on every rank."""
@@ -87,7 +93,9 @@ class Engine(ABC):
         for name, parameter in self.model.named_parameters():
             if name in momentum:
                 value = momentum[name].to(parameter.device, parameter.dtype)
-                self.optimizer.state[parameter][MOMENTUM] = value.contiguous(memory_format=torch.preserve_format)
+                self.optimizer.state[parameter][MOMENTUM] = value.contiguous(
+                    memory_format=torch.preserve_format
+                )
 
     @abstractmethod
     def close(self) -> None:
@@ -140,7 +148,9 @@ class DeepSpeedEngine(Engine):
         self.ranks = dist.get_world_size()
         self.micro_steps = micro_steps
         self.engine, *_ = deepspeed.initialize(
-            model=model, optimizer=self.optimizer, config=deepspeed_config(config, micro_steps, self.ranks)
+            model=model,
+            optimizer=self.optimizer,
+            config=deepspeed_config(config, micro_steps, self.ranks),
         )
         # DeepSpeed refuses to reduce float64 gradients: without ZeRO we add them up over the ranks ourselves.
         self.reduces_itself = config.precision == "float64" and config.zero_stage == 0
@@ -192,7 +202,9 @@ class DeepSpeedEngine(Engine):
         self._link_partitions()
         for name, parameter in self.model.named_parameters():
             if name in momentum:
-                safe_set_full_optimizer_state(parameter, momentum[name].to(parameter.device).float(), MOMENTUM)
+                safe_set_full_optimizer_state(
+                    parameter, momentum[name].to(parameter.device).float(), MOMENTUM
+                )
 
     def _link_partitions(self) -> None:
         """Link every group's momentum to its parameters. DeepSpeed links after its first group's first step, when the
@@ -210,7 +222,9 @@ def import_deepspeed() -> Any:
     from torch.utils import cpp_extension
 
     # torch hands this path to the linker unquoted when DeepSpeed builds its kernel; a space in it would break that.
-    if " " in str(cpp_extension.TORCH_LIB_PATH) and not str(cpp_extension.TORCH_LIB_PATH).startswith("'"):
+    if " " in str(cpp_extension.TORCH_LIB_PATH) and not str(
+        cpp_extension.TORCH_LIB_PATH
+    ).startswith("'"):
         cpp_extension.TORCH_LIB_PATH = shlex.quote(str(cpp_extension.TORCH_LIB_PATH))
     import deepspeed
 
@@ -235,7 +249,9 @@ def deepspeed_config(config: TrainingConfig, micro_steps: int, ranks: int) -> di
     }
 
 
-def make_engine(model: nn.Module, config: TrainingConfig, device: torch.device, micro_steps: int) -> Engine:
+def make_engine(
+    model: nn.Module, config: TrainingConfig, device: torch.device, micro_steps: int
+) -> Engine:
     """The configured engine around a network."""
     if config.engine == "ddp":
         return DdpEngine(model, config, device)

@@ -41,7 +41,9 @@ from hpc_stres.training.phase import is_left_to_do
 FRAMES_OF_A_CLIP = 32
 
 
-def run(config: Config, name: str, run_dir: Path, world: World, allowed: tuple[str, ...] = ()) -> bool:
+def run(
+    config: Config, name: str, run_dir: Path, world: World, allowed: tuple[str, ...] = ()
+) -> bool:
     """Compute what is not there yet, or until asked to stop (False)."""
     device = process_groups.choose_device(world)
     with kept_environment():
@@ -104,7 +106,9 @@ def _forget_lost(config: Config, paths: RunPaths, name: str) -> None:
 class Extraction:
     """One rank's part of the phase."""
 
-    def __init__(self, config: Config, name: str, run_dir: Path, world: World, device: torch.device) -> None:
+    def __init__(
+        self, config: Config, name: str, run_dir: Path, world: World, device: torch.device
+    ) -> None:
         self.config, self.name, self.world, self.device = config, name, world, device
         self.paths, self.phase = RunPaths(run_dir), config.phase(name)
         self.store: Store = open_store(config)
@@ -156,7 +160,9 @@ class Extraction:
         size = 8 if self.config.training.precision == "float64" else 4
         wanted = videos * 2 * width * size * sum(places) / max(1, len(places))
         free = shutil.disk_usage(store_folder(self.config)).free
-        print(f"{self.name}: {videos} videos, about {wanted / 2**30:.2f} GiB of features in {self.folder}")
+        print(
+            f"{self.name}: {videos} videos, about {wanted / 2**30:.2f} GiB of features in {self.folder}"
+        )
         if wanted > free:
             raise UserError(
                 f"{self.folder}: about {wanted / 2**30:.1f} GiB are needed, {free / 2**30:.1f} are free\n"
@@ -172,7 +178,10 @@ class Extraction:
         with Progress(self.name, len(todo), "videos", self.world.is_first) as bar:
             for number, video in enumerate(todo, 1):
                 if stop.wanted():
-                    print(f"{self.name}: stopped after {number - 1} videos: {stop.reason()}", flush=True)
+                    print(
+                        f"{self.name}: stopped after {number - 1} videos: {stop.reason()}",
+                        flush=True,
+                    )
                     return True
                 row = self.store.rows[video]
                 choices = segment_places(row.frames, self.phase.frame_grid)
@@ -217,7 +226,9 @@ class Extraction:
         entries = cache.written(self.folder, self.contents)
         missing = sorted(set(self.contents) - set(entries))
         if missing:
-            raise UserError(f"{self.folder}: no features of {len(missing)} videos: {', '.join(missing[:3])}")
+            raise UserError(
+                f"{self.folder}: no features of {len(missing)} videos: {', '.join(missing[:3])}"
+            )
         cache.finish(self.folder, self.made_by, entries)
         facts = {"cache": self.folder.name, "made_by": self.made_by, "videos": len(entries)}
         write_sealed(self.paths.phase(self.name).root / PRODUCT, facts)

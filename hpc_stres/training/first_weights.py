@@ -15,7 +15,11 @@ from hpc_stres.run.starts import Start, find_start, keeps_classifier
 
 
 def load_first_weights(
-    model: TwoStream, config: Config, name: str, paths: RunPaths, classes: Sequence[str] | None = None
+    model: TwoStream,
+    config: Config,
+    name: str,
+    paths: RunPaths,
+    classes: Sequence[str] | None = None,
 ) -> str:
     """Load what the phase starts from; returns one line that says what that was.
 
@@ -31,7 +35,9 @@ def load_first_weights(
     files = _files_of(phase)
     if not files:
         return "starts from random weights"
-    starts = {source: find_start(source, name, phase.model.name, config.data.root) for source in files}
+    starts = {
+        source: find_start(source, name, phase.model.name, config.data.root) for source in files
+    }
     dropped: list[str] = []
     state = {}
     for source, streams in files.items():
@@ -68,7 +74,9 @@ def _sources(config: Config, phase: TrainPhase) -> list[str]:
     return found
 
 
-def _read_streams(phase: TrainPhase, start: Start, streams: list[str]) -> tuple[dict[str, Tensor], bool]:
+def _read_streams(
+    phase: TrainPhase, start: Start, streams: list[str]
+) -> tuple[dict[str, Tensor], bool]:
     """The weights of some streams from a file, and whether it is a plain trunk rather than a whole network."""
     state = read_state(start.path)
     is_plain = is_trunk(state)

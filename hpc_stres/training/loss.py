@@ -21,7 +21,9 @@ class StreamSums:
     right: Tensor
 
 
-def phase_loss(logits: Logits, labels: Tensor, phase: TrainPhase) -> tuple[Tensor, dict[str, StreamSums]]:
+def phase_loss(
+    logits: Logits, labels: Tensor, phase: TrainPhase
+) -> tuple[Tensor, dict[str, StreamSums]]:
     """The loss summed over videos, and each stream's sums for the metrics.
 
     `labels` are numbers of classes, or rows of 0 and 1 over the classes.
@@ -41,7 +43,11 @@ def phase_loss(logits: Logits, labels: Tensor, phase: TrainPhase) -> tuple[Tenso
         if phase.optimise.loss_over_time == "mean":
             loss = loss / times
         answers = scores.mean(dim=1).argmax(dim=1)
-        right = labels.gather(1, answers[:, None]).sum() if labels.dim() == 2 else (answers == labels).sum()
+        right = (
+            labels.gather(1, answers[:, None]).sum()
+            if labels.dim() == 2
+            else (answers == labels).sum()
+        )
         sums[stream] = StreamSums(loss.detach(), right)
         total = loss * weight if total is None else total + loss * weight
     assert total is not None
@@ -55,19 +61,26 @@ def phase_loss(logits: Logits, labels: Tensor, phase: TrainPhase) -> tuple[Tenso
 def _single_loss(scores: Tensor, labels: Tensor) -> Tensor:
     videos, times, classes = scores.shape
     targets = labels[:, None].expand(videos, times)
-    return functional.cross_entropy(scores.reshape(-1, classes), targets.reshape(-1), reduction="sum")
+    return functional.cross_entropy(
+        scores.reshape(-1, classes), targets.reshape(-1), reduction="sum"
+    )
 
 
 def _several_loss(scores: Tensor, labels: Tensor) -> Tensor:
     targets = labels[:, None].expand(scores.shape).to(scores.dtype)
-    return functional.binary_cross_entropy_with_logits(scores, targets, reduction="sum") / scores.shape[2]
+    return (
+        functional.binary_cross_entropy_with_logits(scores, targets, reduction="sum")
+        / scores.shape[2]
+    )
 
 
 def _both(logits: Logits) -> tuple[Tensor, Tensor]:
     """Both streams' scores in float32 at least."""
     assert logits.appearance is not None
     assert logits.motion is not None
-    one, other = (s if s.dtype == torch.float64 else s.float() for s in (logits.appearance, logits.motion))
+    one, other = (
+        s if s.dtype == torch.float64 else s.float() for s in (logits.appearance, logits.motion)
+    )
     return one, other
 
 

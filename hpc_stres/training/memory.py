@@ -24,7 +24,9 @@ def smallest_share(global_batch: int, norm_group: int, world_size: int) -> int:
     return -(-max(sizes) // max(teams))
 
 
-def fitting_micro_batch(model: nn.Module, config: Config, name: str, device: torch.device, local_size: int) -> int:
+def fitting_micro_batch(
+    model: nn.Module, config: Config, name: str, device: torch.device, local_size: int
+) -> int:
     """Videos that fit into this rank's memory, from the tensors that one video keeps for its backward pass."""
     kept = 0
 
@@ -42,7 +44,9 @@ def fitting_micro_batch(model: nn.Module, config: Config, name: str, device: tor
     return max(1, int(MEMORY_SHARE * free_memory(device, local_size) / per_video))
 
 
-def try_micro_batch(model: nn.Module, config: Config, name: str, device: torch.device, videos: int) -> bool:
+def try_micro_batch(
+    model: nn.Module, config: Config, name: str, device: torch.device, videos: int
+) -> bool:
     """Whether one forward and backward pass of so many videos fits; on a CPU nothing is tried, for there the kernel
     ends a process that takes too much instead of telling it."""
     if device.type != "cuda":
@@ -59,7 +63,9 @@ def try_micro_batch(model: nn.Module, config: Config, name: str, device: torch.d
     return True
 
 
-def dry_pass(model: nn.Module, config: Config, name: str, device: torch.device, videos: int) -> Tensor:
+def dry_pass(
+    model: nn.Module, config: Config, name: str, device: torch.device, videos: int
+) -> Tensor:
     """A forward pass of empty clips; returns a sum to go back from."""
     phase, dtype = train_phase(config, name), DTYPES[config.training.precision]
 
@@ -73,8 +79,12 @@ def dry_pass(model: nn.Module, config: Config, name: str, device: torch.device, 
         rgb, flow = (_channels_last(clips) for clips in (rgb, flow))
     owners = torch.zeros(videos, dtype=torch.long, device=device)
     groups = assign_groups(owners, 1, phase.clips.times, statistics_dtype(dtype))
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.training.precision == "bfloat16"):
-        logits = model.train()(rgb, flow, groups, _nothing_dropped(model, videos, phase.clips.times, device))
+    with torch.autocast(
+        device.type, torch.bfloat16, enabled=config.training.precision == "bfloat16"
+    ):
+        logits = model.train()(
+            rgb, flow, groups, _nothing_dropped(model, videos, phase.clips.times, device)
+        )
     return torch.stack([scores.float().sum() for scores in logits if scores is not None]).sum()
 
 
@@ -91,7 +101,11 @@ def _channels_last(clips: Tensor | None) -> Tensor | None:
     """Clips in the order in which the feed gives them."""
     if clips is None:
         return None
-    return clips.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, clips.shape[:2])
+    return (
+        clips.flatten(0, 1)
+        .contiguous(memory_format=torch.channels_last)
+        .unflatten(0, clips.shape[:2])
+    )
 
 
 def free_memory(device: torch.device, local_size: int) -> float:

@@ -36,7 +36,10 @@ class MetricsLog:
             # Rows of an older version have no checksum, others may be damaged: they are kept
             # beside, not among, ours.
             shutil.copyfile(paths.metrics, paths.root / "metrics.left_out.jsonl")
-            print(f"{faults[0]} ({len(faults)} in all); the old file is metrics.left_out.jsonl", file=sys.stderr)
+            print(
+                f"{faults[0]} ({len(faults)} in all); the old file is metrics.left_out.jsonl",
+                file=sys.stderr,
+            )
         kept = [row for row in rows if row["step"] <= start_step]
         write_text(paths.metrics, "".join(metrics_line(row) for row in kept))
         self.stream = paths.metrics.open("a", encoding="utf-8")
@@ -72,7 +75,12 @@ class Heartbeat:
         now = time.time()
         if force or now - self.last_s >= HEARTBEAT_INTERVAL_SECONDS:
             self.last_s = now
-            write_text(self.path, json.dumps({"step": step, "where": where, "time": now, "host": os.uname().nodename}))
+            write_text(
+                self.path,
+                json.dumps(
+                    {"step": step, "where": where, "time": now, "host": os.uname().nodename}
+                ),
+            )
 
 
 def late_ranks(paths: PhasePaths, world_size: int) -> list[int]:

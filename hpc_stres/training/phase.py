@@ -35,7 +35,12 @@ LINK_PATIENCE_SECONDS = 60.0
 
 
 def train(
-    config: Config, name: str, run_dir: Path, world: World, allowed: tuple[str, ...] = (), profile: bool = False
+    config: Config,
+    name: str,
+    run_dir: Path,
+    world: World,
+    allowed: tuple[str, ...] = (),
+    profile: bool = False,
 ) -> bool:
     """Train one phase to its end, or until asked to stop (False); `profile` records some steps."""
     device = process_groups.choose_device(world)
@@ -71,7 +76,9 @@ def _train_in_group(
             if world.is_first:
                 print(f"{name}: done already (step {config.steps(name)})")
             return True
-        return _train_owned(Trainer(config, name, run_dir, world, device, control), allowed, profile)
+        return _train_owned(
+            Trainer(config, name, run_dir, world, device, control), allowed, profile
+        )
 
 
 def is_left_to_do(

@@ -36,7 +36,10 @@ KINDS = (
     ("classifier and loss", ("addmm", "aten::mm", "softmax", "nll", "gemm", "linear")),
     ("exchange between ranks", ("allreduce", "all_reduce", "nccl", "gloo", "broadcast", "c10d")),
     ("copies and changes of type", ("copy", "aten::to", "memcpy", "cat", "contiguous")),
-    ("sums and products", ("aten::add", "aten::mul", "aten::sum", "aten::div", "aten::sub", "elementwise", "reduce")),
+    (
+        "sums and products",
+        ("aten::add", "aten::mul", "aten::sum", "aten::div", "aten::sub", "elementwise", "reduce"),
+    ),
     ("memory taken and cleared", ("empty", "zero", "fill", "memset", "resize")),
 )
 REST = "other operations"
@@ -100,7 +103,9 @@ class StepProfile:
             activities = [torch.profiler.ProfilerActivity.CPU]
             if self.device.type == "cuda":
                 activities.append(torch.profiler.ProfilerActivity.CUDA)
-            self.profiler = torch.profiler.profile(activities=activities, record_shapes=True, with_flops=True)
+            self.profiler = torch.profiler.profile(
+                activities=activities, record_shapes=True, with_flops=True
+            )
             self.profiler.start()
             self.seconds = -time.perf_counter()
 
@@ -119,7 +124,9 @@ class StepProfile:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write_trace(profiler)
         on_gpu = self.device.type == "cuda"
-        kinds, names = sort_work(busiest_thread(profiler.events(), on_gpu), on_gpu, self.dtype.itemsize)
+        kinds, names = sort_work(
+            busiest_thread(profiler.events(), on_gpu), on_gpu, self.dtype.itemsize
+        )
         limits = measure_limits(self.device, self.dtype)
         page = summary(self.facts, kinds, names, self.seconds, steps, self.videos, limits)
         write_text(self.folder / "summary.txt", page)
@@ -154,7 +161,9 @@ def kind_of(name: str) -> str:
     return next((kind for kind, words in KINDS if any(word in lower for word in words)), REST)
 
 
-def sort_work(events: Iterable[Any], on_gpu: bool, itemsize: int) -> tuple[dict[str, Work], dict[str, Work]]:
+def sort_work(
+    events: Iterable[Any], on_gpu: bool, itemsize: int
+) -> tuple[dict[str, Work], dict[str, Work]]:
     """What was done by kind, and by the operations' own names. No moment counts twice: an operation
     has the time that those which it calls do not have."""
     kinds: defaultdict[str, Work] = defaultdict(Work)
@@ -175,7 +184,9 @@ def sort_work(events: Iterable[Any], on_gpu: bool, itemsize: int) -> tuple[dict[
 def touched_bytes(event: Any, itemsize: int) -> float:
     """Bytes that an operation reads and writes, about: its inputs, and a result as large as the
     largest of them. The fused normalisation reads x, and backwards the gradient, twice."""
-    sizes = [math.prod(shape) for shape in event.input_shapes or [] if isinstance(shape, list) and shape]
+    sizes = [
+        math.prod(shape) for shape in event.input_shapes or [] if isinstance(shape, list) and shape
+    ]
     if not sizes:
         return 0.0
     again = 0
@@ -230,7 +241,12 @@ def summary(
     lines += [text_table(header, rows), "", "The longest operations:"]
     longest = sorted(names.items(), key=lambda item: -item[1].seconds)[:LONGEST]
     rows = [
-        [name[:60], f"{w.seconds / steps:.4g}", f"{w.seconds / seconds:.1%}", f"{w.calls / steps:.4g}"]
+        [
+            name[:60],
+            f"{w.seconds / steps:.4g}",
+            f"{w.seconds / seconds:.1%}",
+            f"{w.calls / steps:.4g}",
+        ]
         for name, w in longest
     ]
     lines.append(text_table(["operation", "s/step", "share", "calls/step"], rows))
@@ -247,4 +263,11 @@ def _row(kind: str, work: Work, seconds: float, steps: int, limits: Limits) -> l
         rate = work.bytes / work.seconds
         speed, share = f"{rate / 1e9:.4g} GB/s", f"{rate / limits.bytes_per_s:.0%}"
     calls = f"{work.calls / steps:.4g}" if work.calls else ""
-    return [kind, f"{work.seconds / steps:.4g}", f"{work.seconds / seconds:.1%}", calls, speed, share]
+    return [
+        kind,
+        f"{work.seconds / steps:.4g}",
+        f"{work.seconds / seconds:.1%}",
+        calls,
+        speed,
+        share,
+    ]

@@ -21,7 +21,9 @@ def freeze(model: nn.Module, trainable: str) -> str:
         return ""
     chosen = list(_chosen(model, trainable))
     if not chosen:
-        raise UserError(f"optimise.trainable: {trainable}: this network has no such part\nSet it to all or head.")
+        raise UserError(
+            f"optimise.trainable: {trainable}: this network has no such part\nSet it to all or head."
+        )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for module in [*chosen, *_heads(model)]:

@@ -23,7 +23,6 @@ from hpc_stres.models import assign_groups, defer_statistics
 from hpc_stres.models.building import DTYPES, build_phase_model
 from hpc_stres.models.dropout import Masks, draw_masks
 from hpc_stres.models.norm import NormGroups, statistics_dtype
-from hpc_stres.models.state import not_finite, some
 from hpc_stres.models.weights import save_state
 from hpc_stres.parallel import process_groups
 from hpc_stres.parallel.world import World
@@ -35,13 +34,15 @@ from hpc_stres.run.progress import Progress
 from hpc_stres.run.signals import StopFlag
 from hpc_stres.store.labels import label_table
 from hpc_stres.store.staging import open_store
-from hpc_stres.training import checkpoint, memory
+from hpc_stres.training import checkpoint
 from hpc_stres.training.cached import open_features
 from hpc_stres.training.engine import Engine, make_engine
 from hpc_stres.training.first_weights import load_first_weights
 from hpc_stres.training.loss import StreamSums, phase_loss
 from hpc_stres.training.metrics import Heartbeat, MetricsLog, Stopwatch, memory_gib
+from hpc_stres.training.micro_batch import agreed_micro_batch
 from hpc_stres.training.profile import StepProfile
+from hpc_stres.training.refusals import refuse_bad_loss, refuse_bad_state
 from hpc_stres.training.trail import Trail
 from hpc_stres.training.trainable import fold_moving_statistics, freeze, set_training_mode
 
@@ -54,7 +55,13 @@ class Trainer:
     """One phase on one rank."""
 
     def __init__(
-        self, config: Config, name: str, run_dir: Path, world: World, device: torch.device, control: Any
+        self,
+        config: Config,
+        name: str,
+        run_dir: Path,
+        world: World,
+        device: torch.device,
+        control: Any,
     ) -> None:
         self.config, self.name, self.world, self.device = config, name, world, device
         self.phase, self.steps = train_phase(config, name), config.steps(name)
@@ -84,7 +91,9 @@ class Trainer:
         model = build_phase_model(self.config, self.name, len(self.store.classes)).to(self.device)
         found = checkpoint.newest(self.paths, warn=self.world.is_first)
         if found is None:
-            self.say(load_first_weights(model, self.config, self.name, self.run, self.store.classes))
+            self.say(
+                load_first_weights(model, self.config, self.name, self.run, self.store.classes)
+            )
         else:
             self.resume(model, found, allowed)
         said = freeze(model, self.phase.optimise.trainable)
@@ -97,7 +106,9 @@ class Trainer:
         defer_statistics(model)
         self.team = process_groups.make_teams(self.layout, self.world)
         self.model = model
-        self.engine: Engine = make_engine(model, self.config.training, self.device, self.layout.micro_steps)
+        self.engine: Engine = make_engine(
+            model, self.config.training, self.device, self.layout.micro_steps
+        )
         if found is not None:
             self.engine.load_momentum(found.momentum)
         if self.config.training.compile:
@@ -106,16 +117,29 @@ class Trainer:
         self.dropout_shapes = model.dropout_shapes(self.phase.clips.times)
         set_training_mode(model)
 
-    def resume(self, model: torch.nn.Module, found: checkpoint.Checkpoint, allowed: tuple[str, ...]) -> None:
+    def resume(
+        self, model: torch.nn.Module, found: checkpoint.Checkpoint, allowed: tuple[str, ...]
+    ) -> None:
         """Take up a checkpoint of this phase and this experiment."""
-        refuse_other_config(as_now(found.meta["config"], str(self.paths.root)), plain(self.config), FREE_KEYS + allowed)
+        refuse_other_config(
+            as_now(found.meta["config"], str(self.paths.root)),
+            plain(self.config),
+            FREE_KEYS + allowed,
+        )
         if found.meta["phase"] != self.name:
-            raise UserError(f"{self.paths.root}: a checkpoint of phase {found.meta['phase']}, not of {self.name}")
+            raise UserError(
+                f"{self.paths.root}: a checkpoint of phase {found.meta['phase']}, not of {self.name}"
+            )
         try:
             model.load_state_dict(found.weights)
         except RuntimeError as error:
-            path, reason = self.paths.checkpoint(found.step), str(error).strip().splitlines()[-1].strip()
-            raise UserError(f"{path}: does not fit this network: {reason}\nUse another --run-dir.") from None
+            path, reason = (
+                self.paths.checkpoint(found.step),
+                str(error).strip().splitlines()[-1].strip(),
+            )
+            raise UserError(
+                f"{path}: does not fit this network: {reason}\nUse another --run-dir."
+            ) from None
         self.step, self.trail = found.step, found.meta["trail"]
         self.say(f"resumes from step {self.step}")
 
@@ -123,47 +147,34 @@ class Trainer:
         """Of what this rank begins with. One rank has nobody to differ from."""
         digest = hashlib.sha256(f"{self.step} {self.trail}".encode())
         for tensor in model.state_dict().values() if self.world.size > 1 else ():
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(
+                tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            )
         return digest.hexdigest()
 
     def make_layout(self, model: torch.nn.Module, found: checkpoint.Checkpoint | None) -> Layout:
         """The cut of the global batch; `auto` keeps what an earlier link of the same world size found."""
-        batch, group, world = self.phase.optimise.global_batch, self.phase.optimise.norm_group, self.world
+        batch, group, world = (
+            self.phase.optimise.global_batch,
+            self.phase.optimise.norm_group,
+            self.world,
+        )
         wanted = self.config.training.max_micro_batch
         if isinstance(wanted, int):
             self.micro_batch = wanted
         elif found is not None and found.meta["world_size"] == world.size:
             self.micro_batch = found.meta["micro_batch"]
         else:
-            self.micro_batch = self.find_micro_batch(model)
+            self.micro_batch = agreed_micro_batch(self, model)
         return plan(batch, group, world.size, self.micro_batch)
-
-    def find_micro_batch(self, model: torch.nn.Module) -> int:
-        """What fits in memory on every rank: estimated, then tried, and halved once after running out of memory."""
-        batch, group, size = self.phase.optimise.global_batch, self.phase.optimise.norm_group, self.world.size
-        least = memory.smallest_share(batch, group, size)
-        fits = memory.fitting_micro_batch(model, self.config, self.name, self.device, self.world.local_size)
-        for attempt in (1, 2):
-            (agreed,) = process_groups.agree([float(fits)], self.control, largest=False)
-            fits = max(min(int(agreed), batch), least)
-            share = plan(batch, group, size, fits).largest_micro_batch
-            went_well = memory.try_micro_batch(model, self.config, self.name, self.device, share)
-            (failed,) = process_groups.agree([float(not went_well)], self.control)
-            if not failed:
-                return fits
-            if attempt == 1:
-                self.say(f"{share} videos at once do not fit in memory; trying half")
-                fits = max(share // 2, least)
-        raise UserError(
-            f"{self.name}: {share} videos at once do not fit in memory\n"
-            "Set training.max_micro_batch lower, or training.activation_checkpointing=true, or use more ranks."
-        )
 
     def norm_groups(self, share: Share) -> NormGroups:
         """The norm groups of one micro-step's videos."""
         owners = torch.tensor(share.local_groups, dtype=torch.long, device=self.device)
         count = max(share.local_groups, default=0) + 1
-        return assign_groups(owners, count, self.phase.clips.times, statistics_dtype(self.dtype), self.team)
+        return assign_groups(
+            owners, count, self.phase.clips.times, statistics_dtype(self.dtype), self.team
+        )
 
     def say(self, text: str) -> None:
         """One line from the first rank, into the log that stdout goes to."""
@@ -191,7 +202,8 @@ class Trainer:
                 if self.step == alone > 0:
                     self.engine.forget_trunk_momentum()
                 self.engine.step(
-                    learning_rate(self.phase.optimise.scaled_schedule, self.step), classifier_only=self.step < alone
+                    learning_rate(self.phase.optimise.scaled_schedule, self.step),
+                    classifier_only=self.step < alone,
                 )
                 fold_moving_statistics(self.model, self.world.size > 1)
                 self.step += 1
@@ -200,7 +212,9 @@ class Trainer:
                 self.heartbeat.beat(self.step, "step")
                 self.stop.step_took(clock.step())
                 if self.step == first_step:
-                    process_groups.shorten_timeouts([self.team, self.control], training.step_timeout_minutes)
+                    process_groups.shorten_timeouts(
+                        [self.team, self.control], training.step_timeout_minutes
+                    )
                 if self.step % training.log_every_steps == 0 or self.step == self.steps:
                     self.report(log, progress, clock)
                 stop, due = self.agree_on_stop(self.save_due(saved_at))
@@ -249,7 +263,9 @@ class Trainer:
                     yield None
                     continue
                 seed, positions = self.config.seed, share.positions
-                masks = draw_masks(seed, self.name, step, positions, self.dropout_shapes, self.device)
+                masks = draw_masks(
+                    seed, self.name, step, positions, self.dropout_shapes, self.device
+                )
                 yield reader.read(batch), masks
 
     def micro_step(self, number: int, work: Batch) -> None:
@@ -259,7 +275,9 @@ class Trainer:
             self.engine.backward(None, last)
             return
         clips, masks = work
-        cast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.training.precision == "bfloat16")
+        cast = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.config.training.precision == "bfloat16"
+        )
         with cast:
             rgb, flow = self.as_input(clips.rgb), self.as_input(clips.flow)
             logits = self.engine.forward(last, rgb, flow, self.groups[number], masks)
@@ -270,7 +288,9 @@ class Trainer:
         self.bad_step = torch.where(bad, self.step, self.bad_step)
         for stream, value in sums.items():
             old = self.sums.get(stream)
-            self.sums[stream] = StreamSums(old.loss + value.loss, old.right + value.right) if old else value
+            self.sums[stream] = (
+                StreamSums(old.loss + value.loss, old.right + value.right) if old else value
+            )
 
     def as_input(self, clips: Tensor | None) -> Tensor | None:
         """Clips in the network's order. The feed's are channels-last, and convolutions keep the order of their input;
@@ -283,7 +303,10 @@ class Trainer:
 
     def save_due(self, saved_at: float) -> bool:
         """Whether this rank's clock or the step count asks for a checkpoint."""
-        steps, minutes = self.config.training.checkpoint_every_steps, self.config.training.checkpoint_every_minutes
+        steps, minutes = (
+            self.config.training.checkpoint_every_steps,
+            self.config.training.checkpoint_every_minutes,
+        )
         by_clock = bool(minutes) and time.monotonic() - saved_at > 60 * minutes
         return by_clock or bool(steps and self.step % steps == 0)
 
@@ -294,9 +317,11 @@ class Trainer:
 
     def report(self, log: MetricsLog | None, progress: Progress, clock: "Stopwatch") -> None:
         """The only place where numbers leave the device between checkpoints."""
-        self.refuse_bad_loss()
+        refuse_bad_loss(self)
         names = sorted(self.sums)
-        values = torch.stack([torch.stack([self.sums[n].loss, self.sums[n].right.to(self.dtype)]) for n in names])
+        values = torch.stack(
+            [torch.stack([self.sums[n].loss, self.sums[n].right.to(self.dtype)]) for n in names]
+        )
         values = values.double().cpu()
         torch.distributed.all_reduce(values, group=self.control)
         steps, seconds, waited = clock.lap()
@@ -307,48 +332,33 @@ class Trainer:
             row[f"loss_{name}"] = loss / videos
             row[f"accuracy_{name}"] = right / videos
         self.last_loss = sum(loss for loss, _ in values.tolist()) / videos
-        row |= {"loss": self.last_loss, "videos_per_s": videos / seconds, "data_wait": waited / seconds}
+        row |= {
+            "loss": self.last_loss,
+            "videos_per_s": videos / seconds,
+            "data_wait": waited / seconds,
+        }
         row |= {"seconds": seconds}
-        row |= {"memory_gib": memory_gib(self.device), "clips_per_statistic": self.phase.optimise.norm_group}
+        row |= {
+            "memory_gib": memory_gib(self.device),
+            "clips_per_statistic": self.phase.optimise.norm_group,
+        }
         self.trail = self.marks.after(self.step, self.control)
         row |= {"requests": self.trail, "world_size": self.world.size}
         self.sums = {}
         if log is not None:
             log.write(row)
-            write_json(self.paths.progress, {"step": self.step, "steps": self.steps, "time": time.time(), **row})
+            write_json(
+                self.paths.progress,
+                {"step": self.step, "steps": self.steps, "time": time.time(), **row},
+            )
         progress.update(self.step, f"loss {self.last_loss:.3f}")
-
-    def refuse_bad_loss(self) -> None:
-        """Stop on every rank when any rank met a loss that is not a number."""
-        (worst,) = process_groups.agree([float(self.bad_step.item())], self.control)
-        if worst < 0:
-            return
-        step, mine = int(worst), int(self.bad_step.item())
-        if mine < 0:
-            raise UserError(f"{self.name}: another rank met a loss that is not finite at step {step}")
-        positions = [p for share in self.layout.shares[self.world.rank] for p in share.positions]
-        batch = requests_at(self.sampler, step, positions[:8])
-        ids = ", ".join(self.store.rows[request.video].id for request in batch)
-        raise UserError(
-            f"{self.name}: the loss is not finite at step {step} on rank {self.world.rank}; its videos: {ids}\n"
-            "The last checkpoint is untouched. Lower the learning rate, or use float32."
-        )
-
-    def refuse_bad_state(self, momentum: dict[str, Tensor] | None = None) -> None:
-        """Stop on every rank before a NaN or an infinity gets into a checkpoint or the product."""
-        bad = not_finite(self.model.state_dict()) + [f"the momentum of {n}" for n in not_finite(momentum or {})]
-        refusal = UserError(
-            f"{self.name}: NaN or infinite values in {some(bad)} after step {self.step}; they were not saved\n"
-            "The last checkpoint is untouched. Lower the learning rate, or use float32."
-        )
-        process_groups.refuse_together(refusal if bad else None, self.control, f"the weights of step {self.step}")
 
     def save(self, wait: bool) -> None:
         """A checkpoint; every rank takes part, the first writes it while training continues, unless told to wait."""
-        self.refuse_bad_loss()
+        refuse_bad_loss(self)
         started = time.monotonic()
         momentum = self.engine.momentum()
-        self.refuse_bad_state(momentum)
+        refuse_bad_state(self, momentum)
         self.trail = self.marks.after(self.step, self.control)
         failed = ""
         if self.world.is_first:
@@ -370,7 +380,7 @@ class Trainer:
 
     def finish(self) -> None:
         """The phase's product: weights under ordinary names, and done.json with their checksum."""
-        self.refuse_bad_state()
+        refuse_bad_state(self)
         if not self.world.is_first:
             return
         # Of a shorter training before this one; its weights are about to go.

@@ -48,7 +48,9 @@ def logistic(value):
 def expected(centre, deviation, points=64):
     """Mean of logistic(centre + deviation x) over a normal x."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(points)
-    return (logistic(np.asarray(centre)[..., None] + deviation * nodes) * weights).sum(-1) / weights.sum()
+    return (logistic(np.asarray(centre)[..., None] + deviation * nodes) * weights).sum(
+        -1
+    ) / weights.sum()
 
 
 def centre_for(accuracy, deviation):
@@ -70,11 +72,18 @@ class World:
         self.centres = centre_for(accuracy, deviation) + offsets[labels]
         self.chance = expected(self.centres, deviation)
         self.weights = statistics.class_weights(labels)
-        self.truth = {"top-1": self.chance.mean(), "mean class": np.average(self.chance, weights=self.weights)}
+        self.truth = {
+            "top-1": self.chance.mean(),
+            "mean class": np.average(self.chance, weights=self.weights),
+        }
 
     def answers(self, logits=None):
         """Which clips are right; a second network may share the recordings' logits."""
-        own = self.deviation * self.random.standard_normal(self.plan.count) if logits is None else logits
+        own = (
+            self.deviation * self.random.standard_normal(self.plan.count)
+            if logits is None
+            else logits
+        )
         chance = logistic(self.centres + own[self.plan.recordings])
         return self.random.random(len(self.labels)) < chance, own
 
@@ -104,23 +113,31 @@ def size_and_coverage(world, rounds, shared):
         two, _ = world.answers(logits if shared else None)
         differences = two.astype(np.int64) - one
         rejected += statistics.sign_flip_p(differences, world.plan) < 0.05
-        naive += statistics.mcnemar_p(int((differences < 0).sum()), int((differences > 0).sum())) < 0.05
+        naive += (
+            statistics.mcnemar_p(int((differences < 0).sum()), int((differences > 0).sum())) < 0.05
+        )
         _, low, high = statistics.difference_interval(differences.astype(np.float64), world.plan)
         held += low <= 0 <= high
     return rejected / rounds, held / rounds, naive / rounds
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--list", help="a list of CLASS/v_CLASS_gNN_cNN.avi")
     parser.add_argument("--rounds", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--accuracies", default="0.6,0.82,0.93")
-    parser.add_argument("--class-deviation", type=float, default=1.0, help="deviation of the classes' logits")
+    parser.add_argument(
+        "--class-deviation", type=float, default=1.0, help="deviation of the classes' logits"
+    )
     args = parser.parse_args(argv)
     labels, groups = read_list(args.list) if args.list else shape_of_testlist01()
     random = np.random.default_rng(args.seed)
-    print(f"{len(labels)} clips, {len(set(groups))} recordings, {labels.max() + 1} classes, {args.rounds} rounds")
+    print(
+        f"{len(labels)} clips, {len(set(groups))} recordings, {labels.max() + 1} classes, {args.rounds} rounds"
+    )
     print(
         "accuracy  deviation   top-1  mean class   naive   |  size of the test (networks alike, not)  interval  naive"
     )

@@ -32,7 +32,12 @@ def discs(config, video):
     label = list(named).index(name)
     random = np.random.Generator(np.random.Philox(key=[config.seed, label * 100_000 + clip]))
     size = config.data.binding
-    return np.stack([_is_coloured(rgb) for rgb in binding.draw_video(named[name], size.frames, size.side, random)])
+    return np.stack(
+        [
+            _is_coloured(rgb)
+            for rgb in binding.draw_video(named[name], size.frames, size.side, random)
+        ]
+    )
 
 
 def _is_coloured(rgb):
@@ -52,7 +57,9 @@ def shares_on_discs(config, run_dir, phase, videos=None):
     from hpc_stres.store.reader import Store
 
     store = Store(store_folder(config))
-    network = networks.from_run(run_dir, phase, [f"data.root={config.data.root}"], torch.device("cpu"))
+    network = networks.from_run(
+        run_dir, phase, [f"data.root={config.data.root}"], torch.device("cpu")
+    )
     reader = ClipReader(store, None, network.levels, streams=network.streams, most=512)
     hits, covered = {}, []
     for name in videos or sorted(store.ids(config.data.split, "test")):
@@ -65,13 +72,17 @@ def shares_on_discs(config, run_dir, phase, videos=None):
             assert heat.shape == (len(seen.frames), row.height, row.width)
             frame, y, x = seen.peak(stream)
             hits.setdefault(stream, []).append(truth[frame, y, x])
-    return {stream: float(np.mean(found)) for stream, found in hits.items()}, float(np.mean(covered))
+    return {stream: float(np.mean(found)) for stream, found in hits.items()}, float(
+        np.mean(covered)
+    )
 
 
 def main():
     from hpc_stres.config.loading import load_run
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", nargs="?", type=Path, help="finished run of the demonstration")
     parser.add_argument("--work", type=Path, help="train one in this folder")
     parser.add_argument("--seed", type=int, default=1)
@@ -81,7 +92,14 @@ def main():
         if args.work is None:
             parser.error("name a run, or --work DIR to train one")
         run_dir = args.work / "run"
-        words = ["--config", ROOT / "configs/binding.yaml", "--cluster", "local", "--run-dir", run_dir]
+        words = [
+            "--config",
+            ROOT / "configs/binding.yaml",
+            "--cluster",
+            "local",
+            "--run-dir",
+            run_dir,
+        ]
         words += ["--set", f"data.root={args.work / 'data'}", "--set", f"seed={args.seed}"]
         subprocess.run([sys.executable, ROOT / "launch/submit.py", *words], check=True)
     config = load_run(run_dir)

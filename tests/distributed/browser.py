@@ -27,7 +27,9 @@ class Browser:
             port = probe.getsockname()[1]
         self.base = f"http://127.0.0.1:{port}"
         self.driver = subprocess.Popen(
-            ["chromedriver", f"--port={port}", "--silent"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            ["chromedriver", f"--port={port}", "--silent"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         try:
             self._open()
@@ -63,7 +65,9 @@ class Browser:
 
     def _call(self, method, path, body=None):
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.base + path, data, {"Content-Type": "application/json"}, method=method)
+        request = urllib.request.Request(
+            self.base + path, data, {"Content-Type": "application/json"}, method=method
+        )
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.loads(answer.read())["value"]
 
@@ -83,7 +87,9 @@ class Browser:
     def press(self, key):
         """One press of a key, by WebDriver's letter for it."""
         keys = [{"type": "keyDown", "value": key}, {"type": "keyUp", "value": key}]
-        self._call("POST", "/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": keys}]})
+        self._call(
+            "POST", "/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": keys}]}
+        )
 
     def console(self):
         """Messages of the console so far."""
@@ -99,12 +105,16 @@ class Browser:
     def point_at(self, x, y):
         """Move the mouse to a place in the window."""
         move = [{"type": "pointerMove", "duration": 0, "x": round(x), "y": round(y)}]
-        self._call("POST", "/actions", {"actions": [{"type": "pointer", "id": "mouse", "actions": move}]})
+        self._call(
+            "POST", "/actions", {"actions": [{"type": "pointer", "id": "mouse", "actions": move}]}
+        )
 
     def without_scripts(self):
         """From the next page on no page's own script runs; ours do."""
         self._call(
-            "POST", "/goog/cdp/execute", {"cmd": "Emulation.setScriptExecutionDisabled", "params": {"value": True}}
+            "POST",
+            "/goog/cdp/execute",
+            {"cmd": "Emulation.setScriptExecutionDisabled", "params": {"value": True}},
         )
 
     def screenshot(self):

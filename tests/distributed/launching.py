@@ -19,7 +19,17 @@ STEPS = 20
 
 
 def command(data_root, run_dir, phase, *overrides, config=TINY):
-    arguments = ["-m", "hpc_stres", "train", "--config", config, "--phase", phase, "--run-dir", run_dir]
+    arguments = [
+        "-m",
+        "hpc_stres",
+        "train",
+        "--config",
+        config,
+        "--phase",
+        phase,
+        "--run-dir",
+        run_dir,
+    ]
     for override in (f"data.root={data_root}", *overrides):
         arguments += ["--set", override]
     return [str(argument) for argument in arguments]
@@ -68,12 +78,25 @@ def train_together(data_root, world, trainings):
     for phase, run_dir, overrides, *refusals in trainings:
         place = {"data_root": str(data_root), "run_dir": str(run_dir), "port": free_port()}
         works.append(
-            {**place, "phase": phase, "overrides": list(overrides), **({"refusals": refusals[0]} if refusals else {})}
+            {
+                **place,
+                "phase": phase,
+                "overrides": list(overrides),
+                **({"refusals": refusals[0]} if refusals else {}),
+            }
         )
     ranks = []
     for rank in range(world):
-        names = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": 1}
-        env = clean_environment(MASTER_ADDR="127.0.0.1", **{name: str(value) for name, value in names.items()})
+        names = {
+            "RANK": rank,
+            "WORLD_SIZE": world,
+            "LOCAL_RANK": rank,
+            "LOCAL_WORLD_SIZE": world,
+            "MASTER_PORT": 1,
+        }
+        env = clean_environment(
+            MASTER_ADDR="127.0.0.1", **{name: str(value) for name, value in names.items()}
+        )
         command = [sys.executable, "-m", "tests.distributed.train_worker", json.dumps(works)]
         ranks.append(
             subprocess.Popen(
@@ -131,7 +154,14 @@ def largest_difference(one, two):
 
 
 def norm(state):
-    return sum(float(t.double().square().sum()) for name, t in state.items() if not name.endswith("tracked")) ** 0.5
+    return (
+        sum(
+            float(t.double().square().sum())
+            for name, t in state.items()
+            if not name.endswith("tracked")
+        )
+        ** 0.5
+    )
 
 
 def distance(one, two):

@@ -24,7 +24,9 @@ def run(made, x, owners, team):
     """Output, loss gradient and parameter gradients of some videos of a batch in two groups."""
     x = x.clone().requires_grad_()
     y = made(x, assign_groups(owners, 2, FRAMES, torch.float64, team))
-    (y.sin() * torch.arange(1.0, 1 + y.shape[1], dtype=torch.float64)[:, None, None]).sum().backward()
+    (
+        y.sin() * torch.arange(1.0, 1 + y.shape[1], dtype=torch.float64)[:, None, None]
+    ).sum().backward()
     return y.detach(), x.grad
 
 
@@ -41,7 +43,10 @@ def compare(order, relu):
     """This rank's part of two groups over all ranks against the whole of them on one."""
     rank, world = dist.get_rank(), dist.get_world_size()
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(VIDEOS * FRAMES, CHANNELS, 3, 2, generator=generator, dtype=torch.float64) * 2 + 1
+    x = (
+        torch.randn(VIDEOS * FRAMES, CHANNELS, 3, 2, generator=generator, dtype=torch.float64) * 2
+        + 1
+    )
     owners = torch.arange(VIDEOS) % 2
     reference, own = layer(relu), layer(relu)
     # The reference is plain torch in every case.
@@ -51,7 +56,9 @@ def compare(order, relu):
     edges = [0, *(1 + VIDEOS * (r + 1) // world for r in range(world - 1)), VIDEOS]
     mine = slice(edges[rank], edges[rank + 1])
     frames = slice(mine.start * FRAMES, mine.stop * FRAMES)
-    own_y, own_grad = run(own, x[frames].contiguous(memory_format=order), owners[mine], dist.group.WORLD)
+    own_y, own_grad = run(
+        own, x[frames].contiguous(memory_format=order), owners[mine], dist.group.WORLD
+    )
     for parameter in own.parameters():
         dist.all_reduce(parameter.grad)
     fold_statistics(own, distributed=True)
@@ -59,7 +66,9 @@ def compare(order, relu):
     pairs += [(own.bias.grad, reference.bias.grad), (own.running_mean, reference.running_mean)]
     pairs += [(own.running_var, reference.running_var)]
     for number, (found, expected) in enumerate(pairs):
-        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11, msg=lambda m, n=number: f"pair {n}: {m}")
+        torch.testing.assert_close(
+            found, expected, rtol=1e-11, atol=1e-11, msg=lambda m, n=number: f"pair {n}: {m}"
+        )
 
 
 if __name__ == "__main__":

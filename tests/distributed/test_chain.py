@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hpc_stres.evaluation.scores import Scores
-from hpc_stres.prepare.run import Old
+from hpc_stres.prepare.before import Old
 from hpc_stres.store.listing import catalogue_of
 from hpc_stres.store.location import store_folder
 from hpc_stres.store.reader import Store
@@ -31,7 +31,13 @@ def test_it_leaves_everything_that_the_contract_names(chain):
     for file in ("config.yaml", "provenance.json", "results.json", "report.html"):
         assert (run_dir / file).is_file()
     results = json.loads((run_dir / "results.json").read_text())
-    assert list(results["splits"]["1"]) == ["appearance", "motion", "two_stream", "st_resnet", "st_resnet_star"]
+    assert list(results["splits"]["1"]) == [
+        "appearance",
+        "motion",
+        "two_stream",
+        "st_resnet",
+        "st_resnet_star",
+    ]
     for column in results["splits"]["1"].values():
         assert column["videos"] == column["of"] == 8
         assert 0 <= column["top1"] <= column["top5"] <= 100
@@ -54,7 +60,14 @@ def test_a_second_call_says_that_it_is_finished(chain, data_root):
 def evaluate(run_dir, world, *more):
     arguments = ["-m", "hpc_stres", "evaluate", "--run-dir", str(run_dir), *more]
     if world > 1:
-        arguments = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world), *arguments]
+        arguments = [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            str(world),
+            *arguments,
+        ]
     return subprocess.run(
         [sys.executable, *arguments],
         capture_output=True,
@@ -73,7 +86,12 @@ def without_one_video(store_root, target):
     gone, old = store.ids(1, "test")[0], Old.of(store)
     del old.contents.videos[gone]
     source = store.source_of(store.listed(gone))
-    row = {"id": gone, "path": "gone.avi", "reason": "InvalidDataError after 0 frames", "source": source}
+    row = {
+        "id": gone,
+        "path": "gone.avi",
+        "reason": "InvalidDataError after 0 frames",
+        "source": source,
+    }
     write_index(store.paths, catalogue_of(store), [old.contents], [row], store.manifest["settings"])
     return gone
 
@@ -96,7 +114,10 @@ def test_the_same_logits_bit_for_bit_on_any_number_of_ranks(chain, seven, tmp_pa
     assert result.returncode == 0, result.stderr[-2000:]
     assert "7 of 8" in result.stdout
     for name in PHASES:
-        one, two = (Scores.load(folder / "scores" / f"split1_{name}.npz") for folder in (run_dir, tmp_path / "run"))
+        one, two = (
+            Scores.load(folder / "scores" / f"split1_{name}.npz")
+            for folder in (run_dir, tmp_path / "run")
+        )
         assert two.ids == [identity for identity in one.ids if identity != gone]
         kept = [number for number, identity in enumerate(one.ids) if identity != gone]
         np.testing.assert_array_equal(one.logits[kept], two.logits)
@@ -111,7 +132,10 @@ def test_a_killed_evaluation_goes_on_where_it_was(chain, tmp_path):
         part.write_text("".join(lines[:-1]) + lines[-1][:40])
     result = evaluate(tmp_path / "run", 1)
     assert result.returncode == 0, result.stderr[-2000:]
-    one, two = (Scores.load(folder / "scores/split1_st_resnet.npz") for folder in (run_dir, tmp_path / "run"))
+    one, two = (
+        Scores.load(folder / "scores/split1_st_resnet.npz")
+        for folder in (run_dir, tmp_path / "run")
+    )
     np.testing.assert_array_equal(one.logits, two.logits)
 
 
@@ -124,11 +148,15 @@ def test_a_missing_test_video_is_refused(chain, seven, tmp_path):
 
 
 def test_a_failed_job_stops_those_that_wait_for_it_and_says_why(data_root, tmp_path):
-    result = submit(data_root, tmp_path / "run", "--set", "phases.motion.optimise.schedule=[[5, 1.0e+30]]")
+    result = submit(
+        data_root, tmp_path / "run", "--set", "phases.motion.optimise.schedule=[[5, 1.0e+30]]"
+    )
     assert result.returncode == 1
     assert "job motion failed; its log: " in result.stderr
     assert "the loss is not finite" in result.stderr
-    assert result.stderr.rstrip().endswith("not started, because they wait for it: st_resnet_star, evaluate")
+    assert result.stderr.rstrip().endswith(
+        "not started, because they wait for it: st_resnet_star, evaluate"
+    )
     assert not (tmp_path / "run/phases/st_resnet_star").exists()
 
 

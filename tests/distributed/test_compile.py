@@ -8,7 +8,9 @@ import torch
 from hpc_stres.models import SubBatchNorm2d, build_model
 
 # Its command lines do not quote torch's own folder.
-pytestmark = pytest.mark.skipif(" " in torch.__file__, reason="torch's inductor cannot build under a path with a space")
+pytestmark = pytest.mark.skipif(
+    " " in torch.__file__, reason="torch's inductor cannot build under a path with a space"
+)
 
 
 def test_inductor_calls_the_fused_operator_and_leaves_the_relu_to_it():

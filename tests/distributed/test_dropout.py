@@ -25,7 +25,10 @@ CASES = {
 def difference(one, two):
     """Without the biases that a normalisation takes away again: their gradient is nothing but
     rounding."""
-    without = [{name: value for name, value in state.items() if ".temporal.bias" not in name} for state in (one, two)]
+    without = [
+        {name: value for name, value in state.items() if ".temporal.bias" not in name}
+        for state in (one, two)
+    ]
     return largest_difference(*without)
 
 
@@ -47,7 +50,11 @@ def two_ranks(data_root, tmp_path_factory):
         for phase, engine in (("motion", "ddp"), ("st_resnet", "ddp"), ("motion", "deepspeed"))
     }
     trainings = [
-        (phase, folder, [FLOAT64, *CASES[phase], f"training.engine={engine}", "training.max_micro_batch=5"])
+        (
+            phase,
+            folder,
+            [FLOAT64, *CASES[phase], f"training.engine={engine}", "training.max_micro_batch=5"],
+        )
         for (phase, engine), folder in folders.items()
     ]
     # Every rank of an experiment that does not belong here refuses, and none waits for the one that

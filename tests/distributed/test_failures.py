@@ -8,7 +8,15 @@ import sys
 import pytest
 
 from tests.conftest import ROOT, TINY, run_python
-from tests.distributed.launching import clean_environment, command, free_port, identical, metrics, train, weights
+from tests.distributed.launching import (
+    clean_environment,
+    command,
+    free_port,
+    identical,
+    metrics,
+    train,
+    weights,
+)
 
 pytestmark = pytest.mark.distributed
 
@@ -20,7 +28,9 @@ def run(data_root, run_dir, phase, *overrides, env=None, extra=()):
     )  # fmt: skip
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_rank_and_videos(data_root, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_rank_and_videos(
+    data_root, tmp_path
+):
     schedule = "phases.st_resnet.optimise.schedule=[[5, 0.001], [15, 1.0e+30]]"
     result = run(data_root, tmp_path, "st_resnet", schedule, "training.log_every_steps=1")
     assert result.returncode == 1
@@ -54,7 +64,9 @@ def test_a_checkpoint_of_another_config_is_refused_and_may_be_allowed(data_root,
     assert result.returncode == 1
     assert "training.weight_decay: 0.0005 there, 0.1 now" in result.stderr
     allow = ("--allow-config-change", "training.weight_decay")
-    assert run(data_root, tmp_path, "motion", "training.weight_decay=0.1", extra=allow).returncode == 0
+    assert (
+        run(data_root, tmp_path, "motion", "training.weight_decay=0.1", extra=allow).returncode == 0
+    )
 
 
 def test_a_finished_phase_is_not_trained_again(data_root, tmp_path):
@@ -73,7 +85,11 @@ def test_a_finished_phase_is_not_trained_again(data_root, tmp_path):
     [
         (["train", "--phase", "nothing", "--run-dir", "x"], 2, "no phase 'nothing'"),
         (["train", "--phase", "motion"], 2, "--run-dir"),
-        (["train", "--phase", "motion", "--run-dir", "x", "--set", "training.engine=mpi"], 2, "deepspeed, ddp"),
+        (
+            ["train", "--phase", "motion", "--run-dir", "x", "--set", "training.engine=mpi"],
+            2,
+            "deepspeed, ddp",
+        ),
         (["train", "--phase", "motion", "--run-dir", "x", "--config", "none.yaml"], 2, "none.yaml"),
         (["evaluate", "--run-dir", "nowhere"], 2, "no config.yaml"),
         (["nonsense"], 2, "nonsense"),
@@ -92,7 +108,9 @@ def test_imagenet_weights_are_loaded_and_what_was_done_is_said(data_root, tmp_pa
     from hpc_stres.models import build_model
     from hpc_stres.models.weights import save_state, to_torchvision
 
-    plain = to_torchvision(build_model("appearance", 1000, stages=(2, 2), width=4).state_dict(), "appearance")
+    plain = to_torchvision(
+        build_model("appearance", 1000, stages=(2, 2), width=4).state_dict(), "appearance"
+    )
     save_state(plain, tmp_path / "imagenet.safetensors")
     extra = ("--weights", str(tmp_path / "imagenet.safetensors"))
     result = run(data_root, tmp_path / "run", "motion", "training.max_steps=1", extra=extra)
@@ -123,7 +141,12 @@ def test_half_set_and_lonely_environments_are_refused(data_root, tmp_path):
         "SLURM_STEP_NUM_TASKS": "4",
         "SLURM_LOCALID": "0",
     }
-    result = run(data_root, tmp_path, "motion", env={**slurm, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"})
+    result = run(
+        data_root,
+        tmp_path,
+        "motion",
+        env={**slurm, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"},
+    )
     assert result.returncode == 2
     assert "SLURM_NTASKS is 4" in result.stderr
 
@@ -170,8 +193,20 @@ def test_options_that_only_change_how_are_free_of_effect(data_root, tmp_path):
 
     base = ["training.precision=float64", "training.max_steps=5"]
     train(data_root, tmp_path / "plain", "st_resnet", 1, *base)
-    options = ["training.activation_checkpointing=true", "training.channels_last=false", "training.prefetch=4"]
-    train(data_root, tmp_path / "other", "st_resnet", 1, *base, *options, "training.deterministic=true")
+    options = [
+        "training.activation_checkpointing=true",
+        "training.channels_last=false",
+        "training.prefetch=4",
+    ]
+    train(
+        data_root,
+        tmp_path / "other",
+        "st_resnet",
+        1,
+        *base,
+        *options,
+        "training.deterministic=true",
+    )
     assert largest_difference(weights(tmp_path / "plain"), weights(tmp_path / "other")) < 1e-9
     assert os.path.isdir(tmp_path / "other/phases/st_resnet/events")
 
@@ -180,7 +215,11 @@ def test_options_that_only_change_how_are_free_of_effect(data_root, tmp_path):
 def test_the_classifier_is_trained_alone_at_first(data_root, tmp_path, engine):
     import torch
 
-    base = ["training.precision=float64", f"training.engine={engine}", "phases.motion.optimise.classifier_only_steps=3"]
+    base = [
+        "training.precision=float64",
+        f"training.engine={engine}",
+        "phases.motion.optimise.classifier_only_steps=3",
+    ]
     train(data_root, tmp_path, "motion", 1, *base, "training.max_steps=1")
     one = weights(tmp_path, "motion")
     train(data_root, tmp_path, "motion", 1, *base, "training.max_steps=3")
@@ -199,7 +238,14 @@ def test_the_classifier_is_trained_alone_at_first(data_root, tmp_path, engine):
 def test_bfloat16_trains_with_float32_weights(data_root, tmp_path):
     import torch
 
-    train(data_root, tmp_path, "st_resnet", 1, "training.precision=bfloat16", "training.engine=deepspeed")
+    train(
+        data_root,
+        tmp_path,
+        "st_resnet",
+        1,
+        "training.precision=bfloat16",
+        "training.engine=deepspeed",
+    )
     found = weights(tmp_path)
     assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in found.values())
     assert all(torch.isfinite(tensor).all() for tensor in found.values())

@@ -4,7 +4,16 @@ import pytest
 
 from hpc_stres.data.requests import mark, requests
 from tests.conftest import tiny_config
-from tests.distributed.launching import STEPS, distance, identical, largest_difference, metrics, norm, train, weights
+from tests.distributed.launching import (
+    STEPS,
+    distance,
+    identical,
+    largest_difference,
+    metrics,
+    norm,
+    train,
+    weights,
+)
 
 pytestmark = pytest.mark.distributed
 FLOAT64 = "training.precision=float64"
@@ -32,8 +41,12 @@ def requests_of(run_dir):
         (3, 2, "one group a micro-step over 3 ranks, 1 or 2 a rank, 3 micro-steps"),
     ],
 )
-def test_float64_weights_agree_to_1e9_over_layouts(data_root, tmp_path, reference, world, limit, layout):
-    output = train(data_root, tmp_path, "st_resnet", world, FLOAT64, f"training.max_micro_batch={limit}")
+def test_float64_weights_agree_to_1e9_over_layouts(
+    data_root, tmp_path, reference, world, limit, layout
+):
+    output = train(
+        data_root, tmp_path, "st_resnet", world, FLOAT64, f"training.max_micro_batch={limit}"
+    )
     assert layout in output
     assert largest_difference(weights(reference), weights(tmp_path)) < 1e-9
     assert requests_of(tmp_path) == requests_of(reference)
@@ -43,7 +56,9 @@ def test_float64_weights_agree_to_1e9_over_layouts(data_root, tmp_path, referenc
 def test_float64_weights_agree_to_1e9_on_four_ranks(data_root, tmp_path):
     """Groups of 5, which four ranks can share, uneven: 1, 1, 1 and 2 videos."""
     for world in (1, 4):
-        train(data_root, tmp_path / str(world), "st_resnet", world, FLOAT64, "training.norm_group=5")
+        train(
+            data_root, tmp_path / str(world), "st_resnet", world, FLOAT64, "training.norm_group=5"
+        )
     assert largest_difference(weights(tmp_path / "1"), weights(tmp_path / "4")) < 1e-9
     assert requests_of(tmp_path / "1") == requests_of(tmp_path / "4")
 
@@ -108,7 +123,9 @@ def test_zero_1_in_float64_agrees_to_float32_rounding(data_root, tmp_path, refer
     train(data_root, tmp_path / "zero", "st_resnet", 2, *zero1, "training.max_steps=1")
     assert largest_difference(weights(tmp_path / "ddp"), weights(tmp_path / "zero")) < 1e-6
     train(data_root, tmp_path / "long", "st_resnet", 2, *zero1)
-    assert distance(weights(reference), weights(tmp_path / "long")) < 1e-4 * norm(weights(reference))
+    assert distance(weights(reference), weights(tmp_path / "long")) < 1e-4 * norm(
+        weights(reference)
+    )
 
 
 def test_the_same_layout_twice_is_bit_identical(data_root, tmp_path, float32_reference):

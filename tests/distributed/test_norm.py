@@ -20,7 +20,11 @@ def test_a_group_over_ranks_has_the_same_output_gradients_and_statistics(world):
     processes = []
     for rank in range(world):
         env = clean_environment(
-            RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+            RANK=str(rank),
+            WORLD_SIZE=str(world),
+            LOCAL_RANK=str(rank),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
         )
         processes.append(
             subprocess.Popen(

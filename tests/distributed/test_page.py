@@ -13,7 +13,9 @@ from tests.unit.made_up_run import make_finished_run
 
 pytestmark = [
     pytest.mark.distributed,
-    pytest.mark.skipif(shutil.which("chromedriver") is None, reason="no chromium-driver on this machine"),
+    pytest.mark.skipif(
+        shutil.which("chromedriver") is None, reason="no chromium-driver on this machine"
+    ),
 ]
 RIGHT, DOWN, HOME, END = "\ue014", "\ue015", "\ue011", "\ue010"
 # Every visible piece of text with its own colour and the colour behind it, where those are below level AA.
@@ -46,7 +48,10 @@ def pages(tmp_path_factory):
     for classes, videos in ((8, 12), (101, 7)):
         folder = home / f"of {classes}"
         found[classes] = write_report(make_finished_run(folder, classes, videos, skill=0.7), folder)
-    configs = [(make_finished_run(home / f"seed{n}", 8, 6, seed=n), home / f"seed{n}") for n in range(1, 10)]
+    configs = [
+        (make_finished_run(home / f"seed{n}", 8, 6, seed=n), home / f"seed{n}")
+        for n in range(1, 10)
+    ]
     found["nine"] = write_several([gather(*pair) for pair in configs], home / "nine.html")
     return found
 
@@ -68,8 +73,13 @@ def test_pages_fit_and_can_be_read(browser, pages, which, width):
     assert pale == []
     assert browser.console() == []
     # The answer and the first rows of the table are on the first screen.
-    assert browser.run("return document.querySelector('.lead').getBoundingClientRect().bottom") < 400
-    assert browser.run("return document.querySelector('tbody tr').getBoundingClientRect().bottom") < 700
+    assert (
+        browser.run("return document.querySelector('.lead').getBoundingClientRect().bottom") < 400
+    )
+    assert (
+        browser.run("return document.querySelector('tbody tr').getBoundingClientRect().bottom")
+        < 700
+    )
 
 
 def test_dark_pages_can_be_read(pages, tmp_path):
@@ -97,10 +107,14 @@ def test_the_lens_follows_pointer_and_keys(browser, pages, classes):
     browser.open(pages[classes])
     browser.emulate(1400, 900)
     names, last = (
-        browser.run("return JSON.parse(document.querySelector('[data-matrix] script').textContent).names"),
+        browser.run(
+            "return JSON.parse(document.querySelector('[data-matrix] script').textContent).names"
+        ),
         classes - 1,
     )
-    browser.run("document.querySelector('.over').scrollIntoView({block: 'center', behavior: 'instant'})")
+    browser.run(
+        "document.querySelector('.over').scrollIntoView({block: 'center', behavior: 'instant'})"
+    )
     browser.run("document.querySelector('.over').focus()")
     browser.press(HOME)
     assert here(browser) == ["0 0", names[0]]
@@ -141,9 +155,13 @@ def test_on_paper_it_is_black_on_white(browser, pages):
     browser.open(pages[8])
     browser._call("POST", "/goog/cdp/execute", {"cmd": "Emulation.setEmulatedMedia", "params": {
         "media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}]}})  # fmt: skip
-    colours = browser.run("const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]")
+    colours = browser.run(
+        "const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]"
+    )
     hidden = browser.run("return getComputedStyle(document.querySelector('nav')).display")
-    browser._call("POST", "/goog/cdp/execute", {"cmd": "Emulation.setEmulatedMedia", "params": {"media": ""}})
+    browser._call(
+        "POST", "/goog/cdp/execute", {"cmd": "Emulation.setEmulatedMedia", "params": {"media": ""}}
+    )
     assert re.findall(r"\d+", colours[0])[:3] == ["255", "255", "255"]
     assert max(int(n) for n in re.findall(r"\d+", colours[1])[:3]) < 60
     assert hidden == "none"

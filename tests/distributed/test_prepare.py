@@ -37,7 +37,9 @@ def command(root):
 def test_killed_ten_times_it_ends_in_the_same_bytes(store, tmp_path):
     random.seed(5)
     for _ in range(10):
-        process = subprocess.Popen(command(tmp_path), cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command(tmp_path), cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL
+        )
         time.sleep(random.uniform(0.3, 2.0))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -63,7 +65,9 @@ def test_mpi_ranks_share_the_work(store, tmp_path):
 
 
 def test_workers_do_not_outlive_a_killed_command(tmp_path):
-    process = subprocess.Popen(command(tmp_path), cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(tmp_path), cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL
+    )
     parent = psutil.Process(process.pid)
     deadline = time.monotonic() + 30
     while len(parent.children(recursive=True)) < 2 and time.monotonic() < deadline:
@@ -83,7 +87,12 @@ def test_workers_do_not_outlive_a_killed_command(tmp_path):
 
 # -- one owner ---------------------------------------------------------------------------------------------------------
 
-FEW = ("data.binding.train_videos=8", "data.binding.test_videos=8", "data.binding.frames=6", "data.workers=1")
+FEW = (
+    "data.binding.train_videos=8",
+    "data.binding.test_videos=8",
+    "data.binding.frames=6",
+    "data.workers=1",
+)
 
 
 def few(root):
@@ -94,7 +103,12 @@ def few(root):
 
 def start(root):
     return subprocess.Popen(
-        few(root)[0], cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        few(root)[0],
+        cwd=ROOT,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -115,10 +129,15 @@ def test_several_at_once_and_one_killed_make_one_whole_store(few_digests, tmp_pa
     owner = json.loads(lock.read_text())["process"]
     time.sleep(random.Random(2).uniform(0.0, 1.0))
     os.killpg(owner, signal.SIGKILL)
-    results = {process.pid: (*process.communicate(timeout=240), process.returncode) for process in processes}
+    results = {
+        process.pid: (*process.communicate(timeout=240), process.returncode)
+        for process in processes
+    }
     assert results.pop(owner)[2] == -signal.SIGKILL
     assert [code for _, _, code in results.values()] == [0, 0, 0], results
-    assert any("this store is being prepared by process" in error for _, error, _ in results.values())
+    assert any(
+        "this store is being prepared by process" in error for _, error, _ in results.values()
+    )
     folder = store_folder(few(tmp_path)[1])
     assert digests(folder) == few_digests
     assert verify(Store(folder)) == []
@@ -126,7 +145,12 @@ def test_several_at_once_and_one_killed_make_one_whole_store(few_digests, tmp_pa
 
 def test_leftovers_of_killed_processes_are_removed(few_digests, tmp_path):
     folder = store_folder(few(tmp_path)[1])
-    for name in ("parts/.x.tar.12.34.tmp", "shards/.00003.tar.1.2.tmp", "index/.names.7.tmp", ".manifest.json.1.2.tmp"):
+    for name in (
+        "parts/.x.tar.12.34.tmp",
+        "shards/.00003.tar.1.2.tmp",
+        "index/.names.7.tmp",
+        ".manifest.json.1.2.tmp",
+    ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("left by a kill")
     (folder / "shards" / "00007.tar").write_text("a shard that no manifest knows")

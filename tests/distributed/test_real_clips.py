@@ -14,7 +14,9 @@ pytestmark = pytest.mark.distributed
 
 
 def test_each_real_clip_is_prepared_or_rejected(clips, tmp_path):
-    files = sorted(path for path in clips.iterdir() if path.suffix in (".avi", ".mp4", ".mkv", ".mov"))
+    files = sorted(
+        path for path in clips.iterdir() if path.suffix in (".avi", ".mp4", ".mkv", ".mov")
+    )
     for number, path in enumerate(files):
         target = tmp_path / "videos" / ("odd" if number % 2 else "even") / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -22,7 +24,15 @@ def test_each_real_clip_is_prepared_or_rejected(clips, tmp_path):
     settings = [f"data.root={tmp_path}", "data.kind=folder", f"data.videos={tmp_path / 'videos'}"]
     words = [word for setting in settings for word in ("--set", setting)]
     result = run_python(
-        "-m", "hpc_stres", "prepare", "--config", TINY, *words, "--set", "data.max_rejected=0.5", timeout=200
+        "-m",
+        "hpc_stres",
+        "prepare",
+        "--config",
+        TINY,
+        *words,
+        "--set",
+        "data.max_rejected=0.5",
+        timeout=200,
     )
     assert result.returncode == 0, result.stderr
     assert "core-hours" in result.stdout
@@ -31,7 +41,11 @@ def test_each_real_clip_is_prepared_or_rejected(clips, tmp_path):
     assert verify(store) == []
     seen = 0
     for path in files:
-        name = next(n for n in (f"even/{path.stem}", f"odd/{path.stem}") if n in {**store.number, **store.rejected})
+        name = next(
+            n
+            for n in (f"even/{path.stem}", f"odd/{path.stem}")
+            if n in {**store.number, **store.rejected}
+        )
         try:
             frames = count_frames(path)
         except UndecodableError:

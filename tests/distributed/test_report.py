@@ -8,7 +8,9 @@ from tests.distributed.browser import Browser
 
 pytestmark = [
     pytest.mark.distributed,
-    pytest.mark.skipif(shutil.which("chromedriver") is None, reason="no chromium-driver on this machine"),
+    pytest.mark.skipif(
+        shutil.which("chromedriver") is None, reason="no chromium-driver on this machine"
+    ),
 ]
 
 
@@ -24,9 +26,9 @@ def light(tmp_path_factory):
 
 
 def background(browser):
-    red, green, blue = browser.run("return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")[
-        :3
-    ]
+    red, green, blue = browser.run(
+        "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
+    )[:3]
     return (red + green + blue) / 3
 
 
@@ -40,7 +42,9 @@ def test_it_opens_without_an_error_and_shows_every_picture(light, page):
     assert len(pictures) > 10
     assert min(pictures) > 0
     assert (
-        light.run("return performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:')).length")
+        light.run(
+            "return performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:')).length"
+        )
         == 0
     )
     charts = light.run(
@@ -81,7 +85,9 @@ def test_every_link_and_fold_is_reached_by_keyboard(light, page):
     stops = "[...document.querySelectorAll('a[href], summary')].filter(e => e.checkVisibility())"
     wanted = light.run(f"return {stops}.length")
     # Boxes that scroll are stops as well.
-    others = light.run("return document.querySelectorAll('.wide, .over, .lens, .strips, pre, .all').length")
+    others = light.run(
+        "return document.querySelectorAll('.wide, .over, .lens, .strips, pre, .all').length"
+    )
     reached = set()
     for _ in range(wanted + others + 15):
         light.press_tab()

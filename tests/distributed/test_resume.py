@@ -54,7 +54,9 @@ def pid_of_rank(process, rank):
 
 
 @pytest.mark.parametrize("name", ["SIGUSR2", "SIGTERM"])
-def test_a_signal_stops_at_a_step_and_the_rest_is_bit_identical(data_root, tmp_path, straight, name):
+def test_a_signal_stops_at_a_step_and_the_rest_is_bit_identical(
+    data_root, tmp_path, straight, name
+):
     fine = ["training.log_every_steps=1", "training.checkpoint_every_steps=0"]
     process = start(data_root, tmp_path, "st_resnet", 1, FLOAT64, *fine)
     try:
@@ -83,7 +85,14 @@ def test_float32_goes_on_over_engines_and_zero_stages(data_root, tmp_path):
     train(data_root, tmp_path / "straight", "st_resnet", 1)
     zero1 = ["training.engine=deepspeed", "training.zero_stage=1"]
     train(data_root, tmp_path / "mixed", "st_resnet", 2, *zero1, "training.max_steps=5")
-    train(data_root, tmp_path / "mixed", "st_resnet", 1, "training.engine=ddp", "training.max_steps=10")
+    train(
+        data_root,
+        tmp_path / "mixed",
+        "st_resnet",
+        1,
+        "training.engine=ddp",
+        "training.max_steps=10",
+    )
     train(data_root, tmp_path / "mixed", "st_resnet", 2, *zero1, "training.max_steps=15")
     train(data_root, tmp_path / "mixed", "st_resnet", 1, "training.engine=deepspeed")
     straight, mixed = weights(tmp_path / "straight"), weights(tmp_path / "mixed")
@@ -93,8 +102,19 @@ def test_float32_goes_on_over_engines_and_zero_stages(data_root, tmp_path):
 def test_killed_at_random_moments_it_ends_with_the_same_weights(data_root, tmp_path):
     """SIGKILL at random moments, also while it saves: a checkpoint after every step makes that frequent."""
     random.seed(11)
-    often = [FLOAT64, "phases.st_resnet.optimise.schedule=[[120, 0.001]]", "training.log_every_steps=1"]
-    train(data_root, tmp_path / "straight", "st_resnet", 1, *often, "training.checkpoint_every_steps=0")
+    often = [
+        FLOAT64,
+        "phases.st_resnet.optimise.schedule=[[120, 0.001]]",
+        "training.log_every_steps=1",
+    ]
+    train(
+        data_root,
+        tmp_path / "straight",
+        "st_resnet",
+        1,
+        *often,
+        "training.checkpoint_every_steps=0",
+    )
     often.append("training.checkpoint_every_steps=1")
     reached = 0
     for kill in range(KILLS):

@@ -59,7 +59,9 @@ def test_a_test_videos_answer_is_that_of_the_evaluation(chain, test_video):
     assert found["top"][0]["probability"] == pytest.approx(float(expected[best]), abs=1e-6)
     assert len(found["top"]) == 5
     assert len(found["over_time"]) == 1  # five chunks, pooled over five
-    other = json.loads(predict("--run-dir", chain[0], "--phase", "st_resnet", "--json", "--over-time", path).stdout)
+    other = json.loads(
+        predict("--run-dir", chain[0], "--phase", "st_resnet", "--json", "--over-time", path).stdout
+    )
     assert len(other["over_time"]) == 5
 
 
@@ -76,7 +78,9 @@ def test_an_annotated_video_and_a_flow_strip_are_saved(chain, test_video, tmp_pa
 
 
 def test_real_clips_are_answered_and_the_broken_ones_named(chain, clips):
-    files = sorted(path for path in clips.iterdir() if path.suffix in (".avi", ".mp4", ".mkv", ".mov"))
+    files = sorted(
+        path for path in clips.iterdir() if path.suffix in (".avi", ".mp4", ".mkv", ".mov")
+    )
     whole, broken = [], []
     for path in files:
         try:
@@ -127,9 +131,14 @@ def test_no_code_in_an_exported_folder_runs(exported, test_video, tmp_path):
     expected = predict("--model", exported[0], "--json", path).stdout
     (folder / "model.pt2").write_bytes(pickle.dumps(Evil(harm)))
     assert predict("--model", folder, "--json", path).stdout == expected
-    with zipfile.ZipFile(exported[0] / "model.pt2") as good, zipfile.ZipFile(folder / "model.pt2", "w") as bad:
+    with (
+        zipfile.ZipFile(exported[0] / "model.pt2") as good,
+        zipfile.ZipFile(folder / "model.pt2", "w") as bad,
+    ):
         for name in good.namelist():
-            bad.writestr(name, pickle.dumps(Evil(harm)) if name.endswith(".pt") else good.read(name))
+            bad.writestr(
+                name, pickle.dumps(Evil(harm)) if name.endswith(".pt") else good.read(name)
+            )
     assert predict("--model", folder, "--json", path).stdout == expected
     torch_file = tmp_path / "weights.pth"
     torch_file.write_bytes(pickle.dumps({"conv1.weight": Evil(harm)}))
@@ -150,7 +159,10 @@ def test_damage_in_an_exported_folder_is_named(exported, test_video, tmp_path):
             torn[draw.randrange(len(torn))] ^= 1 << draw.randrange(8)
             (folder / name).write_bytes(torn)
             try:
-                assert replace(networks.from_export(folder, torch.device("cpu")), call=right.call) == right
+                assert (
+                    replace(networks.from_export(folder, torch.device("cpu")), call=right.call)
+                    == right
+                )
             except UserError as error:
                 said.append((name, str(error)))
         (folder / name).write_bytes(whole)
@@ -175,10 +187,18 @@ def test_export_states_its_differences_and_keeps_torchvisions_names(chain, expor
     assert found["difference"]["onnx"] < 1e-4
     assert "onnx differs from the network by" in output
     state = load_file(folder / "appearance.safetensors")
-    for name in ("conv1.weight", "bn1.running_var", "layer1.0.downsample.0.weight", "layer2.1.conv3.weight", "fc.bias"):
+    for name in (
+        "conv1.weight",
+        "bn1.running_var",
+        "layer1.0.downsample.0.weight",
+        "layer2.1.conv3.weight",
+        "fc.bias",
+    ):
         assert name in state
     run = load_file(chain[0] / "phases" / "st_resnet_star" / "weights.safetensors")
-    assert {f"appearance.{name}" for name in state} == {name for name in run if name.startswith("appearance.")}
+    assert {f"appearance.{name}" for name in state} == {
+        name for name in run if name.startswith("appearance.")
+    }
     assert state["layer1.1.conv1.weight"].shape[2:] == (3, 1)
 
 
@@ -188,12 +208,16 @@ def programs(exported):
     import onnxruntime
 
     folder, _ = exported
-    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(folder / "model.onnx"), providers=["CPUExecutionProvider"]
+    )
     program = torch.export.load(folder / "model.pt2").module()
     return networks.from_export(folder, torch.device("cpu")), program, session
 
 
-@pytest.mark.parametrize("shape", [(1, 5, 32, 48), (1, 25, 97, 131), (4, 6, 160, 213), (2, 8, 9, 60), (1, 7, 1, 1)])
+@pytest.mark.parametrize(
+    "shape", [(1, 5, 32, 48), (1, 25, 97, 131), (4, 6, 160, 213), (2, 8, 9, 60), (1, 7, 1, 1)]
+)
 def test_programs_take_any_batch_time_and_size(programs, shape):
     network, program, session = programs
     batch, time, height, width = shape
@@ -201,7 +225,9 @@ def test_programs_take_any_batch_time_and_size(programs, shape):
     clips = [torch.randn(batch, time, planes, height, width, generator=draw) for planes in (3, 20)]
     with torch.no_grad():
         expected, exact = network(*clips), program(*clips)
-    onnx = session.run(None, {name: clip.numpy() for name, clip in zip(("rgb", "flow"), clips, strict=True)})
+    onnx = session.run(
+        None, {name: clip.numpy() for name, clip in zip(("rgb", "flow"), clips, strict=True)}
+    )
     for right, one, two in zip(expected, exact, onnx, strict=True):
         scale = float(right.abs().max())
         assert one.shape == right.shape
@@ -218,7 +244,11 @@ def test_an_export_carries_no_clips(exported):
 def test_a_shared_folder_is_the_export(exported, test_video, tmp_path):
     path, _ = test_video
     folder = shutil.copytree(exported[0] / "hub", tmp_path / "shared")
-    assert {file.name for file in folder.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    assert {file.name for file in folder.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+    }
     one = predict("--model", exported[0], "--json", path)
     two = predict("--model", folder, "--json", path)
     assert two.returncode == 0, two.stderr
@@ -255,7 +285,9 @@ def test_the_serving_example_answers_like_predict(exported, test_video):
     example = ROOT / "examples" / "serve_onnx.py"
     result = run_python("-c", ONLY_THESE, example, exported[0] / "model.onnx", path)
     assert result.returncode == 0, result.stderr
-    served = {line.split("%")[1].strip(): float(line.split("%")[0]) for line in result.stdout.splitlines()}
+    served = {
+        line.split("%")[1].strip(): float(line.split("%")[0]) for line in result.stdout.splitlines()
+    }
     assert len(served) == 5
     told = json.loads(predict("--model", exported[0], "--json", path).stdout)
     answers = {row["class"]: 100 * row["probability"] for row in told["top"]}
@@ -267,7 +299,9 @@ def test_the_serving_example_answers_like_predict(exported, test_video):
 def test_the_notebook_runs(chain, tmp_path):
     cells = json.loads((ROOT / "examples" / "first_steps.ipynb").read_text())["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    result = run_python("-c", code, cwd=tmp_path, env={"RUN": str(chain[0]), "PYTHONPATH": str(ROOT)})
+    result = run_python(
+        "-c", code, cwd=tmp_path, env={"RUN": str(chain[0]), "PYTHONPATH": str(ROOT)}
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("%") == 5
 
@@ -291,7 +325,10 @@ def test_all_splits_are_combined_and_their_mean_is_printed(chain, tmp_path):
     folders = []
     for number in (1, 2, 3):
         folders.append(tmp_path / f"split{number}")
-        table = {name: {**column, "top1": column["top1"] + number} for name, column in results["splits"]["1"].items()}
+        table = {
+            name: {**column, "top1": column["top1"] + number}
+            for name, column in results["splits"]["1"].items()
+        }
         folders[-1].mkdir()
         write_sealed(folders[-1] / "results.json", {**results, "splits": {str(number): table}})
     combined = combine_splits(tmp_path, folders)

@@ -17,7 +17,11 @@ def global_generators():
     """A hash of the state of every generator that code could draw from without saying so."""
     import torch
 
-    states = (torch.get_rng_state().numpy().tobytes(), repr(np.random.get_state()), repr(random.getstate()))
+    states = (
+        torch.get_rng_state().numpy().tobytes(),
+        repr(np.random.get_state()),
+        repr(random.getstate()),
+    )
     return hashlib.sha256(repr(states).encode()).hexdigest()
 
 

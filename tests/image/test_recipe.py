@@ -42,7 +42,9 @@ def test_the_definition_has_all_parts():
     assert "hpc-stres train" in found["test"]
     assert "video" in found["environment"]
     for name in ("post", "test"):
-        checked = subprocess.run(["bash", "-n"], input=found[name], text=True, capture_output=True, check=False)
+        checked = subprocess.run(
+            ["bash", "-n"], input=found[name], text=True, capture_output=True, check=False
+        )
         assert checked.returncode == 0, checked.stderr
 
 
@@ -61,17 +63,34 @@ def test_building_without_apptainer_says_what_to_do(tmp_path):
     assert "neither apptainer nor singularity is installed here" in result.stderr
 
 
-@pytest.mark.skipif(os.environ.get("HPC_STRES_IMAGE_TEST") != "1", reason="the image recipe runs by `make image-test`")
-@pytest.mark.skipif(shutil.which("debootstrap") is None or os.getuid() != 0, reason="needs root and debootstrap")
+@pytest.mark.skipif(
+    os.environ.get("HPC_STRES_IMAGE_TEST") != "1",
+    reason="the image recipe runs by `make image-test`",
+)
+@pytest.mark.skipif(
+    shutil.which("debootstrap") is None or os.getuid() != 0, reason="needs root and debootstrap"
+)
 def test_post_and_test_run_in_a_clean_root_file_system(tmp_path):
     root = tmp_path / "root"
-    mirror = re.search(r"^(?:URIs:|deb) *(http\S+/debian/?)(?:\s|$)", apt_sources(), re.MULTILINE).group(1)
+    mirror = re.search(
+        r"^(?:URIs:|deb) *(http\S+/debian/?)(?:\s|$)", apt_sources(), re.MULTILINE
+    ).group(1)
     run("debootstrap", "--variant=minbase", "--include=ca-certificates", "bookworm", root, mirror)
     copy_repository(root / "opt" / "hpc_stres")
     wheels = root / "wheels"
     wheels.mkdir()
     lock = ["-r", ROOT / "env/requirements.lock", "-r", ROOT / "env/dali-cuda12.lock"]
-    run(ROOT / ".venv/bin/python", "-m", "pip", "download", "--quiet", "--no-deps", "-d", wheels, *lock)
+    run(
+        ROOT / ".venv/bin/python",
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "-d",
+        wheels,
+        *lock,
+    )
     use_this_machines_network(root)
     with mounted(root):
         in_root(root, sections()["post"], PIP_NO_INDEX="1", PIP_FIND_LINKS="/wheels")
@@ -123,13 +142,23 @@ def mounted(root):
 def in_root(root, script, **environment):
     """A script as root inside the root file system; its output, which is shown when it fails."""
     keep = {key: value for key, value in os.environ.items() if key.lower().endswith("_proxy")}
-    settings = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", **keep}
-    return run("chroot", root, "/bin/bash", "-c", script, env={**settings, **environment}, timeout=1500)
+    settings = {
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": "/root",
+        **keep,
+    }
+    return run(
+        "chroot", root, "/bin/bash", "-c", script, env={**settings, **environment}, timeout=1500
+    )
 
 
 def run(*command, **more):
     result = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, check=False, **{"timeout": 900, **more}
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        check=False,
+        **{"timeout": 900, **more},
     )
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
     return result.stdout

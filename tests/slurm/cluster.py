@@ -16,7 +16,17 @@ from pathlib import Path
 
 import psutil
 
-PROGRAMS = ("munged", "mariadbd", "mariadb", "mariadb-install-db", "slurmctld", "slurmdbd", "slurmd", "sbatch", "sacct")
+PROGRAMS = (
+    "munged",
+    "mariadbd",
+    "mariadb",
+    "mariadb-install-db",
+    "slurmctld",
+    "slurmdbd",
+    "slurmd",
+    "sbatch",
+    "sacct",
+)
 NODES = ("n1", "n2", "n3", "n4")
 START_SECONDS = 30.0
 FIRST_PORT, LAST_PORT = 28100, 32700
@@ -112,18 +122,30 @@ class PrivateSlurm:
     def __init__(self, root):
         self.root = Path(root)
         first = free_ports(7)
-        ports = {"ctld": first, "dbd": first + 1, "db": first + 2, "node": first + 3, "node_last": first + 6}
+        ports = {
+            "ctld": first,
+            "dbd": first + 1,
+            "db": first + 2,
+            "node": first + 3,
+            "node_last": first + 6,
+        }
         self.ports = {"root": self.root, **ports}
         self.processes = {}
         self.environment = {**os.environ, "SLURM_CONF": str(self.root / "slurm.conf")}
-        for name in [key for key in self.environment if key.startswith("SLURM_") and key != "SLURM_CONF"]:
+        for name in [
+            key for key in self.environment if key.startswith("SLURM_") and key != "SLURM_CONF"
+        ]:
             del self.environment[name]
 
     def start(self):
         """Bring everything up; four nodes are idle and sacct answers when this returns."""
         self.root.mkdir(parents=True, exist_ok=True)
         self.root.chmod(0o755)
-        for folder in ("state", "db", *(f"{kind}/{node}" for kind in ("spool", "tmp") for node in NODES)):
+        for folder in (
+            "state",
+            "db",
+            *(f"{kind}/{node}" for kind in ("spool", "tmp") for node in NODES),
+        ):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
         (self.root / "slurm.conf").write_text(SLURM_CONF.format(**self.ports))
         (self.root / "slurmdbd.conf").write_text(SLURMDBD_CONF.format(**self.ports))
@@ -151,15 +173,31 @@ class PrivateSlurm:
 
     def _start_database(self):
         data, sock = self.root / "db", self.root / "db.socket"
-        install = ["mariadb-install-db", "--no-defaults", f"--datadir={data}", "--user=root", "--skip-test-db"]
+        install = [
+            "mariadb-install-db",
+            "--no-defaults",
+            f"--datadir={data}",
+            "--user=root",
+            "--skip-test-db",
+        ]
         self.run(*install, "--auth-root-authentication-method=normal")
-        options = [f"--datadir={data}", f"--socket={sock}", f"--port={self.ports['db']}", "--bind-address=127.0.0.1"]
+        options = [
+            f"--datadir={data}",
+            f"--socket={sock}",
+            f"--port={self.ports['db']}",
+            "--bind-address=127.0.0.1",
+        ]
         options += ["--user=root", f"--pid-file={data}/db.pid", "--innodb-buffer-pool-size=64M"]
-        self._spawn("mariadbd", ["mariadbd", "--no-defaults", *options, "--innodb-flush-log-at-trx-commit=0"])
+        self._spawn(
+            "mariadbd",
+            ["mariadbd", "--no-defaults", *options, "--innodb-flush-log-at-trx-commit=0"],
+        )
         client = ["mariadb", "--no-defaults", f"--socket={sock}", "-u", "root", "-e"]
         self.wait(lambda: self.ok(*client, "select 1"), "mariadbd")
         grant = "create database slurm_acct; create user slurm@'127.0.0.1' identified by 'slurm';"
-        self.run(*client, grant + "grant all on slurm_acct.* to slurm@'127.0.0.1'; flush privileges")
+        self.run(
+            *client, grant + "grant all on slurm_acct.* to slurm@'127.0.0.1'; flush privileges"
+        )
 
     def start_node(self, node):
         """Start one slurmd, also after `kill_node`."""
@@ -230,7 +268,13 @@ class PrivateSlurm:
 
     def run(self, *command, check=True, **more):
         """A command against this Slurm, with its output as text."""
-        options = {"capture_output": True, "text": True, "env": self.environment, "timeout": 120, **more}
+        options = {
+            "capture_output": True,
+            "text": True,
+            "env": self.environment,
+            "timeout": 120,
+            **more,
+        }
         return subprocess.run([str(part) for part in command], check=check, **options)
 
     def ok(self, *command):
@@ -239,7 +283,10 @@ class PrivateSlurm:
 
     def all_idle(self):
         """Whether all nodes wait for work."""
-        return self.run("sinfo", "-h", "-p", "main", "-N", "-o", "%t", check=False).stdout.split() == ["idle"] * 4
+        return (
+            self.run("sinfo", "-h", "-p", "main", "-N", "-o", "%t", check=False).stdout.split()
+            == ["idle"] * 4
+        )
 
     def queue(self):
         """Ids of jobs that are pending, running or ending."""
@@ -248,11 +295,15 @@ class PrivateSlurm:
     def state(self, job):
         """A job's state: from the controller, else from the accounting."""
         shown = self.run("scontrol", "-o", "show", "job", str(job), check=False).stdout
-        return shown.split("JobState=")[1].split()[0] if "JobState=" in shown else self.accounted(job)
+        return (
+            shown.split("JobState=")[1].split()[0] if "JobState=" in shown else self.accounted(job)
+        )
 
     def accounted(self, job):
         """A job's state as sacct tells it."""
-        lines = self.run("sacct", "-n", "-X", "-D", "-j", str(job), "-o", "State%30").stdout.split("\n")
+        lines = self.run("sacct", "-n", "-X", "-D", "-j", str(job), "-o", "State%30").stdout.split(
+            "\n"
+        )
         return lines[-2].strip() if len(lines) > 1 else ""
 
     def wait(self, condition, what, seconds=START_SECONDS):

@@ -11,7 +11,16 @@ from tests.conftest import ROOT, TINY
 from tests.slurm.cluster import PrivateSlurm, missing
 
 JOB_SECONDS = 240.0
-FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "DEADLINE")
+FINAL = (
+    "COMPLETED",
+    "FAILED",
+    "CANCELLED",
+    "TIMEOUT",
+    "NODE_FAIL",
+    "PREEMPTED",
+    "OUT_OF_MEMORY",
+    "DEADLINE",
+)
 
 
 def pytest_collection_modifyitems(items):
@@ -79,9 +88,20 @@ class User:
 
     def command(self, *more, nodes=4, phase="all", **settings):
         """The command line of a submit."""
-        words = [sys.executable, "launch/submit.py", "--config", TINY, "--cluster", "slurm", "--nodes", nodes]
+        words = [
+            sys.executable,
+            "launch/submit.py",
+            "--config",
+            TINY,
+            "--cluster",
+            "slurm",
+            "--nodes",
+            nodes,
+        ]
         words += ["--phase", phase, "--run-dir", self.run_dir, *more]
-        for key, value in (self.settings | {k.replace("__", "."): v for k, v in settings.items()}).items():
+        for key, value in (
+            self.settings | {k.replace("__", "."): v for k, v in settings.items()}
+        ).items():
             words += ["--set", f"{key}={value}"]
         return [str(word) for word in words]
 
@@ -95,7 +115,10 @@ class User:
         """Ids of the links of each job."""
         if not (self.run_dir / "jobs.json").is_file():
             return {}
-        return {name: job["ids"] for name, job in json.loads((self.run_dir / "jobs.json").read_text())["jobs"].items()}
+        return {
+            name: job["ids"]
+            for name, job in json.loads((self.run_dir / "jobs.json").read_text())["jobs"].items()
+        }
 
     def wait_states(self, *numbers, seconds=JOB_SECONDS):
         """Final states of jobs."""
@@ -112,7 +135,9 @@ class User:
     def wait_step(self, phase, step, seconds=JOB_SECONDS):
         """Wait until a phase has logged a step."""
         path = self.run_dir / "phases" / phase / "metrics.jsonl"
-        self.slurm.wait(lambda: path.is_file() and last_step(path) >= step, f"step {step} of {phase}", seconds)
+        self.slurm.wait(
+            lambda: path.is_file() and last_step(path) >= step, f"step {step} of {phase}", seconds
+        )
 
     def status(self):
         """What status.py prints."""

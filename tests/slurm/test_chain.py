@@ -32,7 +32,11 @@ def finished(slurm, data_root, tmp_path_factory):
         jobs = user.jobs()
         assert list(jobs) == [*PHASES, "evaluate"]
         words = ["--config", TINY, "--cluster", "local", "--run-dir", root / "local"]
-        for key, value in {"data.root": data_root, "training.norm_group": 5, "training.precision": "float64"}.items():
+        for key, value in {
+            "data.root": data_root,
+            "training.norm_group": 5,
+            "training.precision": "float64",
+        }.items():
             words += ["--set", f"{key}={value}"]
         alone = run_python("launch/submit.py", *words)
         assert alone.returncode == 0, alone.stderr
@@ -45,9 +49,14 @@ def test_four_nodes_see_and_find_what_one_process_does(finished):
     user, local = finished
     for phase in PHASES:
         assert trail(user.run_dir, phase) == trail(local, phase)
-        rows = [json.loads(x) for x in (user.run_dir / "phases" / phase / "metrics.jsonl").read_text().splitlines()]
+        rows = [
+            json.loads(x)
+            for x in (user.run_dir / "phases" / phase / "metrics.jsonl").read_text().splitlines()
+        ]
         assert {row["world_size"] for row in rows} == {4}
-    ours, theirs = (json.loads((folder / "results.json").read_text()) for folder in (user.run_dir, local))
+    ours, theirs = (
+        json.loads((folder / "results.json").read_text()) for folder in (user.run_dir, local)
+    )
     assert ours == theirs
 
 
@@ -62,7 +71,10 @@ def test_everything_that_a_job_needs_is_in_its_run_folder(finished):
 def test_the_accounting_knows_the_jobs(finished):
     user, _ = finished
     numbers = [number for links in user.jobs().values() for number in links]
-    user.slurm.wait(lambda: {user.slurm.accounted(n) for n in numbers} == {"COMPLETED"}, "sacct's word on all jobs")
+    user.slurm.wait(
+        lambda: {user.slurm.accounted(n) for n in numbers} == {"COMPLETED"},
+        "sacct's word on all jobs",
+    )
 
 
 def test_eval_sh_evaluates_over_several_nodes(finished, tmp_path):
@@ -70,9 +82,14 @@ def test_eval_sh_evaluates_over_several_nodes(finished, tmp_path):
     shutil.copytree(user.run_dir, tmp_path / "rün dir")
     shutil.rmtree(tmp_path / "rün dir" / "scores")
     (tmp_path / "rün dir" / "results.json").unlink()
-    job = sbatch(user.slurm, tmp_path, "eval.sh", "-N3", "--ntasks-per-node=1", RUN_DIR=tmp_path / "rün dir")
+    job = sbatch(
+        user.slurm, tmp_path, "eval.sh", "-N3", "--ntasks-per-node=1", RUN_DIR=tmp_path / "rün dir"
+    )
     assert user.wait_states(job) == ["COMPLETED"], (tmp_path / "out.txt").read_text()
-    ours, theirs = (json.loads((folder / "results.json").read_text()) for folder in (tmp_path / "rün dir", local))
+    ours, theirs = (
+        json.loads((folder / "results.json").read_text())
+        for folder in (tmp_path / "rün dir", local)
+    )
     assert ours == theirs
     assert "ST-ResNet*" in (tmp_path / "out.txt").read_text()
 
@@ -95,7 +112,9 @@ def test_prepare_sh_prepares_over_mpi(slurm, user, store, tmp_path):
     if states == ["FAILED"] and "Segmentation fault" in log and "hpc_stres" not in log:
         # MPI's own library died while its ranks connected (1 of some 300 starts): what a user does
         # then is to submit the same again, and it must resume.
-        states = user.wait_states(sbatch(slurm, tmp_path, *words, script_arguments=more, CONFIG=TINY))
+        states = user.wait_states(
+            sbatch(slurm, tmp_path, *words, script_arguments=more, CONFIG=TINY)
+        )
         log = (tmp_path / "out.txt").read_text()
     assert states == ["COMPLETED"], log
     folder = store_folder(tiny_config(tmp_path / "däta"))
@@ -107,19 +126,36 @@ def sbatch(slurm, folder, script, *options, script_arguments=(), **variables):
     environment = {**slurm.environment, "MASTER_ADDR": "127.0.0.1", "HPC_STRES_THREADS": "1"}
     environment |= {key: str(value) for key, value in variables.items()}
     environment["HPC_STRES_VENV"] = sys.prefix
-    words = ["sbatch", "--parsable", "-o", folder / "out.txt", *options, f"slurm/{script}", *script_arguments]
+    words = [
+        "sbatch",
+        "--parsable",
+        "-o",
+        folder / "out.txt",
+        *options,
+        f"slurm/{script}",
+        *script_arguments,
+    ]
     return slurm.run(*words, env=environment, cwd=ROOT).stdout.strip()
 
 
 def assert_run_folder_is_complete(user):
-    for name in ("config.yaml", "provenance.json", "code.diff", "jobs.json", "preflight.json", "report.html"):
+    for name in (
+        "config.yaml",
+        "provenance.json",
+        "code.diff",
+        "jobs.json",
+        "preflight.json",
+        "report.html",
+    ):
         assert (user.run_dir / name).is_file(), name
     provenance = json.loads((user.run_dir / "provenance.json").read_text())
     assert len(provenance["commit"]) == 40
     assert provenance["packages"]["torch"]
     logs = user.run_dir / "logs" / "st_resnet"
     assert len(list(logs.glob("*_log.out"))) == 4
-    assert [path.read_text().startswith("#!/bin/bash") for path in logs.glob("*_submission.sh")] == [True]
+    assert [
+        path.read_text().startswith("#!/bin/bash") for path in logs.glob("*_submission.sh")
+    ] == [True]
     found = json.loads((user.run_dir / "preflight.json").read_text())
     assert sorted(rank["node"] for rank in found["ranks"]) == ["n1", "n2", "n3", "n4"]
     assert found["all_reduce_gb_per_s"] > 0
@@ -154,11 +190,32 @@ def test_two_submits_at_once_start_one_chain(user, times):
 def test_in_float32_accuracies_differ_by_one_video_at_most(user, data_root, tmp_path):
     user.submit(phase="motion")
     jobs = user.jobs()
-    words = ["--config", TINY, "--cluster", "local", "--phase", "motion", "--run-dir", tmp_path / "local"]
-    alone = run_python("launch/submit.py", *words, "--set", f"data.root={data_root}", "--set", "training.norm_group=5")
+    words = [
+        "--config",
+        TINY,
+        "--cluster",
+        "local",
+        "--phase",
+        "motion",
+        "--run-dir",
+        tmp_path / "local",
+    ]
+    alone = run_python(
+        "launch/submit.py",
+        *words,
+        "--set",
+        f"data.root={data_root}",
+        "--set",
+        "training.norm_group=5",
+    )
     assert alone.returncode == 0, alone.stderr
-    assert user.wait_states(jobs["motion"][0], jobs["evaluate"][0]) == ["COMPLETED"] * 2, user.logs("motion")[-2000:]
-    both = [json.loads((folder / "results.json").read_text()) for folder in (user.run_dir, tmp_path / "local")]
+    assert user.wait_states(jobs["motion"][0], jobs["evaluate"][0]) == ["COMPLETED"] * 2, user.logs(
+        "motion"
+    )[-2000:]
+    both = [
+        json.loads((folder / "results.json").read_text())
+        for folder in (user.run_dir, tmp_path / "local")
+    ]
     columns = [results["splits"]["1"]["motion"] for results in both]
     assert abs(columns[0]["top1"] - columns[1]["top1"]) * columns[0]["videos"] / 100 < 1.5
     assert trail(user.run_dir, "motion") == trail(tmp_path / "local", "motion")
@@ -177,9 +234,21 @@ def test_the_scripts_run_inside_an_image(finished, tmp_path):
     (tmp_path / "the image.sif").touch()
     shutil.copytree(user.run_dir, tmp_path / "run")
     (tmp_path / "run" / "results.json").unlink()
-    environment = {"RUN_DIR": tmp_path / "run", "IMAGE": f"{tmp_path}/the image.sif", "BINDS": f"{tmp_path}:/data"}
+    environment = {
+        "RUN_DIR": tmp_path / "run",
+        "IMAGE": f"{tmp_path}/the image.sif",
+        "BINDS": f"{tmp_path}:/data",
+    }
     path = {"PATH": f"{tmp_path}/bin:{user.slurm.environment['PATH']}"}
-    job = sbatch(user.slurm, tmp_path, "eval.sh", "-N1", script_arguments=["--phase", "motion"], **environment, **path)
+    job = sbatch(
+        user.slurm,
+        tmp_path,
+        "eval.sh",
+        "-N1",
+        script_arguments=["--phase", "motion"],
+        **environment,
+        **path,
+    )
     assert user.wait_states(job) == ["COMPLETED"], (tmp_path / "out.txt").read_text()
     called = (tmp_path / "called").read_text().splitlines()
     assert called[:2] == ["exec", "--nv"]

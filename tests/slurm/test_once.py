@@ -17,7 +17,12 @@ import pytest
 from tests.conftest import ROOT
 from tests.slurm.conftest import User, person
 
-HELD = {"cluster__sbatch__hold": "true", "cluster__scheduler_seconds": 2, "cluster__links": 2, "nodes": 1}
+HELD = {
+    "cluster__sbatch__hold": "true",
+    "cluster__scheduler_seconds": 2,
+    "cluster__links": 2,
+    "nodes": 1,
+}
 CHAIN = Counter((name, link) for name in ("motion", "appearance", "evaluate") for link in (0, 1))
 TWO = {"phase": "motion,appearance"}
 
@@ -208,7 +213,8 @@ def test_a_job_that_is_completing_is_neither_alive_nor_done(who):
     who.slurm.wait(lambda: who.slurm.state(old) == "RUNNING", "the first job")
     who.slurm.run("scancel", *(number for numbers in who.jobs().values() for number in numbers))
     who.slurm.wait(
-        lambda: who.slurm.run("squeue", "-h", "-j", old, "-o", "%T").stdout.strip() == "COMPLETING", "COMPLETING"
+        lambda: who.slurm.run("squeue", "-h", "-j", old, "-o", "%T").stdout.strip() == "COMPLETING",
+        "COMPLETING",
     )
     code, output = who.try_submit(phase="motion", **stubborn)
     assert code == 0, output
@@ -234,7 +240,9 @@ def test_other_settings_are_refused_while_jobs_are_queued(who):
 def test_cancel_ends_a_whole_chain_also_without_its_journal(who):
     assert who.try_submit()[0] == 0
     printed = who.cancel()
-    assert sorted(re.findall(r"job (\d+) cancelled", printed)) == sorted(n for ids in who.jobs().values() for n in ids)
+    assert sorted(re.findall(r"job (\d+) cancelled", printed)) == sorted(
+        n for ids in who.jobs().values() for n in ids
+    )
     assert not who.queued()
     assert "nothing to cancel" in who.cancel()
     assert who.try_submit()[0] == 0

@@ -44,7 +44,17 @@ def test_preemption_requeues_and_the_phase_goes_on(long_run, user):
     (job,) = user.jobs()["motion"]
     node = user.slurm.run("squeue", "-h", "-j", job, "-o", "%N").stdout.strip()
     urgent = user.slurm.run(
-        "sbatch", "--parsable", "-p", "urgent", "-w", node, "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1"
+        "sbatch",
+        "--parsable",
+        "-p",
+        "urgent",
+        "-w",
+        node,
+        "--exclusive",
+        "-o",
+        "/dev/null",
+        "--wrap",
+        "sleep 1",
     ).stdout.strip()
     assert user.wait_states(urgent) == ["COMPLETED"]
     user.slurm.wait(lambda: resumed_at(user, "motion"), "the requeued job", 90)
@@ -77,15 +87,23 @@ def test_a_node_that_dies_is_survived_with_the_others(long_run, user):
 def test_a_wall_time_that_is_too_short_is_continued_by_the_next_link(long_run):
     user = long_run
     links = user.jobs()["motion"]
-    user.slurm.wait(lambda: list((user.run_dir / "logs" / "motion").glob(f"{links[1]}_0_log.out")), "link two", 150)
+    user.slurm.wait(
+        lambda: list((user.run_dir / "logs" / "motion").glob(f"{links[1]}_0_log.out")),
+        "link two",
+        150,
+    )
     first = next((user.run_dir / "logs" / "motion").glob(f"{links[0]}_0_log.out")).read_text()
     # Slurm's warning and the clock ask for the same; with so short a wall time the warning comes first.
     # The link is requeued when its node dies, so that its log may hold more than one run: the last one counts.
-    stopped = re.findall(r"stopped at step (\d+): (?:SIGUSR2 received|the wall time is nearly used up)", first)
+    stopped = re.findall(
+        r"stopped at step (\d+): (?:SIGUSR2 received|the wall time is nearly used up)", first
+    )
     assert stopped, first[-2000:]
     # Another test may have taken the first link's node away: only what the second link says counts.
     second = next((user.run_dir / "logs" / "motion").glob(f"{links[1]}_0_log.out"))
-    user.slurm.wait(lambda: "resumes from step" in second.read_text(), "the second link's start", 60)
+    user.slurm.wait(
+        lambda: "resumes from step" in second.read_text(), "the second link's start", 60
+    )
     assert re.search(r"resumes from step (\d+)", second.read_text()).group(1) == stopped[-1]
     assert user.slurm.state(links[0]) == "FAILED"
     assert "75:0" in user.slurm.run("scontrol", "-o", "show", "job", links[0]).stdout
@@ -121,12 +139,16 @@ def test_links_that_find_nothing_to_do_end_at_once(user):
 
 
 def test_where_the_profile_says_so_the_same_job_is_queued_again(user):
-    user.submit(nodes=1, phase="motion", phases__motion__schedule=LONG, cluster__continuation="requeue")
+    user.submit(
+        nodes=1, phase="motion", phases__motion__schedule=LONG, cluster__continuation="requeue"
+    )
     (job,) = user.jobs()["motion"]
     user.wait_step("motion", 10)
     user.slurm.run("scancel", "--signal=USR2", job)
     user.slurm.wait(lambda: resumed_at(user, "motion"), "the requeued job", 90)
-    stopped = int(re.search(r"stopped at step (\d+): SIGUSR2 received", user.logs("motion")).group(1))
+    stopped = int(
+        re.search(r"stopped at step (\d+): SIGUSR2 received", user.logs("motion")).group(1)
+    )
     assert resumed_at(user, "motion") == [stopped]
     assert "Restarts=1" in user.slurm.run("scontrol", "-o", "show", "job", job).stdout
     assert not list((user.run_dir / "logs" / "motion").glob("*.continue.*"))
@@ -138,7 +160,9 @@ def test_preparing_that_runs_into_its_wall_time_goes_on_in_the_next_link(user, t
     user.submit(nodes=1, phase="motion", data__root=root, cluster__links=2, data__binding__train_videos=160,
                 data__binding__frames=64)  # fmt: skip
     first, second = user.jobs()["prepare"]
-    user.slurm.wait(lambda: list(root.glob("stores/*/parts/*.tar")), "the first prepared videos", 120)
+    user.slurm.wait(
+        lambda: list(root.glob("stores/*/parts/*.tar")), "the first prepared videos", 120
+    )
     user.slurm.run("scancel", "--signal=USR2", first)
     assert user.wait_states(first, second) == ["FAILED", "COMPLETED"], user.logs("prepare")[-2000:]
     assert "75:0" in user.slurm.run("scontrol", "-o", "show", "job", first).stdout

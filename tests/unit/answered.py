@@ -30,17 +30,23 @@ def make_scores(seed, strength=1.0, ids=None, labels=None, **made_by):
     logits[np.arange(len(ids)), labels] += strength
     order = np.argsort(ids)
     streams = {"appearance": logits[order][:, None, :]}
-    return Scores([ids[n] for n in order], labels[order], list(CLASSES), logits[order], streams, made_by)
+    return Scores(
+        [ids[n] for n in order], labels[order], list(CLASSES), logits[order], streams, made_by
+    )
 
 
-def make_run(root, seed, strength=1.0, overrides=(), phases=("appearance",), split=1, held_out=False):
+def make_run(
+    root, seed, strength=1.0, overrides=(), phases=("appearance",), split=1, held_out=False
+):
     """A run folder with score files of its phases, results.json without a store, and training curves."""
     config = load_config(TINY, [f"seed={seed}", f"data.split={split}", *overrides])
     paths = RunPaths(root)
     write_text(paths.config, dump(config))
     for number, name in enumerate(phases):
         made_by = {"phase": name, "split": split, "weights": "w", "protocol": "quick"}
-        make_scores(1000 * seed + number, strength + number, **made_by).save(paths.scores(split, name))
+        make_scores(1000 * seed + number, strength + number, **made_by).save(
+            paths.scores(split, name)
+        )
         rows = [{"step": step, "loss": 2.0 / step + 0.01 * seed, "loss_appearance": 2.0 / step + 0.01 * seed,
                  "accuracy_appearance": 0.1 * step} for step in (1, 2, 3)]  # fmt: skip
         write_text(paths.phase(name).metrics, "".join(map(metrics_line, rows)))
@@ -52,7 +58,9 @@ def write_results(config, paths):
     from hpc_stres.evaluation import results, scores
 
     found = results.columns(config, paths.root)
-    table = {name: scores.summary(column, len(column.ids), "quick") for name, column in found.items()}
+    table = {
+        name: scores.summary(column, len(column.ids), "quick") for name, column in found.items()
+    }
     split = str(config.data.split)
     whole = {"data": "binding", "official": None, "recipe": config.recipe, "protocol": "quick", "flow": "native paper",
              "store": "s", "labels": "single", "splits": {split: table},

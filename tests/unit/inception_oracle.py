@@ -90,4 +90,6 @@ class Oracle:
     def auxiliary(self, x):
         x = self.c(functional.avg_pool2d(x, 5, 3), "AuxLogits.conv0")
         x = functional.adaptive_avg_pool2d(self.c(x, "AuxLogits.conv1"), 1).flatten(1)
-        return functional.linear(x, self.state["AuxLogits.fc.weight"], self.state["AuxLogits.fc.bias"])
+        return functional.linear(
+            x, self.state["AuxLogits.fc.weight"], self.state["AuxLogits.fc.bias"]
+        )

@@ -70,13 +70,21 @@ def rows_of(root, count=10):
     """Pairs of a test and a training video, of two classes in turn."""
     paths = sorted((root / "binding" / "videos").rglob("*.avi"))[:count]
     names = [path.relative_to(root / "binding" / "videos").as_posix() for path in paths]
-    return [[name, ("jump", "walk")[n // 2 % 2], ("test", "train")[n % 2]] for n, name in enumerate(names)]
+    return [
+        [name, ("jump", "walk")[n // 2 % 2], ("test", "train")[n % 2]]
+        for n, name in enumerate(names)
+    ]
 
 
 def answers(store):
     """All that a reader can ask, by id: what two stores of the same data set must agree on."""
     members = {
-        row.id: (row.label, row.frames, store.member(n, "rgb").tobytes(), store.member(n, "flow").tobytes())
+        row.id: (
+            row.label,
+            row.frames,
+            store.member(n, "rgb").tobytes(),
+            store.member(n, "flow").tobytes(),
+        )
         for n, row in enumerate(store.rows)
     }
     lists = {kind: store.ids(1, kind) for kind in ("train", "test")}

@@ -13,12 +13,17 @@ from tests.conftest import TINY
 SKILL = {"appearance": 1.2, "motion": 1.6, "st_resnet": 2.4, "st_resnet_star": 2.8}
 
 
-def make_finished_run(run_dir, classes=8, videos=12, seed=1, split=1, phases=tuple(SKILL), timed=True, skill=1.0):
+def make_finished_run(
+    run_dir, classes=8, videos=12, seed=1, split=1, phases=tuple(SKILL), timed=True, skill=1.0
+):
     """Scores of so many videos a class from made-up logits; alike classes are `n` and `n ^ 1`."""
     config = load_config(TINY, [f"seed={seed}", f"data.split={split}", "data.root=/nowhere"])
     paths, draw = RunPaths(run_dir), np.random.default_rng([seed, split, classes])
     write_text(paths.config, dump(config))
-    names = [f"Class{number:03d}" if number % 7 else f"AVeryLongNameOfAClass{number:03d}" for number in range(classes)]
+    names = [
+        f"Class{number:03d}" if number % 7 else f"AVeryLongNameOfAClass{number:03d}"
+        for number in range(classes)
+    ]
     ids = [f"v_{name}_g{n // 2 + 1:02d}_c{n % 2 + 1:02d}" for name in names for n in range(videos)]
     labels = np.repeat(np.arange(classes), videos)
     order = np.argsort(ids)
@@ -26,10 +31,15 @@ def make_finished_run(run_dir, classes=8, videos=12, seed=1, split=1, phases=tup
     for name in phases:
         paths.phase(name).root.mkdir(parents=True, exist_ok=True)
         made = made_up_scores(ids, labels, names, name, skill * SKILL[name], draw)
-        made_by = {"phase": name, "split": split, "weights": "0" * 64, "protocol": describe(config.evaluation)}
-        score_files.Scores(made.ids, made.labels, made.classes, made.logits, made.streams, made_by).save(
-            paths.scores(split, name)
-        )
+        made_by = {
+            "phase": name,
+            "split": split,
+            "weights": "0" * 64,
+            "protocol": describe(config.evaluation),
+        }
+        score_files.Scores(
+            made.ids, made.labels, made.classes, made.logits, made.streams, made_by
+        ).save(paths.scores(split, name))
         write_metrics(config, paths, name, draw, timed)
     write_results(config, run_dir)
     return load_run(run_dir)
@@ -56,7 +66,10 @@ def write_metrics(config, paths, name, draw, timed):
                "memory_gib": 1.5, "world_size": 2, "seconds": 2.0}  # fmt: skip
         row |= {"time": now} if timed else {}
         for stream in ("appearance", "motion") if name.startswith("st_") else (name,):
-            row |= {f"loss_{stream}": 2.0 / step + 0.02 * float(draw.random()), f"accuracy_{stream}": 1 - 0.9 / step}
+            row |= {
+                f"loss_{stream}": 2.0 / step + 0.02 * float(draw.random()),
+                f"accuracy_{stream}": 1 - 0.9 / step,
+            }
         rows.append(row)
     write_text(paths.phase(name).metrics, "".join(metrics_line(row) for row in rows))
 
@@ -65,7 +78,9 @@ def write_results(config, run_dir):
     """results.json as the table has it, but for the store."""
     found = columns(config, run_dir)
     words = describe(config.evaluation)
-    table = {name: score_files.summary(column, len(column.ids), words) for name, column in found.items()}
+    table = {
+        name: score_files.summary(column, len(column.ids), words) for name, column in found.items()
+    }
     results = {"data": "binding", "official": None, "recipe": config.recipe, "protocol": words, "flow": "native paper",
                "store": "f" * 64, "splits": {str(config.data.split): table}}  # fmt: skip
     write_sealed(RunPaths(run_dir).results, results)

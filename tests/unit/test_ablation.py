@@ -18,9 +18,17 @@ VARIANTS = {
 
 
 def write(tmp_path, **changes):
-    content = {"config": str(TINY), "column": "st_resnet", "seeds": [3, 5], "variants": VARIANTS, **changes}
+    content = {
+        "config": str(TINY),
+        "column": "st_resnet",
+        "seeds": [3, 5],
+        "variants": VARIANTS,
+        **changes,
+    }
     path = tmp_path / "grid.yaml"
-    path.write_text(yaml.safe_dump({k: v for k, v in content.items() if v is not None}, sort_keys=False))
+    path.write_text(
+        yaml.safe_dump({k: v for k, v in content.items() if v is not None}, sort_keys=False)
+    )
     return path
 
 
@@ -37,7 +45,9 @@ def test_variants_of_a_phase_share_a_run_and_its_streams(tmp_path):
     added, gated = (config.phases[f"st_resnet_{name}_it"] for name in ("add", "gate"))
     assert plain(added) == plain(base.phases["st_resnet"])
     assert (gated.model.operation, gated.optimise.loss_over_time) == ("multiply", "mean")
-    assert ablation.wanted_phases(grid, made[0], config) == "motion,st_resnet_add_it,st_resnet_gate_it"
+    assert (
+        ablation.wanted_phases(grid, made[0], config) == "motion,st_resnet_add_it,st_resnet_gate_it"
+    )
     assert ablation.config_of(grid, made[1], [], "local").training.weight_decay == 0.0
 
 
@@ -45,7 +55,10 @@ def test_a_grid_is_all_combinations(tmp_path):
     values = {"model.operation": ["add", "multiply"], "clips.chunks": [5, 6, 7]}
     grid = ablation.read_grid(write(tmp_path, variants=None, grid=values))
     assert len(grid.variants) == 6
-    assert grid.variants["operation multiply, chunks 6"] == {"model.operation": "multiply", "clips.chunks": 6}
+    assert grid.variants["operation multiply, chunks 6"] == {
+        "model.operation": "multiply",
+        "clips.chunks": 6,
+    }
 
 
 def test_the_table_has_students_interval_over_seeds(tmp_path):
@@ -73,13 +86,19 @@ def test_the_table_has_students_interval_over_seeds(tmp_path):
         ({"seeds": []}, "seeds: expected"),
         ({"grid": {"a.b": [1]}}, "either `variants` .* or `grid`"),
         ({"variants": {"x": 3}}, r"variants\.x: expected a mapping"),
-        ({"variants": None, "grid": {"model.operation": "add"}}, r"grid\.model\.operation: expected a list"),
+        (
+            {"variants": None, "grid": {"model.operation": "add"}},
+            r"grid\.model\.operation: expected a list",
+        ),
         ({"sedes": [1]}, r"grid\.yaml:\d+: sedes: unknown key"),
         ({"config": "nowhere.yaml"}, "nowhere.yaml: cannot read the config"),
         ({"column": "st_resnt"}, "no phase st_resnt; it has"),
         ({"variants": {"a b": {}, "a-b": {}}}, "two labels give one phase name"),
         ({"variants": {"x": {"model.operaton": "add"}}}, "nearest valid key is operation"),
-        ({"variants": {"x": {"model.direction": "off", "model.operation": "multiply"}}}, "`direction` is off"),
+        (
+            {"variants": {"x": {"model.direction": "off", "model.operation": "multiply"}}},
+            "`direction` is off",
+        ),
     ],
 )
 def test_a_wrong_grid_is_refused_by_key(tmp_path, changes, words):
@@ -92,7 +111,9 @@ def load_first(path):
     return ablation.config_of(grid, ablation.runs(grid)[0], [], "local")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "ablations").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs" / "ablations").glob("*.yaml")), ids=lambda p: p.stem
+)
 def test_every_shipped_ablation_loads(path):
     grid = ablation.read_grid(path)
     for run in ablation.runs(grid):
@@ -114,5 +135,8 @@ def test_ablate_trains_tests_and_prints_one_table(data_root, tmp_path):
     assert result.returncode == 0, result.stderr + result.stdout
     again = run_python(*words, "--table")
     assert again.returncode == 0
-    assert [line.split("  ")[0] for line in again.stdout.splitlines()[-2:]] == ["small groups", "no dropout"]
+    assert [line.split("  ")[0] for line in again.stdout.splitlines()[-2:]] == [
+        "small groups",
+        "no dropout",
+    ]
     assert again.stdout.splitlines()[-2:] == result.stdout.splitlines()[-2:]

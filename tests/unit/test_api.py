@@ -45,7 +45,11 @@ def test_a_prediction_is_that_of_the_command(data_root, tmp_path):
     model = hs.load_model(tmp_path / "run", device="cpu")
     expected = scoring.predict(model, video, quick=False).probabilities
     assert expected.sum() == pytest.approx(1)
-    for answer in (hs.predict(video, model), hs.predict(str(video), str(tmp_path / "run")), model.predict(video)):
+    for answer in (
+        hs.predict(video, model),
+        hs.predict(str(video), str(tmp_path / "run")),
+        model.predict(video),
+    ):
         assert np.array_equal(answer.probabilities, expected)
         assert len(answer.top()) == 5
     (tmp_path / "no.avi").write_bytes(b"no video")
@@ -86,11 +90,21 @@ def test_workers_read_the_same_after_the_parent_has_read(clips, store, start):
     # The feed's decoder, with threads of its own, was used in this process before the fork.
     ClipReader(store, 32, Levels.of("torchvision")).read([clips._request(0)])
     part = torch.utils.data.Subset(clips, range(4))
-    loader = DataLoader(part, 2, num_workers=1, multiprocessing_context=multiprocessing.get_context(start), timeout=120)
+    loader = DataLoader(
+        part,
+        2,
+        num_workers=1,
+        multiprocessing_context=multiprocessing.get_context(start),
+        timeout=120,
+    )
     batches = list(loader)
     assert [name for batch in batches for name in batch["id"]] == [item["id"] for item in expected]
-    assert torch.equal(torch.cat([batch["flow"] for batch in batches]), torch.stack([i["flow"] for i in expected]))
-    assert torch.equal(torch.cat([batch["rgb"] for batch in batches]), torch.stack([i["rgb"] for i in expected]))
+    assert torch.equal(
+        torch.cat([batch["flow"] for batch in batches]), torch.stack([i["flow"] for i in expected])
+    )
+    assert torch.equal(
+        torch.cat([batch["rgb"] for batch in batches]), torch.stack([i["rgb"] for i in expected])
+    )
 
 
 def test_test_clips_are_full_frames_evenly_spaced(data_root, store):
@@ -100,7 +114,9 @@ def test_test_clips_are_full_frames_evenly_spaced(data_root, store):
     row = store.rows[tested.videos[0]]
     frames = spread_frames(row.frames, config.evaluation.chunks)
     stacks = tuple(tuple(range(frame - 5, frame + 5)) for frame in frames)
-    request = Request(0, tested.videos[0], 0, frames, stacks, Box(0, 0, row.height, row.width), False)
+    request = Request(
+        0, tested.videos[0], 0, frames, stacks, Box(0, 0, row.height, row.width), False
+    )
     read = ClipReader(store, None, Levels.of("torchvision"), streams=(False, True)).read([request])
     assert (tested[0]["flow"] - read.flow[0]).abs().max() < 1 / 57
 

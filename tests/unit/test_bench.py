@@ -10,7 +10,15 @@ import pytest
 
 from hpc_stres.store.reader import Store
 from hpc_stres.tools.bench import figures, growth
-from hpc_stres.tools.bench.figures import Figure, Timing, interleaved, judged, quotients, ratio, text_row
+from hpc_stres.tools.bench.figures import (
+    Figure,
+    Timing,
+    interleaved,
+    judged,
+    quotients,
+    ratio,
+    text_row,
+)
 from hpc_stres.tools.bench.parts import PARTS
 from tests.conftest import ROOT, run_python
 
@@ -58,7 +66,9 @@ def imports_of(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hpc_stres.tools.bench"):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+            "hpc_stres.tools.bench"
+        ):
             tail = node.module.removeprefix("hpc_stres.tools.bench").strip(".")
             found |= {tail} if tail else {alias.name for alias in node.names}
     return found
@@ -70,7 +80,8 @@ def test_no_file_of_the_bench_imports_one_that_imports_it():
 
     def reaches(start, goal, seen=()):
         return any(
-            one == goal or (one not in seen and reaches(one, goal, (*seen, one))) for one in graph.get(start, ())
+            one == goal or (one not in seen and reaches(one, goal, (*seen, one)))
+            for one in graph.get(start, ())
         )
 
     assert [name for name in graph if reaches(name, name)] == []
@@ -104,7 +115,11 @@ def test_what_a_rank_holds_of_a_store_does_not_grow_with_its_videos(tmp_path):
     store = Store(tmp_path)
     arrays = [value for value in vars(store).values() if isinstance(value, np.ndarray)]
     assert sum(array.nbytes for array in arrays) < 30 * 20_000
-    held = [value for value in vars(store).values() if isinstance(value, (list, dict)) and len(value) > 1000]
+    held = [
+        value
+        for value in vars(store).values()
+        if isinstance(value, (list, dict)) and len(value) > 1000
+    ]
     assert held == []
 
 

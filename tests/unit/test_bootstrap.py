@@ -6,7 +6,13 @@ import os
 import pytest
 
 from hpc_stres.errors import ConfigError
-from hpc_stres.parallel.world import FIRST_PORT, PORT_COUNT, expand_nodes, find_world, kept_environment
+from hpc_stres.parallel.world import (
+    FIRST_PORT,
+    PORT_COUNT,
+    expand_nodes,
+    find_world,
+    kept_environment,
+)
 
 TORCHRUN = {
     "RANK": "5",
@@ -46,7 +52,9 @@ def test_slurm_ranks_over_nodes(nodes, per_node):
     assert {world.size for world in worlds} == {nodes * per_node}
     assert {world.address for world in worlds} == {"gpu01"}
     assert len({world.port for world in worlds}) == 1
-    assert [world.local_rank for world in worlds] == [rank % per_node for rank in range(nodes * per_node)]
+    assert [world.local_rank for world in worlds] == [
+        rank % per_node for rank in range(nodes * per_node)
+    ]
 
 
 def test_torchrun_and_mpi():
@@ -58,7 +66,9 @@ def test_torchrun_and_mpi():
         assert (world.rank, world.size, world.local_rank, world.local_size) == (1, 2, 1, 2)
 
 
-@pytest.mark.parametrize("missing", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
+@pytest.mark.parametrize(
+    "missing", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"]
+)
 def test_a_half_set_torchrun_environment_is_refused(missing):
     env = {key: value for key, value in TORCHRUN.items() if key != missing}
     with pytest.raises(ConfigError, match=f"half-set.*{missing}"):
@@ -77,18 +87,28 @@ def test_slurm_tasks_with_a_world_of_one_are_refused():
         find_world(env)
 
 
-ONE_TORCHRUN = {**TORCHRUN, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+ONE_TORCHRUN = {
+    **TORCHRUN,
+    "RANK": "0",
+    "WORLD_SIZE": "1",
+    "LOCAL_RANK": "0",
+    "LOCAL_WORLD_SIZE": "1",
+}
 ONE_MPI = {f"OMPI_COMM_WORLD_{name}": value for name, value in
            (("RANK", "0"), ("SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_SIZE", "1"))}  # fmt: skip
 
 
-@pytest.mark.parametrize("env", [ONE_TORCHRUN, ONE_MPI, slurm(1, 1, 0)], ids=["torchrun", "mpirun", "srun"])
+@pytest.mark.parametrize(
+    "env", [ONE_TORCHRUN, ONE_MPI, slurm(1, 1, 0)], ids=["torchrun", "mpirun", "srun"]
+)
 def test_one_rank_under_a_launcher_keeps_the_port_that_it_was_given(env):
     given = find_world({**env, "MASTER_PORT": "29777", "MASTER_ADDR": "n1"})
     assert given.port_is_agreed
     assert (given.size, given.port, given.address) == (1, 29777, "n1")
     without = {name: value for name, value in env.items() if name != "MASTER_PORT"}
-    assert not find_world(without).port_is_agreed, "nobody else can know the port: any free one will do"
+    assert not find_world(without).port_is_agreed, (
+        "nobody else can know the port: any free one will do"
+    )
 
 
 def test_a_lone_process_takes_any_free_port_and_several_ranks_the_agreed_one():
@@ -101,12 +121,16 @@ def test_a_given_port_is_not_changed_when_the_group_starts(monkeypatch):
     from hpc_stres.parallel import process_groups
 
     seen = {}
-    monkeypatch.setattr(process_groups.dist, "init_process_group", lambda *a, **k: seen.update(os.environ))
+    monkeypatch.setattr(
+        process_groups.dist, "init_process_group", lambda *a, **k: seen.update(os.environ)
+    )
     with kept_environment():
         process_groups.start(find_world(ONE_TORCHRUN), process_groups.torch.device("cpu"))
     assert (seen["MASTER_ADDR"], seen["MASTER_PORT"]) == ("n1", "29501")
     with kept_environment():
-        process_groups.start(find_world({"MASTER_PORT": "29501"}), process_groups.torch.device("cpu"))
+        process_groups.start(
+            find_world({"MASTER_PORT": "29501"}), process_groups.torch.device("cpu")
+        )
     assert seen["MASTER_PORT"] != "29501"
 
 

@@ -88,7 +88,9 @@ def made_up(model, deep, bias=True):
 
 def write(path, layers, legacy=False):
     if path.suffix == ".npz":
-        np.savez(path, **{f"{n}/{i}": b for n, blobs in layers.items() for i, b in enumerate(blobs)})
+        np.savez(
+            path, **{f"{n}/{i}": b for n, blobs in layers.items() for i, b in enumerate(blobs)}
+        )
         return path
     net = net_parameter()(name="made up")
     net.layer.add(name="data", type="Input")
@@ -112,7 +114,9 @@ def network(stages=(2, 4, 3, 2), name="appearance"):
     for key, tensor in model.state_dict().items():
         if key.endswith(("running_var", "bn1.weight", "bn2.weight", "bn3.weight")):
             tensor.copy_(torch.rand_like(tensor) + 0.5)
-        elif not key.endswith(("num_batches_tracked", "conv1.weight", "conv2.weight", "conv3.weight")):
+        elif not key.endswith(
+            ("num_batches_tracked", "conv1.weight", "conv2.weight", "conv3.weight")
+        ):
             tensor.copy_(torch.rand_like(tensor) - 0.5)
     return model
 
@@ -175,7 +179,10 @@ def test_numbers_in_double_precision_and_one_by_one_are_read(tmp_path):
     blob.shape.dim.extend([2])
     assert _read_blob(memoryview(blob.SerializeToString())).tolist() == [1.5, -2.0]
     loose = kind().layer.add().blobs.add(loose=[3.0, 4.5])
-    parts = [wire.packed_floats(f, np.float32) for f in wire.fields(memoryview(loose.SerializeToString()))]
+    parts = [
+        wire.packed_floats(f, np.float32)
+        for f in wire.fields(memoryview(loose.SerializeToString()))
+    ]
     assert [part.tolist() for part in parts] == [[3.0], [4.5]]
 
 

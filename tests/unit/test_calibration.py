@@ -33,7 +33,9 @@ BALANCED, MATRIX = 0.47222222222222215, [[1, 3, 2], [0, 1, 1], [1, 0, 3]]
 
 def test_measures_of_classes_are_scikit_learns():
     found = measures.measure(LABELS, ["a", "b", "c"], LOGITS, Groups([""] * 12, "none"))
-    assert [row["precision"] / 100 for row in found["per_class"]] == pytest.approx(PRECISION, abs=1e-12)
+    assert [row["precision"] / 100 for row in found["per_class"]] == pytest.approx(
+        PRECISION, abs=1e-12
+    )
     assert [row["recall"] / 100 for row in found["per_class"]] == pytest.approx(RECALL, abs=1e-12)
     assert [row["f1"] / 100 for row in found["per_class"]] == pytest.approx(F1, abs=1e-12)
     assert found["mean_class"] / 100 == pytest.approx(BALANCED, abs=1e-12)
@@ -48,7 +50,12 @@ def test_a_class_without_videos_or_answers_has_no_figure():
     plan = statistics.design([0, 1])
     rows = measures.per_class(np.array([0, 1]), ["a", "b", "c"], logits, plan)
     assert (rows[1]["precision"], rows[1]["recall"], rows[1]["f1"]) == (None, 0.0, 0.0)
-    assert (rows[2]["precision"], rows[2]["recall"], rows[2]["f1"], rows[2]["videos"]) == (None, None, None, 0)
+    assert (rows[2]["precision"], rows[2]["recall"], rows[2]["f1"], rows[2]["videos"]) == (
+        None,
+        None,
+        None,
+        0,
+    )
 
 
 def test_the_calibration_error_is_the_distance_of_confidence_and_accuracy():
@@ -78,7 +85,9 @@ def test_a_temperature_changes_no_answer_and_comes_from_held_out_videos_only():
     tested, held_out = make_scores(1), make_scores(2, 0.3)
     plain, scaled = summary(tested, 72, "p"), summary(tested, 72, "p", held_out)
     assert plain["calibration"]["temperature"] is None
-    assert scaled["calibration"]["temperature"] == calibration.fit_temperature(held_out.logits, held_out.labels)
+    assert scaled["calibration"]["temperature"] == calibration.fit_temperature(
+        held_out.logits, held_out.labels
+    )
     for key in ("top1", "top5", "mean_class", "per_class", "confusion", "intervals"):
         assert plain[key] == scaled[key]
     assert scaled["calibration"]["fitted_on"] == {"videos": 72}

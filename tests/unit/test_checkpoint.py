@@ -97,9 +97,15 @@ except UserError as error:
 def test_when_a_write_fails_the_old_one_survives_and_the_message_says_so(paths):
     assert resource.RLIMIT_FSIZE is not None
     result = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, paths.root], capture_output=True, text=True, cwd=ROOT, check=False
+        [sys.executable, "-c", FULL_DISK, paths.root],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
     )
-    assert "step00000002: the checkpoint could not be written: File too large" in result.stdout, result.stderr
+    assert "step00000002: the checkpoint could not be written: File too large" in result.stdout, (
+        result.stderr
+    )
     assert "The checkpoints before it are untouched" in result.stdout
     assert steps(paths) == [1]
     assert checkpoint.newest(paths).step == 1
@@ -108,7 +114,11 @@ def test_when_a_write_fails_the_old_one_survives_and_the_message_says_so(paths):
 
 def test_another_experiment_is_refused_with_the_difference():
     config = plain(load_config(TINY))
-    refuse_other_config(config, plain(load_config(TINY, ["training.engine=deepspeed", "cluster.nodes=4"])), FREE_KEYS)
+    refuse_other_config(
+        config,
+        plain(load_config(TINY, ["training.engine=deepspeed", "cluster.nodes=4"])),
+        FREE_KEYS,
+    )
     for override, shown in (
         ("seed=8", "seed: 7 there, 8 now"),
         ("phases.motion.optimise.norm_group=3", "phases.motion.optimise.norm_group"),
@@ -182,7 +192,9 @@ def calls(monkeypatch, tmp_path):
     return made
 
 
-def test_a_file_is_on_the_disk_before_its_name_and_the_name_before_the_call_returns(tmp_path, calls):
+def test_a_file_is_on_the_disk_before_its_name_and_the_name_before_the_call_returns(
+    tmp_path, calls
+):
     write_json(tmp_path / "folder" / "file.json", {"a": 1})
     (first, temporary), *rest = calls
     assert (first, temporary.startswith(".file.json.")) == ("sync", True)
@@ -191,11 +203,15 @@ def test_a_file_is_on_the_disk_before_its_name_and_the_name_before_the_call_retu
 
 def test_a_checkpoint_is_on_the_disk_before_anything_points_to_it(paths, calls):
     save(paths, 1)
-    names = [("sync" if what == "sync" else "name", name.split(".json.")[0]) for what, name in calls]
+    names = [
+        ("sync" if what == "sync" else "name", name.split(".json.")[0]) for what, name in calls
+    ]
     where = {name: number for number, (what, name) in enumerate(names) if what == "name"}
     for file in ("weights.safetensors", "momentum.safetensors", "meta.json"):
         before = names[: where[file]]
         assert any(what == "sync" and file.split(".")[0] in name for what, name in before), file
         assert where[file] < where["step00000001"]
     assert where["step00000001"] < where["latest"]
-    assert ("sync", "checkpoints") in names[where["latest"] :], "both new names are on the disk at the end"
+    assert ("sync", "checkpoints") in names[where["latest"] :], (
+        "both new names are on the disk at the end"
+    )

@@ -46,7 +46,10 @@ def test_a_misspelt_command_gets_the_right_one(name):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["train", "--conifg", "x", "--phase", "p", "--run-dir", "d"], "no option --conifg; did you mean --config?"),
+        (
+            ["train", "--conifg", "x", "--phase", "p", "--run-dir", "d"],
+            "no option --conifg; did you mean --config?",
+        ),
         (["submit", "--phases=motion"], "no option --phases; did you mean --phase?"),
         (["train", "--phase", "p", "--run-dir", "d", "--zzz"], "no option --zzz\n"),
         (["describe", "st_resnet", "--variant", "torchvison"], "did you mean torchvision?"),
@@ -113,9 +116,9 @@ def test_every_command_and_option_is_completed():
 def completed(script, *words):
     lines = f'source "{script}"; COMP_WORDS=("$@"); COMP_CWORD=$(($#-1)); _hpc_stres 2>/dev/null'
     show = f"{lines}; printf '%s\\n' \"${{COMPREPLY[@]}}\""
-    return subprocess.run(["bash", "-c", show, "x", *words], capture_output=True, text=True, check=True).stdout.split(
-        "\n"
-    )
+    return subprocess.run(
+        ["bash", "-c", show, "x", *words], capture_output=True, text=True, check=True
+    ).stdout.split("\n")
 
 
 def test_bash_completes(tmp_path):
@@ -125,10 +128,17 @@ def test_bash_completes(tmp_path):
     script.write_text(said("completion", "bash")[1])
     assert completed(script, "hpc-stres", "tr")[:-1] == ["train"]
     assert completed(script, "hpc-stres", "train", "--max")[:-1] == ["--max-micro-batch"]
-    assert completed(script, "hpc-stres", "describe", "--variant", "")[:-1] == ["torchvision", "msra"]
+    assert completed(script, "hpc-stres", "describe", "--variant", "")[:-1] == [
+        "torchvision",
+        "msra",
+    ]
     assert completed(script, "hpc-stres", "completion", "z")[:-1] == ["zsh"]
-    assert completed(script, "hpc-stres", "train", "--run-dir", f"{tmp_path}/a")[:-1] == [f"{tmp_path}/a folder"]
-    assert f"{tmp_path}/a file.yaml" in completed(script, "hpc-stres", "train", "--config", f"{tmp_path}/a f")
+    assert completed(script, "hpc-stres", "train", "--run-dir", f"{tmp_path}/a")[:-1] == [
+        f"{tmp_path}/a folder"
+    ]
+    assert f"{tmp_path}/a file.yaml" in completed(
+        script, "hpc-stres", "train", "--config", f"{tmp_path}/a f"
+    )
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -159,11 +169,25 @@ MANY = ["--set", "data.binding.train_videos=2000"]
 )
 def test_ctrl_c_is_one_sentence(tmp_path, seconds, words):
     """As a terminal sends it: to every process of the foreground."""
-    command = [sys.executable, "-m", "hpc_stres", *words, "--config", str(TINY), "--set", f"data.root={tmp_path}/data"]
+    command = [
+        sys.executable,
+        "-m",
+        "hpc_stres",
+        *words,
+        "--config",
+        str(TINY),
+        "--set",
+        f"data.root={tmp_path}/data",
+    ]
     command = [str(tmp_path / "run") if word == "RUN" else word for word in command]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
-        command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        command,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
     ) as process:
         time.sleep(seconds)
         os.killpg(process.pid, signal.SIGINT)

@@ -27,11 +27,16 @@ def test_each_printed_command_is_run_as_it_is_or_has_a_reason(page):
 
 def test_commands_are_read_out_of_blocks_with_comments_and_continued_lines():
     text = (
-        "```sh\nmake demo   # all\n# only this\nhpc-stres config \\\n  --config a.yaml\n```\n```python\nimport x\n```\n"
+        "```sh\nmake demo   # all\n# only this\nhpc-stres config \\\n  --config a.yaml\n"
+        "```\n```python\nimport x\n```\n"
     )
-    assert [command.run for command in commands.plan("p", text)] == ["make demo", "hpc-stres config    --config a.yaml"]
+    assert [command.run for command in commands.plan("p", text)] == [
+        "make demo",
+        "hpc-stres config    --config a.yaml",
+    ]
     queued = (
-        "```sh\npython launch/submit.py --config configs/ucf101.yaml --split all\nsbatch --nodes 2 slurm/eval.sh\n```"
+        "```sh\npython launch/submit.py --config configs/ucf101.yaml --split all\n"
+        "sbatch --nodes 2 slurm/eval.sh\n```"
     )
     one, two = commands.plan("p", queued)
     assert one.run == f"{one.line} --dry-run --cluster slurm"
@@ -88,14 +93,19 @@ def test_set_up_ends_with_the_line_that_activates(checkout):
         found = run_in(checkout, f"{line}\ncommand -v hpc-stres\nhpc-stres --version", folder)
         assert found.returncode == 0, found.stderr
         assert found.stdout.splitlines()[0] == str(place / ".venv" / "bin" / "hpc-stres")
-    assert run_in(checkout, "bash env/setup.sh").stdout.splitlines()[-1] == "source .venv/bin/activate"
+    assert (
+        run_in(checkout, "bash env/setup.sh").stdout.splitlines()[-1] == "source .venv/bin/activate"
+    )
     assert run_in(checkout, "bash env/setup.sh --nonsense").returncode == 2
 
 
 def test_make_and_job_scripts_take_the_environment_from_its_variable(checkout):
     elsewhere = {"HPC_STRES_VENV": "/else where/venv"}
     for target in ("demo", "test", "unit", "lint"):
-        assert '"/else where/venv"/bin/python' in run_in(checkout, f"make -n {target}", **elsewhere).stdout
+        assert (
+            '"/else where/venv"/bin/python'
+            in run_in(checkout, f"make -n {target}", **elsewhere).stdout
+        )
         assert '".venv"/bin/python' in run_in(checkout, f"make -n {target}").stdout
     job = run_in(checkout, "source slurm/common.sh; run_ranks doctor", **elsewhere)
     assert job.returncode == 2
@@ -105,7 +115,8 @@ def test_make_and_job_scripts_take_the_environment_from_its_variable(checkout):
 def test_a_page_is_run_and_its_failures_are_named(checkout, capsys):
     place, user, home = checkout
     page = (
-        "```sh\nsource .venv/bin/activate\nhpc-stres --version\nhpc-stres config --config none.yaml\ntouch reached\n```"
+        "```sh\nsource .venv/bin/activate\nhpc-stres --version\n"
+        "hpc-stres config --config none.yaml\ntouch reached\n```"
     )
     planned = commands.plan("page.md", page)
     failed = commands.run_page(planned, place, user, home, "/usr/local/bin:/usr/bin:/bin")
@@ -118,7 +129,10 @@ def test_a_page_is_run_and_its_failures_are_named(checkout, capsys):
 
 def test_a_machine_without_a_compiler_has_everything_else(tmp_path):
     (tmp_path / "with").mkdir()
-    with_one, without = commands.link_tools(tmp_path / "with", False), commands.link_tools(tmp_path, True)
+    with_one, without = (
+        commands.link_tools(tmp_path / "with", False),
+        commands.link_tools(tmp_path, True),
+    )
     for name in ("bash", "env", "make", "git", "mpirun"):
         assert (shutil.which(name, path=without) is None) == (shutil.which(name) is None)
     assert shutil.which("g++", path=with_one)

@@ -21,7 +21,11 @@ def array(tmp_path):
     """Three seeds of two splits of one experiment, and two seeds of another."""
     for seed in (1, 2, 3):
         for split in (1, 2):
-            write_results(*make_run(tmp_path / f"array/seed{seed}/split{split}", seed, phases=PHASES, split=split))
+            write_results(
+                *make_run(
+                    tmp_path / f"array/seed{seed}/split{split}", seed, phases=PHASES, split=split
+                )
+            )
     for seed in (11, 12):
         momentum = ["training.momentum=0.8"]
         write_results(*make_run(tmp_path / f"other/seed{seed}", seed, 1.6, momentum, phases=PHASES))
@@ -42,8 +46,14 @@ def test_compare_says_what_changed_and_which_videos(array):
     was, now = hits(one, "motion"), hits(two, "motion")
     assert set(row["repaired_videos"]) == {name for name in was if now[name] and not was[name]}
     assert set(row["broken_videos"]) == {name for name in was if was[name] and not now[name]}
-    assert row["difference"] == pytest.approx(100 * (sum(now.values()) - sum(was.values())) / len(was))
-    assert sum(one["repaired"] for one in row["classes"]) == row["repaired"] == len(row["repaired_videos"])
+    assert row["difference"] == pytest.approx(
+        100 * (sum(now.values()) - sum(was.values())) / len(was)
+    )
+    assert (
+        sum(one["repaired"] for one in row["classes"])
+        == row["repaired"]
+        == len(row["repaired_videos"])
+    )
     assert row["interval"][0] <= row["difference"] <= row["interval"][1]
     assert len(found["accuracy"]) == 3
 
@@ -51,8 +61,15 @@ def test_compare_says_what_changed_and_which_videos(array):
 def test_a_run_compared_with_itself_has_changed_in_nothing(array):
     one = array / "array/seed1/split1"
     found = compare.compare(one, [one])
-    assert found["changes"][0]["config"] == found["changes"][0]["code"] == found["changes"][0]["data"] == []
-    assert all((row["difference"], row["p"], row["repaired"]) == (0.0, 1.0, 0) for row in found["accuracy"])
+    assert (
+        found["changes"][0]["config"]
+        == found["changes"][0]["code"]
+        == found["changes"][0]["data"]
+        == []
+    )
+    assert all(
+        (row["difference"], row["p"], row["repaired"]) == (0.0, 1.0, 0) for row in found["accuracy"]
+    )
 
 
 def test_folders_of_splits_are_compared_split_by_split(array):
@@ -70,7 +87,9 @@ def test_runs_of_other_classes_labels_or_videos_are_refused_or_matched(array):
     shared.save(path)
     RunPaths(two).scores(1, "appearance").unlink()
     assert compare.compare(one, [two])["accuracy"][0]["videos"] == len(scores.ids) - 5
-    wrong = Scores(scores.ids, np.roll(scores.labels, 1), scores.classes, scores.logits, {}, scores.made_by)
+    wrong = Scores(
+        scores.ids, np.roll(scores.labels, 1), scores.classes, scores.logits, {}, scores.made_by
+    )
     wrong.save(path)
     with pytest.raises(UserError, match="has another label in each"):
         compare.compare(one, [two])
@@ -109,11 +128,15 @@ def test_what_seeds_agree_on(array):
     row = next(row for row in one["agreement"] if (row["split"], row["column"]) == (1, "motion"))
     right = [hits(array / f"array/seed{seed}/split1", "motion") for seed in (1, 2, 3)]
     assert row["all_right"] == sum(all(seed[name] for seed in right) for name in right[0])
-    assert row["never_right"] == sorted(name for name in right[0] if not any(seed[name] for seed in right))
+    assert row["never_right"] == sorted(
+        name for name in right[0] if not any(seed[name] for seed in right)
+    )
     assert row["all_right"] + row["some_right"] + row["none_right"] == 72
     curve = one["curves"]["motion"]["loss"]
     assert [point[0] for point in curve] == [1, 2, 3]
-    assert curve[0][1:] == pytest.approx([2.02, np.std([0.01, 0.01, 0.02, 0.02, 0.03, 0.03], ddof=1), 6])
+    assert curve[0][1:] == pytest.approx(
+        [2.02, np.std([0.01, 0.01, 0.02, 0.02, 0.03, 0.03], ddof=1), 6]
+    )
 
 
 def test_a_damaged_row_of_a_curve_is_named_and_left_out(array, capsys):
@@ -131,7 +154,10 @@ def test_two_recipes_are_compared_over_recordings_and_over_seeds(array):
     found = study.study([array / "array", array / "other"])
     row = next(row for row in found["comparisons"] if row["column"] == "motion")
     sides = [f"array/seed{seed}/split1" for seed in (1, 2, 3)], ["other/seed11", "other/seed12"]
-    mean = [np.mean([list(hits(array / folder, "motion").values()) for folder in folders]) for folders in sides]
+    mean = [
+        np.mean([list(hits(array / folder, "motion").values()) for folder in folders])
+        for folders in sides
+    ]
     assert row["difference"] == pytest.approx(100 * (mean[1] - mean[0]))
     assert row["seeds"] == [3, 2]
     assert 0 < row["p"] < 0.01

@@ -39,8 +39,16 @@ def test_every_shipped_config_loads_and_survives_a_round_trip(path, tmp_path):
         ("training.max_steps=true", "training.max_steps", "a whole number"),
         ("training.zero_stage=true", "training.zero_stage", "one of 0, 1"),
         ("training.max_micro_batch=some", "training.max_micro_batch", "auto"),
-        ("phases.motion.optimise.schedule=[[1,2,3]]", "phases.motion.optimise.schedule", "[steps, rate]"),
-        ("phases.motion.optimise.norm_group=1000", "phases.motion.optimise.norm_group", "at most the global batch"),
+        (
+            "phases.motion.optimise.schedule=[[1,2,3]]",
+            "phases.motion.optimise.schedule",
+            "[steps, rate]",
+        ),
+        (
+            "phases.motion.optimise.norm_group=1000",
+            "phases.motion.optimise.norm_group",
+            "at most the global batch",
+        ),
         ("phases.st_resnet_star.clips.chunks=4", "phases.st_resnet_star.clips.chunks", "5 or more"),
         ("data.crop=4096", "data.crop", "short_side"),
         ("seed=", "seed", "a whole number"),
@@ -59,11 +67,15 @@ def test_a_wrong_value_is_refused_by_key_with_what_was_expected(override, key, e
 def test_a_wrong_key_in_a_file_is_named_with_file_and_line(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("seed: 1\ndata:\n  kind: binding\n  short_sde: 64\n")
-    with pytest.raises(ConfigError, match=r"mine\.yaml:4: data\.short_sde: unknown key; .* short_side"):
+    with pytest.raises(
+        ConfigError, match=r"mine\.yaml:4: data\.short_sde: unknown key; .* short_side"
+    ):
         loading.load_config(path)
 
 
-@pytest.mark.parametrize("text", ["seed: [1", "- 1", "seed: 1\nseed: 2\n", "recipe: nips2017\n", "profile: none\n"])
+@pytest.mark.parametrize(
+    "text", ["seed: [1", "- 1", "seed: 1\nseed: 2\n", "recipe: nips2017\n", "profile: none\n"]
+)
 def test_broken_files_are_refused_by_name(tmp_path, text):
     path = tmp_path / "broken.yaml"
     path.write_text(text)
@@ -85,7 +97,9 @@ def test_a_base_file_is_included_once_and_no_deeper(tmp_path):
 
 
 def test_training_overrides_reach_every_phase():
-    config = loading.load_config(TINY, ["training.global_batch=6", "training.norm_group=3", "training.max_steps=2"])
+    config = loading.load_config(
+        TINY, ["training.global_batch=6", "training.norm_group=3", "training.max_steps=2"]
+    )
     for name in config.phases:
         assert (
             config.phase(name).optimise.global_batch,
@@ -100,7 +114,11 @@ def test_a_group_larger_than_an_overridden_batch_is_refused():
 
 
 def test_every_field_is_frozen_keyword_only_and_documented():
-    kinds = [Config, Phase, *(f.default_factory for f in dataclasses.fields(Config) if f.name not in ("phases",))]
+    kinds = [
+        Config,
+        Phase,
+        *(f.default_factory for f in dataclasses.fields(Config) if f.name not in ("phases",)),
+    ]
     for kind in (k for k in kinds if dataclasses.is_dataclass(k)):
         documents = field_documents(kind)
         for field in dataclasses.fields(kind):
@@ -129,15 +147,24 @@ def test_no_number_may_be_infinite_or_not_a_number(key, value):
         ("phases.motion.optimise.schedule=[[10, -5]]", "expected rates above 0"),
         ("phases.motion.optimise.schedule=[[10, 0]]", "expected rates above 0"),
         ("phases.motion.optimise.schedule=[]", "at least one"),
-        ("training={engine: deepspeed, deepspeed: {zero: {x: [.nan]}}}", "expected a finite number"),
+        (
+            "training={engine: deepspeed, deepspeed: {zero: {x: [.nan]}}}",
+            "expected a finite number",
+        ),
         ("training.deepspeed={zero: 1}", "no effect with the engine ddp"),
         ("training.zero_stage=1", "no effect with the engine ddp"),
         ("phases.st_resnet.optimise.loss_weight_motion=-5", "expected 0 or more"),
-        ("phases.st_resnet.optimise={loss_weight_motion: 0, loss_weight_appearance: 0}", "nothing would be trained"),
+        (
+            "phases.st_resnet.optimise={loss_weight_motion: 0, loss_weight_appearance: 0}",
+            "nothing would be trained",
+        ),
         ("phases.motion.optimise.loss_weight_motion=0", "nothing would be trained"),
         ("model.width=1000000000", "model.width: expected at most 2048"),
         ("model.stages=[3, 1000000000]", "model.stages: expected at most 500"),
-        ("phases.st_resnet.clips.chunks=1000000000", "phases.st_resnet.clips.chunks: expected at most 1000"),
+        (
+            "phases.st_resnet.clips.chunks=1000000000",
+            "phases.st_resnet.clips.chunks: expected at most 1000",
+        ),
         ("evaluation.chunks=1000000000", "expected at most 10000"),
         ("cluster.nodes=99999999999999999999999", "expected at most 100000"),
         ("training.max_micro_batch=99999999999999", "expected at most 1e+06"),
@@ -169,12 +196,26 @@ def test_numbers_texts_and_keys_out_of_range_are_refused_in_a_sentence(override,
 
 
 def test_shell_lines_and_variables_may_be_long_or_empty():
-    config = loading.load_config(TINY, ['cluster.setup=["a\\n\\tb"]', "cluster.environment={A: '', B: 3}"])
+    config = loading.load_config(
+        TINY, ['cluster.setup=["a\\n\\tb"]', "cluster.environment={A: '', B: 3}"]
+    )
     assert config.cluster.environment == {"A": "", "B": 3}
 
 
 @pytest.mark.parametrize(
-    "name", ["../x", "<img src=x>", "Motion", "prepare", "evaluate", "all", "two_stream", "a" * 41, "1a", "a-b"]
+    "name",
+    [
+        "../x",
+        "<img src=x>",
+        "Motion",
+        "prepare",
+        "evaluate",
+        "all",
+        "two_stream",
+        "a" * 41,
+        "1a",
+        "a-b",
+    ],
 )
 def test_names_of_phases_are_plain_words(name, tmp_path):
     path = tmp_path / "mine.yaml"
@@ -184,11 +225,15 @@ def test_names_of_phases_are_plain_words(name, tmp_path):
 
 
 def test_an_overlay_for_a_phase_that_the_recipe_lacks_is_refused_unless_it_is_a_whole_phase():
-    with pytest.raises(ConfigError, match=r"phases\.st_resnt: the recipe has no such phase.*did you mean st_resnet"):
+    with pytest.raises(
+        ConfigError, match=r"phases\.st_resnt: the recipe has no such phase.*did you mean st_resnet"
+    ):
         loading.load_config(TINY, ["phases.st_resnt.clips.chunks=5"])
     with pytest.raises(ConfigError, match=r"phases\.other.*a phase of your own needs a `model`"):
         loading.load_config(TINY, ["phases.other.optimise.global_batch=5"])
-    own = loading.load_config(TINY, ["phases.motion_again={model: {name: motion}, starts_from: [motion]}"])
+    own = loading.load_config(
+        TINY, ["phases.motion_again={model: {name: motion}, starts_from: [motion]}"]
+    )
     assert own.phases["motion_again"].starts_from == ("motion",)
 
 
@@ -204,7 +249,9 @@ def test_config_prints_the_values_that_apply_and_no_others():
     assert found["phases.motion.optimise.norm_group"] == "3  # --set training.norm_group"
     assert found["phases.motion.optimise.global_batch"].startswith("10  # ")
     assert "tiny.yaml" in found["phases.motion.optimise.global_batch"]
-    assert found["phases.st_resnet.optimise.schedule"].endswith("(cut to 4 steps by training.max_steps)")
+    assert found["phases.st_resnet.optimise.schedule"].endswith(
+        "(cut to 4 steps by training.max_steps)"
+    )
     assert "phases.appearance.clips.stride" not in found
     assert "model.depth" not in found
     assert "data.test_fraction" not in found

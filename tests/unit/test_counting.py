@@ -15,17 +15,23 @@ from tests.conftest import ROOT
 
 CASES = [
     Sizes(model="st_resnet", chunks=5),
-    Sizes(model="st_resnet_star", chunks=11, stages=counting.DEPTHS[152], variant="msra", classes=51),
+    Sizes(
+        model="st_resnet_star", chunks=11, stages=counting.DEPTHS[152], variant="msra", classes=51
+    ),
     Sizes(model="motion", stages=counting.DEPTHS[101], side=299),
     Sizes(model="appearance", variant="msra", side=225, width=32),
     Sizes(model="st_resnet_star", stages=(2, 2), width=4, side=33, chunks=5, classes=3),
-    Sizes(model="st_resnet", stages=(2, 3, 2), width=6, side=48, chunks=2, variant="msra", classes=2),
+    Sizes(
+        model="st_resnet", stages=(2, 3, 2), width=6, side=48, chunks=2, variant="msra", classes=2
+    ),
     Sizes(model="motion", stages=(3,), width=4, side=16, classes=2),
     Sizes(model="appearance", stages=(2, 2, 2, 2), width=4, side=20, classes=2, variant="msra"),
 ]
 
 
-@pytest.mark.parametrize("sizes", CASES, ids=lambda sizes: f"{sizes.model}-{sizes.variant}-{sizes.side}")
+@pytest.mark.parametrize(
+    "sizes", CASES, ids=lambda sizes: f"{sizes.model}-{sizes.variant}-{sizes.side}"
+)
 def test_every_row_is_as_measured_on_the_network(sizes):
     with torch.device("meta"):
         options = {"stages": sizes.stages, "variant": sizes.variant}
@@ -36,14 +42,26 @@ def test_every_row_is_as_measured_on_the_network(sizes):
     counted = counting.streams(sizes)
     assert list(counted) == list(expected)
     for name, rows in expected.items():
-        assert [dataclasses.astuple(row) for row in counted[name]] == [dataclasses.astuple(row) for row in rows]
+        assert [dataclasses.astuple(row) for row in counted[name]] == [
+            dataclasses.astuple(row) for row in rows
+        ]
     assert counting.table(sizes) == measured.table(model, sizes.side, sizes.chunks)
 
 
 def test_describe_of_a_published_network_imports_no_torch():
     """What takes the seconds is torch: without it, an answer is there in a fraction of one."""
     code = "import sys; from hpc_stres.__main__ import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
-    command = [sys.executable, "-c", code, "describe", "st_resnet_star", "--depth", "101", "--variant", "msra"]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "describe",
+        "st_resnet_star",
+        "--depth",
+        "101",
+        "--variant",
+        "msra",
+    ]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert result.returncode == 0, result.stderr
     assert "conv5_x" in result.stdout

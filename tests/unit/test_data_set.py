@@ -47,7 +47,9 @@ def test_a_run_refuses_a_data_set_that_changed_since_it_began(root, tmp_path, ho
     words = change(root, rows, how)
     write_csv(root, rows)
     prepare(config, quiet=True)
-    with pytest.raises(UserError, match=f"not as it was when this run began: .*{words}(.|\\n)*another --run-dir"):
+    with pytest.raises(
+        UserError, match=f"not as it was when this run began: .*{words}(.|\\n)*another --run-dir"
+    ):
         train(config, "appearance", run_dir, find_world({}))
     tested = run_python("-m", "hpc_stres", "evaluate", "--run-dir", run_dir)
     assert tested.returncode == 1

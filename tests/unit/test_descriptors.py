@@ -55,7 +55,10 @@ def slow_cells(gray, flow, x, y, patch):
 def slow_median(plane):
     padded = np.pad(plane, 2, mode="edge")
     return np.array(
-        [[np.median(padded[y : y + 5, x : x + 5]) for x in range(plane.shape[1])] for y in range(plane.shape[0])]
+        [
+            [np.median(padded[y : y + 5, x : x + 5]) for x in range(plane.shape[1])]
+            for y in range(plane.shape[0])
+        ]
     )
 
 
@@ -66,7 +69,9 @@ def slow_tracks(gray, flow, points, options):
     for x, y in points:
         volume, moves = np.zeros((3, 4, 33)), []
         for number in range(options.length):
-            volume[3 * number // options.length] += slow_cells(gray[number], smooth[number], x, y, options.patch)
+            volume[3 * number // options.length] += slow_cells(
+                gray[number], smooth[number], x, y, options.patch
+            )
             moves.append(smooth[number][round(float(y)), round(float(x))])
             x, y = x + moves[-1][0], y + moves[-1][1]
         total = sum(math.hypot(*move) for move in moves)
@@ -82,7 +87,11 @@ def rough_film(frames=4, height=26, width=31):
     """Frames and smooth flow that have nothing to do with each other."""
     gray = [texture(number, height, width, 1.0) for number in range(frames)]
     flow = [
-        np.stack([texture(9 + n, height, width), texture(20 + n, height, width)], axis=-1).astype(np.float32) / 25 - 3
+        np.stack([texture(9 + n, height, width), texture(20 + n, height, width)], axis=-1).astype(
+            np.float32
+        )
+        / 25
+        - 3
         for n in range(frames - 1)
     ]
     return gray, flow
@@ -100,7 +109,9 @@ def test_trajectories_are_described_as_their_definitions_say(patch):
     want = slow_tracks(gray, flow, points, options)
     path = want[:, :6].reshape(-1, 3, 2)
     assert len(got["hog"]) >= 3
-    rows = np.concatenate([got[name] for name in ("trajectory", "hog", "hof", "mbhx", "mbhy")], axis=1)
+    rows = np.concatenate(
+        [got[name] for name in ("trajectory", "hog", "hof", "mbhx", "mbhy")], axis=1
+    )
     assert rows.shape[1] == path.shape[1] * 2 + 96 + 108 + 96 + 96
     for row in rows:
         assert np.abs(want - row).max(axis=1).min() < 2e-4
@@ -148,13 +159,18 @@ def test_hog_of_colours_sees_edges_that_gray_does_not():
     left = np.arange(96) % 24 < 12
     # Red and green that cancel each other in gray: 0.299 of the one for 0.587 of the other.
     colour = [
-        np.stack([frame, frame - 15 * left.astype(np.uint8), frame + 30 * left.astype(np.uint8)], -1) for frame in gray
+        np.stack(
+            [frame, frame - 15 * left.astype(np.uint8), frame + 30 * left.astype(np.uint8)], -1
+        )
+        for frame in gray
     ]
     picture = colour[0]
     dx, dy = descriptors.strongest_gradient(picture)
     for y, x in ((0, 0), (40, 11), (95, 95), (30, 12), (7, 50)):
         options = [neighbours(picture[..., channel].astype(int), y, x) for channel in range(3)]
         assert (dx[y, x], dy[y, x]) == max(options, key=lambda pair: math.hypot(*pair))
-    plain, seen = (describe(Film(gray, flow, c), TrackOptions(camera="none")).arrays for c in (None, colour))
+    plain, seen = (
+        describe(Film(gray, flow, c), TrackOptions(camera="none")).arrays for c in (None, colour)
+    )
     np.testing.assert_array_equal(plain["mbhx"], seen["mbhx"])
     assert np.abs(plain["hog"].mean(axis=0) - seen["hog"].mean(axis=0)).max() > 0.01

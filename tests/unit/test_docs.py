@@ -4,13 +4,11 @@ import dataclasses
 import functools
 import importlib.util
 import itertools
-import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -29,7 +27,13 @@ MOST_README_LINES = 130
 # Commands that run in seconds, without data, a GPU or Slurm.
 QUICK = {"config", "describe", "doctor"}
 # Options of programs that are not ours.
-FOREIGN_OPTIONS = {"--logdir", "--nproc_per_node", "--gpus-per-node", "--nodes", "--ntasks-per-node"}
+FOREIGN_OPTIONS = {
+    "--logdir",
+    "--nproc_per_node",
+    "--gpus-per-node",
+    "--nodes",
+    "--ntasks-per-node",
+}
 
 
 def load_generator():
@@ -332,7 +336,12 @@ def test_keys_and_options_in_the_text_exist(page):
 
 def test_a_key_that_does_not_exist_is_noticed():
     wrong = ["data.flow_back_end", "cluster.continuation: never", "phases.NAME.chunk"]
-    right = ["data.flow_backend", "cluster.continuation: requeue", "phases.NAME.clips.chunks", "phases"]
+    right = [
+        "data.flow_backend",
+        "cluster.continuation: requeue",
+        "phases.NAME.clips.chunks",
+        "phases",
+    ]
     assert [len(key_problems(f"`{code}`")) for code in wrong] == [1, 1, 1]
     assert not key_problems(" ".join(f"`{code}`" for code in right))
 
@@ -347,51 +356,3 @@ def test_printed_pieces_of_config_load(page, tmp_path):
 def test_a_copy_of_the_config_for_own_data_works_from_anywhere(tmp_path):
     copy = shutil.copy(ROOT / "configs" / "own_data.yaml", tmp_path / "mine.yaml")
     assert load_config(copy) == load_config(ROOT / "configs" / "own_data.yaml")
-
-
-def is_quick(line):
-    words = shlex.split(line, comments=True)
-    if words[0] in ("source", "cp") or "--help" in words:
-        return True
-    if words[0] == "hpc-stres":
-        return words[1] in QUICK
-    return words[:2] == ["python", "launch/submit.py"] and "--dry-run" in words
-
-
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory):
-    """A copy of the repository whose .venv is this environment, as `make setup` leaves it."""
-    if not (Path(sys.prefix) / "bin" / "activate").is_file():
-        pytest.skip("this Python is in no virtual environment that could be activated")
-    root = tmp_path_factory.mktemp("docs") / "a checkout"
-    for folder in ("hpc_stres", "launch", "configs"):
-        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (root / ".venv").symlink_to(sys.prefix)
-    return root
-
-
-def run_literally(lines, root):
-    """Run commands as printed, one after another in one shell; the first that fails is named."""
-    script = "\n".join(["set -eE", "trap 'echo \"failed: $BASH_COMMAND\" >&2' ERR", *lines])
-    env = {
-        "PATH": "/usr/bin:/bin",
-        "HOME": os.environ.get("HOME", str(root)),
-        "PYTHONPATH": str(root),
-    }
-    command = ["bash", "-c", script]
-    return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=page_name)
-def test_quick_commands_run_as_printed(page, checkout):
-    lines = [line for line in shell_lines(page.read_text(encoding="utf-8")) if is_quick(line)]
-    result = run_literally(lines, checkout)
-    assert result.returncode == 0, result.stderr[-2000:]
-
-
-def test_a_printed_command_that_fails_is_named(checkout):
-    lines = ["source .venv/bin/activate", "hpc-stres config --config none.yaml", "touch reached"]
-    result = run_literally(lines, checkout)
-    assert result.returncode != 0
-    assert "failed: hpc-stres config --config none.yaml" in result.stderr
-    assert not (checkout / "reached").exists()

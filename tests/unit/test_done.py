@@ -29,7 +29,9 @@ def run(tmp_path):
 
 def state(run_dir):
     config, paths = load_run(run_dir), RunPaths(run_dir)
-    return [is_done(config, paths, name) for name in config.phases], evaluation_is_done(config, paths)
+    return [is_done(config, paths, name) for name in config.phases], evaluation_is_done(
+        config, paths
+    )
 
 
 WHOLE = [True] * 4, True
@@ -76,8 +78,16 @@ def test_a_run_folder_means_the_same_files_from_every_folder(tmp_path, monkeypat
     home.mkdir()
     elsewhere.mkdir()
     monkeypatch.chdir(home)
-    overrides = ["data.root=store", "data.videos=my videos", "data.kind=folder", "model.weights=w.pth"]
-    overrides += ["phases.motion.weights=../run/phases/motion", "phases.st_resnet.model.motion.weights=m.pth"]
+    overrides = [
+        "data.root=store",
+        "data.videos=my videos",
+        "data.kind=folder",
+        "model.weights=w.pth",
+    ]
+    overrides += [
+        "phases.motion.weights=../run/phases/motion",
+        "phases.st_resnet.model.motion.weights=m.pth",
+    ]
     config = load_config(TINY, overrides)
     claim_run_folder(config, home / "run")
     monkeypatch.chdir(elsewhere)

@@ -64,7 +64,9 @@ def imagenet(tmp_path_factory):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.copy_(torch.rand(parameter.shape, generator=generator) * 0.1)
-        state = {key.removeprefix("appearance."): value for key, value in model.state_dict().items()}
+        state = {
+            key.removeprefix("appearance."): value for key, value in model.state_dict().items()
+        }
         save_state(state, folder / f"{name}.safetensors")
     return folder
 
@@ -114,7 +116,13 @@ class Print:
         optimise = self.phase.optimise
         rates = [learning_rate(optimise.scaled_schedule, step) for step in range(0, 40000, 97)]
         steps = total_steps(optimise.scaled_schedule)
-        return rates, steps, optimise.global_batch, optimise.norm_group, optimise.scaled_classifier_only_steps
+        return (
+            rates,
+            steps,
+            optimise.global_batch,
+            optimise.norm_group,
+            optimise.scaled_classifier_only_steps,
+        )
 
     def loss(self):
         return text([loss(self.phase)])
@@ -135,8 +143,13 @@ class Print:
     def shapes(self):
         self.model = build_phase_model(self.config, self.name, 3)
         freeze(self.model, self.phase.optimise.trainable)
-        moving = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        return [(name, tuple(value.shape), name in moving) for name, value in self.model.state_dict().items()]
+        moving = {
+            name for name, parameter in self.model.named_parameters() if parameter.requires_grad
+        }
+        return [
+            (name, tuple(value.shape), name in moving)
+            for name, value in self.model.state_dict().items()
+        ]
 
     def moves(self):
         """The parameters that are trained."""
@@ -202,17 +215,26 @@ def test_every_option_of_a_recipe_has_an_effect(recipe, imagenet):
         bare = config_of(recipe, imagenet, name, phases, "model.weights=null")
         before = {False: Print(base, name), True: Print(bare, name)}
         for key in base.phases[name].acting():
-            if key in {*ON_THE_GRAPH, *FAMILIES, *DEEP} or (key == "model.motion.side" and base.phases[name].uses_rgb):
+            if key in {*ON_THE_GRAPH, *FAMILIES, *DEEP} or (
+                key == "model.motion.side" and base.phases[name].uses_rgb
+            ):
                 continue
             for value in SECOND.get(key, [OTHERWISE[key]]):
                 value = imagenet / "second.safetensors" if key.endswith("weights") else value
-                texts = [f"phases.{name}.{text}" for text in changed(key, value, all(base.phases[name].streams))]
+                texts = [
+                    f"phases.{name}.{text}"
+                    for text in changed(key, value, all(base.phases[name].streams))
+                ]
                 # Another trunk does not take this one's weights.
                 other_trunk = key.endswith(("depth", "stages", "width"))
                 texts += ["model.weights=null"] if other_trunk else []
                 # Corners of the frame have no option of those near its borders.
                 texts += [f"phases.{name}.clips.border_corners=four"] if value == "corners" else []
-                texts += [f"phases.{name}.clips.{own}" for own in WITHOUT_STRIDES if key == "clips.segments"]
+                texts += [
+                    f"phases.{name}.clips.{own}"
+                    for own in WITHOUT_STRIDES
+                    if key == "clips.segments"
+                ]
                 after = Print(config_of(recipe, imagenet, name, phases, *texts), name)
                 if after.differs(before[other_trunk]):
                     break

@@ -47,7 +47,9 @@ def result_bytes(run_dir):
 
 def start_evaluation(run_dir, *more):
     words = [sys.executable, "-m", "hpc_stres", "evaluate", "--run-dir", str(run_dir), *more]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    return subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
 
 
 def test_what_is_scored_is_not_scored_again_and_gives_the_same_bits(scored, run, monkeypatch):
@@ -63,12 +65,16 @@ def test_after_a_kill_at_any_moment_the_results_have_the_same_bits(scored, run, 
     for path in sorted(parts.folder(run).iterdir()):
         whole = path.read_bytes()
         path.write_bytes(whole[: draw.randrange(len(whole))])
-        path.with_name(path.name.replace("_rank00000_", "_rank00001_")).write_bytes(whole[: draw.randrange(len(whole))])
+        path.with_name(path.name.replace("_rank00000_", "_rank00001_")).write_bytes(
+            whole[: draw.randrange(len(whole))]
+        )
     for path in (run.results, run.scores(1, "motion")):
         path.unlink()
     evaluate_here(run.root)
     assert result_bytes(run.root) == result_bytes(scored)
-    one, two = (Scores.load(folder / "scores" / "split1_motion.npz") for folder in (scored, run.root))
+    one, two = (
+        Scores.load(folder / "scores" / "split1_motion.npz") for folder in (scored, run.root)
+    )
     np.testing.assert_array_equal(one.logits, two.logits)
 
 
@@ -100,7 +106,9 @@ def test_evaluations_at_once_give_the_same_bits(scored, run):
     assert result_bytes(run.root) == result_bytes(scored)
 
 
-def test_a_second_evaluation_names_the_owner_and_is_refused_when_its_patience_ends(run, monkeypatch, capsys):
+def test_a_second_evaluation_names_the_owner_and_is_refused_when_its_patience_ends(
+    run, monkeypatch, capsys
+):
     monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.5)
     before = {path: path.read_bytes() for path in sorted(parts.folder(run).iterdir())}
     lock = run.root / "scores" / "owner.lock"
@@ -124,7 +132,9 @@ def test_two_attempts_that_disagree_are_refused_by_name(run):
     row = json.loads(path.read_text().splitlines()[0])
     row["motion"][0][0] += 1.0
     write_line(path.with_name(path.name.replace("rank00000", "rank00001")), row)
-    with pytest.raises(UserError, match=f"video {row['id']} was scored twice, with different results"):
+    with pytest.raises(
+        UserError, match=f"video {row['id']} was scored twice, with different results"
+    ):
         evaluate_here(run.root)
 
 
@@ -166,7 +176,9 @@ def test_scores_that_are_not_finite_stop_an_evaluation(run, data_root, store, si
 def test_a_data_set_of_other_classes_is_refused(run, data_root, store):
     state = read_state(run.phase("motion").weights)
     finish(tiny_config(data_root), run, "motion", state, [*store.classes[:-1], "other"])
-    with pytest.raises(UserError, match=r"classes are not the 8 that phase motion was trained on: .*other"):
+    with pytest.raises(
+        UserError, match=r"classes are not the 8 that phase motion was trained on: .*other"
+    ):
         evaluate_here(run.root)
     finish(tiny_config(data_root), run, "motion", state, store.classes[::-1])
     with pytest.raises(UserError, match="their order"):
@@ -182,7 +194,9 @@ def test_weights_of_another_number_of_classes_are_refused(run, data_root, store)
         evaluate_here(run.root)
 
 
-def test_scores_follow_the_network_and_the_content_of_each_video(run, data_root, store, monkeypatch):
+def test_scores_follow_the_network_and_the_content_of_each_video(
+    run, data_root, store, monkeypatch
+):
     """Another protocol, another network on the same weights, a video of another content: scored again."""
     videos = [store.rows[0].id]
 
@@ -192,7 +206,12 @@ def test_scores_follow_the_network_and_the_content_of_each_video(run, data_root,
 
     first = key()
     assert key() == key("evaluation.allow_missing=true") == first
-    changes = ("evaluation.chunks=6", "evaluation.flips=false", "model.variant=msra", "training.precision=float64")
+    changes = (
+        "evaluation.chunks=6",
+        "evaluation.flips=false",
+        "model.variant=msra",
+        "training.precision=float64",
+    )
     assert len({first, *(key(change) for change in changes)}) == 1 + len(changes)
     other = type(store.rows[0])(**{**vars(store.rows[0]), "rgb_sha256": "0" * 64})
     monkeypatch.setattr(store, "rows", [other, *store.rows[1:]])
@@ -215,14 +234,24 @@ def test_scores_of_replaced_weights_are_left_out(run, data_root, store, capsys):
     finish(tiny_config(data_root), run, "motion", state, store.classes)
     found = columns(tiny_config(data_root), run.root)
     assert list(found) == ["appearance"]
-    assert "split1_motion.npz: of weights that were replaced since; left out" in capsys.readouterr().err
+    assert (
+        "split1_motion.npz: of weights that were replaced since; left out"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_damaged_done_file_and_one_of_an_older_version_are_sentences(run):
     done = run.phase("motion").done
     whole = json.loads(done.read_text())
     flip = done.read_text().replace(whole["classes"][0], "x" + whole["classes"][0][1:], 1)
-    for text in (flip, "{", "[]", json.dumps({**whole, "classes": None}), json.dumps({"step": 3}), "\udcff"):
+    for text in (
+        flip,
+        "{",
+        "[]",
+        json.dumps({**whole, "classes": None}),
+        json.dumps({"step": 3}),
+        "\udcff",
+    ):
         done.write_bytes(text.encode("utf-8", "surrogateescape"))
         with pytest.raises(UserError, match=r"done\.json"):
             evaluate_here(run.root)
@@ -299,7 +328,9 @@ def test_a_full_disk_while_scoring_is_a_sentence_and_loses_nothing(scored, run, 
      ("phases.st_resnet.model.temporal_padding=replicate", "phases.st_resnet.model.temporal_padding")],
 )  # fmt: skip
 def test_weights_are_used_only_as_they_were_trained(scored, override, key):
-    with pytest.raises(ConfigError, match=f"--set {key}: the weights in .* were trained with another value"):
+    with pytest.raises(
+        ConfigError, match=f"--set {key}: the weights in .* were trained with another value"
+    ):
         load_trained(scored, [override])
     assert load_trained(scored, ["data.root=x", "evaluation.chunks=9"]).evaluation.chunks == 9
 
@@ -317,12 +348,22 @@ def test_the_table_of_a_run_of_version_0_2_says_how_to_go_on(run):
     """Its scores have no digest and its results no checksum; the weights and their names are what is needed."""
     path = run.scores(1, "motion")
     with np.load(path) as data:
-        np.savez(path, **{name: data[name] for name in data.files if name not in ("digest", "made_by")})
-    bare = {key: value for key, value in json.loads(run.results.read_text()).items() if key != "checksum"}
+        np.savez(
+            path, **{name: data[name] for name in data.files if name not in ("digest", "made_by")}
+        )
+    bare = {
+        key: value
+        for key, value in json.loads(run.results.read_text()).items()
+        if key != "checksum"
+    }
     run.results.write_text(json.dumps(bare))
-    with pytest.raises(UserError, match=r"results\.json: it has no checksum .*0\.2\)\nRun `hpc-stres evaluate"):
+    with pytest.raises(
+        UserError, match=r"results\.json: it has no checksum .*0\.2\)\nRun `hpc-stres evaluate"
+    ):
         read_results(run.results)
-    with pytest.raises(UserError, match=r"split1_motion\.npz: it has no digest .*0\.2\)\nRemove it and run"):
+    with pytest.raises(
+        UserError, match=r"split1_motion\.npz: it has no digest .*0\.2\)\nRemove it and run"
+    ):
         columns(tiny_config("unused"), run.root)
     evaluate_here(run.root)
     assert read_results(run.results) == bare

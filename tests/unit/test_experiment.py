@@ -16,7 +16,14 @@ from hpc_stres.errors import UserError
 from hpc_stres.run.experiment import claim_run_folder
 from hpc_stres.run.ownership import owned
 from hpc_stres.run.paths import RunPaths, write_json
-from hpc_stres.run.product import checked_weights, metrics_line, phase_is_done, read_done, read_metrics, write_done
+from hpc_stres.run.product import (
+    checked_weights,
+    metrics_line,
+    phase_is_done,
+    read_done,
+    read_metrics,
+    write_done,
+)
 from hpc_stres.training.metrics import MetricsLog
 from hpc_stres.training.phase import lost_ranks
 from tests.conftest import ROOT, tiny_config
@@ -49,7 +56,12 @@ def test_another_experiment_is_refused_with_the_difference(tmp_path, change):
 
 
 def test_what_does_not_change_learning_is_free_and_stays_as_jobs_read_it(tmp_path):
-    free = ["training.engine=deepspeed", "cluster.nodes=4", "evaluation.protocol=quick", "training.max_steps=3"]
+    free = [
+        "training.engine=deepspeed",
+        "cluster.nodes=4",
+        "evaluation.protocol=quick",
+        "training.max_steps=3",
+    ]
     claim_run_folder(config(), tmp_path)
     claim_run_folder(config(*free), tmp_path)
     assert load_resolved(RunPaths(tmp_path).config) == config()
@@ -68,13 +80,22 @@ def test_an_allowed_change_becomes_the_folders(tmp_path):
 
 
 def finish(run_dir, phase, made_with, step=10):
-    done = {"phase": phase, "step": step, "sha256": "0" * 64, "classes": ["a"], "config": plain(made_with)}
+    done = {
+        "phase": phase,
+        "step": step,
+        "sha256": "0" * 64,
+        "classes": ["a"],
+        "config": plain(made_with),
+    }
     write_done(RunPaths(run_dir).phase(phase), done)
 
 
 def test_without_config_yaml_the_phases_say_whose_a_folder_is(tmp_path):
     finish(tmp_path, "motion", config("training.momentum=0.5"))
-    with pytest.raises(UserError, match=r"motion/done\.json: this phase is of another experiment: training\.momentum"):
+    with pytest.raises(
+        UserError,
+        match=r"motion/done\.json: this phase is of another experiment: training\.momentum",
+    ):
         claim_run_folder(config(), tmp_path)
     assert not RunPaths(tmp_path).config.exists()
     claim_run_folder(config("training.momentum=0.5"), tmp_path)
@@ -83,7 +104,10 @@ def test_without_config_yaml_the_phases_say_whose_a_folder_is(tmp_path):
 def test_a_phase_of_another_run_that_was_put_into_the_folder_is_refused(tmp_path):
     claim_run_folder(config(), tmp_path)
     finish(tmp_path, "motion", config("training.momentum=0.5"))
-    with pytest.raises(UserError, match=r"motion/done\.json: this phase is of another experiment: training\.momentum"):
+    with pytest.raises(
+        UserError,
+        match=r"motion/done\.json: this phase is of another experiment: training\.momentum",
+    ):
         claim_run_folder(config(), tmp_path)
 
 
@@ -107,11 +131,15 @@ def test_without_config_yaml_checkpoints_say_whose_a_folder_is(data_root, tmp_pa
     paths = RunPaths(tmp_path)
     paths.config.unlink()
     paths.phase("motion").done.unlink()
-    with pytest.raises(UserError, match=r"step00000002: this checkpoint is of another experiment: seed: 7 there, 8"):
+    with pytest.raises(
+        UserError, match=r"step00000002: this checkpoint is of another experiment: seed: 7 there, 8"
+    ):
         train(data_root, tmp_path, "appearance", "training.max_steps=2", "seed=8")
 
 
-def test_two_experiments_at_once_in_a_new_folder_are_one_that_wins_and_one_that_is_refused(tmp_path):
+def test_two_experiments_at_once_in_a_new_folder_are_one_that_wins_and_one_that_is_refused(
+    tmp_path,
+):
     for attempt in range(10):
         run_dir, outcomes = tmp_path / str(attempt), []
         start = threading.Barrier(2)
@@ -141,7 +169,9 @@ def test_training_by_hand_refuses_what_submit_refuses(data_root, tmp_path):
     for phase in ("appearance", "motion"):
         with pytest.raises(UserError, match=r"training\.momentum: 0\.9 there, 0\.5 now"):
             train(data_root, tmp_path, phase, *other)
-    assert not RunPaths(tmp_path).phase("appearance").root.exists(), "what is refused leaves nothing behind"
+    assert not RunPaths(tmp_path).phase("appearance").root.exists(), (
+        "what is refused leaves nothing behind"
+    )
     assert RunPaths(tmp_path).provenance.read_bytes() == provenance
     train(data_root, tmp_path, "appearance", *other, allowed=("training.momentum",))
 
@@ -186,13 +216,19 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(data_root, tmp_path):
         train(data_root, tmp_path / "file" / "run", "motion", "training.max_steps=1")
 
 
-@pytest.mark.parametrize("where", ["hpc_stres.training.trainer.save_state", "hpc_stres.training.metrics.write_text"])
-def test_a_disk_that_is_full_while_it_trains_is_one_sentence(data_root, tmp_path, monkeypatch, where):
+@pytest.mark.parametrize(
+    "where", ["hpc_stres.training.trainer.save_state", "hpc_stres.training.metrics.write_text"]
+)
+def test_a_disk_that_is_full_while_it_trains_is_one_sentence(
+    data_root, tmp_path, monkeypatch, where
+):
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(where, full)
-    with pytest.raises(UserError, match="motion: cannot be read or written: No space left on device") as caught:
+    with pytest.raises(
+        UserError, match="motion: cannot be read or written: No space left on device"
+    ) as caught:
         train(data_root, tmp_path, "motion", "training.max_steps=1")
     assert "resumes from the last checkpoint" in str(caught.value)
     monkeypatch.undo()
@@ -201,7 +237,9 @@ def test_a_disk_that_is_full_while_it_trains_is_one_sentence(data_root, tmp_path
 
 def test_losing_the_other_ranks_is_a_sentence_and_a_fault_of_the_code_is_not():
     trainer = SimpleNamespace(world=SimpleNamespace(size=2, rank=1), name="motion", step=7)
-    gloo = RuntimeError("[/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:59211\nmore")
+    gloo = RuntimeError(
+        "[/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:59211\nmore"
+    )
     text = str(lost_ranks(trainer, gloo))
     assert "motion: rank 1 lost the other ranks at step 7: " in text
     assert "Connection closed by peer" in text
@@ -213,7 +251,13 @@ def test_losing_the_other_ranks_is_a_sentence_and_a_fault_of_the_code_is_not():
 
 def test_every_flipped_bit_of_done_json_is_noticed_or_harmless(tmp_path):
     paths = RunPaths(tmp_path).phase("motion")
-    done = {"phase": "motion", "step": 5, "sha256": "0" * 64, "classes": ["a", "ü"], "config": {"b": 1}}
+    done = {
+        "phase": "motion",
+        "step": 5,
+        "sha256": "0" * 64,
+        "classes": ["a", "ü"],
+        "config": {"b": 1},
+    }
     write_done(paths, done)
     assert read_done(paths) == done
     good = paths.done.read_bytes()
@@ -226,7 +270,10 @@ def test_every_flipped_bit_of_done_json_is_noticed_or_harmless(tmp_path):
             assert read_done(paths) == done, f"byte {bit // 8}"
         except UserError as error:
             noticed += 1
-            messages.add(str(error).startswith(str(paths.done)) and "hpc-stres train --phase motion" in str(error))
+            messages.add(
+                str(error).startswith(str(paths.done))
+                and "hpc-stres train --phase motion" in str(error)
+            )
     assert messages == {True}
     assert noticed > 2 * len(good)
 
@@ -255,30 +302,56 @@ def test_a_done_json_of_an_older_version_is_refused_with_the_way_on(data_root, t
     bare = json.loads(paths.done.read_text())
     del bare["checksum"]
     write_json(paths.done, bare)
-    with pytest.raises(UserError, match=r"it has no checksum .*version 0\.2\)\nRemove it and run `hpc-stres train"):
+    with pytest.raises(
+        UserError, match=r"it has no checksum .*version 0\.2\)\nRemove it and run `hpc-stres train"
+    ):
         train(data_root, tmp_path, "motion", "training.max_steps=2")
     paths.done.unlink()
     again = train(data_root, tmp_path, "motion", "training.max_steps=2")
     assert all((again[name] == value).all() for name, value in straight.items())
 
 
-def test_a_phase_vouches_for_its_weights_whether_its_folder_or_the_file_is_named(data_root, tmp_path):
+def test_a_phase_vouches_for_its_weights_whether_its_folder_or_the_file_is_named(
+    data_root, tmp_path
+):
     first, one_step = tmp_path / "first", "training.max_steps=1"
     train(data_root, first, "motion", one_step)
     phase = RunPaths(first).phase("motion")
     for source in (phase.root, phase.weights):
-        train(data_root, tmp_path / source.name, "motion", one_step, f"phases.motion.weights='{source}'")
+        train(
+            data_root,
+            tmp_path / source.name,
+            "motion",
+            one_step,
+            f"phases.motion.weights='{source}'",
+        )
     data = bytearray(phase.weights.read_bytes())
     data[-1] ^= 1
     phase.weights.write_bytes(data)
-    with pytest.raises(UserError, match="these are not the weights that phase motion finished with"):
+    with pytest.raises(
+        UserError, match="these are not the weights that phase motion finished with"
+    ):
         checked_weights(phase)
     for source in (phase.root, phase.weights):
-        with pytest.raises(UserError, match="these are not the weights that phase motion finished with"):
-            train(data_root, tmp_path / "bad" / source.name, "motion", one_step, f"phases.motion.weights='{source}'")
+        with pytest.raises(
+            UserError, match="these are not the weights that phase motion finished with"
+        ):
+            train(
+                data_root,
+                tmp_path / "bad" / source.name,
+                "motion",
+                one_step,
+                f"phases.motion.weights='{source}'",
+            )
     phase.done.unlink()
     with pytest.raises(UserError, match="damaged: the checksum of its tensors is wrong"):
-        train(data_root, tmp_path / "bad", "motion", one_step, f"phases.motion.weights='{phase.weights}'")
+        train(
+            data_root,
+            tmp_path / "bad",
+            "motion",
+            one_step,
+            f"phases.motion.weights='{phase.weights}'",
+        )
 
 
 def test_a_damaged_row_of_metrics_is_left_out_and_named(tmp_path, capsys):

@@ -30,10 +30,17 @@ def made(data_root, tmp_path_factory):
     """A run of untrained networks, a video of 45 frames, and its prepared form."""
     folder = tmp_path_factory.mktemp("features ä")
     config = tiny_config(data_root)
-    make_run(config, folder / "run", [f"class {n}" for n in range(8)], ["motion", "st_resnet", "st_resnet_star"])
+    make_run(
+        config,
+        folder / "run",
+        [f"class {n}" for n in range(8)],
+        ["motion", "st_resnet", "st_resnet_star"],
+    )
     picture = texture(48, 64)
     shown = [moved(picture, [[1, 0, 0.8 * n], [0, 1, 0.4 * n]]) for n in range(FRAMES)]
-    write_video(folder / "film.avi", [np.repeat(frame[..., None], 3, axis=-1) for frame in shown], 25)
+    write_video(
+        folder / "film.avi", [np.repeat(frame[..., None], 3, axis=-1) for frame in shown], 25
+    )
     return folder
 
 
@@ -47,7 +54,16 @@ def network_of(made, phase="st_resnet_star"):
     return networks.load(made / "run", phase, [], CPU)
 
 
-def extract(made, out, rank=0, size=1, layout="streams", stride=STRIDE, phase="st_resnet_star", video="film.avi"):
+def extract(
+    made,
+    out,
+    rank=0,
+    size=1,
+    layout="streams",
+    stride=STRIDE,
+    phase="st_resnet_star",
+    video="film.avi",
+):
     network = network_of(made, phase)
     cut = Windows(CHUNKS if phase != "motion" else 1, SPACING, stride)
     world = World(rank, size, rank, size, "127.0.0.1", 12345, "test")
@@ -61,8 +77,12 @@ def by_hand(made, phase="st_resnet_star"):
     seen = {}
     for stream in ("appearance", "motion"):
         trunk = getattr(network.call, stream)
-        trunk.fc.register_forward_hook(lambda module, given, out, stream=stream: seen.__setitem__(stream, given[0]))
-    clip = PreparedClip(prepare_video(Video("film", made / "film.avi", 0), network.settings), made / "film.avi")
+        trunk.fc.register_forward_hook(
+            lambda module, given, out, stream=stream: seen.__setitem__(stream, given[0])
+        )
+    clip = PreparedClip(
+        prepare_video(Video("film", made / "film.avi", 0), network.settings), made / "film.avi"
+    )
     reader = ClipReader(clip, None, network.levels, streams=(True, True))
     rows = {"appearance": [], "motion": []}
     start = 0
@@ -88,7 +108,14 @@ def test_each_row_is_what_the_classifier_reads_in_that_window(made, tmp_path):
         np.testing.assert_allclose(written, rows, rtol=1e-5, atol=1e-6)
         assert np.ptp(written, axis=0).max() > 0.01  # windows differ
     told = json.loads((tmp_path / "film.json").read_text())
-    keys = ("frames", "frame_rate", "windows", "window_frames", "stride_frames", "first_centre_frame")
+    keys = (
+        "frames",
+        "frame_rate",
+        "windows",
+        "window_frames",
+        "stride_frames",
+        "first_centre_frame",
+    )
     assert [told[key] for key in keys] == [FRAMES, 25.0, 6, 18, 3, 9.0]
     assert not list((tmp_path / ".parts").rglob("*.npz"))
 
@@ -99,7 +126,9 @@ def test_any_number_of_ranks_writes_the_same_bytes(made, tmp_path):
         for rank in reversed(range(size)):
             assert not (tmp_path / str(size) / "film.json").exists()
             assert extract(made, tmp_path / str(size), rank, size, stride=1) == []
-    one, three = ({k: v for k, v in digests(tmp_path / n).items() if ".parts" not in k} for n in ("1", "3"))
+    one, three = (
+        {k: v for k, v in digests(tmp_path / n).items() if ".parts" not in k} for n in ("1", "3")
+    )
     assert one == three
     assert len(one) == 3
 
@@ -177,7 +206,9 @@ def mstcn_reads(folder, name, labels, sample_rate):
 
 def test_layouts_of_other_programs(made, tmp_path):
     extract(made, tmp_path / "s")
-    streams = [np.load(tmp_path / "s" / f"film.{stream}.npy") for stream in ("appearance", "motion")]
+    streams = [
+        np.load(tmp_path / "s" / f"film.{stream}.npy") for stream in ("appearance", "motion")
+    ]
     joined = np.concatenate(streams, axis=1)
     extract(made, tmp_path / "a", layout="actionformer")
     assert np.array_equal(actionformer_reads(tmp_path / "a", "film"), joined.T)
@@ -217,7 +248,9 @@ def test_the_command_names_what_does_not_decode_and_writes_the_rest(made, tmp_pa
     (folder / "bad.avi").write_bytes(b"no video")
     (folder / "deep" / "film.avi").write_bytes((made / "film.avi").read_bytes())
     out = str(tmp_path / "out")
-    assert main(["features", str(made / "run"), str(folder), "--out", out, "--phase", "motion"]) == 1
+    assert (
+        main(["features", str(made / "run"), str(folder), "--out", out, "--phase", "motion"]) == 1
+    )
     captured = capsys.readouterr()
     assert "bad.avi: " in captured.err
     assert "motion: windows of 10 frames" in captured.out

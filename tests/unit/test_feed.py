@@ -42,8 +42,12 @@ def oracle(store, request, side, antialias=True):
 
 def levels(clips, number):
     """A clip's tensors back in grey levels."""
-    mean, std = (np.array(v, np.float32)[:, None, None] for v in (TORCHVISION_MEAN, TORCHVISION_STD))
-    return clips.rgb[number].numpy() * std + mean, clips.flow[number].numpy() * FLOW_STD["torchvision"] + 128
+    mean, std = (
+        np.array(v, np.float32)[:, None, None] for v in (TORCHVISION_MEAN, TORCHVISION_STD)
+    )
+    return clips.rgb[number].numpy() * std + mean, clips.flow[number].numpy() * FLOW_STD[
+        "torchvision"
+    ] + 128
 
 
 @pytest.fixture(params=["kernel", "torch"])
@@ -55,9 +59,13 @@ def arithmetic(request, monkeypatch):
 
 @pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("box", [Box(0, 0, 48, 48), Box(3, 7, 33, 40), Box(16, 1, 32, 32), Box(5, 5, 20, 24)])
+@pytest.mark.parametrize(
+    "box", [Box(0, 0, 48, 48), Box(3, 7, 33, 40), Box(16, 1, 32, 32), Box(5, 5, 20, 24)]
+)
 def test_every_augmentation_is_within_a_grey_level_of_pil(store, flip, box):
-    request = Request(0, 3, 0, (6, 9, 12), tuple(tuple(range(f - 5, f + 5)) for f in (6, 9, 12)), box, flip)
+    request = Request(
+        0, 3, 0, (6, 9, 12), tuple(tuple(range(f - 5, f + 5)) for f in (6, 9, 12)), box, flip
+    )
     clips = ClipReader(store, SIDE, "torchvision").read([request])
     for found, expected in zip(levels(clips, 0), oracle(store, request, SIDE), strict=True):
         difference = np.abs(found - expected)
@@ -75,7 +83,9 @@ def test_real_requests_of_every_phase_match(data_root, store):
         assert clips.ids == [store.rows[r.video].id for r in batch]
         assert clips.labels.tolist() == [r.label for r in batch]
         for number, request in enumerate(batch):
-            for found, expected in zip(levels(clips, number), oracle(store, request, SIDE), strict=True):
+            for found, expected in zip(
+                levels(clips, number), oracle(store, request, SIDE), strict=True
+            ):
                 assert np.abs(found - expected).max() <= 3.0
 
 
@@ -84,7 +94,11 @@ def test_without_antialias_the_kernel_is_not_widened():
     wide, sharp = resize_planes(ramp, 16, True), resize_planes(ramp, 16, False)
     torch.testing.assert_close(wide[0, 4, 2:-2], sharp[0, 4, 2:-2], rtol=0, atol=0.6)
     stripes = ((torch.arange(64) % 2) * 255).to(torch.uint8).expand(1, 64, 64)
-    assert float(resize_planes(stripes, 16, True).std()) < 12 < float(resize_planes(stripes, 24, False).std())
+    assert (
+        float(resize_planes(stripes, 16, True).std())
+        < 12
+        < float(resize_planes(stripes, 24, False).std())
+    )
 
 
 @pytest.fixture
@@ -105,7 +119,9 @@ def marked(tmp_path):
 @pytest.mark.parametrize("flip", [False, True])
 def test_rgb_and_flow_show_the_same_place_and_time(marked, flip):
     frames = (6, 10, 15)
-    request = Request(0, 0, 0, frames, tuple(tuple(range(f - 5, f + 5)) for f in frames), Box(4, 8, 40, 48), flip)
+    request = Request(
+        0, 0, 0, frames, tuple(tuple(range(f - 5, f + 5)) for f in frames), Box(4, 8, 40, 48), flip
+    )
     clips = ClipReader(marked, 48, "torchvision").read([request])
     rgb, flow = levels(clips, 0)
     for chunk, frame in enumerate(frames):
@@ -124,7 +140,10 @@ def test_rgb_and_flow_show_the_same_place_and_time(marked, flip):
 def test_a_flip_mirrors_and_inverts_u_to_the_pixel(store):
     stacks = (tuple(range(1, 11)),)
     one, two = (
-        ClipReader(store, None, "msra").read([Request(0, 2, 0, (6,), stacks, Box(0, 0, 48, 48), flip)]).flow[0, 0] + 128
+        ClipReader(store, None, "msra")
+        .read([Request(0, 2, 0, (6,), stacks, Box(0, 0, 48, 48), flip)])
+        .flow[0, 0]
+        + 128
         for flip in (False, True)
     )
     assert torch.equal(two[0::2], 255 - one[0::2].flip(-1))
@@ -171,7 +190,9 @@ def test_clips_that_are_still_held_keep_their_memory(store):
     del first
     assert torch.equal(views, kept[:, 0])
     again = reader.read(batch[:2])
-    assert again.flow.data_ptr() not in {clips.flow.data_ptr() for clips in others} | {views.data_ptr()}
+    assert again.flow.data_ptr() not in {clips.flow.data_ptr() for clips in others} | {
+        views.data_ptr()
+    }
     assert torch.equal(again.flow, kept)
     del others
     assert reader.read(batch[2:4]).flow.data_ptr() in addresses

@@ -13,12 +13,16 @@ from tests.conftest import tiny_config
 
 
 @pytest.mark.parametrize("planes", [1, 2, 3, 20])
-@pytest.mark.parametrize(("source", "side"), [((48, 40), 32), ((31, 57), 33), ((7, 9), 24), ((16, 16), 16)])
+@pytest.mark.parametrize(
+    ("source", "side"), [((48, 40), 32), ((31, 57), 33), ((7, 9), 24), ((16, 16), 16)]
+)
 def test_bfloat16_is_the_rounded_float32_bit_for_bit(planes, source, side):
     random = np.random.default_rng(planes * side)
     packed = planes == 3
     shape = (*source, 3) if packed else source
-    pictures = [random.integers(0, 256, shape, dtype=np.uint8) for _ in range(1 if packed else planes)]
+    pictures = [
+        random.integers(0, 256, shape, dtype=np.uint8) for _ in range(1 if packed else planes)
+    ]
     for deviation in (1.0, 57.63, 1e-30, 1e30):
         scale = np.full(planes, 1 / deviation, np.float32)
         shift = random.normal(0, 100 / deviation, planes).astype(np.float32)
@@ -35,10 +39,14 @@ def test_what_is_no_number_stays_none_and_other_arrays_are_refused():
     picture = [np.full((8, 8), 200, np.uint8)]
     out = np.zeros((8, 8, 1), np.uint16)
     for value in (np.nan, np.inf, -np.inf):
-        finish_on_cpu(picture, 8, True, (np.ones(1, np.float32), np.full(1, value, np.float32)), False, out)
+        finish_on_cpu(
+            picture, 8, True, (np.ones(1, np.float32), np.full(1, value, np.float32)), False, out
+        )
         expected = torch.tensor(value).to(torch.bfloat16)
         assert np.array_equal(
-            torch.from_numpy(out).view(torch.bfloat16).float().numpy()[0, 0, 0], expected.float(), True
+            torch.from_numpy(out).view(torch.bfloat16).float().numpy()[0, 0, 0],
+            expected.float(),
+            True,
         )
     good = (np.ones(1, np.float32), np.zeros(1, np.float32))
     for wrong in (

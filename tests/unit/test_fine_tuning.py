@@ -35,7 +35,9 @@ def run(data_root, tmp_path_factory):
             if not value.is_floating_point():
                 continue
             # Means below zero keep what lies behind the ReLUs alive.
-            value += {"running_mean": -0.25, "running_var": 0.25}.get(name.rsplit(".", 1)[1], 0.25 * (".fc." in name))
+            value += {"running_mean": -0.25, "running_var": 0.25}.get(
+                name.rsplit(".", 1)[1], 0.25 * (".fc." in name)
+            )
         from tests.unit.untrained import finish
 
         finish(config, paths, phase, state, CLASSES)
@@ -59,7 +61,10 @@ def export_of(run, folder):
     shutil.copy(run / "phases" / "motion" / "weights.safetensors", folder)
     from hpc_stres.run.paths import sha256
 
-    found = {"classes": CLASSES, "files": {"weights.safetensors": sha256(folder / "weights.safetensors")}}
+    found = {
+        "classes": CLASSES,
+        "files": {"weights.safetensors": sha256(folder / "weights.safetensors")},
+    }
     write_sealed(folder / "export.json", found)
     return folder
 
@@ -67,7 +72,13 @@ def export_of(run, folder):
 def test_a_run_a_phase_its_file_and_an_export_start_a_phase_alike(data_root, run, tmp_path):
     expected = load_file(run / "phases" / "motion" / "weights.safetensors")
     phase, exported = run / "phases" / "motion", export_of(run, tmp_path / "exported")
-    sources = [run, phase, phase / "weights.safetensors", exported, exported / "weights.safetensors"]
+    sources = [
+        run,
+        phase,
+        phase / "weights.safetensors",
+        exported,
+        exported / "weights.safetensors",
+    ]
     for source in sources:
         state, said = started(data_root, "motion", source)
         assert all(torch.equal(state[name], value) for name, value in expected.items()), source
@@ -89,7 +100,9 @@ def test_the_classifier_of_other_classes_is_never_kept(data_root, run, tmp_path,
 
 def test_a_plain_trunks_classifier_is_never_kept(data_root, tmp_path):
     """ImageNet has as many classes as some data sets of videos."""
-    plain = to_torchvision(build_model("appearance", 8, stages=(2, 2), width=4).state_dict(), "appearance")
+    plain = to_torchvision(
+        build_model("appearance", 8, stages=(2, 2), width=4).state_dict(), "appearance"
+    )
     save_state(plain, tmp_path / "plain.safetensors")
     for phase in ("appearance", "motion"):
         state, said = started(data_root, phase, tmp_path / "plain.safetensors")
@@ -99,17 +112,27 @@ def test_a_plain_trunks_classifier_is_never_kept(data_root, tmp_path):
 
 
 def test_a_published_file_is_found_by_its_name(data_root, tmp_path):
-    plain = to_torchvision(build_model("appearance", 5, stages=(2, 2), width=4).state_dict(), "appearance")
-    with pytest.raises(UserError, match=r"weights: resnet50: .* not here yet: .*\n.*hpc-stres weights resnet50 --to"):
+    plain = to_torchvision(
+        build_model("appearance", 5, stages=(2, 2), width=4).state_dict(), "appearance"
+    )
+    with pytest.raises(
+        UserError,
+        match=r"weights: resnet50: .* not here yet: .*\n.*hpc-stres weights resnet50 --to",
+    ):
         find_start("resnet50", "motion", "motion", str(tmp_path))
     save_state(plain, tmp_path / "weights" / "resnet50.safetensors")
-    assert find_start("resnet50", "motion", "motion", str(tmp_path)).path.name == "resnet50.safetensors"
+    assert (
+        find_start("resnet50", "motion", "motion", str(tmp_path)).path.name
+        == "resnet50.safetensors"
+    )
 
 
 def test_a_run_gives_the_phase_of_the_same_name_or_of_the_same_model(data_root, run, tmp_path):
     assert find_start(str(run), "motion", "motion", "").path.parent.name == "motion"
     assert find_start(str(run), "second_motion", "motion", "").path.parent.name == "motion"
-    with pytest.raises(UserError, match=r"which phase should mine start from\?.*none trained stm_resnet\nName one"):
+    with pytest.raises(
+        UserError, match=r"which phase should mine start from\?.*none trained stm_resnet\nName one"
+    ):
         find_start(str(run), "mine", "stm_resnet", "")
 
 
@@ -120,7 +143,10 @@ def test_a_run_gives_the_phase_of_the_same_name_or_of_the_same_model(data_root, 
             lambda run: (run / "phases/motion/done.json").unlink(),
             "neither a run, nor a phase|is not finished|which phase",
         ),
-        (lambda run: (run / "phases/motion/weights.safetensors").write_bytes(b"x"), "are not the weights"),
+        (
+            lambda run: (run / "phases/motion/weights.safetensors").write_bytes(b"x"),
+            "are not the weights",
+        ),
         (lambda run: (run / "phases/motion/weights.safetensors").unlink(), "are not the weights"),
         (lambda run: shutil.rmtree(run), "no such weights file, run or export"),
     ],
@@ -145,7 +171,9 @@ def test_a_damaged_export_is_refused(run, tmp_path):
 MOVES = {
     "head": lambda name: ".fc." in name,
     "last_stage": lambda name: ".fc." in name or ".layer2." in name,
-    "temporal": lambda name: ".fc." in name or name.endswith((".1.conv1.weight", ".1.conv3.weight")),
+    "temporal": lambda name: (
+        ".fc." in name or name.endswith((".1.conv1.weight", ".1.conv3.weight"))
+    ),
 }
 
 
@@ -153,7 +181,9 @@ CASES = [("head", "motion"), ("last_stage", "motion"), ("temporal", "st_resnet")
 
 
 @pytest.mark.parametrize(("trainable", "phase"), CASES)
-def test_only_the_chosen_part_moves_and_the_rest_is_what_it_was(data_root, run, tmp_path, trainable, phase):
+def test_only_the_chosen_part_moves_and_the_rest_is_what_it_was(
+    data_root, run, tmp_path, trainable, phase
+):
     """Weights, running statistics and their counters of all that is frozen are bit for bit the same afterwards."""
     before = load_file(run / "phases" / phase / "weights.safetensors")
     after = train(
@@ -173,14 +203,18 @@ def test_only_the_chosen_part_moves_and_the_rest_is_what_it_was(data_root, run, 
         else:
             assert is_same or MOVES[trainable](name), name
     momentum = load_file(
-        next((tmp_path / "tuned/phases" / phase / "checkpoints").glob("step*")) / "momentum.safetensors"
+        next((tmp_path / "tuned/phases" / phase / "checkpoints").glob("step*"))
+        / "momentum.safetensors"
     )
     assert all(MOVES[trainable](name) for name in momentum)
     assert any(".fc." in name for name in momentum)
 
 
 def test_a_linear_probe_stopped_and_resumed_is_the_undisturbed_one(data_root, run, tmp_path):
-    options = [f"phases.motion.weights={json.dumps(str(run))}", "phases.motion.optimise.trainable=head"]
+    options = [
+        f"phases.motion.weights={json.dumps(str(run))}",
+        "phases.motion.optimise.trainable=head",
+    ]
     straight = train(data_root, tmp_path / "a", "motion", *options)
     train(data_root, tmp_path / "b", "motion", *options, "training.max_steps=5")
     PhasePaths(tmp_path / "b/phases/motion").done.unlink()
@@ -189,13 +223,18 @@ def test_a_linear_probe_stopped_and_resumed_is_the_undisturbed_one(data_root, ru
 
 
 def test_what_a_network_does_not_have_cannot_be_all_that_moves(data_root):
-    with pytest.raises(ConfigError, match=r"phases\.motion\.optimise\.trainable: motion has no convolutions over time"):
+    with pytest.raises(
+        ConfigError,
+        match=r"phases\.motion\.optimise\.trainable: motion has no convolutions over time",
+    ):
         tiny_config(data_root, "phases.motion.optimise.trainable=temporal")
     with pytest.raises(UserError, match="this network has no such part"):
         freeze(torch.nn.Linear(2, 2), "last_stage")
     with pytest.raises(ConfigError, match="the classifier is all that moves"):
         tiny_config(
-            data_root, "phases.motion.optimise.trainable=head", "phases.motion.optimise.classifier_only_steps=3"
+            data_root,
+            "phases.motion.optimise.trainable=head",
+            "phases.motion.optimise.classifier_only_steps=3",
         )
 
 
@@ -204,7 +243,9 @@ def test_a_scaled_schedule_keeps_its_plateaus(data_root):
     for scale in (0.0001, 0.0123, 0.5, 1.0, 2.0, 7.3):
         found = scaled(plateaus, scale)
         assert [rate for _, rate in found] == [1e-2, 1e-3, 1e-4]
-        assert [steps for steps, _ in found] == [max(1, round(steps * scale)) for steps, _ in plateaus]
+        assert [steps for steps, _ in found] == [
+            max(1, round(steps * scale)) for steps, _ in plateaus
+        ]
     curve = scaled(Curve(name="cosine", steps=1000, options={"rate": 0.1}), 0.25)
     assert total_steps(curve) == 250
     assert curve.rate(0) == pytest.approx(0.1)

@@ -25,7 +25,10 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_one_bad_number_is_found_wherever_it_is(bad, place, kind):
     largest = torch.finfo(kind).max
-    state = {"a": torch.full((7,), largest, dtype=kind), "b": torch.full((2, 2), -largest, dtype=torch.float64)}
+    state = {
+        "a": torch.full((7,), largest, dtype=kind),
+        "b": torch.full((2, 2), -largest, dtype=torch.float64),
+    }
     state |= {"none": torch.zeros(0), "count": torch.tensor(3)}
     assert not_finite(state) == [], "finite numbers whose squares or sums overflow are finite"
     state["a"][place] = bad
@@ -37,9 +40,14 @@ def folders(run_dir):
 
 
 def test_an_overflow_in_the_last_step_is_no_product(data_root, tmp_path):
-    options = ["phases.motion.optimise.schedule=[[4, 1.0e-6], [1, 1.0e+38]]", "training.weight_decay=1000"]
+    options = [
+        "phases.motion.optimise.schedule=[[4, 1.0e-6], [1, 1.0e+38]]",
+        "training.weight_decay=1000",
+    ]
     options.append("training.checkpoint_every_steps=2")
-    with pytest.raises(UserError, match=r"NaN or infinite values in motion\..* after step 5; they were not saved") as e:
+    with pytest.raises(
+        UserError, match=r"NaN or infinite values in motion\..* after step 5; they were not saved"
+    ) as e:
         train(data_root, tmp_path, "motion", *options)
     assert "The last checkpoint is untouched. Lower the learning rate" in str(e.value)
     paths = RunPaths(tmp_path).phase("motion")
@@ -58,9 +66,14 @@ def poison_statistics(trainer):
 
 @pytest.mark.parametrize(
     ("poison", "name"),
-    [(poison_motion, "the momentum of motion.fc.bias"), (poison_statistics, "motion.bn1.running_mean")],
+    [
+        (poison_motion, "the momentum of motion.fc.bias"),
+        (poison_statistics, "motion.bn1.running_mean"),
+    ],
 )
-def test_momentum_and_statistics_are_checked_before_each_checkpoint(data_root, tmp_path, monkeypatch, poison, name):
+def test_momentum_and_statistics_are_checked_before_each_checkpoint(
+    data_root, tmp_path, monkeypatch, poison, name
+):
     save = Trainer.save
 
     def poisoned(self, wait):
@@ -87,7 +100,9 @@ def test_a_product_from_a_last_checkpoint_is_checked_too(data_root, tmp_path, mo
         return loop(self)
 
     monkeypatch.setattr(Trainer, "train", poisoned)
-    with pytest.raises(UserError, match=r"NaN or infinite values in motion\.bn1\.running_mean after step 2"):
+    with pytest.raises(
+        UserError, match=r"NaN or infinite values in motion\.bn1\.running_mean after step 2"
+    ):
         train(data_root, tmp_path, "motion", "training.max_steps=2")
     assert not paths.done.exists()
     assert not paths.weights.exists()
@@ -107,7 +122,9 @@ def spoil(folder, name, tensor):
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "momentum.safetensors"])
-def test_a_resume_falls_back_to_the_last_good_checkpoint_and_says_so(data_root, tmp_path, capsys, name):
+def test_a_resume_falls_back_to_the_last_good_checkpoint_and_says_so(
+    data_root, tmp_path, capsys, name
+):
     options = ["training.checkpoint_every_steps=1", "training.precision=float64"]
     straight = train(data_root, tmp_path / "straight", "motion", *options, "training.max_steps=5")
     train(data_root, tmp_path / "run", "motion", *options, "training.max_steps=4")
@@ -117,7 +134,10 @@ def test_a_resume_falls_back_to_the_last_good_checkpoint_and_says_so(data_root, 
     again = train(data_root, tmp_path / "run", "motion", *options, "training.max_steps=5")
     output = capsys.readouterr()
     what = name.split(".")[0]
-    assert f"step00000004: NaN or infinite {what} in motion.conv1.weight; taking the checkpoint before" in output.err
+    assert (
+        f"step00000004: NaN or infinite {what} in motion.conv1.weight; taking the checkpoint before"
+        in output.err
+    )
     assert "motion: resumes from step 3" in output.out
     assert all(torch.equal(value, again[key]) for key, value in straight.items())
 
@@ -127,7 +147,9 @@ def test_bad_checkpoints_of_later_steps_never_push_out_good_ones(tmp_path, capsy
 
     def save(step, value=1.0):
         tensor = torch.full((4,), value)
-        checkpoint.save(paths, step, {"a": tensor}, {"a": tensor}, {"phase": "motion", "loss": 1 / step})
+        checkpoint.save(
+            paths, step, {"a": tensor}, {"a": tensor}, {"phase": "motion", "loss": 1 / step}
+        )
 
     for step in (10, 20, 30):
         save(step, NAN)
@@ -140,25 +162,56 @@ def test_bad_checkpoints_of_later_steps_never_push_out_good_ones(tmp_path, capsy
 
 def state(**changes):
     whole = dict(build_model("appearance", 5, **SMALL).state_dict())
-    return whole | {f"appearance.{name.replace('__', '.')}": value for name, value in changes.items()}
+    return whole | {
+        f"appearance.{name.replace('__', '.')}": value for name, value in changes.items()
+    }
 
 
 BAD_TENSORS = [
-    ({"conv1__weight": torch.full((4, 3, 7, 7), NAN)}, r"NaN or infinite values in appearance\.conv1\.weight"),
-    ({"fc__bias": torch.tensor([0, 0, 0, 0, INF])}, r"NaN or infinite values in appearance\.fc\.bias"),
-    ({"bn1__running_var": torch.tensor([1.0, 1.0, -1e-3, 1.0])}, r"negative variances in appearance\.bn1\.running_var"),
-    ({"bn1__running_var": torch.tensor([1.0, 1.0, NAN, 1.0])}, r"NaN or infinite values in appearance\.bn1"),
-    ({"bn1__weight": torch.ones(4, dtype=torch.int64)}, r"appearance\.bn1\.weight is a tensor of int64"),
-    ({"bn1__weight": torch.ones(4, dtype=torch.bool)}, r"appearance\.bn1\.weight is a tensor of bool"),
-    ({"bn1__bias": torch.ones(4, dtype=torch.complex64)}, r"appearance\.bn1\.bias is a tensor of complex64"),
-    ({"bn1__bias": torch.ones(4).to_sparse()}, r"appearance\.bn1\.bias is a tensor of float32 sparse_coo"),
-    ({"bn1__bias": torch.ones(4).to(torch.float8_e5m2)}, r"appearance\.bn1\.bias is a tensor of float8_e5m2"),
+    (
+        {"conv1__weight": torch.full((4, 3, 7, 7), NAN)},
+        r"NaN or infinite values in appearance\.conv1\.weight",
+    ),
+    (
+        {"fc__bias": torch.tensor([0, 0, 0, 0, INF])},
+        r"NaN or infinite values in appearance\.fc\.bias",
+    ),
+    (
+        {"bn1__running_var": torch.tensor([1.0, 1.0, -1e-3, 1.0])},
+        r"negative variances in appearance\.bn1\.running_var",
+    ),
+    (
+        {"bn1__running_var": torch.tensor([1.0, 1.0, NAN, 1.0])},
+        r"NaN or infinite values in appearance\.bn1",
+    ),
+    (
+        {"bn1__weight": torch.ones(4, dtype=torch.int64)},
+        r"appearance\.bn1\.weight is a tensor of int64",
+    ),
+    (
+        {"bn1__weight": torch.ones(4, dtype=torch.bool)},
+        r"appearance\.bn1\.weight is a tensor of bool",
+    ),
+    (
+        {"bn1__bias": torch.ones(4, dtype=torch.complex64)},
+        r"appearance\.bn1\.bias is a tensor of complex64",
+    ),
+    (
+        {"bn1__bias": torch.ones(4).to_sparse()},
+        r"appearance\.bn1\.bias is a tensor of float32 sparse_coo",
+    ),
+    (
+        {"bn1__bias": torch.ones(4).to(torch.float8_e5m2)},
+        r"appearance\.bn1\.bias is a tensor of float8_e5m2",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("changes", "words"), BAD_TENSORS, ids=[words for _, words in BAD_TENSORS])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_weight_files_with_bad_numbers_are_refused_by_file_and_tensor(tmp_path, changes, words, suffix):
+def test_weight_files_with_bad_numbers_are_refused_by_file_and_tensor(
+    tmp_path, changes, words, suffix
+):
     path = tmp_path / f"weights{suffix}"
     whole = state(**changes)
     if suffix == ".pth":
@@ -178,7 +231,9 @@ def test_good_weight_files_of_every_type_pass(tmp_path):
         whole = {key: v.to(kind) if v.is_floating_point() else v for key, v in state().items()}
         whole["appearance.bn1.running_var"][0] = 0.0
         torch.save(whole, tmp_path / "weights.pth")
-        report = load_into(build_model("appearance", 5, **SMALL), read_state(tmp_path / "weights.pth"), "file")
+        report = load_into(
+            build_model("appearance", 5, **SMALL), read_state(tmp_path / "weights.pth"), "file"
+        )
         assert len(report.loaded) == len(whole)
 
 
@@ -205,7 +260,11 @@ def test_files_that_are_no_state_dict_are_refused(tmp_path, content, words):
 
 def test_every_flipped_bit_of_our_weights_is_noticed_without_done_json(tmp_path):
     path = tmp_path / "weights.safetensors"
-    whole = {"a.weight": torch.randn(3, 5), "a.running_var": torch.rand(3), "a.num_batches_tracked": torch.tensor(3)}
+    whole = {
+        "a.weight": torch.randn(3, 5),
+        "a.running_var": torch.rand(3),
+        "a.num_batches_tracked": torch.tensor(3),
+    }
     save_state(whole, path)
     good = path.read_bytes()
     for bit in range(0, 8 * len(good), 3):
@@ -217,7 +276,9 @@ def test_every_flipped_bit_of_our_weights_is_noticed_without_done_json(tmp_path)
         except UserError:
             continue
         assert found.keys() == whole.keys(), f"bit {bit} of byte {bit // 8}"
-        assert all(torch.equal(value, whole[name]) for name, value in found.items()), f"byte {bit // 8}"
+        assert all(torch.equal(value, whole[name]) for name, value in found.items()), (
+            f"byte {bit // 8}"
+        )
 
 
 def test_rounding_leaves_no_negative_variance():

@@ -38,12 +38,18 @@ def test_a_fisher_vector_is_the_scaled_gradient_of_the_likelihood():
     for place in np.ndindex(words.means.shape):
         step = np.zeros_like(words.means)
         step[place] = 1e-5
-        up, down = (mean_log_likelihood(rows, words, words.means + s, deviations) for s in (step, -step))
+        up, down = (
+            mean_log_likelihood(rows, words, words.means + s, deviations) for s in (step, -step)
+        )
         by_mean[place] = (up - down) / 2e-5
-        up, down = (mean_log_likelihood(rows, words, words.means, deviations + s) for s in (step, -step))
+        up, down = (
+            mean_log_likelihood(rows, words, words.means, deviations + s) for s in (step, -step)
+        )
         by_deviation[place] = (up - down) / 2e-5
     root = np.sqrt(words.weights)[:, None]
-    want = np.concatenate([(by_mean * deviations / root).ravel(), (by_deviation * deviations / root / 2**0.5).ravel()])
+    want = np.concatenate(
+        [(by_mean * deviations / root).ravel(), (by_deviation * deviations / root / 2**0.5).ravel()]
+    )
     np.testing.assert_allclose(encoding.fisher(rows, words), want, atol=1e-8)
 
 
@@ -74,7 +80,9 @@ def test_far_descriptors_make_no_infinity():
     assert np.isfinite(encoding.fisher(rows, vocabulary())).all()
 
 
-@pytest.mark.parametrize("rows", [np.zeros((40, 6)), np.tile(np.arange(6.0), (40, 1)), np.eye(6)[np.arange(40) % 6]])
+@pytest.mark.parametrize(
+    "rows", [np.zeros((40, 6)), np.tile(np.arange(6.0), (40, 1)), np.eye(6)[np.arange(40) % 6]]
+)
 def test_any_descriptors_have_a_vocabulary(rows):
     words = encoding.fit("hog", rows.astype(np.float32), 4, seed=1)
     assert words.means.shape == (4, 3)
@@ -90,7 +98,9 @@ def test_a_vocabulary_is_a_pca_to_half_and_a_mixture():
     for centre in centres:
         assert np.abs(back - centre).max(axis=1).min() < 0.1
     again = encoding.fit("hog", rows.astype(np.float32), 3, seed=1)
-    assert all(np.array_equal(value, again.arrays()[name]) for name, value in words.arrays().items())
+    assert all(
+        np.array_equal(value, again.arrays()[name]) for name, value in words.arrays().items()
+    )
 
 
 def test_fewer_descriptors_than_gaussians_are_refused():
@@ -102,7 +112,9 @@ def videos(count=30, size=400, seed=0):
     """Vectors of three classes of which some are there twice, so that their products have no full rank."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % 3
-    rows = (rng.standard_normal((count, size)) + 0.15 * rng.standard_normal((3, size))[labels]).astype(np.float32)
+    rows = (
+        rng.standard_normal((count, size)) + 0.15 * rng.standard_normal((3, size))[labels]
+    ).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     return np.concatenate([rows, rows[:5]]), np.concatenate([labels, labels[:5]])
 
@@ -113,18 +125,28 @@ def test_machines_are_those_of_the_whole_vectors():
     rows, labels = videos()
     basis = classifier.basis_of(classifier.products(rows, rows))
     assert basis.vectors.shape == (35, 30)
-    machines = [classifier.train_machine(basis.vectors, labels == label, 100.0) for label in range(3)]
-    weights = classifier.weights_of([weights for weights, _ in machines], basis) @ rows.astype(np.float64)
-    made = classifier.Classifier(weights.astype(np.float32), np.array([bias for _, bias in machines]))
+    machines = [
+        classifier.train_machine(basis.vectors, labels == label, 100.0) for label in range(3)
+    ]
+    weights = classifier.weights_of([weights for weights, _ in machines], basis) @ rows.astype(
+        np.float64
+    )
+    made = classifier.Classifier(
+        weights.astype(np.float32), np.array([bias for _, bias in machines])
+    )
     others = videos(seed=1)[0]
     # Another solver, of the dual problem, on the vectors themselves.
-    whole = LinearSVC(C=100.0, dual=True, tol=1e-8, max_iter=100_000, random_state=0).fit(rows, labels)
+    whole = LinearSVC(C=100.0, dual=True, tol=1e-8, max_iter=100_000, random_state=0).fit(
+        rows, labels
+    )
     np.testing.assert_allclose(made.scores(others), whole.decision_function(others), atol=2e-4)
 
 
 def test_a_class_with_nothing_to_tell_apart_gets_its_sign():
     vectors = np.eye(4)
-    none, all_of_them = (classifier.train_machine(vectors, np.full(4, value), 1.0) for value in (False, True))
+    none, all_of_them = (
+        classifier.train_machine(vectors, np.full(4, value), 1.0) for value in (False, True)
+    )
     assert (none[1], all_of_them[1]) == (-1.0, 1.0)
     assert not none[0].any()
 

@@ -33,7 +33,9 @@ def moved(picture, matrix):
     import cv2
 
     size = (picture.shape[1], picture.shape[0])
-    warped = cv2.warpAffine(picture, np.float32(matrix), size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+    warped = cv2.warpAffine(
+        picture, np.float32(matrix), size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT
+    )
     return np.clip(np.rint(warped), 0, 255).astype(np.uint8)
 
 
@@ -46,7 +48,9 @@ def inner(flow, border=16):
 @pytest.mark.parametrize(("dx", "dy"), [(3, 0), (0, 2), (-2.5, 1.5), (6, -4)])
 def test_a_translation_has_its_sign_unit_and_order(backend, pyramid, dx, dy):
     picture = texture()
-    frames = np.stack([moved(picture, [[1, 0, 0], [0, 1, 0]]), moved(picture, [[1, 0, dx], [0, 1, dy]])])
+    frames = np.stack(
+        [moved(picture, [[1, 0, 0], [0, 1, 0]]), moved(picture, [[1, 0, dx], [0, 1, dy]])]
+    )
     flow = tvl1(frames, backend, pyramid=pyramid)
     assert flow.shape == (1, 2, 96, 128)
     assert flow.dtype == np.float32
@@ -186,7 +190,9 @@ def emulated(frames, pyramid="paper", batch=128):
 def test_the_kernels_of_the_gpu_compute_what_the_cpus_sweeps_do(size, pyramid):
     picture = texture(96, 128)
     shifts = [(0, 0), (1.5, -0.7), (2.2, 0.4), (-1.0, 1.0)]
-    frames = np.stack([moved(picture, [[1, 0, dx], [0, 1, dy]])[: size[0], : size[1]] for dx, dy in shifts])
+    frames = np.stack(
+        [moved(picture, [[1, 0, dx], [0, 1, dy]])[: size[0], : size[1]] for dx, dy in shifts]
+    )
     # The sums of changes are taken in another order, so that a pair may stop an iteration earlier or later; single
     # pixels at the frame's edge, which one frame does not show, then go another way.
     difference = np.linalg.norm(tvl1(frames, pyramid=pyramid) - emulated(frames, pyramid), axis=1)

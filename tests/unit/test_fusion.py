@@ -30,7 +30,10 @@ def write_csv(path, ids=IDS, classes=("sit", "run", "jump"), labels=None, scale=
     best = {"v_a": "jump", "v_b": "run", "v_c": "sit", "v_d": "run"}
     lines = [",".join(["id", *(["label"] if labels else []), *classes])]
     for name in reversed(ids):
-        values = [scale * (3.0 if best[fusion.video_name(name).rpartition("/")[2]] == c else 0.1) for c in classes]
+        values = [
+            scale * (3.0 if best[fusion.video_name(name).rpartition("/")[2]] == c else 0.1)
+            for c in classes
+        ]
         lines.append(",".join([name, *([labels[name]] if labels else []), *map(str, values)]))
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -50,18 +53,24 @@ def test_normalised_weighted_mean_by_hand(network, tmp_path):
 def test_the_scale_of_a_file_does_not_matter(network, tmp_path):
     one = [fusion.read(network), fusion.read(write_csv(tmp_path / "one.csv"))]
     ten = [fusion.read(network), fusion.read(write_csv(tmp_path / "ten.csv", scale=1000.0))]
-    np.testing.assert_allclose(fusion.fuse(one, [1, 1], False)[0].logits, fusion.fuse(ten, [1, 1], False)[0].logits)
+    np.testing.assert_allclose(
+        fusion.fuse(one, [1, 1], False)[0].logits, fusion.fuse(ten, [1, 1], False)[0].logits
+    )
 
 
 def test_folders_and_extensions_of_ids_are_no_part_of_a_name(network, tmp_path):
     ids = ["Run/v_a.avi", "v_b.avi", "Sit\\v_c.mp4", "v_d"]
-    found, _ = fusion.fuse([fusion.read(network), fusion.read(write_csv(tmp_path / "x.csv", ids=ids))], [1, 1], False)
+    found, _ = fusion.fuse(
+        [fusion.read(network), fusion.read(write_csv(tmp_path / "x.csv", ids=ids))], [1, 1], False
+    )
     assert found.ids == IDS
 
 
 def test_a_missing_video_is_refused_or_counted(network, tmp_path):
     files = [fusion.read(network), fusion.read(write_csv(tmp_path / "x.csv", ids=IDS[:3]))]
-    with pytest.raises(UserError, match=r"1 of 4 videos are not in every file: v_d is not in .*x\.csv"):
+    with pytest.raises(
+        UserError, match=r"1 of 4 videos are not in every file: v_d is not in .*x\.csv"
+    ):
         fusion.fuse(files, [1, 1], False)
     fused, total = fusion.fuse(files, [1, 1], True)
     assert (fused.ids, total) == (IDS[:3], 4)
@@ -77,7 +86,10 @@ def test_a_missing_video_is_refused_or_counted(network, tmp_path):
         ("id,run,run,sit\nv_a,1,2,3\n", "the class run is there twice"),
         ("id,run,jump,sit\nv_a,1,2,nan\n", "a score of video v_a is not a finite number"),
         ("id,run,jump,stand\nv_a,1,2,3\n", "its classes are not those of .*sit, stand"),
-        ("id,label,run,jump,sit\nv_a,jump,1,2,3\n", "video v_a is jump here and run in another file"),
+        (
+            "id,label,run,jump,sit\nv_a,jump,1,2,3\n",
+            "video v_a is jump here and run in another file",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(network, tmp_path, text, words):
@@ -100,7 +112,9 @@ FOLDERS = ["jump/clip01", "jump/clip02", "run/clip01"]
 
 def test_ids_with_folders_are_matched_as_whole_paths(tmp_path):
     full = score_file(tmp_path / "full.npz", FOLDERS, [0, 1, 2])
-    other = score_file(tmp_path / "other.npz", [f"videos/{name}.mpeg" for name in reversed(FOLDERS)])
+    other = score_file(
+        tmp_path / "other.npz", [f"videos/{name}.mpeg" for name in reversed(FOLDERS)]
+    )
     fused, total = fusion.fuse([full, other], [1, 0], False)
     assert (fused.ids, fused.labels.tolist(), total) == (FOLDERS, [0, 1, 2], 3)
     np.testing.assert_array_equal(fused.logits, np.eye(3))
@@ -121,7 +135,9 @@ def test_two_videos_of_one_file_name_are_never_taken_for_one(tmp_path):
     two = score_file(tmp_path / "two.npz", ["run/clip01"])
     with pytest.raises(UserError, match="no video is in all of these files"):
         fusion.fuse([one, two], [1, 1], True)
-    assert fusion.fuse([one, score_file(tmp_path / "three.npz", ["clip01"])], [1, 1], False)[0].ids == ["jump/clip01"]
+    assert fusion.fuse([one, score_file(tmp_path / "three.npz", ["clip01"])], [1, 1], False)[
+        0
+    ].ids == ["jump/clip01"]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +151,10 @@ def test_two_videos_of_one_file_name_are_never_taken_for_one(tmp_path):
         ({"logits": np.full((3, 3), np.inf)}, "a score of video a is not a finite number"),
         ({"logits": np.zeros((3, 4))}, "logits are"),
         ({"logits": np.zeros((3, 3), complex)}, "logits are"),
-        ({"logits": np.zeros((0, 3)), "ids": np.array([], str), "labels": np.array([], int)}, "it holds 0 videos"),
+        (
+            {"logits": np.zeros((0, 3)), "ids": np.array([], str), "labels": np.array([], int)},
+            "it holds 0 videos",
+        ),
         ({"ids": ["a", "b", "a.avi"]}, "the video a is there twice"),
         ({"ids": ["a", "", "c"]}, "a video without a name"),
         ({"ids": [["a", "b", "c"]]}, "expected a list of names"),

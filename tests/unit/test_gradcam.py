@@ -45,7 +45,10 @@ class Reader:
 
 def requests(side=SIDE, flips=(False,)):
     frames = tuple(range(FRAMES))
-    return [Request(0, 0, 0, frames, ((0,) * 10,) * FRAMES, Box(0, 0, side, side), flip) for flip in flips]
+    return [
+        Request(0, 0, 0, frames, ((0,) * 10,) * FRAMES, Box(0, 0, side, side), flip)
+        for flip in flips
+    ]
 
 
 def random_clips(side=SIDE):
@@ -98,7 +101,9 @@ def test_a_cell_is_what_finite_differences_say(stream):
 def test_a_spot_on_nothing_is_found_where_it_is(variant, place):
     """Only the spot makes any activation; every stage alone must be centred on it, which a wrong alignment is not."""
     side = 128
-    rgb, flow = (torch.zeros(1, FRAMES, planes, side, side, dtype=torch.float64) for planes in (3, 20))
+    rgb, flow = (
+        torch.zeros(1, FRAMES, planes, side, side, dtype=torch.float64) for planes in (3, 20)
+    )
     y, x = place
     for clip in (rgb, flow):
         clip[..., y - 4 : y + 5, x - 4 : x + 5] = torch.randn(
@@ -121,7 +126,9 @@ def test_cells_are_where_they_are_said_to_be():
     cells = np.random.default_rng(0).random((5, 4)).astype(np.float32)
     big = gradcam.enlarge(cells, 8, 2, 40, 30)
     rows = np.stack([np.interp(np.arange(30), 2 + 8 * np.arange(4), row) for row in cells])
-    wanted = np.stack([np.interp(np.arange(40), 2 + 8 * np.arange(5), column) for column in rows.T]).T
+    wanted = np.stack(
+        [np.interp(np.arange(40), 2 + 8 * np.arange(5), column) for column in rows.T]
+    ).T
     assert np.abs(big - wanted).max() < 0.02
 
 

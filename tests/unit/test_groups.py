@@ -24,7 +24,13 @@ from tests.unit.untrained import make_run as make_finished
 
 
 def test_official_names_tell_the_recording():
-    ids = ["v_Run_g07_c03", "Run/v_Run_g07_c04", "RATRACE_wave_f_nm_np1_fr_goo_37", "mine_g7_c3_x", "plain"]
+    ids = [
+        "v_Run_g07_c03",
+        "Run/v_Run_g07_c04",
+        "RATRACE_wave_f_nm_np1_fr_goo_37",
+        "mine_g7_c3_x",
+        "plain",
+    ]
     found = by_names(ids, ["Run", "Run", "wave", "Run", "Run"])
     assert found.names == ["v_Run_g07", "Run/v_Run_g07", "RATRACE_wave", "", ""]
     assert (found.source, found.count) == ("names", 5)
@@ -48,13 +54,19 @@ def listed(tmp_path):
         rows += [[f"{kind}{n}.avi", "ab"[n % 2], kind, f"r{n // 4}" if n < 8 else ""]
                  for kind in ("train", "test") for n in range(10)]  # fmt: skip
         csv.writer(stream).writerows(rows)
-    return load_config(TINY, ["data.kind=csv", f"data.videos={tmp_path}", f"data.lists={tmp_path}/videos.csv"])
+    return load_config(
+        TINY, ["data.kind=csv", f"data.videos={tmp_path}", f"data.lists={tmp_path}/videos.csv"]
+    )
 
 
 def test_a_column_is_taken_first_and_kept_where_the_table_is_gone(listed, tmp_path, capsys):
     ids, labels = [f"test{n}" for n in range(10)], list("ab" * 5)
     found = groups_of("auto", listed.data, ids, labels)
-    assert (found.names, found.source, found.count) == (["r0"] * 4 + ["r1"] * 4 + ["", ""], "column", 4)
+    assert (found.names, found.source, found.count) == (
+        ["r0"] * 4 + ["r1"] * 4 + ["", ""],
+        "column",
+        4,
+    )
     assert groups_of("none", listed.data, ids, labels).count == 10
     assert groups_of(r"test(\d)", listed.data, ids, labels).source == "pattern"
     (tmp_path / "videos.csv").unlink()
@@ -84,8 +96,9 @@ def test_results_and_table_say_which_and_how_many(tmp_path):
     column = whole["splits"]["1"]["motion"]
     assert column["groups"]["count"] == 24
     assert column["groups"]["method"] == "cluster"
-    assert "intervals over recordings, stratified by class: 24 recordings (from the names of clips)" in results_table(
-        whole
+    assert (
+        "intervals over recordings, stratified by class: 24 recordings (from the names of clips)"
+        in results_table(whole)
     )
     rows = whole["comparisons"]["1"]
     assert [(row["first"], row["second"]) for row in rows] == [
@@ -135,10 +148,14 @@ def test_held_out_recordings_are_whole_of_every_class_and_not_trained_on(data_ro
 def clips_of(ids):
     """A store's listing of training videos of one class, as far as holding out reads it."""
     rows = [SimpleNamespace(id=name, label=0) for name in ids]
-    return SimpleNamespace(rows=rows, classes=["Run"], label_sets=None, present=lambda *which: list(range(len(rows))))
+    return SimpleNamespace(
+        rows=rows, classes=["Run"], label_sets=None, present=lambda *which: list(range(len(rows)))
+    )
 
 
-@pytest.mark.parametrize(("form", "groups"), [("v_Run_g{:02d}_c{:02d}", "auto"), ("cam{}-take{}", "(cam[0-9]+)-")])
+@pytest.mark.parametrize(
+    ("form", "groups"), [("v_Run_g{:02d}_c{:02d}", "auto"), ("cam{}-take{}", "(cam[0-9]+)-")]
+)
 def test_clips_of_a_recording_are_held_out_together(form, groups):
     store = clips_of([form.format(group, clip) for group in range(1, 9) for clip in range(1, 5)])
     config = load_config(TINY, ["evaluation.validation_share=0.25", f"evaluation.groups={groups}"])
@@ -148,7 +165,10 @@ def test_clips_of_a_recording_are_held_out_together(form, groups):
     alone = load_config(TINY, ["evaluation.validation_share=0.25", "evaluation.groups=none"])
     assert len({row // 4 for row in held_out(store, alone)}) > 2
     with pytest.raises(ConfigError, match="known by names or a pattern"):
-        held_out(store, load_config(TINY, ["evaluation.validation_share=0.5", "evaluation.groups=column"]))
+        held_out(
+            store,
+            load_config(TINY, ["evaluation.validation_share=0.5", "evaluation.groups=column"]),
+        )
 
 
 def test_a_class_of_one_recording_is_trained_on():

@@ -46,7 +46,11 @@ def good(tmp_path_factory):
 def faulty():
     """Children with the faults of faulty_decoder.py; one that still lives serves the next test."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(guard, "CHILD", guard.CHILD.replace("hpc_stres.prepare.guarded", "tests.unit.faulty_decoder"))
+        patch.setattr(
+            guard,
+            "CHILD",
+            guard.CHILD.replace("hpc_stres.prepare.guarded", "tests.unit.faulty_decoder"),
+        )
         patch.setattr(guard, "_idle", FAULTY)
         yield
 
@@ -197,7 +201,9 @@ def test_a_large_frame_within_the_pixels_may_be_beyond_the_memory(tmp_path):
     with pytest.raises(UndecodableError, match=r"more memory than data.video_memory_gib allows"):
         imports.prepare_one(Video("v", path, 0), SETTINGS, data)
     assert len(imports.prepare_one(Video("v", path, 0), SETTINGS, DataConfig()).rgb) == 2
-    with pytest.raises(UndecodableError, match=r"4000 x 4000 pixels are more than data.max_pixels=15999999"):
+    with pytest.raises(
+        UndecodableError, match=r"4000 x 4000 pixels are more than data.max_pixels=15999999"
+    ):
         imports.prepare_one(Video("v", path, 0), SETTINGS, DataConfig(max_pixels=15_999_999))
 
 
@@ -223,14 +229,22 @@ def test_one_odd_video_costs_one_video_of_prepare(tmp_path, good):
         for number in range(4):
             (videos / label / f"{number}.avi").write_bytes(good.read_bytes())
     whole = good.read_bytes()
-    odd = {"half": whole[: len(whole) // 2], "png": cv2.imencode(".png", pictures(1)[0])[1].tobytes(), "empty": b""}
+    odd = {
+        "half": whole[: len(whole) // 2],
+        "png": cv2.imencode(".png", pictures(1)[0])[1].tobytes(),
+        "empty": b"",
+    }
     for name, data in odd.items():
         (videos / "run" / f"{name}.avi").write_bytes(data)
     os.mkfifo(videos / "run" / "pipe.avi")
     write_video(videos / "sit" / "narrow.avi", [np.zeros((6000, 4, 3), np.uint8)] * 2, 25)
     write_video(videos / "sit" / "large.avi", [np.zeros((600, 600, 3), np.uint8)] * 2, 25)
     config = tiny_config(
-        tmp_path, "data.kind=folder", f"data.videos={videos}", "data.max_rejected=0.9", "data.max_pixels=300000"
+        tmp_path,
+        "data.kind=folder",
+        f"data.videos={videos}",
+        "data.max_rejected=0.9",
+        "data.max_pixels=300000",
     )
     store = Store(prepare(config, quiet=True))
     assert store.rejected["run/png"].startswith("a still picture")

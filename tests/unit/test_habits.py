@@ -48,7 +48,9 @@ def bare_python(tmp_path_factory):
 
 def bare_run(python, *arguments):
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
-    return subprocess.run([python, *arguments], capture_output=True, text=True, env=env, cwd=ROOT, check=False)
+    return subprocess.run(
+        [python, *arguments], capture_output=True, text=True, env=env, cwd=ROOT, check=False
+    )
 
 
 def test_every_help_works_with_numpy_and_yaml_alone(bare_python):

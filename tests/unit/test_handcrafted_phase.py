@@ -29,7 +29,9 @@ from tests.conftest import ROOT, TINY
 from tests.unit.untrained import evaluate_here
 
 pytest.importorskip("sklearn")
-SMALL = "scales: 1, step: 8, length: 6, gaussians: 2, vocabulary_videos: 5, vocabulary_samples: 400,"
+SMALL = (
+    "scales: 1, step: 8, length: 6, gaussians: 2, vocabulary_videos: 5, vocabulary_samples: 400,"
+)
 SMALL += " descriptors: [hof, trajectory, mbhx], cost: 10"
 PHASES = [
     f"extensions=['{ROOT / 'tests/unit/extensions/own_rest.py'}']",
@@ -46,7 +48,9 @@ def _as_before():
 
 
 def run(data_root, run_dir, name, *overrides, workers=1):
-    config = load_config(TINY, [f"data.root={data_root}", *PHASES, f"data.workers={workers}", *overrides])
+    config = load_config(
+        TINY, [f"data.root={data_root}", *PHASES, f"data.workers={workers}", *overrides]
+    )
     kind = PHASE_KINDS.get(config.phase(name).kind)
     assert entry_point(kind.run)(config, name, run_dir, find_world({}), ())
     return config
@@ -72,9 +76,15 @@ def command(data_root, run_dir, workers=2):
 
 def begun(data_root, run_dir, pieces):
     """A process that has made so many Fisher vectors, and that stays out of this process' group."""
-    process = subprocess.Popen(command(data_root, run_dir), cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command(data_root, run_dir), cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE
+    )
     parts, started = RunPaths(run_dir).phase("idt").root / "parts", time.monotonic()
-    while len(list(parts.glob("fisher-*"))) < pieces and time.monotonic() - started < 120 and process.poll() is None:
+    while (
+        len(list(parts.glob("fisher-*"))) < pieces
+        and time.monotonic() - started < 120
+        and process.poll() is None
+    ):
         time.sleep(0.05)
     assert process.poll() is None, process.stderr.read().decode()
     return process, parts
@@ -82,13 +92,16 @@ def begun(data_root, run_dir, pieces):
 
 def same_products(one, other):
     return all(
-        (RunPaths(one).phase("idt").root / name).read_bytes() == (RunPaths(other).phase("idt").root / name).read_bytes()
+        (RunPaths(one).phase("idt").root / name).read_bytes()
+        == (RunPaths(other).phase("idt").root / name).read_bytes()
         for name in phase.PRODUCTS
     )
 
 
 @pytest.mark.distributed
-def test_stopped_damaged_and_resumed_by_others_it_has_the_bytes_of_one(data_root, run_dir, tmp_path):
+def test_stopped_damaged_and_resumed_by_others_it_has_the_bytes_of_one(
+    data_root, run_dir, tmp_path
+):
     process, parts = begun(data_root, tmp_path, 3)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
@@ -102,7 +115,11 @@ def test_stopped_damaged_and_resumed_by_others_it_has_the_bytes_of_one(data_root
     damaged[len(damaged) // 2] ^= 1
     made[1].write_bytes(damaged)
     # By two processes it was begun; the ranks of MPI finish it, where there are any.
-    mpirun = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2"] if shutil.which("mpirun") else []
+    mpirun = (
+        ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2"]
+        if shutil.which("mpirun")
+        else []
+    )
     words = [*mpirun, *command(data_root, tmp_path)]
     result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
@@ -128,8 +145,12 @@ def test_only_a_whole_piece_is_taken_as_made(tmp_path, damage):
 
 def test_its_column_and_the_fused_one_are_in_the_table(run_dir, data_root):
     config = load_config(run_dir / "config.yaml", [f"data.root={data_root}"])
-    idt, prior, both = (Scores.load(RunPaths(run_dir).scores(1, name)) for name in ("idt", "prior", "both"))
-    np.testing.assert_allclose(both.logits, 0.75 * l2_normalised(idt.logits) + 0.25 * l2_normalised(prior.logits))
+    idt, prior, both = (
+        Scores.load(RunPaths(run_dir).scores(1, name)) for name in ("idt", "prior", "both")
+    )
+    np.testing.assert_allclose(
+        both.logits, 0.75 * l2_normalised(idt.logits) + 0.25 * l2_normalised(prior.logits)
+    )
     results = evaluate_here(run_dir)["splits"]["1"]
     assert [(name, column["title"]) for name, column in results.items()] == [
         ("prior", "Prior"), ("idt", "IDT"), ("both", "IDT +Prior"),
@@ -145,7 +166,9 @@ def test_the_product_scores_a_video_again(run_dir, data_root, store):
 
     arrays = read_arrays(RunPaths(run_dir).phase("idt").root / "classifier.npz", "idt")
     scored = read_arrays(RunPaths(run_dir).phase("idt").root / "scores.npz", "idt")
-    options = phase.job_of(load_config(TINY, [f"data.root={data_root}", *PHASES]), "idt", run_dir).options
+    options = phase.job_of(
+        load_config(TINY, [f"data.root={data_root}", *PHASES]), "idt", run_dir
+    ).options
     words = {
         name: encoding.Vocabulary.of(
             {key.partition("_")[2]: a for key, a in arrays.items() if key.startswith(f"{name}_")}
@@ -211,31 +234,59 @@ def test_options_that_make_no_sense_are_refused(override, words):
 
 def test_the_recipe_has_the_papers_chain_and_the_demonstration_its_schedules():
     for one, other in (("recipe=handcrafted", "recipe=nips2016"), (None, None)):
-        files = (TINY, TINY) if one else (ROOT / "configs/binding_handcrafted.yaml", ROOT / "configs/binding.yaml")
-        ours, theirs = (load_config(file, [key] if key else []) for file, key in zip(files, (one, other), strict=True))
+        files = (
+            (TINY, TINY)
+            if one
+            else (ROOT / "configs/binding_handcrafted.yaml", ROOT / "configs/binding.yaml")
+        )
+        ours, theirs = (
+            load_config(file, [key] if key else [])
+            for file, key in zip(files, (one, other), strict=True)
+        )
         assert {name: ours.phase(name) for name in theirs.phases} == dict(theirs.phases)
-        assert set(ours.phases) - set(theirs.phases) == {"idt", "mifs", "st_resnet_star_idt", "st_resnet_star_mifs"}
+        assert set(ours.phases) - set(theirs.phases) == {
+            "idt",
+            "mifs",
+            "st_resnet_star_idt",
+            "st_resnet_star_mifs",
+        }
 
 
 def test_only_the_published_features_stand_beside_published_figures():
-    chosen = ["recipe=handcrafted", "phases.other={kind: fuse, starts_from: [st_resnet_star, idt], weights: [2, 1]}"]
+    chosen = [
+        "recipe=handcrafted",
+        "phases.other={kind: fuse, starts_from: [st_resnet_star, idt], weights: [2, 1]}",
+    ]
     config = load_config(TINY, chosen)
     assert config.phase("idt").published == {"ucf101": 86.4, "hmdb51": 61.7}
     assert config.phase("st_resnet_star_idt").published == {"ucf101": 94.6, "hmdb51": 70.3}
     assert config.phase("st_resnet_star_idt").title == "ST-ResNet* +IDT"
-    assert [config.phase(name).published for name in ("mifs", "st_resnet_star_mifs", "other")] == [{}, {}, {}]
+    assert [config.phase(name).published for name in ("mifs", "st_resnet_star_mifs", "other")] == [
+        {},
+        {},
+        {},
+    ]
     assert load_config(TINY, [*chosen, "phases.idt.gaussians=64"]).phase("idt").published == {}
 
 
 def test_published_figures_stand_beside_columns_of_several_protocols():
     shown = {"top1": 50.0, "top5": 90.0, "videos": 96, "of": 96, "interval95": [40.0, 60.0]}
     both = f"{PUBLISHED_PROTOCOL}; {HANDCRAFTED_PROTOCOL}"
-    words = {"net": PUBLISHED_PROTOCOL, "idt": HANDCRAFTED_PROTOCOL, "both": both, "quick": "quick: one clip"}
+    words = {
+        "net": PUBLISHED_PROTOCOL,
+        "idt": HANDCRAFTED_PROTOCOL,
+        "both": both,
+        "quick": "quick: one clip",
+    }
     table = {
         name: {**shown, "protocol": text, "published": {"ucf101": 80.0 + number}}
         for number, (name, text) in enumerate(words.items())
     }
-    results = {"official": "ucf101", "protocol": MIXED, "splits": {"1": table, "2": table, "3": table}}
+    results = {
+        "official": "ucf101",
+        "protocol": MIXED,
+        "splits": {"1": table, "2": table, "3": table},
+    }
     assert published_for(results) == {"net": 80.0, "idt": 81.0, "both": 82.0}
     assert published_for({**results, "splits": {"1": table}}) is None
     assert published_for({**results, "official": None}) is None
@@ -244,7 +295,13 @@ def test_published_figures_stand_beside_columns_of_several_protocols():
 def test_a_piece_depends_on_settings_seed_and_content(data_root, store, tmp_path):
     jobs = [
         phase.job_of(load_config(TINY, [f"data.root={data_root}", *PHASES, *more]), "idt", tmp_path)
-        for more in ([], ["phases.idt.cost=1"], ["phases.idt.step=9"], ["phases.idt.hog=colour"], ["seed=8"])
+        for more in (
+            [],
+            ["phases.idt.cost=1"],
+            ["phases.idt.step=9"],
+            ["phases.idt.hog=colour"],
+            ["seed=8"],
+        )
     ]
     assert len({job.video_key(store.rows[0]) for job in jobs}) == 5
     assert jobs[0].video_key(store.rows[0]) != jobs[0].video_key(store.rows[1])

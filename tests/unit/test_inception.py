@@ -83,5 +83,7 @@ def test_a_published_file_starts_either_stream():
         assert report.replaced == [f"{stream}.fc.weight", f"{stream}.fc.bias"]
         assert not report.missing
         first = getattr(model, stream).Conv2d_1a_3x3.conv.weight
-        order = [0, 1, 2] if stream == "appearance" else [(0, 1, 2, 2, 1, 0)[n % 6] for n in range(20)]
+        order = (
+            [0, 1, 2] if stream == "appearance" else [(0, 1, 2, 2, 1, 0)[n % 6] for n in range(20)]
+        )
         assert torch.equal(first, published.Conv2d_1a_3x3.conv.weight[:, order])

@@ -44,7 +44,9 @@ def here(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setattr("shutil.which", lambda name: None)
-    monkeypatch.setattr(looking, "_in_children", lambda function, jobs, seconds: [function(*job) for job in jobs])
+    monkeypatch.setattr(
+        looking, "_in_children", lambda function, jobs, seconds: [function(*job) for job in jobs]
+    )
     monkeypatch.setattr(looking, "FRAMES", 3)
     return folder
 
@@ -55,7 +57,9 @@ def run(*words):
     return init.run(parser.parse_args([*map(str, words)]))
 
 
-def test_a_folder_of_classes_gets_a_config_that_works_from_anywhere(videos, here, tmp_path, monkeypatch, capsys):
+def test_a_folder_of_classes_gets_a_config_that_works_from_anywhere(
+    videos, here, tmp_path, monkeypatch, capsys
+):
     assert run("mine", "--videos", videos) == 0
     out = capsys.readouterr().out
     assert "10 videos of 2 classes" in out
@@ -65,7 +69,11 @@ def test_a_folder_of_classes_gets_a_config_that_works_from_anywhere(videos, here
     assert f"written: {here}/mine.yaml" in out
     monkeypatch.chdir(tmp_path)
     config = load_config(here / "mine.yaml")
-    assert (config.data.kind, config.data.videos, config.data.root) == ("folder", str(videos), str(here / "data"))
+    assert (config.data.kind, config.data.videos, config.data.root) == (
+        "folder",
+        str(videos),
+        str(here / "data"),
+    )
     assert config.model.weights is None
     assert [config.steps(name) for name in ("motion", "st_resnet")] == [100, 170]
     # Strides fit 24 frames, of which ten are one stack of flow.
@@ -75,7 +83,10 @@ def test_a_folder_of_classes_gets_a_config_that_works_from_anywhere(videos, here
 
 def test_relative_places_and_names_are_made_absolute(videos, here, capsys):
     os.symlink(videos, here / "v")
-    assert run("sub.yaml", "--videos", "v", "--root", "stores", "--size", "full", "--from-scratch") == 0
+    assert (
+        run("sub.yaml", "--videos", "v", "--root", "stores", "--size", "full", "--from-scratch")
+        == 0
+    )
     config = load_config(here / "sub.yaml")
     assert config.data.videos == str(here / "v")
     assert config.data.root == str(here / "stores")
@@ -94,13 +105,17 @@ def test_a_config_that_is_there_stays_unless_forced(videos, here):
 
 def test_a_place_that_cannot_be_written_is_said(videos, here):
     (here / "file").write_text("")
-    with pytest.raises(UserError, match=r"file/mine\.yaml: cannot be written: .*\nName another place with --out"):
+    with pytest.raises(
+        UserError, match=r"file/mine\.yaml: cannot be written: .*\nName another place with --out"
+    ):
         run("mine", "--videos", videos, "--out", here / "file" / "mine.yaml")
 
 
 def test_tables_and_lists_are_found_beside_the_videos(videos, here, capsys):
     rows = "".join(
-        f"{label}/{label} {n}.avi,{label},{'test' if n else 'train'}\n" for label in ("run", "sit") for n in (0, 1)
+        f"{label}/{label} {n}.avi,{label},{'test' if n else 'train'}\n"
+        for label in ("run", "sit")
+        for n in (0, 1)
     )
     (videos / "labels.csv").write_text("path,label,split\n" + rows)
     (videos / "other.csv").write_text("a,b\n1,2\n")
@@ -157,7 +172,10 @@ def test_what_cannot_be_read_is_said_and_does_not_stop_the_look(videos, here, ca
         (["mine", "--videos", "."], "no class folders here"),
         (["mine", "--videos", ".", "--lists", "none.csv"], "no such folder or table"),
         (["mine", "--videos", "VIDEOS", "--trainable", "head"], "expected --from as well"),
-        (["mine", "--videos", "VIDEOS", "--from", "nowhere"], "no published weights 'nowhere', and no such file"),
+        (
+            ["mine", "--videos", "VIDEOS", "--from", "nowhere"],
+            "no published weights 'nowhere', and no such file",
+        ),
         (["mine", "--videos", "VIDEOS", "--folds", "0"], "--folds 0"),
     ],
 )
@@ -167,7 +185,9 @@ def test_what_cannot_be_is_refused_and_writes_nothing(videos, here, words, messa
     assert list(here.iterdir()) == []
 
 
-def test_fine_tuning_takes_sizes_and_streams_of_what_it_starts_from(videos, here, data_root, tmp_path, capsys):
+def test_fine_tuning_takes_sizes_and_streams_of_what_it_starts_from(
+    videos, here, data_root, tmp_path, capsys
+):
     from tests.conftest import tiny_config
 
     config = tiny_config(data_root)
@@ -192,7 +212,9 @@ def test_strides_fit_the_videos_and_are_the_published_ones_where_they_do(frames,
     low, high = stride_for(frames, chunks, published)
     assert 1 <= low <= high <= published[1]
     assert high == 1 or (chunks - 1) * high + 10 <= frames
-    if (chunks - 1) * published[1] + 10 <= frames and (frames - 10) // (chunks - 1) >= 2 * published[0]:
+    if (chunks - 1) * published[1] + 10 <= frames and (frames - 10) // (
+        chunks - 1
+    ) >= 2 * published[0]:
         assert (low, high) == published
 
 
@@ -205,12 +227,27 @@ def test_schedules_are_scaled_by_the_number_of_videos(videos):
 def test_any_path_is_read_back_as_it_was():
     import yaml
 
-    for text in ("a b", "x: y", "#", "'", '"', "ü ß 漢字", "\\", "~", "null", "- a", "{", "%", "a\u2028b"):
+    for text in (
+        "a b",
+        "x: y",
+        "#",
+        "'",
+        '"',
+        "ü ß 漢字",
+        "\\",
+        "~",
+        "null",
+        "- a",
+        "{",
+        "%",
+        "a\u2028b",
+    ):
         assert yaml.safe_load(f"key: {quoted(text)}   # note") == {"key": text}
 
 
 @pytest.mark.parametrize(
-    ("job", "reason"), [(faulty_jobs.dies, "its decoder breaks off"), (faulty_jobs.hangs, "it takes longer than")]
+    ("job", "reason"),
+    [(faulty_jobs.dies, "its decoder breaks off"), (faulty_jobs.hangs, "it takes longer than")],
 )
 def test_a_video_that_breaks_or_holds_its_decoder_costs_itself_alone(job, reason, monkeypatch):
     if job is faulty_jobs.hangs:

@@ -30,7 +30,10 @@ print(os.environ.get("THP_MEM_ALLOC_ENABLE"))
 """
 
 
-@pytest.mark.skipif(not SWITCH.is_file() or "[never]" in SWITCH.read_text(), reason="this system gives no large pages")
+@pytest.mark.skipif(
+    not SWITCH.is_file() or "[never]" in SWITCH.read_text(),
+    reason="this system gives no large pages",
+)
 def test_large_tensors_take_few_faults(monkeypatch):
     monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
     small, large = (int(run_python("-c", FAULTS, kind).stdout) for kind in ("small", "large"))

@@ -16,11 +16,18 @@ def test_group_sizes_are_interleaved():
 
 def test_the_example_explains_itself():
     text = plan(256, 86, 16, 8).explain()
-    assert text.startswith("256 = 3 groups of 86/85/85, one group a micro-step over 16 ranks, 5 or 6 a rank")
+    assert text.startswith(
+        "256 = 3 groups of 86/85/85, one group a micro-step over 16 ranks, 5 or 6 a rank"
+    )
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.integers(1, 80), st.integers(1, 80), st.integers(1, 12), st.one_of(st.none(), st.integers(1, 80)))
+@given(
+    st.integers(1, 80),
+    st.integers(1, 80),
+    st.integers(1, 12),
+    st.one_of(st.none(), st.integers(1, 80)),
+)
 def test_any_plan_keeps_the_contract(batch, group, world, limit):
     group = min(group, batch)
     try:
@@ -39,13 +46,17 @@ def test_any_plan_keeps_the_contract(batch, group, world, limit):
             counts = {}
             for rank in team:
                 share = layout.shares[rank][micro]
-                assert all(p % len(sizes) == g for p, g in zip(share.positions, share.groups, strict=True))
+                assert all(
+                    p % len(sizes) == g for p, g in zip(share.positions, share.groups, strict=True)
+                )
                 for owner in share.groups:
                     counts[owner] = counts.get(owner, 0) + 1
             # Whole groups: never cut by a micro-step, never over two teams.
             assert all(count == sizes[owner] for owner, count in counts.items())
     for shares in layout.shares:
-        assert shares[-1].positions, "a rank without work in the last micro-step would miss the reduction"
+        assert shares[-1].positions, (
+            "a rank without work in the last micro-step would miss the reduction"
+        )
 
 
 def test_whole_groups_on_one_rank_come_first():
@@ -63,7 +74,11 @@ def test_fewest_micro_steps_within_the_limit():
 
 @pytest.mark.parametrize(
     ("arguments", "hint"),
-    [((4, 2, 7, None), "4 ranks"), ((256, 86, 1, 8), "max_micro_batch 86"), ((10, 3, 5, None), "norm_group 2")],
+    [
+        ((4, 2, 7, None), "4 ranks"),
+        ((256, 86, 1, 8), "max_micro_batch 86"),
+        ((10, 3, 5, None), "norm_group 2"),
+    ],
 )
 def test_what_cannot_be_cut_is_refused_with_the_nearest_that_can(arguments, hint):
     with pytest.raises(ConfigError, match="cannot be cut") as caught:

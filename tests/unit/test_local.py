@@ -18,7 +18,16 @@ def running(tmp_path, data_root):
     """A local submit of a phase without end, in a session of its own as behind a terminal, whose
     job has started."""
     run_dir = tmp_path / "a run"
-    words = [sys.executable, "launch/submit.py", "--config", TINY, "--cluster", "local", "--phase", "motion"]
+    words = [
+        sys.executable,
+        "launch/submit.py",
+        "--config",
+        TINY,
+        "--cluster",
+        "local",
+        "--phase",
+        "motion",
+    ]
     words += ["--run-dir", run_dir, "--set", f"data.root={data_root}"]
     words += ["--set", "phases.motion.optimise.schedule=[[1000000, 1.0e-3]]"]
     process = subprocess.Popen(
@@ -64,7 +73,15 @@ def test_ctrl_c_ends_a_local_run_with_one_sentence(running):
 def test_cancel_ends_a_local_run_from_elsewhere(running, tmp_path):
     process, run_dir = running
     again = run_python(
-        "launch/submit.py", "--config", TINY, "--cluster", "local", "--run-dir", run_dir, "--phase", "motion"
+        "launch/submit.py",
+        "--config",
+        TINY,
+        "--cluster",
+        "local",
+        "--run-dir",
+        run_dir,
+        "--phase",
+        "motion",
     )
     assert again.returncode == 1
     assert f"this run is being submitted by process {process.pid} on" in again.stderr

@@ -52,7 +52,12 @@ def test_stm_adds_its_temporal_layers():
 def test_sixteen_temporal_layers_stand_in_unit_2_around_the_3x3():
     model = small("st_resnet")
     names = [name for name, module in model.named_modules() if isinstance(module, TemporalConv)]
-    expected = [f"{s}.layer{n}.1.conv{c}" for s in ("appearance", "motion") for n in range(1, 5) for c in (1, 3)]
+    expected = [
+        f"{s}.layer{n}.1.conv{c}"
+        for s in ("appearance", "motion")
+        for n in range(1, 5)
+        for c in (1, 3)
+    ]
     assert names == expected
 
 
@@ -137,7 +142,9 @@ def test_temporal_max_pool_is_a_maximum_over_windows():
 
 
 def test_the_two_places_of_the_temporal_pool_differ():
-    paper, released = (small("st_resnet_star", temporal_pool=p).eval() for p in ("after_pool5", "before_average"))
+    paper, released = (
+        small("st_resnet_star", temporal_pool=p).eval() for p in ("after_pool5", "before_average")
+    )
     released.load_state_dict(paper.state_dict())
     # Only a last map larger than one place tells the two apart.
     inputs = clips(1, 7, 64)
@@ -147,7 +154,11 @@ def test_the_two_places_of_the_temporal_pool_differ():
 def junction_inputs(model, name, unit, run):
     """What a unit's residual branch and shortcut read while `run` is called."""
     seen = {}
-    hook = getattr(model, name).layer2[unit].register_forward_pre_hook(lambda module, args: seen.update(into=args[0]))
+    hook = (
+        getattr(model, name)
+        .layer2[unit]
+        .register_forward_pre_hook(lambda module, args: seen.update(into=args[0]))
+    )
     run()
     hook.remove()
     return seen["into"]
@@ -161,7 +172,9 @@ def test_motion_joins_the_residual_branch_of_unit_2_only():
     # The shortcut at the first junction does not feel the motion signal; layer 2's carries layer 1's residual.
     other = small("st_resnet").eval()
     stage1 = []
-    hook = other.appearance.layer1[1].register_forward_pre_hook(lambda module, args: stage1.append(args[0]))
+    hook = other.appearance.layer1[1].register_forward_pre_hook(
+        lambda module, args: stage1.append(args[0])
+    )
     other(rgb, flow)
     other(rgb, 2 * flow)
     hook.remove()
@@ -175,11 +188,17 @@ def test_the_junction_adds_rectified_motion_to_unrectified_appearance():
     sums = {}
     for stream in ("appearance", "motion"):
         unit = getattr(model, stream).layer1[0]
-        unit.register_forward_hook(lambda module, args, output, stream=stream: sums.setdefault(stream, output))
+        unit.register_forward_hook(
+            lambda module, args, output, stream=stream: sums.setdefault(stream, output)
+        )
     into = {}
-    model.appearance.layer1[1].register_forward_pre_hook(lambda module, args: into.update(first=args[0]))
+    model.appearance.layer1[1].register_forward_pre_hook(
+        lambda module, args: into.update(first=args[0])
+    )
     model(*clips())
-    torch.testing.assert_close(into["first"].branch, sums["appearance"] + sums["motion"].relu(), rtol=0, atol=0)
+    torch.testing.assert_close(
+        into["first"].branch, sums["appearance"] + sums["motion"].relu(), rtol=0, atol=0
+    )
     torch.testing.assert_close(into["first"].skip, sums["appearance"].relu(), rtol=0, atol=0)
     assert (sums["appearance"] < 0).any()
 
@@ -192,11 +211,15 @@ def test_the_motion_stream_is_untouched_forwards_and_trained_by_both_losses():
     model.zero_grad()
     model(rgb, flow).appearance.sum().backward()
     assert model.motion.conv1.weight.grad.abs().sum() > 0
-    assert model.motion.layer4[1].conv2.weight.grad is None, "the last stage's unit 2 feeds no junction"
+    assert model.motion.layer4[1].conv2.weight.grad is None, (
+        "the last stage's unit 2 feeds no junction"
+    )
 
 
 @pytest.mark.parametrize("operation", ["add", "multiply"])
-@pytest.mark.parametrize("direction", ["motion_to_appearance", "appearance_to_motion", "both", "off"])
+@pytest.mark.parametrize(
+    "direction", ["motion_to_appearance", "appearance_to_motion", "both", "off"]
+)
 @pytest.mark.parametrize("placement", ["residual", "direct"])
 def test_gradients_of_every_interaction_equal_finite_differences(operation, direction, placement):
     joined = Interaction(operation, direction, placement)
@@ -232,15 +255,25 @@ def test_a_large_frame_gives_two_by_five_places():
 
 def test_strides_and_pools_belong_to_the_variant():
     msra, torchvision = (small("appearance", variant=v) for v in ("msra", "torchvision"))
-    assert (msra.appearance.layer2[0].conv1.stride, msra.appearance.layer2[0].conv2.stride) == ((2, 2), (1, 1))
-    assert (torchvision.appearance.layer2[0].conv1.stride, torchvision.appearance.layer2[0].conv2.stride) == (
+    assert (msra.appearance.layer2[0].conv1.stride, msra.appearance.layer2[0].conv2.stride) == (
+        (2, 2),
+        (1, 1),
+    )
+    assert (
+        torchvision.appearance.layer2[0].conv1.stride,
+        torchvision.appearance.layer2[0].conv2.stride,
+    ) == (
         (1, 1),
         (2, 2),
     )
     assert msra.appearance.conv1.bias is not None
     assert torchvision.appearance.conv1.bias is None
     x = torch.zeros(1, 3, 224, 224, dtype=torch.float64)
-    assert msra.appearance.stem(x, None).shape[-1] == torchvision.appearance.stem(x, None).shape[-1] == 56
+    assert (
+        msra.appearance.stem(x, None).shape[-1]
+        == torchvision.appearance.stem(x, None).shape[-1]
+        == 56
+    )
 
 
 def test_head_starts_small_and_without_bias():
@@ -253,10 +286,14 @@ def test_the_mean_of_logits_over_space_is_the_head_at_the_mean():
     model = small("appearance").eval()
     rgb, _ = clips(1, 1, 256, width=340)
     features = {}
-    model.appearance.layer4[1].register_forward_hook(lambda module, args, output: features.update(last=output.relu()))
+    model.appearance.layer4[1].register_forward_hook(
+        lambda module, args, output: features.update(last=output.relu())
+    )
     logits = model(rgb, None).appearance[0, 0]
     assert features["last"].shape[-2:] == (8, 11)
-    windows = [features["last"][..., y : y + 7, x : x + 7].mean((2, 3)) for y in range(2) for x in range(5)]
+    windows = [
+        features["last"][..., y : y + 7, x : x + 7].mean((2, 3)) for y in range(2) for x in range(5)
+    ]
     expected = torch.stack([model.appearance.fc(window)[0] for window in windows]).mean(0)
     torch.testing.assert_close(logits, expected)
 
@@ -280,8 +317,16 @@ def test_recomputed_activations_change_nothing(name):
         ((2, 5, 3, 32, 32), (2, 5, 18, 32, 32), r"flow must be .*20.*got \(2, 5, 18, 32, 32\)"),
         ((2, 5, 4, 32, 32), (2, 5, 20, 32, 32), r"rgb must be .*got \(2, 5, 4, 32, 32\)"),
         ((2, 5, 3, 32, 32), (2, 4, 20, 32, 32), r"\(2, 5, 32, 32\) and \(2, 4, 32, 32\)"),
-        ((2, 4, 3, 32, 32), (2, 4, 20, 32, 32), "4 time steps are too few for the temporal pool over 5"),
-        ((2, 5, 3, 32, 32), (2, 5, 20, 32, 32), "norm group of 4 videos is larger than the batch of 2"),
+        (
+            (2, 4, 3, 32, 32),
+            (2, 4, 20, 32, 32),
+            "4 time steps are too few for the temporal pool over 5",
+        ),
+        (
+            (2, 5, 3, 32, 32),
+            (2, 5, 20, 32, 32),
+            "norm group of 4 videos is larger than the batch of 2",
+        ),
     ],
 )
 def test_bad_input_is_refused_by_its_numbers(rgb, flow, words):
@@ -320,6 +365,8 @@ def test_conv1_inflation():
     weight = torch.randn(4, 3, 7, 7)
     mirror, mean = inflate_conv1(weight, "mirror", False), inflate_conv1(weight, "mean", True)
     order = [0, 1, 2, 2, 1, 0, 0, 1, 2, 2, 1, 0, 0, 1, 2, 2, 1, 0, 0, 1]
-    assert all(torch.equal(mirror[:, plane], weight[:, source]) for plane, source in enumerate(order))
+    assert all(
+        torch.equal(mirror[:, plane], weight[:, source]) for plane, source in enumerate(order)
+    )
     for plane in range(20):
         torch.testing.assert_close(mean[:, plane], weight.mean(1) * 3 / 20)

@@ -37,7 +37,12 @@ SCORES = (
     "-0.7 "
 )
 AVERAGE_PRECISIONS = (0.5856624937765289, 0.3840110235325547, 0.7315307911461757)
-MEAN, MICRO_F1, MACRO_F1, HAMMING = 0.5670681028184198, 0.5544554455445545, 0.5505050505050505, 0.375
+MEAN, MICRO_F1, MACRO_F1, HAMMING = (
+    0.5670681028184198,
+    0.5544554455445545,
+    0.5505050505050505,
+    0.375,
+)
 
 
 def sample():
@@ -49,7 +54,9 @@ def test_measures_are_scikit_learns():
     truth, scores = sample()
     plan = statistics.design(np.zeros(len(truth), int))
     found = multilabel.measure(truth, ["a", "b", "c"], scores, plan)
-    assert [row["ap"] / 100 for row in found["per_class"]] == pytest.approx(AVERAGE_PRECISIONS, abs=1e-12)
+    assert [row["ap"] / 100 for row in found["per_class"]] == pytest.approx(
+        AVERAGE_PRECISIONS, abs=1e-12
+    )
     assert found["map"] / 100 == pytest.approx(MEAN, abs=1e-12)
     assert found["micro_f1"] / 100 == pytest.approx(MICRO_F1, abs=1e-12)
     assert found["macro_f1"] / 100 == pytest.approx(MACRO_F1, abs=1e-12)
@@ -62,7 +69,9 @@ def test_average_precision_does_not_depend_on_the_order_of_videos_and_needs_a_po
     truth, scores = sample()
     for seed in range(5):
         order = np.random.default_rng(seed).permutation(len(truth))
-        assert multilabel.mean_average_precision(truth[order], scores[order]) == pytest.approx(MEAN, abs=1e-12)
+        assert multilabel.mean_average_precision(truth[order], scores[order]) == pytest.approx(
+            MEAN, abs=1e-12
+        )
     assert multilabel.average_precision(np.zeros(4), np.arange(4.0)) is None
     assert multilabel.average_precision(np.ones(4), np.zeros(4)) == 1.0
 
@@ -73,9 +82,14 @@ def read(tmp_path, text):
 
 
 def test_a_cell_holds_several_classes(tmp_path):
-    listing = read(tmp_path, "a.avi,run|wave,train\nb.avi,wave | run,test\nc.avi,sit,train\nd.avi,sit,test\n")
+    listing = read(
+        tmp_path, "a.avi,run|wave,train\nb.avi,wave | run,test\nc.avi,sit,train\nd.avi,sit,test\n"
+    )
     assert listing.classes == ["run", "sit", "wave"]
-    names = {i: [listing.classes[n] for n in listing.classes_of(v.label)] for i, v in listing.videos.items()}
+    names = {
+        i: [listing.classes[n] for n in listing.classes_of(v.label)]
+        for i, v in listing.videos.items()
+    }
     assert names == {"a": ["run", "wave"], "b": ["run", "wave"], "c": ["sit"], "d": ["sit"]}
     assert listing.label_sets == [[0, 2], [1]]
 
@@ -122,10 +136,14 @@ def several(root):
 
 
 def overrides_of(config):
-    return [f"data.{key}={getattr(config.data, key)}" for key in ("kind", "videos", "lists", "labels")]
+    return [
+        f"data.{key}={getattr(config.data, key)}" for key in ("kind", "videos", "lists", "labels")
+    ]
 
 
-def test_the_same_weights_whatever_the_micro_batch_and_their_scores_are_measured(root, several, tmp_path):
+def test_the_same_weights_whatever_the_micro_batch_and_their_scores_are_measured(
+    root, several, tmp_path
+):
     config, store = several
     assert store.classes == ["jump", "sit", "walk"]
     own = [*overrides_of(config), "training.precision=float64", "training.max_steps=2"]
@@ -137,7 +155,9 @@ def test_the_same_weights_whatever_the_micro_batch_and_their_scores_are_measured
     column = results["splits"]["1"]["motion"]
     scores = columns(config, tmp_path / "whole")["motion"]
     assert scores.labels.shape == (5, 3)
-    assert column["map"] == pytest.approx(100 * multilabel.mean_average_precision(scores.labels, scores.logits))
+    assert column["map"] == pytest.approx(
+        100 * multilabel.mean_average_precision(scores.labels, scores.logits)
+    )
     assert results["labels"] == "multi"
     assert "confusion" not in column
     assert RunPaths(tmp_path / "whole").results.is_file()
@@ -150,7 +170,9 @@ def test_a_store_of_the_other_kind_of_labels_is_refused_where_its_lists_are_gone
     config = tiny_config("data", "data.kind=csv", f"data.labels={labels}")
     with pytest.raises(UserError, match=f"the config says {labels}"):
         label_table(store, config)
-    other = tiny_config("data", "data.kind=csv", f"data.labels={'single' if labels == 'multi' else 'multi'}")
+    other = tiny_config(
+        "data", "data.kind=csv", f"data.labels={'single' if labels == 'multi' else 'multi'}"
+    )
     table = label_table(store, other)
     assert table is None or table.tolist() == [[1, 0], [1, 1]]
 

@@ -112,7 +112,9 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_a_file_that_is_not_whole_and_ours_is_built_anew(name, kernel, tmp_path, monkeypatch, capfd):
+def test_a_file_that_is_not_whole_and_ours_is_built_anew(
+    name, kernel, tmp_path, monkeypatch, capfd
+):
     assert kernel() == 42
     file = kept(tmp_path / "cache")
     whole = file.read_bytes()
@@ -175,7 +177,9 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("spoil", UNUSABLE.values(), ids=UNUSABLE)
-def test_a_folder_that_is_not_ours_is_passed_over_with_one_line(spoil, kernel, tmp_path, monkeypatch, capfd):
+def test_a_folder_that_is_not_ours_is_passed_over_with_one_line(
+    spoil, kernel, tmp_path, monkeypatch, capfd
+):
     assert kernel() == 42
     folder = kept(tmp_path / "cache").parent
     spoil(folder)

@@ -29,7 +29,9 @@ def test_a_process_that_is_killed_while_building_leaves_nothing_that_loads(kerne
         "PYTHONPATH": str(ROOT),
     }
     (tmp_path / "kernels" / "answer.cpp").write_text(ANSWER % 42)
-    process = subprocess.Popen([sys.executable, "-c", LOAD, str(tmp_path / "kernels")], env=env, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOAD, str(tmp_path / "kernels")], env=env, start_new_session=True
+    )
     try:
         deadline = time.monotonic() + 60
         while not started.exists() and time.monotonic() < deadline:
@@ -68,7 +70,9 @@ def test_a_library_of_another_kind_of_machine_is_left_to_it(kernel, tmp_path, mo
 def test_a_library_that_this_machine_cannot_load_is_built_anew(kernel, tmp_path, monkeypatch):
     keys = []
     real = native.cached
-    monkeypatch.setattr(native, "cached", lambda name, key, build: keys.append(key) or real(name, key, build))
+    monkeypatch.setattr(
+        native, "cached", lambda name, key, build: keys.append(key) or real(name, key, build)
+    )
     assert kernel() == 42
     file = kept(tmp_path / "cache")
     whole = file.read_bytes()

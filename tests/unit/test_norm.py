@@ -28,7 +28,9 @@ def pair(group_size, **options):
     return own, reference
 
 
-@pytest.mark.parametrize(("count", "group_size"), [(8, 4), (8, 8), (8, None), (7, 3), (10, 4), (5, 5), (9, 1)])
+@pytest.mark.parametrize(
+    ("count", "group_size"), [(8, 4), (8, 8), (8, None), (7, 3), (10, 4), (5, 5), (9, 1)]
+)
 def test_each_interleaved_group_equals_torch(count, group_size):
     own, reference = pair(group_size)
     x = sample(count)
@@ -37,7 +39,9 @@ def test_each_interleaved_group_equals_torch(count, group_size):
     means, variances, weights = [], [], []
     for group in range(groups):
         reference.reset_running_stats()
-        torch.testing.assert_close(y[group::groups], reference(x[group::groups]), rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            y[group::groups], reference(x[group::groups]), rtol=0, atol=1e-12
+        )
         means.append((reference.running_mean / 0.05, len(x[group::groups])))
         variances.append(((reference.running_var - 0.95) / 0.05, len(x[group::groups])))
         weights.append(len(x[group::groups]))
@@ -88,7 +92,8 @@ def test_sigma_average_follows_the_released_code():
     x = sample(5)
     own(x)
     moments = [
-        (g.mean((0, 2, 3)), (g.var((0, 2, 3), correction=0) + 1e-5).sqrt(), len(g)) for g in (x[0::3], x[1::3], x[2::3])
+        (g.mean((0, 2, 3)), (g.var((0, 2, 3), correction=0) + 1e-5).sqrt(), len(g))
+        for g in (x[0::3], x[1::3], x[2::3])
     ]
     sigma = sum(s * n for _, s, n in moments) / 5
     start = (torch.ones(CHANNELS, dtype=torch.float64) + 1e-5).sqrt()
@@ -109,7 +114,10 @@ def test_statistics_fold_once_whatever_the_accumulation():
     before = in_parts.running_mean.clone()
     for group in range(3):
         chosen = owners == group
-        in_parts(x[chosen], assign_groups(torch.zeros(int(chosen.sum()), dtype=torch.long), 1, 1, torch.float64))
+        in_parts(
+            x[chosen],
+            assign_groups(torch.zeros(int(chosen.sum()), dtype=torch.long), 1, 1, torch.float64),
+        )
     assert torch.equal(in_parts.running_mean, before), "nothing is folded before the step ends"
     for layer in (at_once, in_parts):
         fold_statistics(layer, distributed=False)
@@ -137,7 +145,9 @@ def test_large_means_do_not_cost_digits():
     own.float()
     y = own(x)
     z = (y - own.bias[:, None, None]) / own.weight[:, None, None]
-    torch.testing.assert_close(z.var((0, 2, 3), correction=0), torch.ones(CHANNELS), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        z.var((0, 2, 3), correction=0), torch.ones(CHANNELS), rtol=1e-3, atol=0
+    )
 
 
 def test_a_group_larger_than_the_batch_is_refused_by_its_numbers():

@@ -42,12 +42,17 @@ def draw(shape, groups, dtype, seed=0, mean=3.0):
 
 def torch_result(x, residual, grad, weight, bias, owner, relu):
     """Values and gradients by torch's own batch_norm on each group, in float64."""
-    leaves = [None if v is None else v.double().detach().requires_grad_() for v in (x, residual, weight, bias)]
+    leaves = [
+        None if v is None else v.double().detach().requires_grad_()
+        for v in (x, residual, weight, bias)
+    ]
     wide_x, wide_residual, wide_weight, wide_bias = leaves
     y = torch.empty(x.shape, dtype=torch.float64)
     for group in owner.unique():
         mine = owner == group
-        y[mine] = functional.batch_norm(wide_x[mine], None, None, wide_weight, wide_bias, True, 0.0, EPS)
+        y[mine] = functional.batch_norm(
+            wide_x[mine], None, None, wide_weight, wide_bias, True, 0.0, EPS
+        )
     y = y if residual is None else y + wide_residual
     y = y.relu() if relu else y
     gradients = torch.autograd.grad(y, [leaf for leaf in leaves if leaf is not None], grad.double())
@@ -55,7 +60,9 @@ def torch_result(x, residual, grad, weight, bias, owner, relu):
 
 
 def fused_result(x, residual, grad, weight, bias, owner, relu):
-    leaves = [None if v is None else v.detach().requires_grad_() for v in (x, residual, weight, bias)]
+    leaves = [
+        None if v is None else v.detach().requires_grad_() for v in (x, residual, weight, bias)
+    ]
     groups = int(owner.max()) + 1
     y, *_ = norm_fused.sub_batch_norm(*leaves, owner, groups, EPS, relu, "")
     return y.detach(), torch.autograd.grad(y, [leaf for leaf in leaves if leaf is not None], grad)
@@ -69,7 +76,9 @@ def assert_close(given, expected, tolerance):
 @needs_compiler
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize(("shape", "groups"), SHAPES)
-@pytest.mark.parametrize(("with_residual", "relu"), [(False, False), (False, True), (True, False), (True, True)])
+@pytest.mark.parametrize(
+    ("with_residual", "relu"), [(False, False), (False, True), (True, False), (True, True)]
+)
 def test_values_and_gradients_equal_torch(shape, groups, dtype, with_residual, relu):
     x, residual, grad, weight, bias, owner = draw(shape, groups, dtype)
     if shape[2] * shape[3] == 1 and not with_residual:
@@ -109,7 +118,10 @@ def all_steps(x, residual, grad, weight, bias, owner, gate, wide=True):
     """Every tensor that the kernels write, by single steps and by both in one."""
     groups = int(owner.max()) + 1
     written = []
-    for steps in (("moments", "values", "backward_sums", "backward_values"), ("forward", "backward")):
+    for steps in (
+        ("moments", "values", "backward_sums", "backward_values"),
+        ("forward", "backward"),
+    ):
         count, mean, variance = norm_cpu.empty_moments(x, groups)
         y, grad_x, passed = (torch.zeros_like(x) for _ in range(3))
         sums, products = torch.empty_like(mean), torch.empty_like(mean)
@@ -170,7 +182,9 @@ def test_large_means_and_outliers_cost_no_digits(outlier):
     for group in (0, 1):
         wide = x[owner == group].double()
         torch.testing.assert_close(mean[group], wide.mean((0, 2, 3)), rtol=4e-7, atol=0)
-        torch.testing.assert_close(variance[group], wide.var((0, 2, 3), correction=0), rtol=2e-5, atol=0)
+        torch.testing.assert_close(
+            variance[group], wide.var((0, 2, 3), correction=0), rtol=2e-5, atol=0
+        )
 
 
 @needs_compiler
@@ -218,7 +232,9 @@ def test_test_time_equals_plain_torch():
     for other in (None, residual):
         for relu in (False, True):
             given = x, other, weight, bias, mean, variance, EPS, relu
-            torch.testing.assert_close(norm_fused.normalise_by(*given), norm_plain.normalise_by(*given))
+            torch.testing.assert_close(
+                norm_fused.normalise_by(*given), norm_plain.normalise_by(*given)
+            )
 
 
 @needs_compiler
@@ -240,7 +256,9 @@ def test_moments_of_ranks_add_up(team_size, monkeypatch):
         return sum(n[:, None] * (v + (m - middle).square()) for n, m, v in own)
 
     monkeypatch.setattr(norm_fused, "_sum_over", added)
-    for given, expected in zip(norm_fused._moments_over("t", *own[0]), norm_cpu.moments(x, owner, 2), strict=True):
+    for given, expected in zip(
+        norm_fused._moments_over("t", *own[0]), norm_cpu.moments(x, owner, 2), strict=True
+    ):
         torch.testing.assert_close(given, expected, rtol=1e-12, atol=0)
 
 
@@ -253,7 +271,9 @@ def layer_result(layer, x, groups):
 
 @needs_compiler
 @pytest.mark.parametrize("average", ["variance", "sigma"])
-def test_a_layer_without_its_kernels_computes_the_same_and_says_so(average, monkeypatch, capsys, tmp_path):
+def test_a_layer_without_its_kernels_computes_the_same_and_says_so(
+    average, monkeypatch, capsys, tmp_path
+):
     x, *_ = draw((10, 12, 6, 5), 1, torch.float32)
     groups = assign_groups(torch.tensor([0, 1, 1, 0, 1]), 2, 2, torch.float32)
     fused = layer_result(SubBatchNorm2d(12, relu=True, average=average), x, groups)
@@ -301,10 +321,15 @@ def test_training_and_testing_take_the_fused_way(monkeypatch):
 
     calls = []
     real = norm_cpu.run
-    monkeypatch.setattr(norm_cpu, "run", lambda step, *a, **k: calls.append(step) or real(step, *a, **k))
+    monkeypatch.setattr(
+        norm_cpu, "run", lambda step, *a, **k: calls.append(step) or real(step, *a, **k)
+    )
     model = build_model("st_resnet", 3, stages=(2,), width=4, norm_group=2)
     clips = [torch.randn(2, 3, planes, 16, 16) for planes in (3, 20)]
-    rgb, flow = (c.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (2, 3)) for c in clips)
+    rgb, flow = (
+        c.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (2, 3))
+        for c in clips
+    )
     layers = len(norm.norm_layers(model))
     output = model(rgb, flow)
     assert calls == ["forward"] * layers

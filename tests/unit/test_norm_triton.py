@@ -9,7 +9,9 @@ import pytest
 
 from tests.conftest import run_python
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton in this environment")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="no triton in this environment"
+)
 
 COMPARE = """
 import sys
@@ -50,7 +52,15 @@ def test_the_interpreter_computes_what_torch_does(dtype):
 
 
 # By kernel: argument types, where T is the activations', and what is fixed at compile time.
-FIXED = {"PIECE": 256, "ROWS": 32, "CHANNELS": 64, "MERGED": 32, "RESIDUAL": True, "RELU": True, "GATE": 2}
+FIXED = {
+    "PIECE": 256,
+    "ROWS": 32,
+    "CHANNELS": 64,
+    "MERGED": 32,
+    "RESIDUAL": True,
+    "RELU": True,
+    "GATE": 2,
+}
 TYPES = {
     **dict.fromkeys(("x", "residual", "y", "grad", "out", "passed", "result"), "*T"),
     **dict.fromkeys(("parts", "weight", "bias"), "*fp32"),
@@ -74,10 +84,19 @@ def test_kernels_compile_for_gpus_without_spilling(capability, tmp_path, monkeyp
     spilled = {}
     for name in KERNELS:
         kernel = getattr(norm_triton, f"{name}_kernel")
-        fixed = {(kernel.arg_names.index(key),): FIXED[key] for key in kernel.arg_names if key in FIXED}
-        signature = {key: "constexpr" if key in FIXED else TYPES[key].replace("T", "bf16") for key in kernel.arg_names}
+        fixed = {
+            (kernel.arg_names.index(key),): FIXED[key] for key in kernel.arg_names if key in FIXED
+        }
+        signature = {
+            key: "constexpr" if key in FIXED else TYPES[key].replace("T", "bf16")
+            for key in kernel.arg_names
+        }
         source = ASTSource(kernel, signature, fixed)
-        made = compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": norm_triton.WARPS})
+        made = compile(
+            source,
+            target=GPUTarget("cuda", capability, 32),
+            options={"num_warps": norm_triton.WARPS},
+        )
         assert made.asm["cubin"][:4] == b"\x7fELF"
         spilled[name] = spill_bytes(made.asm["ptx"], tmp_path)
     assert spilled == dict.fromkeys(KERNELS, 0)
@@ -92,7 +111,14 @@ def spill_bytes(ptx, folder):
     ptxas = next(tool for tool in (tools / "ptxas-blackwell", tools / "ptxas") if tool.exists())
     (folder / "kernel.ptx").write_text(ptx)
     target = re.search(r"\.target (\w+)", ptx)[1]
-    command = [ptxas, "-v", f"--gpu-name={target}", "-o", folder / "kernel.cubin", folder / "kernel.ptx"]
+    command = [
+        ptxas,
+        "-v",
+        f"--gpu-name={target}",
+        "-o",
+        folder / "kernel.cubin",
+        folder / "kernel.ptx",
+    ]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     counts = re.findall(r"(\d+) bytes spill", said)
     assert counts, said

@@ -24,7 +24,10 @@ ROUNDS = int(os.environ.get("HPC_STRES_FUZZ_ROUNDS", "40"))
 
 def smooth(count, height=48, width=64):
     rows, columns = np.mgrid[:height, :width]
-    return [np.stack([rows * 3 + 5 * n, columns * 3, rows + columns], 2).astype(np.uint8) for n in range(count)]
+    return [
+        np.stack([rows * 3 + 5 * n, columns * 3, rows + columns], 2).astype(np.uint8)
+        for n in range(count)
+    ]
 
 
 def encode(path, frames, codec="mpeg4", **options):
@@ -77,7 +80,9 @@ def test_sound_with_a_picture_on_its_cover_is_no_video(tmp_path):
             for packet in packets:
                 packet.stream = stream
                 container.mux(packet)
-        silence = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), format="fltp", layout="stereo")
+        silence = av.AudioFrame.from_ndarray(
+            np.zeros((2, 1024), np.float32), format="fltp", layout="stereo"
+        )
         silence.sample_rate = 44100
         container.mux(sound.encode(silence))
         container.mux(sound.encode())
@@ -89,7 +94,10 @@ def test_a_list_of_other_files_is_not_followed(tmp_path):
     for name, text in (
         ("a.avi", "ffconcat version 1.0\nfile real.avi\n"),
         ("b.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nreal.ts\n#EXT-X-ENDLIST\n"),
-        ("c.avi", "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n"),
+        (
+            "c.avi",
+            "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n",
+        ),
     ):
         (tmp_path / name).write_text(text)
         reason(tmp_path / name)
@@ -101,13 +109,18 @@ def test_extreme_shapes_are_prepared(tmp_path, height, width):
     found = prepare_video(Video("v", path, 0), SETTINGS)
     assert (len(found.rgb), len(found.flow)) == (3, 4)
     assert (found.height, found.width) == stored_size(height, width, 16, 2**30)
-    assert cv2.imdecode(np.frombuffer(found.rgb[0], np.uint8), 1).shape[:2] == (found.height, found.width)
+    assert cv2.imdecode(np.frombuffer(found.rgb[0], np.uint8), 1).shape[:2] == (
+        found.height,
+        found.width,
+    )
 
 
 def test_a_shape_beyond_a_jpeg_is_a_reason(tmp_path):
     """Narrow pictures grow with their short side: 16 x 4096 would be stored as 256 x 65536."""
     path = encode(tmp_path / "v.mp4", smooth(2, 4096, 16))
-    assert "16 x 4096 pixels would be stored as 256 x 65536" in reason(path, Settings(256, 95, "native"))
+    assert "16 x 4096 pixels would be stored as 256 x 65536" in reason(
+        path, Settings(256, 95, "native")
+    )
     assert "data.max_pixels=100000" in reason(path, Settings(48, 95, "native"), max_pixels=100_000)
 
 
@@ -117,12 +130,15 @@ def test_sizes_are_checked_before_and_while_decoding(tmp_path, monkeypatch):
     assert len(prepare_video(Video("v", path, 0), SETTINGS, max_pixels=5120).rgb) == 2
     # Raw frames carry no size of their own: the header's is believed, and it lies.
     raw = encode(tmp_path / "v.avi", smooth(2, 64, 80), "rawvideo")
-    raw.write_bytes(raw.read_bytes().replace(struct.pack("<II", 80, 64), struct.pack("<II", 12_000, 12_000)))
+    raw.write_bytes(
+        raw.read_bytes().replace(struct.pack("<II", 80, 64), struct.pack("<II", 12_000, 12_000))
+    )
     assert reason(raw) == "12000 x 12000 pixels are more than data.max_pixels=67108864"
     # A transport stream may change its size on the way.
     changing = tmp_path / "v.ts"
     parts = [
-        encode(tmp_path / f"{n}.ts", smooth(3, *size), "mpeg2video") for n, size in enumerate(((64, 80), (96, 128)))
+        encode(tmp_path / f"{n}.ts", smooth(3, *size), "mpeg2video")
+        for n, size in enumerate(((64, 80), (96, 128)))
     ]
     changing.write_bytes(b"".join(part.read_bytes() for part in parts))
     assert "128 x 96 pixels are more than" in reason(changing, max_pixels=6000)
@@ -130,8 +146,16 @@ def test_sizes_are_checked_before_and_while_decoding(tmp_path, monkeypatch):
 
 
 def test_any_error_of_a_library_is_a_reason_but_the_machines_are_not():
-    for error in (KeyError("x"), ZeroDivisionError(), RuntimeError("first line\nlast line"), OSError(5, "no disk")):
-        with pytest.raises(UndecodableError, match=type(error).__name__) as caught, failures_reject():
+    for error in (
+        KeyError("x"),
+        ZeroDivisionError(),
+        RuntimeError("first line\nlast line"),
+        OSError(5, "no disk"),
+    ):
+        with (
+            pytest.raises(UndecodableError, match=type(error).__name__) as caught,
+            failures_reject(),
+        ):
             raise error
         assert len(str(caught.value).splitlines()) == 1
     for error in (MemoryError(), cv2.error("x")):
@@ -149,7 +173,12 @@ def cut(path, share, target):
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("v.avi", {}), ("v.mp4", {"movflags": "faststart"}), ("v.mkv", {}), ("v.mov", {"movflags": "faststart"})],
+    [
+        ("v.avi", {}),
+        ("v.mp4", {"movflags": "faststart"}),
+        ("v.mkv", {}),
+        ("v.mov", {"movflags": "faststart"}),
+    ],
 )
 @pytest.mark.parametrize("frames", [8, 60])
 def test_a_video_cut_in_half_says_so(tmp_path, name, options, frames):
@@ -242,5 +271,8 @@ def test_broken_bytes_give_frames_or_a_reason(seed_file, tmp_path):
         accepted += 1
         assert len(found.flow) == 2 * max(1, len(found.rgb) - 1)
         for picture in (found.rgb[0], found.rgb[-1], found.flow[0], found.flow[-1]):
-            assert cv2.imdecode(np.frombuffer(picture, np.uint8), 1).shape[:2] == (found.height, found.width)
+            assert cv2.imdecode(np.frombuffer(picture, np.uint8), 1).shape[:2] == (
+                found.height,
+                found.width,
+            )
     assert 0 < accepted < ROUNDS

@@ -38,7 +38,9 @@ EVERYWHERE = {
     "clips.border_corners", "optimise.global_batch", "optimise.norm_group", "optimise.schedule",
     "optimise.classifier_only_steps", "optimise.schedule_scale", "optimise.trainable",
 }  # fmt: skip
-RGB = {key for key in OTHERWISE if key.startswith("model.appearance.")} | {"optimise.loss_weight_appearance"}
+RGB = {key for key in OTHERWISE if key.startswith("model.appearance.")} | {
+    "optimise.loss_weight_appearance"
+}
 FLOW = {key for key in OTHERWISE if key.startswith("model.motion.")} | {
     "model.conv1_inflation", "model.conv1_rescale", "clips.chunks", "clips.short_video", "optimise.loss_weight_motion",
     "clips.segments", "clips.frame_grid",
@@ -78,7 +80,12 @@ def test_the_table_of_options_knows_every_option():
     for family in MODELS.entries():
         if family.name in ACTING:
             known |= set(leaves(phase_with(family.name)))
-    assert set(OTHERWISE) == known - {"kind", "model.name", "model.appearance.family", "model.motion.family"}
+    assert set(OTHERWISE) == known - {
+        "kind",
+        "model.name",
+        "model.appearance.family",
+        "model.motion.family",
+    }
 
 
 def leaves(phase):
@@ -94,18 +101,25 @@ def test_options_that_do_not_act_on_a_model_are_refused_and_all_others_taken(mod
             assert key in phase_with(model, key, given).acting()
             assert leaves(phase_with(model, key, given)) != leaves(phase_with(model))
         else:
-            with pytest.raises(ConfigError, match=f"{key}: (no effect in a phase of {model}|unknown key)|unknown key"):
+            with pytest.raises(
+                ConfigError,
+                match=f"{key}: (no effect in a phase of {model}|unknown key)|unknown key",
+            ):
                 phase_with(model, key, given)
             assert key not in phase_with(model).acting()
 
 
 def test_an_interaction_that_is_off_has_no_operation_and_no_placement():
     for option in ("operation: multiply", "placement: direct"):
-        with pytest.raises(ConfigError, match="no effect in a phase of st_resnet: `direction` is off"):
+        with pytest.raises(
+            ConfigError, match="no effect in a phase of st_resnet: `direction` is off"
+        ):
             loading.load_config(TINY, [f"phases.st_resnet.model={{direction: off, {option}}}"])
 
 
 def test_what_starts_from_phases_takes_no_other_weights():
     for key, value in (("weights", "x.pth"), ("model.conv1_inflation", "mean")):
         with pytest.raises(ConfigError, match=f"{key}: no effect"):
-            loading.load_config(TINY, ["phases.st_resnet.starts_from=[motion]", f"phases.st_resnet.{key}={value}"])
+            loading.load_config(
+                TINY, ["phases.st_resnet.starts_from=[motion]", f"phases.st_resnet.{key}={value}"]
+            )

@@ -29,7 +29,9 @@ with owned(Path(sys.argv[1]), "held"):
 def holder(tmp_path):
     """Another process that owns the lock."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path / "owner.lock")], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLDER, str(tmp_path / "owner.lock")],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout.readline() == "mine\n"
     yield process
@@ -46,7 +48,9 @@ def elsewhere(path, age_seconds):
 
 def test_a_second_comer_is_refused_with_the_owners_name(tmp_path, holder):
     with (
-        pytest.raises(UserError, match=f"being trained by process {holder.pid} on {os.uname().nodename}"),
+        pytest.raises(
+            UserError, match=f"being trained by process {holder.pid} on {os.uname().nodename}"
+        ),
         owned(tmp_path / "owner.lock", "being trained"),
     ):
         pass
@@ -112,7 +116,10 @@ def test_where_the_kernel_has_no_locks_the_named_owner_counts(tmp_path, holder, 
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    with pytest.raises(UserError, match=f"held by process {holder.pid}"), owned(tmp_path / "owner.lock", "held"):
+    with (
+        pytest.raises(UserError, match=f"held by process {holder.pid}"),
+        owned(tmp_path / "owner.lock", "held"),
+    ):
         time.sleep(0)
     holder.kill()
     holder.wait()

@@ -25,7 +25,9 @@ class Killed(BaseException):
 def small_shards(monkeypatch):
     """Two or three of the tiny videos a shard."""
     batches = packing.batches
-    monkeypatch.setattr(packing, "batches", lambda sizes, _: batches(sizes, 2 * max(sizes.values(), default=1) - 1))
+    monkeypatch.setattr(
+        packing, "batches", lambda sizes, _: batches(sizes, 2 * max(sizes.values(), default=1) - 1)
+    )
 
 
 @pytest.fixture
@@ -37,7 +39,9 @@ def several(root, work, small_shards):  # noqa: F811
 
 
 def bytes_of(*folders):
-    return sum(path.stat().st_size for folder in folders if folder.is_dir() for path in folder.iterdir())
+    return sum(
+        path.stat().st_size for folder in folders if folder.is_dir() for path in folder.iterdir()
+    )
 
 
 def kill_at(monkeypatch, point):
@@ -109,7 +113,7 @@ def test_parts_and_shards_together_never_take_twice_the_disk(several, monkeypatc
     assert sum(sizes) + max(sizes) + records < 2 * sum(sizes), "or this would show nothing"
 
 
-def test_a_video_that_changes_after_its_shard_was_packed_is_made_again(several, root, work, monkeypatch):  # noqa: F811
+def test_a_video_changed_after_its_shard_was_packed_is_made_again(several, root, work, monkeypatch):  # noqa: F811
     from tests.unit.test_store_listing import replace_video
 
     with monkeypatch.context() as patch:

@@ -31,7 +31,11 @@ def page_of(run_dir):
 
 
 def visible(page):
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", re.sub(r"<(style|script).*?</\1>", "", page, flags=re.S)))
+    return re.sub(
+        r"\s+",
+        " ",
+        re.sub(r"<[^>]*>", " ", re.sub(r"<(style|script).*?</\1>", "", page, flags=re.S)),
+    )
 
 
 def raw(run_dir, phase):
@@ -44,7 +48,10 @@ def test_figures_are_those_of_the_score_files(run_dir):
     page, text = page_of(run_dir), visible(page_of(run_dir))
     _, labels, star, classes = raw(run_dir, "st_resnet_star")
     right = star.argmax(1) == labels
-    assert f"ST-ResNet* names {right.sum()} of {len(labels)} test videos correctly: {100 * right.mean():.1f} %" in text
+    assert (
+        f"ST-ResNet* names {right.sum()} of {len(labels)} test videos correctly: {100 * right.mean():.1f} %"
+        in text
+    )
     both = (raw(run_dir, "appearance")[2] + raw(run_dir, "motion")[2]) / 2
     before = both.argmax(1) == labels
     repaired, broken = int((right & ~before).sum()), int((before & ~right).sum())
@@ -55,7 +62,10 @@ def test_figures_are_those_of_the_score_files(run_dir):
     digit, power = f"{p:.0e}".split("e")
     assert f"p = {digit} \u00b7 10<sup>{int(power)}</sup>" in page
     data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', page)[1])
-    counted = {(classes.index(data["names"][r]), classes.index(data["names"][c])): n for r, c, n in data["cells"]}
+    counted = {
+        (classes.index(data["names"][r]), classes.index(data["names"][c])): n
+        for r, c, n in data["cells"]
+    }
     wanted = {}
     for true, answer in zip(labels.tolist(), star.argmax(1).tolist(), strict=True):
         wanted[true, answer] = wanted.get((true, answer), 0) + 1
@@ -71,7 +81,10 @@ def test_it_takes_what_the_statistics_say_where_they_are(run_dir, tmp_path):
     results = read_sealed(folder / "results.json", "")
     star = results["splits"]["1"]["st_resnet_star"]
     star["intervals"] = {"top1": [71.5, 97.5], "top5": [98, 100], "mean_class": [70, 96]}
-    star |= {"mean_class": 88.25, "groups": {"count": 48, "words": "48 recordings (from names)", "method": "cluster"}}
+    star |= {
+        "mean_class": 88.25,
+        "groups": {"count": 48, "words": "48 recordings (from names)", "method": "cluster"},
+    }
     bins = [{"low": 0, "high": 0.5, "videos": 2, "confidence": 0.4, "accuracy": 0.5}]
     star["calibration"] = {"ece": 0.123, "bins": bins, "temperature": None, "scaled": None}
     star["per_class"] = [{"class": "Class001", "interval": [12.0, 34.0]}]
@@ -83,7 +96,10 @@ def test_it_takes_what_the_statistics_say_where_they_are(run_dir, tmp_path):
     write_sealed(folder / "results.json", results)
     text = visible(write_report(config, folder).read_text(encoding="utf-8"))
     assert "(95 % interval 71.5 to 97.5)" in text
-    assert "12.5 points more than Two-Stream (95 % interval +5.0 to +20.0): 15 videos repaired, 3 broken" in text
+    assert (
+        "12.5 points more than Two-Stream (95 % interval +5.0 to +20.0): 15 videos repaired, 3 broken"
+        in text
+    )
     assert "permutation test over recordings" in text
     assert "Intervals over 48 recordings (from names)." in text
     assert "88.25" in text
@@ -97,7 +113,10 @@ def test_videos_of_several_labels_have_their_own_answer(tmp_path):
     """No confusions there, mean average precision in the lead, right where one of the labels is named."""
     folder = tmp_path / "run"
     config = make_finished_run(folder, 6, 5, phases=("motion", "st_resnet"))
-    results, figures = read_sealed(folder / "results.json", ""), {"motion": 61.25, "st_resnet": 87.5}
+    results, figures = (
+        read_sealed(folder / "results.json", ""),
+        {"motion": 61.25, "st_resnet": 87.5},
+    )
     for phase, value in figures.items():
         path = RunPaths(folder).scores(1, phase)
         one = Scores.load(path)
@@ -106,7 +125,10 @@ def test_videos_of_several_labels_have_their_own_answer(tmp_path):
         replace(one, labels=several_labels).save(path)
         column = results["splits"]["1"][phase]
         column |= {"map": value, "intervals": {"top1": [1, 2], "map": [value - 5, value + 5]}}
-        column["per_class"] = [{"class": "Class002", "videos": 3, "ap": 43.25}, {"class": "Class001", "ap": None}]
+        column["per_class"] = [
+            {"class": "Class002", "videos": 3, "ap": 43.25},
+            {"class": "Class001", "ap": None},
+        ]
         del column["top5"]
     write_sealed(folder / "results.json", results)
     text = visible(write_report(config, folder).read_text(encoding="utf-8"))
@@ -177,19 +199,27 @@ def test_failures_come_first(run_dir):
     assert len({one.index for one in chosen}) == len(chosen)
     shares = np.exp(star - star.max(1, keepdims=True))
     sure = (shares / shares.sum(1, keepdims=True)).max(1)
-    every = np.all([raw(run_dir, p)[2].argmax(1) != labels for p in ("motion", "appearance", "st_resnet")], axis=0)
+    every = np.all(
+        [raw(run_dir, p)[2].argmax(1) != labels for p in ("motion", "appearance", "st_resnet")],
+        axis=0,
+    )
     both = (raw(run_dir, "appearance")[2] + raw(run_dir, "motion")[2]).argmax(1) != labels
     hopeless = np.nonzero(every & both & wrong)[0]
     first = [one.index for one in chosen if "every column" in one.why]
     assert first == sorted(hopeless, key=lambda n: -sure[n])[:2]
     rest = [n for n in np.nonzero(wrong)[0] if n not in first]
-    assert [one.index for one in chosen if "most confident" in one.why] == sorted(rest, key=lambda n: -sure[n])[:2]
+    assert [one.index for one in chosen if "most confident" in one.why] == sorted(
+        rest, key=lambda n: -sure[n]
+    )[:2]
 
 
 def test_the_command_in_the_box_means_this_run(run_dir):
     """Its config, read as a config file from anywhere, is the run's."""
     text = visible(page_of(run_dir))
-    assert f"hpc-stres submit --config {run_dir.resolve()}/config.yaml --cluster local --run-dir again" in text
+    assert (
+        f"hpc-stres submit --config {run_dir.resolve()}/config.yaml --cluster local --run-dir again"
+        in text
+    )
     again, own = load_config(run_dir / "config.yaml", []), load_run(run_dir)
     assert (again.phases, again.data, again.training, again.evaluation) == (
         own.phases, own.data, own.training, own.evaluation,
@@ -210,7 +240,10 @@ def test_times_add_up(run_dir):
 
 def test_rows_of_older_versions_give_training_time(tmp_path):
     config = make_finished_run(tmp_path / "run", 4, 3, timed=False)
-    logs = {name: laps.read_log(config, RunPaths(tmp_path / "run"), name) for name in ("motion", "st_resnet")}
+    logs = {
+        name: laps.read_log(config, RunPaths(tmp_path / "run"), name)
+        for name in ("motion", "st_resnet")
+    }
     assert logs["motion"].lost_seconds is None
     line = laps.timeline(logs)
     assert not line.by_clock
@@ -248,10 +281,16 @@ def test_several_runs_on_one_page(tmp_path, run_dir):
     out = tmp_path / "all.html"
     assert main(["report", *map(str, folders), "--out", str(out), "--debug"]) == 0
     text = visible(out.read_text(encoding="utf-8"))
-    figures = [100 * (raw(f, "st_resnet_star")[2].argmax(1) == raw(f, "st_resnet_star")[1]).mean() for f in folders]
+    figures = [
+        100 * (raw(f, "st_resnet_star")[2].argmax(1) == raw(f, "st_resnet_star")[1]).mean()
+        for f in folders
+    ]
     mean, deviation = np.mean(figures), np.std(figures, ddof=1)
     half = 4.302653 * deviation / math.sqrt(3)
-    assert f"{mean:.1f} % of the test videos correctly, on average over 3 runs (deviation {deviation:.1f}" in text
+    assert (
+        f"{mean:.1f} % of the test videos correctly, on average over 3 runs (deviation {deviation:.1f}"
+        in text
+    )
     assert f"{mean - half:.1f} to {mean + half:.1f}" in text
     assert "l%C3%A4uf%201/report.html" in out.read_text(encoding="utf-8")
     for figure in figures:

@@ -55,7 +55,10 @@ def test_latex_escapes_every_letter_that_it_gives_a_meaning_to(made):
     assert r"top-1 \%" in text
     assert text.count("&") == 4 * (1 + len(made[2]["splits"]["1"]))
     hard = table.latex(["a"], [["x_1 & 50% {of} $5 #3 ~ ^ \\"]])
-    assert r"x\_1 \& 50\% \{of\} \$5 \#3 \textasciitilde{} \textasciicircum{} \textbackslash{} \\" in hard
+    assert (
+        r"x\_1 \& 50\% \{of\} \$5 \#3 \textasciitilde{} \textasciicircum{} \textbackslash{} \\"
+        in hard
+    )
 
 
 def test_markdown_has_as_many_cells_in_every_row(made):
@@ -128,7 +131,9 @@ def test_letters_of_every_script_make_a_readable_file():
     assert r"(läuft \(?\) \\ <&>?) Tj" in pdf_text(drawing.pdf())
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 100), (37.2, 41.9), (0, 0.003), (0, 123456), (5, 5)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 1), (0, 100), (37.2, 41.9), (0, 0.003), (0, 123456), (5, 5)]
+)
 def test_ticks_are_round_and_inside(low, high):
     found = figures.ticks(low, high)
     assert 1 <= len(found) <= 7
@@ -206,7 +211,9 @@ def test_every_acting_option_of_a_phase_is_in_the_paragraph():
                 continue
             tried += 1
             other = with_value(phase, path, changed(value))
-            text = methods.paragraph(with_value(config, ("phases",), {**config.phases, name: other}), {})
+            text = methods.paragraph(
+                with_value(config, ("phases",), {**config.phases, name: other}), {}
+            )
             assert text != before, (name, path)
     assert tried > 40
 
@@ -221,10 +228,16 @@ def test_the_paragraph_says_the_numbers_of_the_papers_recipe():
 def test_the_command_writes_all_of_it(made, tmp_path, capsys):
     _, root, _ = made
     words = ["table", "--run-dir", str(root), "--format", "csv", "--out", str(tmp_path / "t.csv")]
-    assert main([*words, "--figures", str(tmp_path / "f"), "--methods", str(tmp_path / "m.txt")]) == 0
+    assert (
+        main([*words, "--figures", str(tmp_path / "f"), "--methods", str(tmp_path / "m.txt")]) == 0
+    )
     assert (tmp_path / "t.csv").read_text().startswith("split,column,class,measure,value,low,high")
     columns = len(made[2]["splits"]["1"])
-    assert len(list((tmp_path / "f").glob("*.pdf"))) == len(list((tmp_path / "f").glob("*.svg"))) == 1 + 3 * columns
+    assert (
+        len(list((tmp_path / "f").glob("*.pdf")))
+        == len(list((tmp_path / "f").glob("*.svg")))
+        == 1 + 3 * columns
+    )
     assert "24 recordings" in (tmp_path / "m.txt").read_text()
     assert main(["table", "--run-dir", str(root), "--methods", "-"]) == 0
     assert "We used SGD" in capsys.readouterr().out

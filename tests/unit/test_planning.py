@@ -15,12 +15,20 @@ from hpc_stres.tools import gpus, planner
 from hpc_stres.tools.planner import Speed, Speeds
 from tests.conftest import ROOT, TINY, run_python, tiny_config
 
-SPEED = Speed(seconds_per_video=0.5, overhead_s=0.1, update_s=0.2, gradient_bytes=4_000_000, flop_per_video=1e9)
+SPEED = Speed(
+    seconds_per_video=0.5,
+    overhead_s=0.1,
+    update_s=0.2,
+    gradient_bytes=4_000_000,
+    flop_per_video=1e9,
+)
 
 
 @pytest.fixture
 def config():
-    return load_config(ROOT / "configs" / "ucf101.yaml", ["cluster.gpus_per_node=4", "cluster.nodes=2"], "slurm")
+    return load_config(
+        ROOT / "configs" / "ucf101.yaml", ["cluster.gpus_per_node=4", "cluster.nodes=2"], "slurm"
+    )
 
 
 @pytest.fixture
@@ -55,9 +63,17 @@ def test_cpu_ranks_share_their_cores_with_the_feed(config, speeds):
 def test_each_of_the_three_can_be_the_limit(config, speeds):
     from dataclasses import replace
 
-    assert planner.predict(config, "motion", 2, replace(speeds, pictures_per_s=10.0)).limit == "feed"
-    assert planner.predict(config, "motion", 2, replace(speeds, network_bytes_per_s=1.0)).limit == "all-reduce"
-    assert planner.predict(config, "motion", 1, replace(speeds, network_bytes_per_s=1.0)).all_reduce_s > 0
+    assert (
+        planner.predict(config, "motion", 2, replace(speeds, pictures_per_s=10.0)).limit == "feed"
+    )
+    assert (
+        planner.predict(config, "motion", 2, replace(speeds, network_bytes_per_s=1.0)).limit
+        == "all-reduce"
+    )
+    assert (
+        planner.predict(config, "motion", 1, replace(speeds, network_bytes_per_s=1.0)).all_reduce_s
+        > 0
+    )
     alone = load_config(TINY)
     tiny = replace(speeds, phases=dict.fromkeys(alone.phases, SPEED))
     assert planner.predict(alone, "motion", 1, tiny).all_reduce_s == 0
@@ -72,7 +88,9 @@ def test_motion_reads_no_rgb_and_appearance_no_flow(config):
 def test_the_chain_is_its_longest_path(config, speeds):
     plans = {p.name: p for p in planner.predict_all(config, list(config.phases), 2, speeds)}
     longest = max(plans["motion"].hours, plans["appearance"].hours)
-    total = longest + plans["st_resnet"].hours + plans["st_resnet_star"].hours + plans["evaluate"].hours
+    total = (
+        longest + plans["st_resnet"].hours + plans["st_resnet_star"].hours + plans["evaluate"].hours
+    )
     assert planner.chain_hours(config, plans) == pytest.approx(total)
 
 
@@ -83,7 +101,10 @@ def test_other_numbers_of_nodes_are_compared_and_what_cannot_be_cut_is_said(conf
     assert "cannot be cut" in table[-1][3]
 
 
-NEEDS = {"motion": planner.Needs(1e9, 4_000_000), "st_resnet": planner.Needs(12.8 * gpus.RESNET50_FLOP, 4_000_000)}
+NEEDS = {
+    "motion": planner.Needs(1e9, 4_000_000),
+    "st_resnet": planner.Needs(12.8 * gpus.RESNET50_FLOP, 4_000_000),
+}
 
 
 def ends_of(config, speeds, kind, share=0.5):
@@ -98,7 +119,9 @@ def test_the_speed_of_a_gpu_is_a_range_of_published_figures_with_their_source(co
     assert "nothing measured here" in slow.source
     assert "MLPerf" in slow.source
     assert "made up" in slow.source
-    assert slow.pictures_per_s == gpus.PICTURES_PER_S_OF_A_CORE * (config.cluster.cpus_per_rank or 1)
+    assert slow.pictures_per_s == gpus.PICTURES_PER_S_OF_A_CORE * (
+        config.cluster.cpus_per_rank or 1
+    )
     assert not slow.on_cpu
     with pytest.raises(ConfigError, match="no such GPU is known; there are v100, a100"):
         gpus.published("tpu", "bfloat16")
@@ -125,7 +148,10 @@ PEAK_TFLOPS = {"v100": 125, "a100": 312, "h100": 989, "h200": 989, "l40s": 362}
 
 def test_the_share_of_a_faster_or_slower_step_moves_the_plan_with_it(config, speeds):
     for name in NEEDS:
-        times = [ends_of(config, speeds, "h100", share)[0].phases[name].seconds_per_video for share in (0.3, 0.6)]
+        times = [
+            ends_of(config, speeds, "h100", share)[0].phases[name].seconds_per_video
+            for share in (0.3, 0.6)
+        ]
         assert times[0] == pytest.approx(2 * times[1])
 
 
@@ -138,8 +164,12 @@ def test_an_all_reduce_has_a_latency_and_a_bandwidth(config, speeds):
     assert wire.all_reduce_s(4, 8_000_000) == pytest.approx(6e-3 + 1.5 * 8e-3)
     far = replace(speeds, network_latency_s=1e-4, node=wire)
     # Between nodes the network's figures count, inside one node its own.
-    assert planner.predict(config, "motion", 2, far).all_reduce_s == pytest.approx(14e-4 + 2 * 7 / 8 * 4e6 / 1e9)
-    assert planner.predict(config, "motion", 1, far).all_reduce_s == pytest.approx(6e-3 + 1.5 * 4e-3)
+    assert planner.predict(config, "motion", 2, far).all_reduce_s == pytest.approx(
+        14e-4 + 2 * 7 / 8 * 4e6 / 1e9
+    )
+    assert planner.predict(config, "motion", 1, far).all_reduce_s == pytest.approx(
+        6e-3 + 1.5 * 4e-3
+    )
 
 
 def test_the_wire_is_recovered_from_two_sizes(monkeypatch):
@@ -162,7 +192,11 @@ def test_as_many_ranks_measure_as_the_machine_has_room_for(monkeypatch):
 
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(3))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    for words, expected in ((("ranks_per_node=2",), 2), (("ranks_per_node=64",), 3), (("gpus_per_node=8",), 1)):
+    for words, expected in (
+        (("ranks_per_node=2",), 2),
+        (("ranks_per_node=64",), 3),
+        (("gpus_per_node=8",), 1),
+    ):
         assert ranks_here(load_config(TINY, [f"cluster.{word}" for word in words])) == expected
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
@@ -177,7 +211,9 @@ def test_a_rank_that_is_killed_while_it_measures_is_a_sentence(monkeypatch):
     from hpc_stres.tools import measure
 
     monkeypatch.setattr(measure, "_measure_as_rank", killed)
-    with pytest.raises(UserError, match=r"one of 2 ranks that measured was killed.*\n.*fewer ranks"):
+    with pytest.raises(
+        UserError, match=r"one of 2 ranks that measured was killed.*\n.*fewer ranks"
+    ):
         measure.side_by_side(load_config(TINY), [], 2, 8)
 
 
@@ -200,7 +236,15 @@ def test_a_plan_for_a_gpu_that_is_not_here_measures_nothing(tmp_path, monkeypatc
 
     for name in ("turns", "side_by_side", "measure_wire", "measure"):
         monkeypatch.setattr(measure, name, lambda *_, name=name: pytest.fail(f"{name} was called"))
-    words = ["plan", "--config", str(ROOT / TINY), "--set", f"data.root={tmp_path}", "--gpus-per-node", "2"]
+    words = [
+        "plan",
+        "--config",
+        str(ROOT / TINY),
+        "--set",
+        f"data.root={tmp_path}",
+        "--gpus-per-node",
+        "2",
+    ]
     assert main([*words, "--gpu", "h100", "--run-dir", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().out
     assert " to " in said
@@ -214,10 +258,20 @@ def test_a_plan_for_a_gpu_that_is_not_here_measures_nothing(tmp_path, monkeypatc
     monkeypatch.setattr(gpus, "PICTURES_PER_S_OF_A_CORE", 1e12)
     assert main([*words, "--gpu", "h100", "--run-dir", str(tmp_path / "run")]) == 0
     quick = planner.read_hours(tmp_path / "run" / "plan.json")
-    assert main([*words, "--gpu", "h100", "--run-dir", str(tmp_path / "run"), "--bench", str(bench)]) == 0
+    assert (
+        main([*words, "--gpu", "h100", "--run-dir", str(tmp_path / "run"), "--bench", str(bench)])
+        == 0
+    )
     assert planner.read_hours(tmp_path / "run" / "plan.json")["st_resnet"] > quick["st_resnet"]
     capsys.readouterr()
-    for text in ("", "[]", "{}", '{"figures": [{"part": "step"}]}', '{"figures": []}', '{"figures": 3}'):
+    for text in (
+        "",
+        "[]",
+        "{}",
+        '{"figures": [{"part": "step"}]}',
+        '{"figures": []}',
+        '{"figures": 3}',
+    ):
         bench.write_text(text)
         assert main([*words, "--gpu", "h100", "--bench", str(bench)]) == 1
         lines = capsys.readouterr().err.strip().splitlines()
@@ -239,7 +293,17 @@ def test_the_wall_time_comes_from_the_plan(config, tmp_path):
 
 
 def test_the_command_measures_predicts_and_leaves_a_plan(data_root, store, tmp_path):
-    words = ["-m", "hpc_stres", "plan", "--config", TINY, "--set", f"data.root={data_root}", "--run-dir", tmp_path]
+    words = [
+        "-m",
+        "hpc_stres",
+        "plan",
+        "--config",
+        TINY,
+        "--set",
+        f"data.root={data_root}",
+        "--run-dir",
+        tmp_path,
+    ]
     result = run_python(*words)
     assert result.returncode == 0, result.stderr
     assert "written: " in result.stdout

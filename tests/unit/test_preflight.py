@@ -19,7 +19,10 @@ from tests.conftest import TINY, run_python, tiny_config
 
 def ranks(count=4, **changes):
     first = RankReport(0, "h", "n", "GPU-0", 8, 64, 1000, 100.0, "abc", {"torch": "2.13.0"})
-    return [dataclasses.replace(first, rank=r, gpu=f"GPU-{r}", node=f"n{r // 2}", **changes) for r in range(count)]
+    return [
+        dataclasses.replace(first, rank=r, gpu=f"GPU-{r}", node=f"n{r // 2}", **changes)
+        for r in range(count)
+    ]
 
 
 def test_good_ranks_pass():
@@ -47,7 +50,8 @@ def test_bad_ranks_are_refused_by_number(rank, change, words):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"), [({"clock": 160.0}, "clocks differ by 60 s"), ({"shm_mib": 8}, "ranks 2 have under 64 MiB")]
+    ("change", "words"),
+    [({"clock": 160.0}, "clocks differ by 60 s"), ({"shm_mib": 8}, "ranks 2 have under 64 MiB")],
 )
 def test_what_is_only_worth_knowing_is_said(change, words):
     reports = ranks()
@@ -90,7 +94,14 @@ def test_the_command_reports_a_single_rank(tmp_path):
 def one_rank_under_srun(monkeypatch):
     """The environment of `srun -n1`, with a number of threads that the user chose."""
     monkeypatch.delenv("HPC_STRES_THREADS", raising=False)
-    names = {"JOB_ID": "7", "STEP_ID": "0", "PROCID": "0", "NTASKS": "1", "STEP_NUM_TASKS": "1", "LOCALID": "0"}
+    names = {
+        "JOB_ID": "7",
+        "STEP_ID": "0",
+        "PROCID": "0",
+        "NTASKS": "1",
+        "STEP_NUM_TASKS": "1",
+        "LOCALID": "0",
+    }
     for name, value in names.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
@@ -106,7 +117,11 @@ def test_the_training_after_it_finds_everything_as_if_it_had_not_run(
     assert world.source == "srun"
     if refuses:
         monkeypatch.setattr(preflight, "findings", lambda reports: (["no"], []))
-    with pytest.raises(UserError, match="should not train together") if refuses else contextlib.nullcontext():
+    with (
+        pytest.raises(UserError, match="should not train together")
+        if refuses
+        else contextlib.nullcontext()
+    ):
         preflight.run(tiny_config("x").cluster, world, tmp_path)
     assert dict(os.environ) == before
     assert torch.get_num_threads() == threads

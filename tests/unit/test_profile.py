@@ -35,7 +35,10 @@ def test_a_profiled_training_is_the_same_training(data_root, tmp_path, monkeypat
     assert "3 steps recorded" in page
     assert page in capsys.readouterr().out
     shares = [
-        float(value) for value in re.findall(r"^.{3,60}? +[\d.e-]+ +([\d.]+)%", page.split("The longest")[0], re.M)
+        float(value)
+        for value in re.findall(
+            r"^.{3,60}? +[\d.e-]+ +([\d.]+)%", page.split("The longest")[0], re.M
+        )
     ]
     assert 95 < sum(shares) < 105, page
     lines = {line.split("  ")[0]: line for line in page.splitlines()}
@@ -43,8 +46,15 @@ def test_a_profiled_training_is_the_same_training(data_root, tmp_path, monkeypat
     assert "GB/s" in lines["normalisation, ReLU, residual sum"]
     trace = json.loads(gzip.decompress((root / "profile" / "trace.json.gz").read_bytes()))
     names = {event.get("name") for event in trace["traceEvents"]}
-    assert {"aten::conv2d", "hpc_stres::sub_batch_norm", "hpc_stres::sub_batch_norm_backward"} <= names
-    assert sorted(path.name for path in (root / "profile").iterdir()) == ["summary.txt", "trace.json.gz"]
+    assert {
+        "aten::conv2d",
+        "hpc_stres::sub_batch_norm",
+        "hpc_stres::sub_batch_norm_backward",
+    } <= names
+    assert sorted(path.name for path in (root / "profile").iterdir()) == [
+        "summary.txt",
+        "trace.json.gz",
+    ]
 
 
 class Recorder:
@@ -62,7 +72,14 @@ class Recorder:
 
 @pytest.mark.parametrize(
     ("first", "last", "stopped_at", "start", "stop"),
-    [(0, 9, 9, 2, 5), (4, 100, 100, 6, 9), (0, 1, 1, 0, 1), (0, 2, 2, 1, 2), (0, 4, 4, 2, 4), (0, 9, 3, 2, 3)],
+    [
+        (0, 9, 9, 2, 5),
+        (4, 100, 100, 6, 9),
+        (0, 1, 1, 0, 1),
+        (0, 2, 2, 1, 2),
+        (0, 4, 4, 2, 4),
+        (0, 9, 3, 2, 3),
+    ],
 )
 def test_steps_that_are_recorded(first, last, stopped_at, start, stop, tmp_path, monkeypatch):
     """Two steps go before, three are recorded; a short or a stopped training has what it has."""
@@ -95,7 +112,11 @@ def event(name, micros, thread=1, shapes=(), flops=0):
 
 
 def test_the_feeds_threads_take_no_time_of_the_step():
-    events = [event("aten::convolution", 5), event("aten::add", 2), event("aten::copy_", 90, thread=2)]
+    events = [
+        event("aten::convolution", 5),
+        event("aten::add", 2),
+        event("aten::copy_", 90, thread=2),
+    ]
     assert profile.busiest_thread(events, False) == events[:2]
 
 

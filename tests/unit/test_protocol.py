@@ -78,13 +78,17 @@ def test_a_wide_frame_is_the_mean_over_its_windows_one_by_one():
     model = build_model("appearance", 5, width=4, stages=(2, 2, 2, 2)).double().eval()
     clip = torch.randn(1, 1, 3, 256, 340, dtype=torch.float64)
     kept = []
-    model.appearance.layer4[-1].register_forward_hook(lambda module, into, out: kept.append(torch.relu(out)))
+    model.appearance.layer4[-1].register_forward_hook(
+        lambda module, into, out: kept.append(torch.relu(out))
+    )
     with torch.no_grad():
         logits = model(clip, None).appearance[0, 0]
         (places,) = kept
         assert places.shape[2:] == (8, 11)
         windows = [places[:, :, i : i + 7, j : j + 7] for i in range(2) for j in range(5)]
-        one_by_one = torch.stack([model.appearance.fc(window.mean(dim=(2, 3)))[0] for window in windows])
+        one_by_one = torch.stack(
+            [model.appearance.fc(window.mean(dim=(2, 3)))[0] for window in windows]
+        )
     assert len(windows) == 10
     torch.testing.assert_close(logits, one_by_one.mean(dim=0), rtol=1e-12, atol=1e-14)
 

@@ -29,7 +29,9 @@ def shelf(tmp_path):
         def log_message(self, *words):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=folder)
+    )
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield folder, f"http://127.0.0.1:{server.server_port}"
@@ -48,7 +50,9 @@ def publish(shelf, monkeypatch, damage=None, **changes):
     (folder / "new.pth").rename(folder / name)
     if damage:
         damage(folder / name)
-    entry = PublishedWeights(name="tiny", url=f"{address}/{name}", licence="MIT", about="a test's", **SIZES)
+    entry = PublishedWeights(
+        name="tiny", url=f"{address}/{name}", licence="MIT", about="a test's", **SIZES
+    )
     entry = dataclasses.replace(entry, **{"sha256": digest, **changes})
     monkeypatch.setattr(published_weights, "PUBLISHED", (entry, *PUBLISHED))
     return entry, plain
@@ -64,7 +68,9 @@ def run(*words, folder, capsys):
 
 
 @pytest.mark.parametrize("known", ["whole", "eight digits"])
-def test_a_published_file_is_fetched_checked_and_converted(shelf, tmp_path, monkeypatch, capsys, known):
+def test_a_published_file_is_fetched_checked_and_converted(
+    shelf, tmp_path, monkeypatch, capsys, known
+):
     entry, plain = publish(shelf, monkeypatch, **({} if known == "whole" else {"sha256": ""}))
     assert len(entry.digits) == (64 if known == "whole" else 8)
     out = run("tiny", folder=tmp_path / "w", capsys=capsys)
@@ -115,7 +121,9 @@ def test_without_the_file_or_a_network_the_way_out_is_said(shelf, tmp_path, monk
         entry = dataclasses.replace(entry, url=f"http://127.0.0.1:{port}/{entry.file}")
     else:
         entry = dataclasses.replace(entry, url=f"http://127.0.0.1:{port}/{entry.file}")
-    with pytest.raises(UserError, match=r"cannot be fetched: .*\nFetch it where there is a network"):
+    with pytest.raises(
+        UserError, match=r"cannot be fetched: .*\nFetch it where there is a network"
+    ):
         fetch(entry, tmp_path / "w", silence_seconds=0.3)
     listener.close()
     assert list((tmp_path / "w").iterdir()) == []
@@ -124,13 +132,19 @@ def test_without_the_file_or_a_network_the_way_out_is_said(shelf, tmp_path, monk
 
 def test_a_file_of_another_network_is_refused(shelf, tmp_path, monkeypatch):
     publish(shelf, monkeypatch, stages=(3, 4, 6, 3))
-    with pytest.raises(UserError, match=r"expected the tensors of tiny, found those of resnet \[2, 2\]"):
+    with pytest.raises(
+        UserError, match=r"expected the tensors of tiny, found those of resnet \[2, 2\]"
+    ):
         command._provide("tiny", tmp_path / "w", again=False)
     assert not (tmp_path / "w" / "tiny.safetensors").exists()
 
 
 def test_every_entry_says_where_what_and_how_it_is_checked():
-    assert len({entry.name for entry in PUBLISHED}) == len({entry.url for entry in PUBLISHED}) == len(PUBLISHED)
+    assert (
+        len({entry.name for entry in PUBLISHED})
+        == len({entry.url for entry in PUBLISHED})
+        == len(PUBLISHED)
+    )
     for entry in PUBLISHED:
         assert entry.url.startswith("https://")
         assert len(entry.digits) in (8, 64)

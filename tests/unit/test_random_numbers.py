@@ -25,7 +25,9 @@ SMALL = {"stages": (2, 2), "width": 4}
 CPU = torch.device("cpu")
 
 
-def masks(positions, seed=1, phase="motion", step=3, rate=0.8, times=5, features=400, stream="motion"):
+def masks(
+    positions, seed=1, phase="motion", step=3, rate=0.8, times=5, features=400, stream="motion"
+):
     shapes = {stream: DropoutShape(rate, times, features)}
     return draw_masks(seed, phase, step, positions, shapes, CPU)[stream]
 
@@ -57,7 +59,9 @@ def test_dropped_features_are_of_the_rate_and_the_mean_stays(rate):
     share = 1 - found.double().mean().item()
     assert abs(share - rate) < 5 * (rate * (1 - rate) / found.numel()) ** 0.5
     model = build_model("motion", 3, **SMALL, dropout=rate).double().train()
-    flow = torch.randn(4, 1, 20, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    flow = torch.randn(
+        4, 1, 20, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     shapes = model.dropout_shapes(1)
     drawn = draw_masks(1, "motion", 0, range(4), shapes, CPU)
     caught = []
@@ -119,12 +123,17 @@ def test_first_weights_are_of_the_seed_the_phase_and_the_layers_name_alone():
     for other in (first_weights(seed=8), first_weights(phase="other")):
         assert not any(torch.equal(one[name], other[name]) for name in random_ones)
     for first, second in pairwise(random_ones):
-        assert not torch.equal(one[first].flatten()[:8], one[second].flatten()[:8]), "layers must not share numbers"
+        assert not torch.equal(one[first].flatten()[:8], one[second].flatten()[:8]), (
+            "layers must not share numbers"
+        )
 
 
 def test_first_weights_have_hes_and_the_classifiers_spread():
     state = first_weights("st_resnet", width=32)
-    for name, fan_out in (("motion.conv1.weight", 32 * 49), ("appearance.layer1.0.conv2.weight", 32 * 9)):
+    for name, fan_out in (
+        ("motion.conv1.weight", 32 * 49),
+        ("appearance.layer1.0.conv2.weight", 32 * 9),
+    ):
         assert state[name].std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.05), name
     temporal = state["motion.layer2.1.conv1.weight"]
     assert torch.equal(temporal[:, :, 0], temporal[:, :, 2])
@@ -209,7 +218,11 @@ def uses(source):
                 continue  # a generator of its own under that name
             if name in NAMES or node.attr in FORBIDDEN[torch.Tensor]:
                 yield name
-        elif isinstance(node, ast.ImportFrom) and node.module in ("random", "numpy.random", "torch.random"):
+        elif isinstance(node, ast.ImportFrom) and node.module in (
+            "random",
+            "numpy.random",
+            "torch.random",
+        ):
             yield f"{node.module} import"
 
 
@@ -228,7 +241,13 @@ def test_no_code_of_training_names_a_global_generator():
 
 
 def test_kinds_of_random_numbers_never_meet():
-    kinds = [counter.SAMPLE, counter.GROUP, counter.ORDER, counter.WEIGHTS, *counter.DROPOUT.values()]
+    kinds = [
+        counter.SAMPLE,
+        counter.GROUP,
+        counter.ORDER,
+        counter.WEIGHTS,
+        *counter.DROPOUT.values(),
+    ]
     assert len(set(kinds)) == len(kinds)
     draws = {float(counter.generator(1, "a", kind, step, position).random()) for kind in kinds for step in range(3)
              for position in range(3)}  # fmt: skip

@@ -31,7 +31,12 @@ def test_nips2016_is_table_2(bare):
     }
     for name, (batch, group, schedule, chunks, stride) in table.items():
         phase = phases[name]
-        assert (phase.optimise.global_batch, phase.optimise.norm_group, phase.clips.chunks, phase.clips.stride) == (
+        assert (
+            phase.optimise.global_batch,
+            phase.optimise.norm_group,
+            phase.clips.chunks,
+            phase.clips.stride,
+        ) == (
             batch,
             group,
             chunks,
@@ -95,4 +100,7 @@ def test_a_dropout_for_every_phase_acts_where_a_network_has_any():
     assert {name: config.phase(name).optimise.dropout for name in config.phases} == {
         "motion": 0.8, "appearance": 0.8, "st_resnet": 0.0, "st_resnet_star": 0.0,
     }  # fmt: skip
-    assert load_config(TINY, ["phases.motion.optimise.dropout=0.5"]).phase("motion").optimise.dropout == 0.5
+    assert (
+        load_config(TINY, ["phases.motion.optimise.dropout=0.5"]).phase("motion").optimise.dropout
+        == 0.5
+    )

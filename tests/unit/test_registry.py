@@ -54,7 +54,9 @@ def run_dir(data_root, tmp_path_factory):
 
 def test_a_model_in_one_file_trains_on_a_schedule_in_one_function(run_dir):
     rows = read_metrics(RunPaths(run_dir).phase("own"))
-    assert [row["rate"] for row in rows] == pytest.approx([0.01 * (1 - abs(2 * s / 7 - 1)) for s in range(1, 7)])
+    assert [row["rate"] for row in rows] == pytest.approx(
+        [0.01 * (1 - abs(2 * s / 7 - 1)) for s in range(1, 7)]
+    )
     assert {"loss_appearance", "loss_motion"} < set(rows[0])
 
 
@@ -74,7 +76,10 @@ def test_it_resumes_to_the_same_weights(run_dir, data_root, tmp_path):
 def test_it_is_evaluated_reported_and_exported(run_dir, tmp_path):
     results = evaluate_here(run_dir)
     columns = results["splits"]["1"]
-    assert {name: column["title"] for name, column in columns.items()} == {"own": "Mixed", "prior": "Prior"}
+    assert {name: column["title"] for name, column in columns.items()} == {
+        "own": "Mixed",
+        "prior": "Prior",
+    }
     # All test videos are called class 3, and one of each eight is.
     assert columns["prior"]["top1"] == 12.5
     for words in (["report", "--run-dir", run_dir],
@@ -84,7 +89,10 @@ def test_it_is_evaluated_reported_and_exported(run_dir, tmp_path):
     page = (run_dir / "report.html").read_text()
     assert "Mixed" in page
     assert "Prior" in page
-    assert json.loads((tmp_path / "out" / "export.json").read_text())["sizes"]["model"]["channels"] == 6
+    assert (
+        json.loads((tmp_path / "out" / "export.json").read_text())["sizes"]["model"]["channels"]
+        == 6
+    )
 
 
 def test_it_is_described():
@@ -100,7 +108,9 @@ def test_a_run_keeps_the_code_that_it_began_with(run_dir, data_root, tmp_path):
     edited = tmp_path / "own_model.py"
     edited.write_text((EXTENSIONS / "own_model.py").read_text() + "\n# another edition\n")
     changed = [MIXED[0].replace(str(EXTENSIONS / "own_model.py"), str(edited)), *MIXED[1:]]
-    begun = pytest.raises(UserError, match=r"own_model\.py: this run was begun with another own_model\.py")
+    begun = pytest.raises(
+        UserError, match=r"own_model\.py: this run was begun with another own_model\.py"
+    )
     with registry.temporarily(), begun:
         train(data_root, run_dir, "own", *changed)
     # A copied run is the run: its config names its own copy of the code.
@@ -123,10 +133,14 @@ def test_a_data_set_in_one_file(data_root, tmp_path):
     videos = tmp_path / "videos"
     sources = sorted((data_root / "binding" / "videos").glob("*/*.avi"))[:4]
     for number, source in enumerate(sources):
-        target = videos / f"class{number % 2}" / f"v{number}_{'train' if number < 2 else 'test'}.avi"
+        target = (
+            videos / f"class{number % 2}" / f"v{number}_{'train' if number < 2 else 'test'}.avi"
+        )
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)
-    config = load_config(TINY, [MIXED[0], "data.kind=suffixes", f"data.root={tmp_path}", f"data.videos={videos}"])
+    config = load_config(
+        TINY, [MIXED[0], "data.kind=suffixes", f"data.root={tmp_path}", f"data.videos={videos}"]
+    )
     assert read_listing(config.data).test == {1: ["v2_test", "v3_test"]}
     prepare(config, quiet=True)
     store = Store(store_folder(config))
@@ -141,14 +155,32 @@ def test_a_data_set_in_one_file(data_root, tmp_path):
         ("phases.x={kind: trian}", "no kind of phase 'trian'; there are .*did you mean train"),
         ("data.kind=ucf10", "no data set 'ucf10'; there are .*did you mean ucf101"),
         ("phases.x={kind: train}", "the key model is missing"),
-        ("phases.x={model: motion}", r"phases\.x\.model: expected a mapping as \{name: motion\}, got 'motion'"),
-        ("phases.motion.chunks=3", r"phases\.motion\.chunks: unknown key; it is phases\.motion\.clips\.chunks"),
-        ("phases.motion.optimise.schedule={name: cosin, steps: 3}", "no schedule 'cosin'; .*did you mean cosine"),
+        (
+            "phases.x={model: motion}",
+            r"phases\.x\.model: expected a mapping as \{name: motion\}, got 'motion'",
+        ),
+        (
+            "phases.motion.chunks=3",
+            r"phases\.motion\.chunks: unknown key; it is phases\.motion\.clips\.chunks",
+        ),
+        (
+            "phases.motion.optimise.schedule={name: cosin, steps: 3}",
+            "no schedule 'cosin'; .*did you mean cosine",
+        ),
         ("phases.motion.optimise.schedule={name: cosine, steps: 3}", "cosine needs rate"),
-        ("phases.motion.optimise.schedule={name: cosine, steps: 3, options: {rat: 1}}", "cosine has no rat; it has"),
-        ("phases.motion.optimise.schedule={name: cosine, steps: 0, options: {rate: 1}}", "expected 1 or more"),
+        (
+            "phases.motion.optimise.schedule={name: cosine, steps: 3, options: {rat: 1}}",
+            "cosine has no rat; it has",
+        ),
+        (
+            "phases.motion.optimise.schedule={name: cosine, steps: 0, options: {rate: 1}}",
+            "expected 1 or more",
+        ),
         ("extensions=[nothing.py]", r"extensions: .*nothing\.py: no such file"),
-        ("extensions=[README.md]", r"README\.md: cannot be imported: SyntaxError|this is no Python file"),
+        (
+            "extensions=[README.md]",
+            r"README\.md: cannot be imported: SyntaxError|this is no Python file",
+        ),
     ],
 )
 def test_a_wrong_name_is_refused_with_the_nearest(override, words, monkeypatch):
@@ -171,5 +203,7 @@ def test_two_files_do_not_share_a_name(tmp_path):
     registry.load_extension(EXTENSIONS / "own_model.py")
     other = tmp_path / "other.py"
     other.write_text((EXTENSIONS / "own_model.py").read_text() + "\n")
-    with pytest.raises(ConfigError, match=r"there is another model of the name mixed: .*own_model\.py"):
+    with pytest.raises(
+        ConfigError, match=r"there is another model of the name mixed: .*own_model\.py"
+    ):
         registry.load_extension(other)

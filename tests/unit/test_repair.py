@@ -63,9 +63,21 @@ def test_a_missing_and_a_cut_shard_are_mended(copy):
 @pytest.mark.parametrize("role", ["videos", "offsets", "listing", "splits", "names", "manifest"])
 def test_a_damaged_index_is_read_anew_out_of_the_shards(copy, role):
     config, root, first_day = copy
-    name = "manifest.json" if role == "manifest" else f"index/{Store(root).manifest['index'][role]['name']}"
+    name = (
+        "manifest.json"
+        if role == "manifest"
+        else f"index/{Store(root).manifest['index'][role]['name']}"
+    )
     flip(root / name, (root / name).stat().st_size - 20)
-    words = ["-m", "hpc_stres", "verify", "--config", TINY, "--set", f"data.root={config.data.root}"]
+    words = [
+        "-m",
+        "hpc_stres",
+        "verify",
+        "--config",
+        TINY,
+        "--set",
+        f"data.root={config.data.root}",
+    ]
     result = run_python(*words)
     assert result.returncode == 1
     assert f"{name}: damaged: its checksum is wrong" in result.stdout
@@ -86,7 +98,11 @@ def test_only_what_is_damaged_is_prepared_again(copy, monkeypatch):
     flip(store.paths.shard(row.shard), place)
     made = []
     one = repair.imports.prepare_one
-    monkeypatch.setattr(repair.imports, "prepare_one", lambda video, *more: made.append(video.id) or one(video, *more))
+    monkeypatch.setattr(
+        repair.imports,
+        "prepare_one",
+        lambda video, *more: made.append(video.id) or one(video, *more),
+    )
     repair.repair(config, quiet=True)
     assert made == [row.id]
     assert digests(root) == first_day
@@ -97,20 +113,26 @@ def test_other_bytes_than_at_first_bring_a_new_index(copy, monkeypatch):
     config, root, _ = copy
     before = Store(root)
     row = before.rows[0]
-    intact = {r.id: before.member(n, "rgb").tobytes() for n, r in enumerate(before.rows) if r.id != row.id}
+    intact = {
+        r.id: before.member(n, "rgb").tobytes() for n, r in enumerate(before.rows) if r.id != row.id
+    }
     flip(before.paths.shard(row.shard), int(before.offsets[row.rgb_first]) + 100)
     one = repair.imports.prepare_one
 
     def other_codec(video, settings, data):
         made = one(video, settings, data)
-        return type(made)(made.id, made.label, made.height, made.width, [made.rgb[0], *made.rgb], made.flow)
+        return type(made)(
+            made.id, made.label, made.height, made.width, [made.rgb[0], *made.rgb], made.flow
+        )
 
     monkeypatch.setattr(repair.imports, "prepare_one", other_codec)
     assert any("and the index with it" in line for line in repair.repair(config, quiet=True))
     after = Store(root)
     assert verify(after) == []
     assert after.rows[0].frames == row.frames + 1
-    assert {r.id: after.member(n, "rgb").tobytes() for n, r in enumerate(after.rows) if r.id != row.id} == intact
+    assert {
+        r.id: after.member(n, "rgb").tobytes() for n, r in enumerate(after.rows) if r.id != row.id
+    } == intact
 
 
 def test_an_original_that_is_gone_is_named(copy):

@@ -77,7 +77,9 @@ def test_hostile_names_are_text_and_nothing_else_in_the_report(evaluated, monkey
     ids = {old: f"{HOSTILE}{old}" for old in found["motion"].ids}
     found = {
         f"{HOSTILE}{name}": replace(
-            column, ids=[ids[i] for i in column.ids], classes=[f"{HOSTILE}{c}" for c in column.classes]
+            column,
+            ids=[ids[i] for i in column.ids],
+            classes=[f"{HOSTILE}{c}" for c in column.classes],
         )
         for name, column in found.items()
     }
@@ -98,7 +100,10 @@ def test_hostile_names_are_text_and_nothing_else_in_the_report(evaluated, monkey
     paths = RunPaths(evaluated)
     rows = [{"step": n, f"loss_{HOSTILE}": 1.0 / n, "videos_per_s": 1.0} for n in range(1, 9)]
     write_text(paths.phase("motion").metrics, "".join(json.dumps(row) + "\n" for row in rows))
-    write_text(paths.provenance, json.dumps({"command": [HOSTILE], "commit": HOSTILE, "packages": {HOSTILE: HOSTILE}}))
+    write_text(
+        paths.provenance,
+        json.dumps({"command": [HOSTILE], "commit": HOSTILE, "packages": {HOSTILE: HOSTILE}}),
+    )
     page = Page(write_report(config, evaluated).read_text(encoding="utf-8"))
     paths.phase("motion").metrics.unlink()
     assert_only_own_script_runs(page)
@@ -129,7 +134,10 @@ def test_metrics_of_the_report_are_whole_or_named(evaluated):
         with pytest.raises(UserError, match=r"metrics\.jsonl"):
             write_report(load_run(evaluated), evaluated)
     path.write_text("\n".join(lines) + "\n")
-    assert "Loss of each stream: motion ends at 0.2" in write_report(load_run(evaluated), evaluated).read_text()
+    assert (
+        "Loss of each stream: motion ends at 0.2"
+        in write_report(load_run(evaluated), evaluated).read_text()
+    )
     path.unlink()
 
 
@@ -176,7 +184,9 @@ def test_no_secret_of_the_environment_or_of_a_command_is_in_the_run_folder(evalu
 
 def test_the_list_of_variables_holds_nothing_that_looks_like_a_secret():
     assert not [name for name in provenance.ENVIRONMENT if provenance.SECRET.search(name)]
-    assert not [name for name in provenance.ENVIRONMENT if not re.fullmatch(r"[A-Z][A-Z0-9_]+", name)]
+    assert not [
+        name for name in provenance.ENVIRONMENT if not re.fullmatch(r"[A-Z][A-Z0-9_]+", name)
+    ]
 
 
 def test_changes_are_those_of_this_repository_alone_and_bounded(tmp_path, monkeypatch):

@@ -44,7 +44,15 @@ def row(number, frames=100, height=256, width=340):
 def make(name, **changes):
     phase = load_config(ROOT / "configs" / "ucf101.yaml", ["data.root=x"]).phase(name)
     rows = [row(number) for number in range(50)]
-    return Sampler(3, name, altered(phase, global_batch=32, norm_group=4, **changes), 224, 256, rows, tuple(range(50)))
+    return Sampler(
+        3,
+        name,
+        altered(phase, global_batch=32, norm_group=4, **changes),
+        224,
+        256,
+        rows,
+        tuple(range(50)),
+    )
 
 
 def many(source):
@@ -72,7 +80,9 @@ def test_what_the_ranks_compute_is_the_batch_and_their_marks_add_up_to_its_own(s
     except ConfigError:
         assert world > 1, "one rank takes any batch in micro-steps of its own"
         return
-    parts = [requests_at(source, 9, share.positions) for shares in layout.shares for share in shares]
+    parts = [
+        requests_at(source, 9, share.positions) for shares in layout.shares for share in shares
+    ]
     assert sorted(request for part in parts for request in part) == whole
     assert sum(total(9, part) for part in parts) % 2**MARK_BITS == total(9, whole)
     assert f"{total(9, whole):016x}" == digest(whole, 9)
@@ -94,7 +104,13 @@ def test_numbers_without_a_new_generator_are_those_of_a_new_one():
     draw = random.Random(2)
     for _ in range(200):
         name = draw.choice(["motion", "st_resnet", "a phase", "\u00e9"])
-        key = draw.choice([0, 7, 2**31, 2**62]), name, draw.randrange(40), draw.randrange(2**40), draw.randrange(512)
+        key = (
+            draw.choice([0, 7, 2**31, 2**62]),
+            name,
+            draw.randrange(40),
+            draw.randrange(2**40),
+            draw.randrange(512),
+        )
         count = draw.randrange(1, 12)
         assert counter.uniforms(*key, count) == counter.generator(*key).random(count).tolist()
 
@@ -121,7 +137,9 @@ def test_a_chunk_is_a_frame_and_the_ten_flows_around_it():
 
 
 def strides(batch):
-    return {b - a for request in batch for a, b in zip(request.frames, request.frames[1:], strict=False)}
+    return {
+        b - a for request in batch for a, b in zip(request.frames, request.frames[1:], strict=False)
+    }
 
 
 def test_strides_of_each_phase():
@@ -180,9 +198,13 @@ def test_one_crop_inside_the_frame_and_a_fair_flip():
 def test_motion_crops_are_corners_and_centre_of_four_sizes():
     batch = many(make("motion"))
     assert {r.box.height for r in batch} == {r.box.width for r in batch} == {256, 224, 192, 168}
-    assert len({(r.box.height, r.box.width) for r in batch}) == 16, "height and width are drawn independently"
+    assert len({(r.box.height, r.box.width) for r in batch}) == 16, (
+        "height and width are drawn independently"
+    )
     places = Counter(
-        (r.box.top / (256 - r.box.height), r.box.left / (340 - r.box.width)) for r in batch if r.box.height < 256
+        (r.box.top / (256 - r.box.height), r.box.left / (340 - r.box.width))
+        for r in batch
+        if r.box.height < 256
     )
     assert set(places) == {(0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5)}
 

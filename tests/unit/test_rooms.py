@@ -47,8 +47,16 @@ def imported_modules(path: Path, source: str) -> set[str]:
             module = ".".join([*base, *([node.module] if node.module else [])])
             found |= {f"{module}.{alias.name}" for alias in node.names} | {module}
         elif isinstance(node, ast.Call):
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if name in ("import_module", "__import__") and node.args and isinstance(node.args[0], ast.Constant):
+            name = (
+                node.func.attr
+                if isinstance(node.func, ast.Attribute)
+                else getattr(node.func, "id", "")
+            )
+            if (
+                name in ("import_module", "__import__")
+                and node.args
+                and isinstance(node.args[0], ast.Constant)
+            ):
                 found.add(str(node.args[0].value))
     return {name for name in found if name.split(".")[0] in ("hpc_stres", "launch")}
 
@@ -81,7 +89,11 @@ def test_a_room_sees_only_what_it_may(path):
 
 
 def test_every_room_is_in_the_plan():
-    rooms = {path.relative_to(PACKAGE).parts[0] for path in files() if len(path.relative_to(PACKAGE).parts) > 1}
+    rooms = {
+        path.relative_to(PACKAGE).parts[0]
+        for path in files()
+        if len(path.relative_to(PACKAGE).parts) > 1
+    }
     assert rooms == set(MAY_SEE)
     assert {path.stem for path in PACKAGE.glob("*.py")} == HALL
 
@@ -100,7 +112,9 @@ def test_every_room_is_in_the_plan():
         "import launch.submit",
     ],
 )
-@pytest.mark.parametrize("room", ["models", "data", "evaluation", "store", "prepare", "run", "config"])
+@pytest.mark.parametrize(
+    "room", ["models", "data", "evaluation", "store", "prepare", "run", "config"]
+)
 def test_each_form_of_a_forbidden_import_is_noticed(room, line):
     assert forbidden(PACKAGE / room / "made_up.py", line)
 

@@ -27,8 +27,14 @@ def build(source, program, sanitizer):
 
 def run(program, *arguments):
     """A program without a random layout of its memory: the thread sanitizer of older compilers wants it."""
-    fixed = ("setarch", "-R") if subprocess.run(["setarch", "-R", "true"], capture_output=True).returncode == 0 else ()
-    return subprocess.run([*fixed, program, *map(str, arguments)], capture_output=True, text=True, check=False)
+    fixed = (
+        ("setarch", "-R")
+        if subprocess.run(["setarch", "-R", "true"], capture_output=True).returncode == 0
+        else ()
+    )
+    return subprocess.run(
+        [*fixed, program, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
 
 
 @pytest.fixture(scope="module")

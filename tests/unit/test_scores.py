@@ -9,7 +9,15 @@ import pytest
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import fusion
 from hpc_stres.evaluation.published import PUBLISHED_PROTOCOL, official_data_set
-from hpc_stres.evaluation.scores import Scores, from_videos, interval95, mcnemar, mean_of, right, summary
+from hpc_stres.evaluation.scores import (
+    Scores,
+    from_videos,
+    interval95,
+    mcnemar,
+    mean_of,
+    right,
+    summary,
+)
 from hpc_stres.evaluation.table import results_table
 from hpc_stres.listings import official
 
@@ -18,7 +26,9 @@ CLASSES = ["a", "b", "c", "d", "e", "f"]
 
 def scores(seed, count=20, streams=("appearance", "motion")):
     random = np.random.default_rng(seed)
-    videos = {f"v{n:02d}": {s: random.standard_normal((3, 6)) for s in streams} for n in range(count)}
+    videos = {
+        f"v{n:02d}": {s: random.standard_normal((3, 6)) for s in streams} for n in range(count)
+    }
     return from_videos(videos, {f"v{n:02d}": n % 6 for n in range(count)}, CLASSES)
 
 
@@ -33,7 +43,9 @@ def test_top_1_and_top_5():
     found = scores(1)
     order = np.argsort(-found.logits, axis=1)
     assert right(found).sum() == (order[:, 0] == found.labels).sum()
-    assert right(found, 5).sum() == sum(label in row[:5] for label, row in zip(found.labels, order, strict=True))
+    assert right(found, 5).sum() == sum(
+        label in row[:5] for label, row in zip(found.labels, order, strict=True)
+    )
     assert summary(found, 22, "p")["videos"] == 20
     assert summary(found, 22, "p")["of"] == 22
 
@@ -79,7 +91,9 @@ def column(**more):
 
 def three_splits(**more):
     figures = {"ucf101": 92.76, "hmdb51": 65.57}
-    splits = {str(n): {"st_resnet": column(title="ST-ResNet", published=figures)} for n in (1, 2, 3)}
+    splits = {
+        str(n): {"st_resnet": column(title="ST-ResNet", published=figures)} for n in (1, 2, 3)
+    }
     words = f"{PUBLISHED_PROTOCOL}, full frame"
     return {"data": "ucf101", "official": "ucf101", "protocol": words, "splits": splits,
             "mean": {"st_resnet": 50.0}, **more}  # fmt: skip
@@ -123,7 +137,11 @@ def test_a_data_set_is_official_only_with_its_own_lists(monkeypatch):
     lists = Lists(["a", "b"], ["v1", "v2"], ["v3"])
     digests = (
         official._digest(official.canonical_lists(lists.classes, ["v1", "v2"], ["v3"])),
-        official._digest(official.canonical_labels(lists.classes, ["v1", "v2", "v3"], dict.fromkeys(lists.names, 0))),
+        official._digest(
+            official.canonical_labels(
+                lists.classes, ["v1", "v2", "v3"], dict.fromkeys(lists.names, 0)
+            )
+        ),
     )
     assert official_data_set("ucf101", lists, 1) is None
     monkeypatch.setitem(official.DIGESTS, "ucf101", {1: digests})
@@ -171,7 +189,12 @@ class Evil:
 
 def test_no_score_file_runs_code(tmp_path):
     harm = tmp_path / "harm"
-    np.savez(tmp_path / "evil.npz", ids=np.array([Evil(harm)], dtype=object), classes=["a"], logits=np.zeros((1, 1)))
+    np.savez(
+        tmp_path / "evil.npz",
+        ids=np.array([Evil(harm)], dtype=object),
+        classes=["a"],
+        logits=np.zeros((1, 1)),
+    )
     (tmp_path / "bare.npz").write_bytes(pickle.dumps(Evil(harm)))
     for name in ("evil.npz", "bare.npz"):
         for reader in (Scores.load, fusion.read):
@@ -196,6 +219,12 @@ def test_a_file_that_was_rewritten_with_another_number_is_refused(tmp_path):
 
 def test_files_without_a_digest_are_refused(tmp_path):
     found = scores(5)
-    np.savez(tmp_path / "old.npz", ids=found.ids, labels=found.labels, classes=CLASSES, logits=found.logits)
+    np.savez(
+        tmp_path / "old.npz",
+        ids=found.ids,
+        labels=found.labels,
+        classes=CLASSES,
+        logits=found.logits,
+    )
     with pytest.raises(UserError, match=r"old\.npz: it has no digest .*0\.2"):
         Scores.load(tmp_path / "old.npz")

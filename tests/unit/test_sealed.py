@@ -7,7 +7,12 @@ import pytest
 from hpc_stres.errors import UserError
 from hpc_stres.run.paths import read_sealed, sealed, unsealed, write_sealed
 
-VALUE = {"step": 10, "classes": ["a", "ü"], "loss": 0.1 + 0.2, "nested": {2: 1, 10: [1.5, None, True]}}
+VALUE = {
+    "step": 10,
+    "classes": ["a", "ü"],
+    "loss": 0.1 + 0.2,
+    "nested": {2: 1, 10: [1.5, None, True]},
+}
 
 
 def test_what_is_written_is_read_back(tmp_path):

@@ -14,7 +14,8 @@ def test_a_share_of_each_segment_covers_it_whole_and_nothing_else():
         choices = range(3, 3 + 2 * count, 2)
         for number in range(1, 12):
             drawn = [
-                {segment_frames(choices, [share] * number)[k] for share in np.arange(0, 1, 0.01)} for k in range(number)
+                {segment_frames(choices, [share] * number)[k] for share in np.arange(0, 1, 0.01)}
+                for k in range(number)
             ]
             edges = [count * k // number for k in range(number + 1)]
             for k, seen in enumerate(drawn):
@@ -24,7 +25,9 @@ def test_a_share_of_each_segment_covers_it_whole_and_nothing_else():
                 assert set().union(*drawn) == set(choices)
                 sizes = [len(seen) for seen in drawn]
                 assert max(sizes) - min(sizes) <= 1
-            assert list(segment_frames(choices, [0.5] * number)) == sorted(segment_frames(choices, [0.5] * number))
+            assert list(segment_frames(choices, [0.5] * number)) == sorted(
+                segment_frames(choices, [0.5] * number)
+            )
 
 
 def test_places_and_test_clips():

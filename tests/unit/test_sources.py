@@ -76,7 +76,9 @@ def test_flow_of_another_size_grows_with_the_picture(tmp_path):
     assert (found.height, found.width) == SIZE
     for pair in range(FRAMES - 1):
         for axis in (0, 1):
-            levels = cv2.imdecode(np.frombuffer(found.flow[2 * pair + axis], np.uint8), cv2.IMREAD_GRAYSCALE)
+            levels = cv2.imdecode(
+                np.frombuffer(found.flow[2 * pair + axis], np.uint8), cv2.IMREAD_GRAYSCALE
+            )
             wanted = (-1) ** axis * (pair + 1.0) / 2
             assert float(np.abs(decode_flow(levels) - wanted).max()) < 0.2, (pair, axis)
 
@@ -118,7 +120,9 @@ def test_a_whole_data_set_of_folders_is_prepared(tmp_path):
     for label in ("run", "sit"):
         (tmp_path / "x" / label / "all").rename(tmp_path / "frames" / label)
     frames = tmp_path / "frames"
-    config = tiny_config(tmp_path, "data.kind=folder", f"data.frames={frames}", f"data.flow_frames={frames}")
+    config = tiny_config(
+        tmp_path, "data.kind=folder", f"data.frames={frames}", f"data.flow_frames={frames}"
+    )
     store = Store(prepare(config, quiet=True))
     assert len(store.rows) == 16
     assert store.classes == ["run", "sit"]
@@ -143,14 +147,19 @@ def test_our_flow_is_that_of_the_reference_where_it_shows_the_same_pair(clips, r
     from hpc_stres.data.flow import tvl1
 
     folder = clips / "tvl1_reference"
-    frames = np.stack([cv2.imread(str(p), cv2.IMREAD_GRAYSCALE) for p in sorted(folder.glob("img_*.jpg"))])
+    frames = np.stack(
+        [cv2.imread(str(p), cv2.IMREAD_GRAYSCALE) for p in sorted(folder.glob("img_*.jpg"))]
+    )
     ours = encode_flow(tvl1(frames)).astype(float)
     closest = []
     for x, y in zip(sorted(folder.glob("x_*.jpg")), sorted(folder.glob("y_*.jpg")), strict=True):
         planes = np.stack([cv2.imread(str(p), cv2.IMREAD_GRAYSCALE) for p in (x, y)]).astype(float)
         closest.append(min(float(np.abs(pair - planes).mean()) for pair in ours))
     record_property("grey_levels", closest)
-    print("mean difference to the closest of our pairs, grey levels:", [round(value, 2) for value in closest])
+    print(
+        "mean difference to the closest of our pairs, grey levels:",
+        [round(value, 2) for value in closest],
+    )
     assert sorted(closest)[1] < 1.0
 
 
@@ -163,14 +172,18 @@ def lying(picture, height, width):
 
 
 @pytest.mark.parametrize("size", [(65500, 65500), (30000, 30000), (0, 64)])
-@pytest.mark.parametrize("place", ["rgb/v_a/img_00001.jpg", "rgb/v_a/img_00003.jpg", "flow/v_a/y_0002.jpg"])
+@pytest.mark.parametrize(
+    "place", ["rgb/v_a/img_00001.jpg", "rgb/v_a/img_00003.jpg", "flow/v_a/y_0002.jpg"]
+)
 def test_sizes_are_read_before_pixels(tmp_path, monkeypatch, size, place):
     frames, planes = extract(tmp_path, "tsn")
     path = tmp_path / place
     path.write_bytes(lying(path.read_bytes(), *size) + b"after the end")
     decoded = []
     decode = cv2.imdecode
-    monkeypatch.setattr(cv2, "imdecode", lambda data, kind: decoded.append(len(data)) or decode(data, kind))
+    monkeypatch.setattr(
+        cv2, "imdecode", lambda data, kind: decoded.append(len(data)) or decode(data, kind)
+    )
     with pytest.raises(UndecodableError, match=f"{path.name}: .*{size[1]} x {size[0]} pixels"):
         imports.import_video(Video("v_a", frames / "v_a", 0), SETTINGS, str(planes))
     assert path.stat().st_size not in decoded
@@ -184,7 +197,9 @@ def turned(picture):
 
 
 def png(picture):
-    return cv2.imencode(".png", cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_UNCHANGED))[1].tobytes()
+    return cv2.imencode(
+        ".png", cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_UNCHANGED)
+    )[1].tobytes()
 
 
 def test_png_files_become_jpeg_and_a_png_named_jpg_too(tmp_path):
@@ -205,7 +220,9 @@ def test_a_picture_that_its_header_turns_is_stored_upright(tmp_path):
     found = imports.import_video(Video("v_a", folder, 0), Settings(48, 95, "native"), None)
     assert (found.height, found.width) == (48, 64)
     for data in found.rgb:
-        assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_IGNORE_ORIENTATION).shape[:2] == (48, 64)
+        assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_IGNORE_ORIENTATION).shape[
+            :2
+        ] == (48, 64)
 
 
 ODD_FILES = {
@@ -242,7 +259,9 @@ def test_two_files_with_one_number_and_folders_among_files_are_reasons(tmp_path)
 
 def test_flow_of_sixteen_bits_is_refused(tmp_path):
     frames, planes = extract(tmp_path, "tsn")
-    (planes / "v_a" / "x_0002.jpg").write_bytes(cv2.imencode(".png", np.zeros(SIZE, np.uint16))[1].tobytes())
+    (planes / "v_a" / "x_0002.jpg").write_bytes(
+        cv2.imencode(".png", np.zeros(SIZE, np.uint16))[1].tobytes()
+    )
     with pytest.raises(UndecodableError, match=r"x_0002.jpg: 16 bits; flow is read from 8 bits"):
         imports.import_video(Video("v_a", frames / "v_a", 0), SETTINGS, str(planes))
 
@@ -260,7 +279,9 @@ def test_broken_pictures_give_a_picture_or_a_reason(tmp_path):
         path.write_bytes(bytes(data[: random_.choice((len(data), random_.randrange(len(data))))]))
         found = words = None
         try:
-            found = imports.import_video(Video("v_a", frames / "v_a", 0), Settings(16, 95, "imported"), str(planes))
+            found = imports.import_video(
+                Video("v_a", frames / "v_a", 0), Settings(16, 95, "imported"), str(planes)
+            )
         except UndecodableError as error:
             words = str(error)
         accepted += found is not None

@@ -22,9 +22,15 @@ def ucf(tmp_path):
     lists, videos = tmp_path / "lists", tmp_path / "videos"
     lists.mkdir()
     (lists / "classInd.txt").write_bytes("\ufeff1 Archery\r\n2 Yo Yo\r\n".encode())
-    (lists / "trainlist01.txt").write_bytes(b"Archery/v_Archery_g08_c01.avi 1\r\nYo Yo/v_YoYo_g09_c01.avi 2 \r\n\r\n")
+    (lists / "trainlist01.txt").write_bytes(
+        b"Archery/v_Archery_g08_c01.avi 1\r\nYo Yo/v_YoYo_g09_c01.avi 2 \r\n\r\n"
+    )
     (lists / "testlist01.txt").write_bytes(b"Archery/v_Archery_g01_c01.avi\r\n")
-    for name in ("Archery/v_Archery_g08_c01.avi", "Yo Yo/v_YoYo_g09_c01.avi", "Archery/v_Archery_g01_c01.avi"):
+    for name in (
+        "Archery/v_Archery_g08_c01.avi",
+        "Yo Yo/v_YoYo_g09_c01.avi",
+        "Archery/v_Archery_g01_c01.avi",
+    ):
         (videos / name).parent.mkdir(parents=True, exist_ok=True)
         (videos / name).write_bytes(b"x")
     return videos, lists
@@ -51,7 +57,11 @@ def test_missing_double_and_shared_groups_are_reported(ucf):
     ]
 
 
-HMDB_NAMES = ("a;b_hug_f_nm_np1_fr_med_0", "x[1]&(2)_hug_u_cm_np2_ba_bad_3", "plain_hug_l_nm_np1_le_goo_1")
+HMDB_NAMES = (
+    "a;b_hug_f_nm_np1_fr_med_0",
+    "x[1]&(2)_hug_u_cm_np2_ba_bad_3",
+    "plain_hug_l_nm_np1_le_goo_1",
+)
 
 
 def test_hmdb51_codes_and_odd_names(tmp_path):
@@ -59,7 +69,9 @@ def test_hmdb51_codes_and_odd_names(tmp_path):
     lists.mkdir()
     for split in (1, 2, 3):
         codes = [(split + offset) % 3 for offset in range(3)]
-        rows = "".join(f"{name}.avi {code} \r\n" for name, code in zip(HMDB_NAMES, codes, strict=True))
+        rows = "".join(
+            f"{name}.avi {code} \r\n" for name, code in zip(HMDB_NAMES, codes, strict=True)
+        )
         (lists / f"hug_test_split{split}.txt").write_bytes(rows.encode())
     listing = splits.read_hmdb51(tmp_path / "videos", lists)
     assert listing.classes == ["hug"]
@@ -70,12 +82,18 @@ def test_hmdb51_codes_and_odd_names(tmp_path):
         assert listing.test[split] == [name for name in HMDB_NAMES if codes[name] == 2]
 
 
-@pytest.mark.skipif(not OFFICIAL.is_dir(), reason="no ../shared/splits: the official lists are not here")
+@pytest.mark.skipif(
+    not OFFICIAL.is_dir(), reason="no ../shared/splits: the official lists are not here"
+)
 def test_official_lists_have_the_published_sizes(tmp_path):
     ucf = splits.read_ucf101(tmp_path, OFFICIAL / "ucfTrainTestlist")
     assert len(ucf.classes) == 101
     assert len(ucf.videos) == 13320
-    assert [(len(ucf.train[k]), len(ucf.test[k])) for k in (1, 2, 3)] == [(9537, 3783), (9586, 3734), (9624, 3696)]
+    assert [(len(ucf.train[k]), len(ucf.test[k])) for k in (1, 2, 3)] == [
+        (9537, 3783),
+        (9586, 3734),
+        (9624, 3696),
+    ]
     hmdb = splits.read_hmdb51(tmp_path, OFFICIAL / "testTrainMulti_7030_splits")
     assert len(hmdb.classes) == 51
     assert [(len(hmdb.train[k]), len(hmdb.test[k])) for k in (1, 2, 3)] == [(3570, 1530)] * 3
@@ -89,7 +107,12 @@ def test_missing_lists_and_folders_are_named(tmp_path):
 
 
 def test_binding_lists_are_balanced_and_disjoint(tmp_path):
-    write_data_set(tmp_path / "v", tmp_path / "l", BindingConfig(train_videos=16, test_videos=8, frames=2, side=48), 1)
+    write_data_set(
+        tmp_path / "v",
+        tmp_path / "l",
+        BindingConfig(train_videos=16, test_videos=8, frames=2, side=48),
+        1,
+    )
     listing = splits.read_ucf101(tmp_path / "v", tmp_path / "l")
     assert splits.problems(listing) == []
     for split in (1, 2, 3):
@@ -140,8 +163,12 @@ def test_the_split_does_not_depend_on_the_order_of_a_folder(tmp_path, monkeypatc
     assert splits.read_folder(tmp_path, 0.25) == listing
 
 
-UCF_STYLE = [f"Yo/v_Yo_g{group:02d}_c{clip:02d}.avi" for group in range(1, 9) for clip in range(1, 6)]
-HMDB_STYLE = [f"wave/Movie{film}_wave_f_nm_np1_fr_goo_{clip}.avi" for film in range(8) for clip in range(5)]
+UCF_STYLE = [
+    f"Yo/v_Yo_g{group:02d}_c{clip:02d}.avi" for group in range(1, 9) for clip in range(1, 6)
+]
+HMDB_STYLE = [
+    f"wave/Movie{film}_wave_f_nm_np1_fr_goo_{clip}.avi" for film in range(8) for clip in range(5)
+]
 
 
 def test_clips_of_one_recording_stay_together(tmp_path):
@@ -179,11 +206,18 @@ def test_classes_that_cannot_be_split_are_refused_by_name(tmp_path):
 )
 def test_folders_of_splits_are_understood(tmp_path, folders, train, test):
     for folder in folders:
-        make(tmp_path, *(f"{folder}/{label}/{folder}{n}.mp4" for label in ("run", "sit") for n in range(2)))
+        make(
+            tmp_path,
+            *(f"{folder}/{label}/{folder}{n}.mp4" for label in ("run", "sit") for n in range(2)),
+        )
     listing = splits.read_folder(tmp_path, 0.25)
     assert listing.classes == ["run", "sit"]
-    assert sorted(listing.train[1]) == [f"{train}/{label}/{train}{n}" for label in ("run", "sit") for n in range(2)]
-    assert sorted(listing.test[1]) == [f"{test}/{label}/{test}{n}" for label in ("run", "sit") for n in range(2)]
+    assert sorted(listing.train[1]) == [
+        f"{train}/{label}/{train}{n}" for label in ("run", "sit") for n in range(2)
+    ]
+    assert sorted(listing.test[1]) == [
+        f"{test}/{label}/{test}{n}" for label in ("run", "sit") for n in range(2)
+    ]
     assert len(listing.notes) == 1
     assert f"{train}/ trains (4 videos), {test}/ tests (4)" in listing.notes[0]
     assert ("validation/ is not read" in listing.notes[0]) == (len(folders) == 3)
@@ -202,19 +236,36 @@ def test_one_recording_in_both_folders_of_splits_is_a_problem(tmp_path):
 def test_classes_may_be_named_train_and_test(tmp_path):
     make(tmp_path, *(f"{label}/{n}.mp4" for label in ("train", "test") for n in range(4)))
     assert splits.read_folder(tmp_path, 0.25).classes == ["test", "train"]
-    make(tmp_path, *(f"{label}/v{n}/img_00001.jpg" for label in ("frames/train", "frames/test") for n in range(4)))
+    make(
+        tmp_path,
+        *(
+            f"{label}/v{n}/img_00001.jpg"
+            for label in ("frames/train", "frames/test")
+            for n in range(4)
+        ),
+    )
     assert splits.read_frame_folders(tmp_path / "frames", 0.25).classes == ["test", "train"]
 
 
 def test_hidden_and_system_names_are_neither_classes_nor_videos(tmp_path):
     make(tmp_path, *(f"{label}/{n}.mp4" for label in ("run", "sit") for n in range(4)))
     listing = splits.read_folder(tmp_path, 0.25)
-    make(tmp_path, ".git/a.mp4", "__MACOSX/run/a.mp4", ".ipynb_checkpoints/a.mp4", "run/._1.mp4", "run/.x/a.mp4")
+    make(
+        tmp_path,
+        ".git/a.mp4",
+        "__MACOSX/run/a.mp4",
+        ".ipynb_checkpoints/a.mp4",
+        "run/._1.mp4",
+        "run/.x/a.mp4",
+    )
     assert splits.read_folder(tmp_path, 0.25) == listing
 
 
 def test_every_suffix_is_read_or_counted(tmp_path):
-    names = [f"run/{n}{suffix}" for n, suffix in enumerate((".ts", ".MTS", ".3gp", ".ogv", ".gif", ".avi"))]
+    names = [
+        f"run/{n}{suffix}"
+        for n, suffix in enumerate((".ts", ".MTS", ".3gp", ".ogv", ".gif", ".avi"))
+    ]
     make(tmp_path, *names, "run/a.txt", "run/b.TXT", "run/noname", "run/c.srt", "loose.mp4")
     listing = splits.read_folder(tmp_path, 0.25)
     assert len(listing.videos) == 6
@@ -222,7 +273,9 @@ def test_every_suffix_is_read_or_counted(tmp_path):
     assert "1 videos lie in no class folder" in listing.notes[0]
     for name in names:
         (tmp_path / name).unlink()
-    with pytest.raises(UserError, match=r"no videos in the class folders \(1 x \(no suffix\), 1 x .srt, 2 x .txt\)"):
+    with pytest.raises(
+        UserError, match=r"no videos in the class folders \(1 x \(no suffix\), 1 x .srt, 2 x .txt\)"
+    ):
         splits.read_folder(tmp_path, 0.25)
 
 
@@ -238,7 +291,11 @@ def test_numbers_are_put_in_order_by_value(tmp_path):
     labels = ["10", "9", "2", "1"]
     make(tmp_path / "v", *(f"{label}/{n}.mp4" for label in labels for n in range(2)))
     assert splits.read_folder(tmp_path / "v", 0.25).classes == ["1", "2", "9", "10"]
-    rows = [f"{label}/{n}.mp4,{label},{kind}" for label in labels for n, kind in enumerate(("train", "test"))]
+    rows = [
+        f"{label}/{n}.mp4,{label},{kind}"
+        for label in labels
+        for n, kind in enumerate(("train", "test"))
+    ]
     (tmp_path / "t.csv").write_text("\n".join(["path,label,split", *rows]))
     assert splits.read_csv(tmp_path / "v", tmp_path / "t.csv").classes == ["1", "2", "9", "10"]
     make(tmp_path / "v", "run/0.mp4", "run/1.mp4")
@@ -250,7 +307,9 @@ def test_one_file_under_two_names_is_a_problem(tmp_path):
     (tmp_path / "b.mp4").symlink_to("a.mp4")
     (tmp_path / "d.mp4").hardlink_to(tmp_path / "c.mp4")
     table = tmp_path / "videos.csv"
-    table.write_text("path,label,split\na.mp4,run,train\nb.mp4,run,test\nc.mp4,run,train\nd.mp4,run,test\n")
+    table.write_text(
+        "path,label,split\na.mp4,run,train\nb.mp4,run,test\nc.mp4,run,train\nd.mp4,run,test\n"
+    )
     found = splits.problems(splits.read_csv(tmp_path, table))
     assert len(found) == 2
     assert all("one file under two names" in line for line in found)
@@ -268,16 +327,25 @@ def test_a_name_that_is_not_utf8_is_refused_and_can_be_printed(tmp_path):
 
 def test_labels_that_contradict_the_list_of_classes_are_refused(ucf):
     videos, lists = ucf
-    (lists / "trainlist01.txt").write_bytes(b"Archery/v_Archery_g08_c01.avi 1\nYo Yo/v_YoYo_g09_c01.avi 1\n")
-    with pytest.raises(UserError, match=r"trainlist01.txt:2: .*label 1, but Yo Yo is number 2 in classInd"):
+    (lists / "trainlist01.txt").write_bytes(
+        b"Archery/v_Archery_g08_c01.avi 1\nYo Yo/v_YoYo_g09_c01.avi 1\n"
+    )
+    with pytest.raises(
+        UserError, match=r"trainlist01.txt:2: .*label 1, but Yo Yo is number 2 in classInd"
+    ):
         splits.read_ucf101(videos, lists)
-    for text, words in (("1 Archery\nYoYo\n", ":2: 'YoYo': expected a number"), ("1 A\n1 B\n", ":2: .*twice")):
+    for text, words in (
+        ("1 Archery\nYoYo\n", ":2: 'YoYo': expected a number"),
+        ("1 A\n1 B\n", ":2: .*twice"),
+    ):
         (lists / "classInd.txt").write_text(text)
         with pytest.raises(UserError, match=f"classInd.txt{words}"):
             splits.read_ucf101(videos, lists)
 
 
-@pytest.mark.skipif(not OFFICIAL.is_dir(), reason="no ../shared/splits: the official lists are not here")
+@pytest.mark.skipif(
+    not OFFICIAL.is_dir(), reason="no ../shared/splits: the official lists are not here"
+)
 def test_official_splits_are_known_by_their_contents(tmp_path):
     ucf = splits.read_ucf101(tmp_path, OFFICIAL / "ucfTrainTestlist")
     hmdb = splits.read_hmdb51(tmp_path, OFFICIAL / "testTrainMulti_7030_splits")

@@ -40,7 +40,11 @@ def source(tmp_path):
 
 def whole(source, target):
     """Whether the copy is the store, file by file."""
-    copied = {name: digest for name, digest in digests(target).items() if name not in (staging.COMPARED, "owner.lock")}
+    copied = {
+        name: digest
+        for name, digest in digests(target).items()
+        if name not in (staging.COMPARED, "owner.lock")
+    }
     return copied == digests(source)
 
 
@@ -71,7 +75,9 @@ def test_damage_with_the_same_size_and_time_is_noticed_too(source, tmp_path):
 def test_a_whole_copy_is_not_copied_or_read_again(source, tmp_path, monkeypatch):
     target = staged(source, str(tmp_path / "node"))
     times = {
-        path: path.stat().st_mtime_ns for path in target.rglob("*") if path.is_file() and path.name != "owner.lock"
+        path: path.stat().st_mtime_ns
+        for path in target.rglob("*")
+        if path.is_file() and path.name != "owner.lock"
     }
     monkeypatch.setattr(staging, "sha256", lambda path: pytest.fail("read again"))
     staged(source, str(tmp_path / "node"))
@@ -122,8 +128,12 @@ def test_a_folder_of_another_user_is_refused(source, tmp_path):
         staged(source, str(tmp_path / "node"))
 
 
-@pytest.mark.parametrize(("mode", "is_refused"), [(0o777, True), (0o1777, False), (0o775, True), (0o755, False)])
-def test_a_folder_in_which_others_can_replace_the_copy_is_refused(source, tmp_path, mode, is_refused):
+@pytest.mark.parametrize(
+    ("mode", "is_refused"), [(0o777, True), (0o1777, False), (0o775, True), (0o755, False)]
+)
+def test_a_folder_in_which_others_can_replace_the_copy_is_refused(
+    source, tmp_path, mode, is_refused
+):
     (tmp_path / "node").mkdir()
     (tmp_path / "node").chmod(mode)
     if is_refused:
@@ -152,7 +162,9 @@ def test_a_full_disk_refuses_and_leaves_nothing(source, tmp_path, monkeypatch):
         return Full()
 
     monkeypatch.setattr(staging.os, "fdopen", full)
-    with pytest.raises(UserError, match=rf"{tmp_path}/node/store: No space left on device\nLeave data.stage away"):
+    with pytest.raises(
+        UserError, match=rf"{tmp_path}/node/store: No space left on device\nLeave data.stage away"
+    ):
         staged(source, str(tmp_path / "node"))
     assert not (tmp_path / "node" / "store").exists()
     monkeypatch.undo()

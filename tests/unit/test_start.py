@@ -7,16 +7,18 @@ import torch
 
 from hpc_stres.errors import UserError
 from hpc_stres.models.building import build_phase_model
-from hpc_stres.training import memory, trainer
+from hpc_stres.training import memory, micro_batch, trainer
 from tests.conftest import tiny_config
 
 
 @pytest.fixture
 def rank(monkeypatch):
-    """What `find_micro_batch` reads of a trainer, on a world of one that agrees with itself."""
+    """What `agreed_micro_batch` reads of a trainer, on a world of one that agrees with itself."""
     config = tiny_config("data")
     said = []
-    monkeypatch.setattr(trainer.process_groups, "agree", lambda values, group, largest=True: values)
+    monkeypatch.setattr(
+        micro_batch.process_groups, "agree", lambda values, group, largest=True: values
+    )
     monkeypatch.setattr(memory, "fitting_micro_batch", lambda *arguments: 9)
     fields = {
         "config": config,
@@ -25,7 +27,9 @@ def rank(monkeypatch):
         "device": None,
         "control": None,
     }
-    return SimpleNamespace(**fields, world=SimpleNamespace(size=1, local_size=1), say=said.append, said=said)
+    return SimpleNamespace(
+        **fields, world=SimpleNamespace(size=1, local_size=1), say=said.append, said=said
+    )
 
 
 def find(rank, monkeypatch, largest_that_fits):
@@ -36,7 +40,7 @@ def find(rank, monkeypatch, largest_that_fits):
         return videos <= largest_that_fits
 
     monkeypatch.setattr(memory, "try_micro_batch", attempt)
-    return trainer.Trainer.find_micro_batch(rank, None), tried
+    return micro_batch.agreed_micro_batch(rank, None), tried
 
 
 def test_what_fits_is_taken(rank, monkeypatch):
@@ -49,7 +53,10 @@ def test_out_of_memory_halves_once_and_says_so(rank, monkeypatch):
 
 
 def test_twice_out_of_memory_is_an_error_with_the_mend(rank, monkeypatch):
-    with pytest.raises(UserError, match=r"4 videos at once do not fit in memory\nSet training\.max_micro_batch lower"):
+    with pytest.raises(
+        UserError,
+        match=r"4 videos at once do not fit in memory\nSet training\.max_micro_batch lower",
+    ):
         find(rank, monkeypatch, 3)
 
 
@@ -83,12 +90,14 @@ def test_ranks_that_begin_differently_are_refused(monkeypatch):
         theirs = [float(int(other[start : start + 8], 16)) for start in (0, 8, 16, 24)]
         return [(max if largest else min)(pair) for pair in zip(values, theirs, strict=True)]
 
-    monkeypatch.setattr(trainer.process_groups, "agree", agree)
-    trainer.process_groups.refuse_different_starts(other, None)
+    monkeypatch.setattr(micro_batch.process_groups, "agree", agree)
+    micro_batch.process_groups.refuse_different_starts(other, None)
     for place in (0, 9, 31):
         differing = other[:place] + "e" + other[place + 1 :]
-        with pytest.raises(UserError, match="the ranks do not start from the same weights and step"):
-            trainer.process_groups.refuse_different_starts(differing, None)
+        with pytest.raises(
+            UserError, match="the ranks do not start from the same weights and step"
+        ):
+            micro_batch.process_groups.refuse_different_starts(differing, None)
 
 
 def test_what_a_rank_begins_with_is_its_step_its_requests_and_every_number():

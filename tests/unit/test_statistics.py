@@ -63,7 +63,9 @@ def test_where_every_clip_is_its_own_recording_the_interval_is_wilsons(hits, cou
 
 
 @pytest.mark.parametrize(("only_first", "only_second", "expected"), MCNEMAR)
-def test_where_every_clip_is_its_own_recording_the_test_is_mcnemars(only_first, only_second, expected):
+def test_where_every_clip_is_its_own_recording_the_test_is_mcnemars(
+    only_first, only_second, expected
+):
     differences = [1] * only_second + [-1] * only_first + [0] * 11
     plan = statistics.design(np.zeros(len(differences), int))
     assert statistics.sign_flip_p(differences, plan) == pytest.approx(expected, rel=1e-12)
@@ -96,9 +98,13 @@ def test_nothing_depends_on_the_order_of_videos_or_the_names_of_recordings(seed)
     order = random.permutation(len(labels))
     one = statistics.design(labels, groups)
     two = statistics.design(labels[order], [f"other {groups[n]}" for n in order])
-    assert statistics.share_interval(hits, one) == pytest.approx(statistics.share_interval(hits[order], two), rel=1e-9)
+    assert statistics.share_interval(hits, one) == pytest.approx(
+        statistics.share_interval(hits[order], two), rel=1e-9
+    )
     differences = random.integers(-1, 2, len(labels))
-    assert statistics.sign_flip_p(differences, one) == statistics.sign_flip_p(differences[order], two)
+    assert statistics.sign_flip_p(differences, one) == statistics.sign_flip_p(
+        differences[order], two
+    )
 
 
 def test_the_interval_mirrors_and_holds_its_share_and_ends_inside():
@@ -111,7 +117,9 @@ def test_the_interval_mirrors_and_holds_its_share_and_ends_inside():
             low, high = statistics.share_interval(hits, plan, weights)
             assert 0.0 <= low <= share + 1e-9
             assert share - 1e-9 <= high <= 1.0
-            assert statistics.share_interval(~hits, plan, weights) == pytest.approx((1 - high, 1 - low), abs=1e-9)
+            assert statistics.share_interval(~hits, plan, weights) == pytest.approx(
+                (1 - high, 1 - low), abs=1e-9
+            )
 
 
 def test_clips_that_are_all_alike_count_as_their_recordings():
@@ -142,7 +150,9 @@ def test_classes_are_strata_only_their_own_spread_counts():
     labels = np.repeat([0, 1], 50)
     groups = [f"{label}{n // 5}" for n, label in enumerate(labels)]
     plan = statistics.design(labels, groups)
-    assert statistics.estimate((labels == 0).astype(float), plan).variance == pytest.approx(0.0, abs=1e-30)
+    assert statistics.estimate((labels == 0).astype(float), plan).variance == pytest.approx(
+        0.0, abs=1e-30
+    )
     shuffled = np.random.default_rng(1).permutation(labels == 0)
     assert statistics.estimate(shuffled.astype(float), plan).variance > 0
 
@@ -152,7 +162,10 @@ def test_uneven_recordings_have_an_unbiased_variance_where_clips_are_all_alike()
     sizes = np.array([9, 3, 1])
     plan = statistics.design(np.zeros(13, int), [f"r{n}" for n in np.repeat(np.arange(3), sizes)])
     random = np.random.default_rng(3)
-    found = [statistics.estimate(np.repeat(random.standard_normal(3), sizes), plan).variance for _ in range(4000)]
+    found = [
+        statistics.estimate(np.repeat(random.standard_normal(3), sizes), plan).variance
+        for _ in range(4000)
+    ]
     assert np.mean(found) == pytest.approx(((sizes / 13) ** 2).sum(), rel=0.06)
 
 
@@ -197,7 +210,9 @@ def test_very_many_recordings_are_still_exact():
     steps = np.tile([1, 2, 3], 700)
     signs = np.where(np.arange(2100) % 5 < 2, -1, 1)
     clips = np.repeat(signs, steps)
-    plan = statistics.design(np.zeros(len(clips), int), [str(n) for n in np.repeat(np.arange(2100), steps)])
+    plan = statistics.design(
+        np.zeros(len(clips), int), [str(n) for n in np.repeat(np.arange(2100), steps)]
+    )
     found = statistics.sign_flip_p(clips, plan)
     z = abs(clips.sum() - 1) / np.sqrt((steps**2).sum())
     assert found == pytest.approx(2 * statistics.t_tail(float(z), 1e9), rel=0.02)

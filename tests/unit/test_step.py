@@ -39,7 +39,10 @@ def alone():
 
 def test_two_steps_by_hand_move_every_parameter_at_its_rate_and_with_its_decay(alone):
     config = tiny_config(
-        "x", f"training.weight_decay={DECAY}", f"training.momentum={MOMENTUM}", "training.engine=ddp"
+        "x",
+        f"training.weight_decay={DECAY}",
+        f"training.momentum={MOMENTUM}",
+        "training.engine=ddp",
     ).training
     model = build_model("stm_resnet", 3, **SMALL).double()
     engine = make_engine(model, config, torch.device("cpu"), 1)
@@ -58,9 +61,16 @@ def test_two_steps_by_hand_move_every_parameter_at_its_rate_and_with_its_decay(a
         engine.step(RATE)
     assert kinds == {(1, True), (2, False), (1, False)}
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-12, atol=1e-12, msg=name)
+        torch.testing.assert_close(
+            parameter.detach(), expected[name], rtol=1e-12, atol=1e-12, msg=name
+        )
     names = [name for name, _ in model.named_parameters()]
-    for wanted in ("motion.conv1.bias", "motion.fc.bias", "motion.bn1.weight", "motion.layer1.1.temporal.bias"):
+    for wanted in (
+        "motion.conv1.bias",
+        "motion.fc.bias",
+        "motion.bn1.weight",
+        "motion.layer1.1.temporal.bias",
+    ):
         assert wanted in names, "each kind of parameter is there"
 
 
@@ -68,7 +78,10 @@ def test_two_steps_by_hand_move_every_parameter_at_its_rate_and_with_its_decay(a
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (0.5, 2.0), (0.0, 1.0)])
 def test_each_streams_loss_has_its_weight(over_time, weights):
     generator = torch.Generator().manual_seed(3)
-    scores = [torch.randn(4, 3, 5, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    scores = [
+        torch.randn(4, 3, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+        for _ in range(2)
+    ]
     labels = torch.tensor([0, 4, 2, 2])
     phase = altered(
         tiny_config("x").phase("st_resnet"), loss_over_time=over_time,
@@ -77,7 +90,9 @@ def test_each_streams_loss_has_its_weight(over_time, weights):
     total, sums = phase_loss(Logits(*scores), labels, phase)
     by_hand = []
     for stream in scores:
-        times = [functional.cross_entropy(stream[:, time], labels, reduction="sum") for time in range(3)]
+        times = [
+            functional.cross_entropy(stream[:, time], labels, reduction="sum") for time in range(3)
+        ]
         by_hand.append(sum(times) / (3 if over_time == "mean" else 1))
     torch.testing.assert_close(total, weights[0] * by_hand[0] + weights[1] * by_hand[1])
     # What is logged is each stream's own loss.

@@ -84,7 +84,11 @@ def test_channels_are_shared_out_evenly_and_too_few_are_refused():
 @pytest.mark.parametrize("operation", ["average", "maximum", "multiply"])
 def test_operators_are_symmetric_and_what_they_say(operation):
     one, other = sequence(), sequence().flip(0)
-    expected = {"average": (one + other) / 2, "maximum": one.maximum(other), "multiply": one * other}
+    expected = {
+        "average": (one + other) / 2,
+        "maximum": one.maximum(other),
+        "multiply": one * other,
+    }
     assert torch.equal(join(one, other, operation), expected[operation])
     assert torch.equal(join(one, other, operation), join(other, one, operation))
 
@@ -129,7 +133,9 @@ def test_frozen_trunks_learn_nothing_and_keep_their_statistics():
     assert not any(m.training for m in (model.appearance, model.motion))
     moved = [k for k, v in model.state_dict().items() if not torch.equal(v, before[k])]
     assert moved
-    assert all(name.startswith(("appearance_sequence", "motion_sequence", "fusion")) for name in moved)
+    assert all(
+        name.startswith(("appearance_sequence", "motion_sequence", "fusion")) for name in moved
+    )
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -225,7 +231,9 @@ def test_inputs_of_the_wrong_shape_are_refused(rgb, flow, message):
 def test_it_is_built_by_name_like_every_model():
     from hpc_stres.models import build_model
 
-    model = build_model("stfn", 6, stages=(2, 2), width=4, norm_group=2, blocks=1, kernels=(3,), dropout=0.5)
+    model = build_model(
+        "stfn", 6, stages=(2, 2), width=4, norm_group=2, blocks=1, kernels=(3,), dropout=0.5
+    )
     assert len(model.fusion) == 1
     assert {m.group_size for m in model.modules() if hasattr(m, "group_size")} == {2}
     assert set(model.dropout_shapes(7)) == {"appearance", "motion"}

@@ -102,10 +102,15 @@ def test_cached_features_and_clips_give_the_same_network_and_scores(finished, tm
     assert all(torch.equal(streams[n], one[n]) for n in kept)
     from hpc_stres.evaluation.evaluate import evaluate
 
-    results = [evaluate(c, d, find_world({}), ["stfn"]) for c, d in ((config, run_dir), (clips, other))]
+    results = [
+        evaluate(c, d, find_world({}), ["stfn"]) for c, d in ((config, run_dir), (clips, other))
+    ]
     tables = [r["splits"]["1"] for r in results]
     assert list(tables[0]) == ["stfn"]
-    assert "clip of one chunk from each of 3 segments and their flips, middle square" in tables[0]["stfn"]["protocol"]
+    assert (
+        "clip of one chunk from each of 3 segments and their flips, middle square"
+        in tables[0]["stfn"]["protocol"]
+    )
     scores = [np.load(d / "scores" / "split1_stfn.npz")["logits"] for d in (run_dir, other)]
     np.testing.assert_allclose(scores[0], scores[1], rtol=1e-9)
 
@@ -214,7 +219,12 @@ def test_what_does_not_fit_is_refused_in_words(tmp_path, data_root, changes, mes
 OPTIONS = [
     {"blocks": 0, "head_reads": "joined", "engine": "deepspeed"},
     {"blocks": 1, "operation": "maximum", "direction": "motion_to_appearance"},
-    {"blocks": 3, "operation": "multiply", "direction": "appearance_to_motion", "segment_pool": "maximum"},
+    {
+        "blocks": 3,
+        "operation": "multiply",
+        "direction": "appearance_to_motion",
+        "segment_pool": "maximum",
+    },
     {"kernels": [2, 4], "merge": "sum", "even_padding": "before", "norm_average": "sigma"},
 ]
 

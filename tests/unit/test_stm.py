@@ -72,7 +72,9 @@ def test_new_layers_begin_as_filters_of_each_channel(init, taps):
     layer = TemporalConv(3, 3, init, bias=True).double()
     scale = 3 if init == "average" else 1
     padded = functional.pad(x.unflatten(0, (2, 6)), (0, 0, 0, 0, 0, 0, 1, 1))
-    expected = sum(tap / scale * padded[:, place : place + 6] for place, tap in enumerate(taps)).flatten(0, 1)
+    expected = sum(
+        tap / scale * padded[:, place : place + 6] for place, tap in enumerate(taps)
+    ).flatten(0, 1)
     torch.testing.assert_close(layer(x, 6), expected)
     model = small("stm_resnet", temporal_init=init)
     assert {m.init for m in model.modules() if isinstance(m, TemporalConv)} == {init}
@@ -91,7 +93,10 @@ def test_a_deep_trunk_as_released_has_temporal_layers_in_two_stages():
 
 
 def test_streams_of_different_depth_meet():
-    trunks = {"appearance": TrunkSection(stages=(2, 2, 2), width=4), "motion": TrunkSection(stages=(2, 3, 7), width=4)}
+    trunks = {
+        "appearance": TrunkSection(stages=(2, 2, 2), width=4),
+        "motion": TrunkSection(stages=(2, 3, 7), width=4),
+    }
     model = build_model("stm_resnet", 6, temporal_units="as_released", **trunks).double().train()
     logits = model(*clips())
     (logits.appearance.sum() + logits.motion.sum()).backward()
@@ -99,7 +104,9 @@ def test_streams_of_different_depth_meet():
     layers = [n for n, m in model.named_modules() if isinstance(m, TemporalConv)]
     assert [n for n in layers if n.startswith("motion")] == ["motion.layer1.1.temporal"]
     narrow = {**trunks, "motion": TrunkSection(stages=(2, 2, 2), width=8)}
-    with pytest.raises(ConfigError, match=r"stages have \[16, 32, 64\] \(appearance\) and \[32, 64, 128\]"):
+    with pytest.raises(
+        ConfigError, match=r"stages have \[16, 32, 64\] \(appearance\) and \[32, 64, 128\]"
+    ):
         build_model("stm_resnet", 6, **narrow)
     assert build_model("stm_resnet", 6, direction="off", **narrow) is not None
     short = {**trunks, "motion": TrunkSection(stages=(2, 2), width=4)}
@@ -114,7 +121,10 @@ def test_scaled_and_concatenated_signals(operation, direction):
     x = [torch.randn(2, 4, 3, 3, dtype=torch.float64) for _ in range(4)]
     a_sum, a, m_sum, m = x
     into_a, into_m = layer(*x, 2)
-    for name, branch, base, own, sender in (("appearance", into_a, a_sum, a, m), ("motion", into_m, m_sum, m, a)):
+    for name, branch, base, own, sender in (
+        ("appearance", into_a, a_sum, a, m),
+        ("motion", into_m, m_sum, m, a),
+    ):
         if name not in layer.receivers:
             assert branch.branch is own
             continue
@@ -126,7 +136,10 @@ def test_scaled_and_concatenated_signals(operation, direction):
     assert names == {f"{receiver}{stage}" for receiver in layer.receivers for stage in (1, 2)}
     for parameter in layer.parameters():
         parameter.data.add_(0.5)
-    assert not torch.allclose(layer(*x, 2)[0].branch, into_a.branch) or direction == "appearance_to_motion"
+    assert (
+        not torch.allclose(layer(*x, 2)[0].branch, into_a.branch)
+        or direction == "appearance_to_motion"
+    )
 
 
 def test_an_interaction_with_parameters_needs_its_channels():
@@ -136,7 +149,9 @@ def test_an_interaction_with_parameters_needs_its_channels():
         assert Interaction(direction="off", **options).receivers == ()
 
 
-@pytest.mark.parametrize("options", [{"learned_scale": True}, {"operation": "concatenate"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"learned_scale": True}, {"operation": "concatenate"}], ids=str
+)
 def test_what_joins_the_streams_is_trained_and_handed_on(options):
     parent, child = small("st_resnet", **options), small("st_resnet_star", **options)
     logits = parent.train()(*clips())
@@ -194,7 +209,11 @@ def test_recipes_of_stm_carry_the_released_numbers():
     stm = ucf.phases["stm_resnet"]
     assert (stm.clips.chunks, stm.clips.stride, stm.clips.window) == (5, (5, 35), "released")
     assert (stm.clips.stride_shared_by, stm.clips.short_video) == ("group", "repeat")
-    assert (stm.optimise.global_batch, stm.optimise.norm_group, stm.optimise.dropout) == (128, 4, 0.8)
+    assert (stm.optimise.global_batch, stm.optimise.norm_group, stm.optimise.dropout) == (
+        128,
+        4,
+        0.8,
+    )
     assert (stm.model.operation, stm.model.temporal_pool, stm.model.norm_average) == (
         "multiply",
         "before_average",
@@ -203,7 +222,10 @@ def test_recipes_of_stm_carry_the_released_numbers():
     assert steps(ucf, "stm_resnet") == [(746, 1e-3), (373, 1e-4), (373, 1e-5), (373, 1e-6)]
     assert ucf.phases["motion"].model.conv1_inflation == "mean"
     deep = load_config(ROOT / "configs" / "ucf101.yaml", ["recipe=stm_released_r152"])
-    assert (deep.phases["stm_resnet"].trunk("motion").depth, deep.phases["stm_resnet"].trunk("appearance").depth) == (
+    assert (
+        deep.phases["stm_resnet"].trunk("motion").depth,
+        deep.phases["stm_resnet"].trunk("appearance").depth,
+    ) == (
         152,
         50,
     )
@@ -226,7 +248,8 @@ def test_hmdb51_takes_its_own_lengths():
         assert config.phases["stm_resnet"].optimise.dropout == dropout
     # What a config says of its own is laid over both.
     own = load_config(
-        ROOT / "configs" / "hmdb51.yaml", ["recipe=released", "phases.motion.optimise.schedule=[[5, 0.1]]"]
+        ROOT / "configs" / "hmdb51.yaml",
+        ["recipe=released", "phases.motion.optimise.schedule=[[5, 0.1]]"],
     )
     assert steps(own, "motion") == [(5, 0.1)]
     with pytest.raises(ConfigError, match=r"there are .*released, stfn"):

@@ -75,7 +75,10 @@ def test_a_video_has_one_flow_pair_less_than_frames_whatever_the_batches(tmp_pat
 def test_every_slice_is_the_frame_it_names(store):
     for video, row in list(enumerate(store.rows))[:4]:
         for frame in (0, row.frames - 1):
-            assert Image.open(io.BytesIO(store.rgb(video, frame).tobytes())).size == (row.width, row.height)
+            assert Image.open(io.BytesIO(store.rgb(video, frame).tobytes())).size == (
+                row.width,
+                row.height,
+            )
         for pair in (0, row.flow_pairs - 1):
             assert Image.open(io.BytesIO(store.flow(video, pair, 1).tobytes())).mode == "L"
         with pytest.raises(IndexError, match=f"{row.id} has no frame {row.frames}"):
@@ -98,7 +101,11 @@ def test_the_result_does_not_depend_on_the_workers(data_root, store, tmp_path):
     shutil.copytree(data_root / "binding", tmp_path / "binding")
     prepare(tiny_config(tmp_path, "data.workers=1"), quiet=True)
     # Other tests of this session may have left cached features beside the store's own files.
-    own = {name: digest for name, digest in digests(store.paths.root).items() if not name.startswith("features/")}
+    own = {
+        name: digest
+        for name, digest in digests(store.paths.root).items()
+        if not name.startswith("features/")
+    }
     assert digests(store_folder(tiny_config(tmp_path))) == own
 
 
@@ -131,11 +138,18 @@ def test_a_flipped_byte_anywhere_is_found_and_named(copy):
 def test_the_verify_command_says_which_member_and_fails(copy, data_root, tmp_path):
     target = store_folder(tiny_config(tmp_path))
     shutil.copytree(copy, target)
-    assert run_python("-m", "hpc_stres", "verify", "--config", TINY, "--set", f"data.root={tmp_path}").returncode == 0
+    assert (
+        run_python(
+            "-m", "hpc_stres", "verify", "--config", TINY, "--set", f"data.root={tmp_path}"
+        ).returncode
+        == 0
+    )
     with reader.StorePaths(target).shard(0).open("r+b") as stream:
         stream.seek(int(Store(target).offsets[3]))
         stream.write(b"\0" * 8)
-    result = run_python("-m", "hpc_stres", "verify", "--config", TINY, "--set", f"data.root={tmp_path}")
+    result = run_python(
+        "-m", "hpc_stres", "verify", "--config", TINY, "--set", f"data.root={tmp_path}"
+    )
     assert result.returncode == 1
     assert ".rgb.mjpeg is damaged" in result.stdout
 
@@ -150,7 +164,8 @@ def test_videos_that_do_not_decode_are_rejected_by_name(data_root, tmp_path):
     broken = next(iter(sorted((tmp_path / "mine").rglob("*.avi"))))
     broken.write_bytes(b"this is no video")
     with pytest.raises(
-        UserError, match=r"1 of 32 videos do not decode, more than data\.max_rejected=0\nfirst: .*InvalidData"
+        UserError,
+        match=r"1 of 32 videos do not decode, more than data\.max_rejected=0\nfirst: .*InvalidData",
     ):
         prepare(folder_config(tmp_path), quiet=True)
     root = prepare(folder_config(tmp_path, "data.max_rejected=0.5"), quiet=True)
@@ -163,7 +178,9 @@ def test_a_full_disk_is_refused_before_work_begins(data_root, tmp_path, monkeypa
     shutil.copytree(data_root / "binding", tmp_path / "binding")
     room = {"f_bavail": 1, "f_frsize": 1000, "f_files": 10**6, "f_favail": 10**6}
     monkeypatch.setattr("os.statvfs", lambda path: SimpleNamespace(**room))
-    with pytest.raises(UserError, match=r"preparing needs about \d+\.\d [KM]iB, 1000 bytes are free"):
+    with pytest.raises(
+        UserError, match=r"preparing needs about \d+\.\d [KM]iB, 1000 bytes are free"
+    ):
         prepare(tiny_config(tmp_path))
     room |= {"f_bavail": 10**9, "f_favail": 20}
     with pytest.raises(UserError, match=r"preparing needs 4\d inodes, 20 are free"):
@@ -177,7 +194,10 @@ def test_missing_videos_are_reported_before_work_begins(data_root, tmp_path):
     lists = tmp_path / "binding" / "splits" / "testlist01.txt"
     name = lists.read_text().splitlines()[0]
     config = tiny_config(
-        tmp_path, "data.kind=ucf101", f"data.videos={tmp_path}/binding/videos", f"data.lists={lists.parent}"
+        tmp_path,
+        "data.kind=ucf101",
+        f"data.videos={tmp_path}/binding/videos",
+        f"data.lists={lists.parent}",
     )
     (tmp_path / "binding" / "videos" / name).unlink()
     with pytest.raises(UserError, match="missing: .*" + re.escape(name.split("/")[1])):
@@ -236,7 +256,9 @@ def test_a_large_store_opens_fast_and_small(tmp_path, videos, frames, mib):
     assert {rows for _, _, rows in found} == {videos}
     assert max(peak for _, peak, _ in found) < mib
     # The best of three: other tests run beside this one.
-    assert min(seconds for seconds, _, _ in found) < 5  # an object for each video would take a minute
+    assert (
+        min(seconds for seconds, _, _ in found) < 5
+    )  # an object for each video would take a minute
 
 
 def test_an_unprepared_store_says_what_to_do(tmp_path):

@@ -29,7 +29,9 @@ def small(tmp_path):
         for n in range(6)
     ]  # fmt: skip
     names = [video.id for video in videos]
-    write_store(tmp_path / "s", videos, ["a", "b", "c"], names[:4], names[4:], {"flow_backend": "native"})
+    write_store(
+        tmp_path / "s", videos, ["a", "b", "c"], names[:4], names[4:], {"flow_backend": "native"}
+    )
     return tmp_path / "s"
 
 
@@ -37,7 +39,10 @@ def answers(store):
     rows = list(store.rows)
     frames = [store.rgb(n, f).tobytes() for n, row in enumerate(rows) for f in range(row.frames)]
     planes = [
-        store.flow(n, p, a).tobytes() for n, row in enumerate(rows) for p in range(row.flow_pairs) for a in (0, 1)
+        store.flow(n, p, a).tobytes()
+        for n, row in enumerate(rows)
+        for p in range(row.flow_pairs)
+        for a in (0, 1)
     ]
     lists = [(store.ids(1, kind), store.present(1, kind)) for kind in ("train", "test")]
     numbers = [store.number[row.id] for row in rows]
@@ -97,7 +102,9 @@ def test_files_that_are_cut_or_missing_are_named(small, keep):
         with pytest.raises(UserError, match=path.name):
             answers(Store(small))
         path.unlink()
-        with pytest.raises(UserError, match="no prepared store" if path.name == "manifest.json" else path.name):
+        with pytest.raises(
+            UserError, match="no prepared store" if path.name == "manifest.json" else path.name
+        ):
             answers(Store(small))
         path.write_bytes(whole)
 
@@ -167,7 +174,9 @@ def test_a_store_of_the_first_format_is_refused_in_a_sentence(tmp_path):
 def test_numbers_find_every_id_and_no_other(small):
     store = Store(small)
     assert dict(store.number) == {row.id: n for n, row in enumerate(store.rows)}
-    assert [name in store.number for name in ("c/v5", "c/v", "", "zz", "c/v55", 3)] == [True] + [False] * 5
+    assert [name in store.number for name in ("c/v5", "c/v", "", "zz", "c/v55", 3)] == [True] + [
+        False
+    ] * 5
     with pytest.raises(KeyError):
         store.number["c/v9"]
     assert store.rows[-1] == store.rows[5]
@@ -177,7 +186,7 @@ def test_numbers_find_every_id_and_no_other(small):
 
 
 def test_rejected_videos_are_listed_and_have_no_row(small, tmp_path):
-    from hpc_stres.prepare.run import Old
+    from hpc_stres.prepare.before import Old
     from hpc_stres.store.listing import catalogue_of
     from hpc_stres.store.writer import write_index
 
@@ -192,7 +201,12 @@ def test_rejected_videos_are_listed_and_have_no_row(small, tmp_path):
     assert "c/v1" in found.ids(1, "train")
     assert len(found.present(1, "train")) == 3
     assert "c/v1" not in found.number
-    assert {row["id"]: row["note"] for row in found.remarks if "note" in row} == {"c/v2": "4 of 8 frames"}
+    assert {row["id"]: row["note"] for row in found.remarks if "note" in row} == {
+        "c/v2": "4 of 8 frames"
+    }
     for n, own in enumerate(found.rows):
-        assert found.member(n, "flow").tobytes() == store.member(store.number[own.id], "flow").tobytes()
+        assert (
+            found.member(n, "flow").tobytes()
+            == store.member(store.number[own.id], "flow").tobytes()
+        )
     assert found.manifest["format"] == format.FORMAT

@@ -23,7 +23,9 @@ def small_disk(tmp_path):
     place.mkdir()
 
     def mount(options):
-        return subprocess.run(["mount", *options, str(place)], capture_output=True, check=False).returncode
+        return subprocess.run(
+            ["mount", *options, str(place)], capture_output=True, check=False
+        ).returncode
 
     if os.geteuid() != 0 or mount(["-t", "tmpfs", "-o", "size=1m", "none"]) != 0:
         pytest.skip("only root can mount a file system, and not everywhere")
@@ -36,7 +38,10 @@ def test_a_disk_that_fills_while_it_runs_loses_nothing(small_disk, work, monkeyp
     config = tiny_config(place, *FEW)
     monkeypatch.setattr(disk, "estimate", lambda *more: "")
     assert remount("size=300k") == 0
-    with pytest.raises(UserError, match=rf"{place}/.*: No space left on device\nWhat is prepared is kept: free some"):
+    with pytest.raises(
+        UserError,
+        match=rf"{place}/.*: No space left on device\nWhat is prepared is kept: free some",
+    ):
         prepare(config, quiet=True)
     done = len(list(store_folder(config).rglob("parts/*.tar")))
     assert 0 < done < 16
@@ -58,13 +63,18 @@ def test_a_read_only_store_is_used_and_not_changed(small_disk, work):
     assert remount("ro") == 0
     assert prepare(config, quiet=True) == folder
     other = tiny_config(place, *FEW, "data.jpeg_quality=80")
-    with pytest.raises(UserError, match=rf"{place}/.*: Read-only file system\nSet data.root to a folder that you can"):
+    with pytest.raises(
+        UserError,
+        match=rf"{place}/.*: Read-only file system\nSet data.root to a folder that you can",
+    ):
         prepare(other, quiet=True)
 
 
 def test_a_root_that_is_a_file_is_a_sentence(tmp_path, work):
     (tmp_path / "root").write_text("")
-    with pytest.raises(UserError, match=rf"{tmp_path}/root/.*: Not a directory\nSet data.root to a folder"):
+    with pytest.raises(
+        UserError, match=rf"{tmp_path}/root/.*: Not a directory\nSet data.root to a folder"
+    ):
         prepare(tiny_config(tmp_path / "root", *FEW), quiet=True)
 
 

@@ -25,7 +25,12 @@ def test_other_data_sets_under_one_root_have_other_stores(tmp_path):
         tiny_config(tmp_path, "data.kind=folder", "data.test_fraction=0.5"),
         tiny_config(tmp_path, "data.kind=folder", "data.jpeg_quality=90"),
         tiny_config(tmp_path, "data.kind=folder", f"data.frames={tmp_path}/f"),
-        tiny_config(tmp_path, "data.kind=folder", f"data.frames={tmp_path}/f", f"data.flow_frames={tmp_path}/g"),
+        tiny_config(
+            tmp_path,
+            "data.kind=folder",
+            f"data.frames={tmp_path}/f",
+            f"data.flow_frames={tmp_path}/g",
+        ),
         tiny_config(tmp_path, "data.kind=csv"),
         tiny_config(tmp_path, "data.kind=csv", f"data.lists={tmp_path}/b.csv"),
         tiny_config(tmp_path, "seed=8"),
@@ -53,12 +58,17 @@ def test_a_second_folder_gets_its_own_store(root, work):
     classes = sorted(p.name for p in first.iterdir())
     for name in classes[:2]:
         shutil.copytree(first / name, root / "two" / f"second{name}")
-    configs = [tiny_config(root, "data.kind=folder", f"data.videos={p}") for p in (first, root / "two")]
+    configs = [
+        tiny_config(root, "data.kind=folder", f"data.videos={p}") for p in (first, root / "two")
+    ]
     one, two = (Store(prepare(config, quiet=True)) for config in configs)
     assert one.classes == classes
     assert two.classes == [f"second{name}" for name in classes[:2]]
     assert work == []  # the demonstration store had all of these frames
-    assert [answers(Store(store_folder(config)))[0] for config in configs] == [one.classes, two.classes]
+    assert [answers(Store(store_folder(config)))[0] for config in configs] == [
+        one.classes,
+        two.classes,
+    ]
 
 
 def test_the_demonstration_data_set_of_another_seed_has_other_videos(root):
@@ -185,7 +195,10 @@ def test_a_repaired_video_is_tried_again_and_a_broken_one_is_not(root, work):
     assert list(Store(outcome.folder).rejected) == [name]
     text = "\n".join(outcome.lines)
     assert f"1 rejected:\n  {rows[0][0]}: " in text
-    assert "test videos among them: 1 of split 1; evaluation will refuse unless evaluation.allow_missing" in text
+    assert (
+        "test videos among them: 1 of split 1; evaluation will refuse unless evaluation.allow_missing"
+        in text
+    )
     assert work == [name]
     prepare(config, quiet=True)
     assert work == [name]
@@ -226,7 +239,9 @@ class Killed(BaseException):
     """Nothing is cleaned up after this."""
 
 
-def test_killed_at_any_rename_the_store_is_the_old_or_the_new_one(root, work, tmp_path, monkeypatch):
+def test_killed_at_any_rename_the_store_is_the_old_or_the_new_one(
+    root, work, tmp_path, monkeypatch
+):
     rows = rows_of(root, 5)
     write_csv(root, rows[:4])
     config = own_config(root)

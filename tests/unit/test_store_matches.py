@@ -28,7 +28,8 @@ def test_training_refuses_a_store_of_another_listing_and_says_the_difference(roo
     write_csv(root, rows[:-1])
     assert not store_is_ready(config)
     with pytest.raises(
-        UserError, match=r"changed since it was prepared: 1 removed: .*; 2 relabelled: (.|\n)*hpc-stres prep"
+        UserError,
+        match=r"changed since it was prepared: 1 removed: .*; 2 relabelled: (.|\n)*hpc-stres prep",
     ):
         open_store(config, check=True)
     open_store(config)  # the commands that look after a store open it all the same
@@ -76,17 +77,30 @@ def test_the_comparison_takes_about_a_second_for_ucf101s_size(tmp_path, data_roo
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"%d" % number)
         rows.append(
-            [path.relative_to(tmp_path / "v").as_posix(), f"c{number % 101}", "train" if number % 4 else "test"]
+            [
+                path.relative_to(tmp_path / "v").as_posix(),
+                f"c{number % 101}",
+                "train" if number % 4 else "test",
+            ]
         )
     with (tmp_path / "own.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows([["path", "label", "split"], *rows])
-    config = tiny_config(tmp_path, "data.kind=csv", f"data.videos={tmp_path}/v", f"data.lists={tmp_path}/own.csv")
+    config = tiny_config(
+        tmp_path, "data.kind=csv", f"data.videos={tmp_path}/v", f"data.lists={tmp_path}/own.csv"
+    )
     listing = sources.read_listing(config.data)
-    found = {name: fingerprint.content_of(video, config.data) for name, video in listing.videos.items()}
+    found = {
+        name: fingerprint.content_of(video, config.data) for name, video in listing.videos.items()
+    }
     paths = StorePaths(store_folder(config))
-    rejected = [{"id": name, "path": "", "reason": "", "source": list(source)} for name, source in found.items()]
+    rejected = [
+        {"id": name, "path": "", "reason": "", "source": list(source)}
+        for name, source in found.items()
+    ]
     writer.write_index(paths, catalogue(config.data, listing, found), [], rejected, {})
-    stamps = {name: fingerprint.stamp_of(video, config.data) for name, video in listing.videos.items()}
+    stamps = {
+        name: fingerprint.stamp_of(video, config.data) for name, video in listing.videos.items()
+    }
     fingerprint.write_seen(paths, {name: (stamps[name], found[name].sha256) for name in stamps})
     started = time.process_time()
     check_matches(Store(paths.root), config)

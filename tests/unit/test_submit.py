@@ -28,7 +28,9 @@ def tree(config, run_dir, phases=None, ready=False):
 
 @pytest.fixture
 def config():
-    return load_config(ROOT / "configs" / "binding.yaml", ["cluster.gpus_per_node=2", "cluster.nodes=4"], "slurm")
+    return load_config(
+        ROOT / "configs" / "binding.yaml", ["cluster.gpus_per_node=2", "cluster.nodes=4"], "slurm"
+    )
 
 
 def test_the_chain_waits_for_what_it_needs(config, tmp_path):
@@ -41,7 +43,10 @@ def test_the_chain_waits_for_what_it_needs(config, tmp_path):
     for name in ("motion", "appearance"):
         finish_without_weights(config, RunPaths(tmp_path), name)
     part = tree(config, tmp_path, ["st_resnet"], ready=True)
-    assert {name: job.after for name, job in part.items()} == {"st_resnet": (), "evaluate": ("st_resnet",)}
+    assert {name: job.after for name, job in part.items()} == {
+        "st_resnet": (),
+        "evaluate": ("st_resnet",),
+    }
 
 
 def test_a_phase_that_is_done_is_not_submitted_again(config, tmp_path):
@@ -55,7 +60,9 @@ def test_a_phase_that_is_done_is_not_submitted_again(config, tmp_path):
     assert set(tree(config, tmp_path, ready=True)) == {"evaluate"}
     sums = {name: read_done(paths.phase(name))["sha256"] for name in config.phases}
     table = {name: {"weights": digest} for name, digest in sums.items()}
-    write_sealed(paths.results, {"splits": {"1": table | {"st_resnet": {"weights": sums["motion"]}}}})
+    write_sealed(
+        paths.results, {"splits": {"1": table | {"st_resnet": {"weights": sums["motion"]}}}}
+    )
     assert set(tree(config, tmp_path, ready=True)) == {"evaluate"}, "of weights that were replaced"
     write_sealed(paths.results, {"splits": {"1": table}})
     assert tree(config, tmp_path, ready=True) == {}
@@ -76,7 +83,9 @@ def token(phase):
 
 def golden(name, text):
     path = GOLDEN / f"{name}.sbatch"
-    assert text == path.read_text(), "if the change is meant, write this text into the golden file:\n" + text
+    assert text == path.read_text(), (
+        "if the change is meant, write this text into the golden file:\n" + text
+    )
 
 
 @pytest.fixture
@@ -96,7 +105,9 @@ def test_sbatch_text_is_the_golden_one(config, elsewhere):
     full = dataclasses.replace(config, cluster=cluster)
     golden(
         "st_resnet",
-        sbatch_text(full, elsewhere, tree(full, elsewhere)["st_resnet"], "afterok:11:12", token("st_resnet")),
+        sbatch_text(
+            full, elsewhere, tree(full, elsewhere)["st_resnet"], "afterok:11:12", token("st_resnet")
+        ),
     )
 
 
@@ -109,12 +120,23 @@ def test_a_profile_with_image_modules_and_requeue_is_in_the_sbatch_text(config, 
     data = dataclasses.replace(config.data, root="/data")
     full = dataclasses.replace(config, cluster=cluster, data=data)
     jobs = tree(full, elsewhere)
-    golden("requeue_image", sbatch_text(full, elsewhere, jobs["motion"], "afterok:10", token("motion")))
+    golden(
+        "requeue_image", sbatch_text(full, elsewhere, jobs["motion"], "afterok:10", token("motion"))
+    )
     golden("prepare", sbatch_text(full, elsewhere, jobs["prepare"], "", token("prepare")))
 
 
 def test_dry_run_is_fast_and_needs_neither_torch_nor_slurm(tmp_path):
-    arguments = ["launch/submit.py", "--dry-run", "--cluster", "slurm", "--nodes", "4", "--run-dir", tmp_path / "run"]
+    arguments = [
+        "launch/submit.py",
+        "--dry-run",
+        "--cluster",
+        "slurm",
+        "--nodes",
+        "4",
+        "--run-dir",
+        tmp_path / "run",
+    ]
     arguments += ["--set", f"data.root={tmp_path}"]
     seconds = []
     for _ in range(3):
@@ -127,7 +149,9 @@ def test_dry_run_is_fast_and_needs_neither_torch_nor_slurm(tmp_path):
     assert not (tmp_path / "run").exists()
     assert min(seconds) < 3.0  # torch alone would take longer
     code = f"import sys; sys.argv = {['submit.py', *map(str, arguments[1:])]!r}\nimport runpy\n"
-    code += "try: runpy.run_path('launch/submit.py', run_name='__main__')\nexcept SystemExit: pass\n"
+    code += (
+        "try: runpy.run_path('launch/submit.py', run_name='__main__')\nexcept SystemExit: pass\n"
+    )
     code += "assert 'torch' not in sys.modules and 'nvidia' not in sys.modules"
     assert run_python("-c", code).returncode == 0
 
@@ -148,7 +172,12 @@ def test_dry_run_is_fast_and_needs_neither_torch_nor_slurm(tmp_path):
 )
 def test_what_cannot_work_is_refused_at_submit_time(tmp_path, arguments, words):
     result = run_python(
-        "launch/submit.py", "--run-dir", tmp_path / "run", *arguments, env={"PATH": "/nowhere"}, timeout=60
+        "launch/submit.py",
+        "--run-dir",
+        tmp_path / "run",
+        *arguments,
+        env={"PATH": "/nowhere"},
+        timeout=60,
     )
     assert result.returncode == 2, result.stderr
     assert words in result.stderr
@@ -161,7 +190,9 @@ def test_a_run_folder_of_another_experiment_is_refused(tmp_path):
     from hpc_stres.run.paths import write_text
 
     write_text(tmp_path / "config.yaml", dump(load_config(TINY, ["seed=99"])))
-    result = run_python("launch/submit.py", "--config", TINY, "--cluster", "local", "--run-dir", tmp_path)
+    result = run_python(
+        "launch/submit.py", "--config", TINY, "--cluster", "local", "--run-dir", tmp_path
+    )
     assert result.returncode == 1
     assert "seed: 99 there, 7 now" in result.stderr
 
@@ -184,8 +215,14 @@ def test_status_shows_every_phase(config, tmp_path):
     write_text(paths.config, dump(config))
     finish_without_weights(config, paths, "motion", 100)
     line = "appearance  40/100  40%  8.0 steps/s, 0:07 left  loss 1.5"
-    write_json(paths.logs / "appearance.progress.json", {"done": 40, "total": 100, "line": line, "time": time.time()})
-    write_text(paths.logs / "st_resnet" / "1_0_log.out", "noise\nhpc-stres train: phase motion is not finished\n")
+    write_json(
+        paths.logs / "appearance.progress.json",
+        {"done": 40, "total": 100, "line": line, "time": time.time()},
+    )
+    write_text(
+        paths.logs / "st_resnet" / "1_0_log.out",
+        "noise\nhpc-stres train: phase motion is not finished\n",
+    )
     result = run_python("launch/status.py", tmp_path)
     assert result.returncode == 0, result.stderr
     rows = {row.split()[0]: row for row in result.stdout.splitlines()[2:]}

@@ -85,7 +85,9 @@ def test_runs_of_the_same_name_in_two_places_are_two(run_dir, tmp_path):
 
 def test_refusals_are_sentences(tmp_path, run_dir, capsys, monkeypatch):
     make_finished_run(tmp_path / "empty", 4, 3, phases=())
-    assert main(["sync", str(tmp_path / "empty"), "--to", "mlflow", "--out", str(tmp_path / "m")]) == 1
+    assert (
+        main(["sync", str(tmp_path / "empty"), "--to", "mlflow", "--out", str(tmp_path / "m")]) == 1
+    )
     assert "no phase has metrics yet" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "wandb", None)
     assert main(["sync", str(run_dir), "--to", "wandb", "--out", str(tmp_path)]) == 1
@@ -94,11 +96,15 @@ def test_refusals_are_sentences(tmp_path, run_dir, capsys, monkeypatch):
 
 def test_no_secret_travels(run_dir, tmp_path):
     config = RunPaths(run_dir).config
-    text = config.read_text().replace("  environment: {}\n", "  environment: {HF_TOKEN: hidden-1}\n")
+    text = config.read_text().replace(
+        "  environment: {}\n", "  environment: {HF_TOKEN: hidden-1}\n"
+    )
     assert "hidden-1" in text
     config.write_text(text)
     runs = sync(run_dir, tmp_path / "m")
-    texts = [path.read_text() for folder in runs.values() for path in folder.rglob("*") if path.is_file()]
+    texts = [
+        path.read_text() for folder in runs.values() for path in folder.rglob("*") if path.is_file()
+    ]
     assert texts
     assert not [text for text in texts if "hidden-1" in text]
 
@@ -114,7 +120,9 @@ def test_mlflow_itself_reads_it(run_dir, tmp_path, monkeypatch):
     for run in runs:
         history = client.get_metric_history(run.info.run_id, "rate")
         rows = read_metrics(RunPaths(run_dir).phase(run.data.tags["phase"]))
-        assert sorted((m.step, m.value) for m in history) == [(row["step"], row["rate"]) for row in rows]
+        assert sorted((m.step, m.value) for m in history) == [
+            (row["step"], row["rate"]) for row in rows
+        ]
 
 
 def test_wandb_itself_writes_one_run_a_phase(run_dir, tmp_path, monkeypatch):
@@ -129,6 +137,10 @@ def test_wandb_itself_writes_one_run_a_phase(run_dir, tmp_path, monkeypatch):
 
 def test_help_says_what_to_do_next():
     result = subprocess.run(
-        [sys.executable, "-m", "hpc_stres", "sync", "--help"], capture_output=True, text=True, cwd=ROOT, check=False
+        [sys.executable, "-m", "hpc_stres", "sync", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
     )
     assert "mlflow ui --backend-store-uri" in result.stdout

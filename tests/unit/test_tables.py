@@ -29,15 +29,27 @@ def read(tmp_path, text):
         (HEADER + PAIR + "a.mp4, ,train\n", r"videos.csv:4: the label is empty"),
         (HEADER + PAIR + ",run,train\n", r"videos.csv:4: the path is empty"),
         (HEADER + PAIR + "a.mp4,run,\n", r"videos.csv:4: split is ''; expected train or test"),
-        (HEADER + PAIR + "a.mp4,run,training\n", r"videos.csv:4: split is 'training'; expected train or test"),
+        (
+            HEADER + PAIR + "a.mp4,run,training\n",
+            r"videos.csv:4: split is 'training'; expected train or test",
+        ),
         (HEADER + PAIR + "..,run,train\n", r"videos.csv:4: '..' is not the name of a file"),
         (HEADER + PAIR + "/,run,train\n", r"videos.csv:4: .* is not the name of a file"),
         (HEADER + PAIR + '"a.mp4,run,train\n', r"videos.csv:4: this row cannot be read"),
-        (HEADER + '"a.mp4,run,train\n' + PAIR + '"d.mp4,run,train\n', r"videos.csv:2: (this row|a cell goes)"),
-        ("path,label,split,label\n" + "a,b,train,c\n", r"videos.csv:1: two columns are named label"),
+        (
+            HEADER + '"a.mp4,run,train\n' + PAIR + '"d.mp4,run,train\n',
+            r"videos.csv:2: (this row|a cell goes)",
+        ),
+        (
+            "path,label,split,label\n" + "a,b,train,c\n",
+            r"videos.csv:1: two columns are named label",
+        ),
         ("path,label\na.mp4,run\n", "expected a column split"),
         ("path,label,split,split1\na.mp4,run,train,train\n", "expected a column split, or"),
-        ((HEADER + PAIR + "café.mp4,run,train\n").encode("latin-1"), r"videos.csv:4: this text is not UTF-8"),
+        (
+            (HEADER + PAIR + "café.mp4,run,train\n").encode("latin-1"),
+            r"videos.csv:4: this text is not UTF-8",
+        ),
         ((HEADER + PAIR).encode("utf-16-le"), r"videos.csv:1: a NUL byte"),
         (codecs.BOM_UTF16_LE + (HEADER + PAIR).encode("utf-16-le") + b"\0", "not UTF-16"),
         (HEADER + PAIR + "a\0.mp4,run,train\n", r"videos.csv:4: a NUL byte"),
@@ -59,9 +71,16 @@ def test_each_mistake_is_named_with_its_line(tmp_path, text, words):
 def test_tables_of_every_editor_are_read(tmp_path, encoding, line_end, delimiter):
     lines = ["Path, label ,SPLIT", '"a b, c.mp4",läuft,train', "", "sub/c.mp4,läuft,Test"]
     if delimiter != ",":
-        lines = [line.replace('"a b, c.mp4"', "a b+ c.mp4").replace(",", delimiter).replace("+", ",") for line in lines]
+        lines = [
+            line.replace('"a b, c.mp4"', "a b+ c.mp4").replace(",", delimiter).replace("+", ",")
+            for line in lines
+        ]
     listing = read(tmp_path, line_end.join(lines).encode(encoding))
-    assert (listing.classes, listing.train, listing.test) == (["läuft"], {1: ["a b, c"]}, {1: ["sub/c"]})
+    assert (listing.classes, listing.train, listing.test) == (
+        ["läuft"],
+        {1: ["a b, c"]},
+        {1: ["sub/c"]},
+    )
 
 
 def test_several_splits_and_recordings_have_columns(tmp_path):

@@ -42,9 +42,14 @@ def test_without_the_homography_a_panning_camera_is_seen():
 
 def test_flow_histograms_are_those_of_the_object_under_a_panning_camera():
     still, panned = (
-        describe(Film(*film(VELOCITY, pan)), TrackOptions()).arrays["hof"].mean(axis=0) for pan in ((0, 0), (4, 0))
+        describe(Film(*film(VELOCITY, pan)), TrackOptions()).arrays["hof"].mean(axis=0)
+        for pan in ((0, 0), (4, 0))
     )
-    seen = describe(Film(*film(VELOCITY, (4, 0))), TrackOptions(camera="none")).arrays["hof"].mean(axis=0)
+    seen = (
+        describe(Film(*film(VELOCITY, (4, 0))), TrackOptions(camera="none"))
+        .arrays["hof"]
+        .mean(axis=0)
+    )
     assert np.abs(still - panned).max() < 0.05
     assert np.abs(still - seen).max() > 0.2
 
@@ -67,7 +72,9 @@ def test_the_camera_is_what_most_matches_say():
     assert np.abs(got - camera.field(matrix, 200, 300)).max() < 0.2
     # The field is the motion of a pixel.
     corner = matrix @ np.array([299, 199, 1])
-    np.testing.assert_allclose(camera.field(matrix, 200, 300)[199, 299], corner[:2] / corner[2] - (299, 199), atol=1e-4)
+    np.testing.assert_allclose(
+        camera.field(matrix, 200, 300)[199, 299], corner[:2] / corner[2] - (299, 199), atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3])
@@ -127,7 +134,8 @@ def test_what_keeps_to_its_spot_jumps_or_strays_is_no_motion():
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "frames"), [(16, 16, 20), (16, 200, 17), (40, 33, 1), (40, 33, 2), (40, 33, 15), (7, 7, 18)]
+    ("height", "width", "frames"),
+    [(16, 16, 20), (16, 200, 17), (40, 33, 1), (40, 33, 2), (40, 33, 15), (7, 7, 18)],
 )
 def test_any_video_has_descriptors_of_the_right_sizes_perhaps_none(height, width, frames):
     gray = [np.roll(texture(1, height, width), number * 2, axis=1) for number in range(frames)]

@@ -62,21 +62,36 @@ def test_temporal_layers_are_inflated_to_a_third():
     report = load_into(model, state, "streams")
     assert len(report.inflated) == 8
     weight = model.appearance.layer1[1].conv1.weight
-    torch.testing.assert_close(weight.sum(2, keepdim=True), state["appearance.layer1.1.conv1.weight"])
+    torch.testing.assert_close(
+        weight.sum(2, keepdim=True), state["appearance.layer1.1.conv1.weight"]
+    )
     assert torch.equal(weight[:, :, 0], weight[:, :, 2])
 
 
 def test_stm_keeps_its_identity_layers_when_streams_are_loaded():
-    report = load_into(build_model("stm_resnet", 5, **SMALL), state_of("appearance") | state_of("motion"), "streams")
+    report = load_into(
+        build_model("stm_resnet", 5, **SMALL),
+        state_of("appearance") | state_of("motion"),
+        "streams",
+    )
     assert len([name for name in report.missing if ".temporal." in name]) == 8
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda s: s.pop("appearance.layer1.0.conv2.weight"), "lack appearance.layer1.0.conv2.weight"),
-        (lambda s: s.update({"appearance.layer9.weight": torch.zeros(1)}), "no place .* appearance.layer9.weight"),
-        (lambda s: s.update({"appearance.conv1.weight": torch.zeros(8, 3, 7, 7)}), r"conv1.weight is \(8, 3, 7, 7\)"),
+        (
+            lambda s: s.pop("appearance.layer1.0.conv2.weight"),
+            "lack appearance.layer1.0.conv2.weight",
+        ),
+        (
+            lambda s: s.update({"appearance.layer9.weight": torch.zeros(1)}),
+            "no place .* appearance.layer9.weight",
+        ),
+        (
+            lambda s: s.update({"appearance.conv1.weight": torch.zeros(8, 3, 7, 7)}),
+            r"conv1.weight is \(8, 3, 7, 7\)",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_by_name(change, words):
@@ -109,13 +124,20 @@ def test_nothing_is_unpickled_unsafely(tmp_path):
 def test_describe_prints_the_papers_table_1():
     """NIPS 2016, Table 1, with the MSRA network that it used; pool5 in chunks is 17 + 4 by arithmetic, not 47."""
     rows = {
-        row.name: row for row in describe(build_model("st_resnet_star", 101, variant="msra"), 224, 11)["appearance"]
+        row.name: row
+        for row in describe(build_model("st_resnet_star", 101, variant="msra"), 224, 11)[
+            "appearance"
+        ]
     }
     expected = {
         "conv1": (112, 7, 1), "pool1": (56, 11, 1), "conv2_x": (56, 35, 5), "conv3_x": (28, 99, 9),
         "conv4_x": (14, 291, 13), "conv5_x": (7, 483, 17), "pool5": (1, 675, 21),
     }  # fmt: skip
-    assert {name: (r.side, r.field_pixels, r.field_chunks) for name, r in rows.items() if name in expected} == expected
+    assert {
+        name: (r.side, r.field_pixels, r.field_chunks)
+        for name, r in rows.items()
+        if name in expected
+    } == expected
     assert (rows["conv5_x"].chunks, rows["pool5"].chunks) == (11, 4)
     frame = describe(build_model("appearance", 1000, variant="msra"), 224, 1)["appearance"]
     assert 3.7e9 < sum(row.multiply_adds for row in frame) < 3.9e9

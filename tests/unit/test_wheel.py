@@ -34,7 +34,16 @@ def installed(tmp_path_factory):
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     for words in (
         ["wheel", "--no-deps", "--no-build-isolation", "-w", base / "made", base / "tree"],
-        ["install", "--no-deps", "--no-index", "--find-links", base / "made", "--target", base / "site", "hpc_stres"],
+        [
+            "install",
+            "--no-deps",
+            "--no-index",
+            "--find-links",
+            base / "made",
+            "--target",
+            base / "site",
+            "hpc_stres",
+        ],
     ):
         run = subprocess.run([*pip, *map(str, words)], capture_output=True, text=True, check=False, timeout=300,
                              env={**os.environ, "CXX": str(quick)})  # fmt: skip
@@ -54,7 +63,9 @@ def installed(tmp_path_factory):
     ],
 )
 def test_commands_work_without_a_checkout(installed, tmp_path, words, said):
-    result = run_python(installed / "bin" / "hpc-stres", *words, env={"PYTHONPATH": str(installed)}, cwd=tmp_path)
+    result = run_python(
+        installed / "bin" / "hpc-stres", *words, env={"PYTHONPATH": str(installed)}, cwd=tmp_path
+    )
     assert result.returncode == 0, result.stderr
     assert said in result.stdout
     for folder in ("hpc_stres", "configs", "launch"):
@@ -65,7 +76,12 @@ LOAD = "from hpc_stres import native; print(native.__file__); [native.load(n) fo
 
 
 def load_kernels(site, cache, **environment):
-    env = {"PYTHONPATH": str(site), "HPC_STRES_CACHE": str(cache), "TMPDIR": str(cache), **environment}
+    env = {
+        "PYTHONPATH": str(site),
+        "HPC_STRES_CACHE": str(cache),
+        "TMPDIR": str(cache),
+        **environment,
+    }
     cache.mkdir(exist_ok=True)
     result = run_python("-c", LOAD, env=env, cwd=cache)
     return result.returncode, result.stdout, list(cache.rglob("*.so"))
@@ -87,7 +103,9 @@ def test_a_wheel_carries_its_kernels(installed, tmp_path):
     assert load_kernels(copy, tmp_path / "two", CXX="no-such-compiler")[0] != 0
     assert len(load_kernels(copy, tmp_path / "three")[2]) == 3
     shutil.rmtree(copy / "hpc_stres" / "native" / "prebuilt")
-    shutil.copytree(installed / "hpc_stres" / "native" / "prebuilt", copy / "hpc_stres" / "native" / "prebuilt")
+    shutil.copytree(
+        installed / "hpc_stres" / "native" / "prebuilt", copy / "hpc_stres" / "native" / "prebuilt"
+    )
     source = copy / "hpc_stres" / "native" / "resize.cpp"
     source.write_text(source.read_text() + "// changed\n")
     assert load_kernels(copy, tmp_path / "four", CXX="no-such-compiler")[0] != 0

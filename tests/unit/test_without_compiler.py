@@ -50,7 +50,9 @@ def in_numpy(frames, pyramid, threads=1):
     return flow
 
 
-@pytest.mark.parametrize("frames", [moving(), moving(33, 90, 3), np.stack([texture(40, 33).astype(np.uint8)] * 2)])
+@pytest.mark.parametrize(
+    "frames", [moving(), moving(33, 90, 3), np.stack([texture(40, 33).astype(np.uint8)] * 2)]
+)
 def test_numpy_agrees_with_the_kernel(frames):
     kernel, ours = tvl1(frames), in_numpy(frames, "paper")
     assert np.abs(kernel - ours).mean() < 1e-3
@@ -90,7 +92,11 @@ def test_numpy_takes_pictures_of_any_size(pyramid, size):
 def test_it_is_said_once_and_by_the_first_process_only(monkeypatch, capfd):
     assert native.find("tvl1") is None
     assert native.find("resize") is None
-    command = [sys.executable, "-c", "from hpc_stres import native; assert native.find('tvl1') is None"]
+    command = [
+        sys.executable,
+        "-c",
+        "from hpc_stres import native; assert native.find('tvl1') is None",
+    ]
     subprocess.run(command, check=True)
     said = capfd.readouterr().err
     assert said.count("no C++ compiler") == said.count("\n") == 1
@@ -103,7 +109,9 @@ def test_it_is_said_once_and_by_the_first_process_only(monkeypatch, capfd):
 @pytest.mark.usefixtures("no_compiler")
 def test_a_compiler_that_is_too_old_is_none(tmp_path, monkeypatch, capfd):
     old = tmp_path / "old-g++"
-    old.write_text('#!/bin/sh\necho "error: unrecognized command line option -std=c++17" >&2; exit 1\n')
+    old.write_text(
+        '#!/bin/sh\necho "error: unrecognized command line option -std=c++17" >&2; exit 1\n'
+    )
     old.chmod(0o755)
     monkeypatch.setenv("CXX", str(old))
     assert np.isfinite(tvl1(moving(20, 20, 2))).all()

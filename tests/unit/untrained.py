@@ -16,7 +16,9 @@ def make_run(config, run_dir, classes, phases):
     paths = RunPaths(run_dir)
     write_text(paths.config, dump(config))
     for name in phases:
-        finish(config, paths, name, build_phase_model(config, name, len(classes)).state_dict(), classes)
+        finish(
+            config, paths, name, build_phase_model(config, name, len(classes)).state_dict(), classes
+        )
     return paths
 
 
@@ -25,7 +27,13 @@ def finish(config, paths, name, state, classes):
     phase = paths.phase(name)
     save_state(state, phase.weights)
     step = config.steps(name)
-    done = {"phase": name, "step": step, "sha256": sha256(phase.weights), "classes": classes, "config": plain(config)}
+    done = {
+        "phase": name,
+        "step": step,
+        "sha256": sha256(phase.weights),
+        "classes": classes,
+        "config": plain(config),
+    }
     write_done(phase, done)
 
 

@@ -65,15 +65,21 @@ def comparison(facts: Facts) -> Comparison | None:
         if {row["first"], row["second"]} == {first, second}:
             turned = row["first"] == second
             sign, (low, high) = (-1 if turned else 1), row["interval"]
-            repaired, broken = (row["broken"], row["repaired"]) if turned else (row["repaired"], row["broken"])
+            repaired, broken = (
+                (row["broken"], row["repaired"]) if turned else (row["repaired"], row["broken"])
+            )
             span = (-high, -low) if turned else (low, high)
             test = TESTS.get(row["test"], str(row["test"]))
-            return Comparison(first, second, sign * row["difference"], repaired, broken, row["p"], test, span)
+            return Comparison(
+                first, second, sign * row["difference"], repaired, broken, row["p"], test, span
+            )
     one, two = facts.columns[first], facts.columns[second]
     if one.ids != two.ids or one.labels.ndim != 1:
         return None
     lost, gained, p = mcnemar(one, two)
-    return Comparison(first, second, 100 * (gained - lost) / len(one.ids), gained, lost, p, TESTS["mcnemar"])
+    return Comparison(
+        first, second, 100 * (gained - lost) / len(one.ids), gained, lost, p, TESTS["mcnemar"]
+    )
 
 
 def sentence(facts: Facts, found: Comparison) -> str:
@@ -84,7 +90,11 @@ def sentence(facts: Facts, found: Comparison) -> str:
     else:
         more = "more" if found.difference > 0 else "fewer"
         what = f"That is {size:.1f} points {more} than {facts.shown(found.first)}"
-    span = f" (95 % interval {found.interval[0]:+.1f} to {found.interval[1]:+.1f})" if found.interval else ""
+    span = (
+        f" (95 % interval {found.interval[0]:+.1f} to {found.interval[1]:+.1f})"
+        if found.interval
+        else ""
+    )
     doubt = "" if found.p < SMALL_P else ": chance alone makes such a difference often enough"
     return (
         f"{what}{span}: {found.repaired} videos repaired, {found.broken} broken; "
@@ -118,7 +128,9 @@ def accuracy(facts: Facts) -> str:
     """The table with intervals, the published figure where it may stand there, the protocol."""
     columns, published = facts.table, published_for(facts.results)
     low, high = scale(columns)
-    figures = [name for name in ("top5", "mean_class", "map") if any(name in c for c in columns.values())]
+    figures = [
+        name for name in ("top5", "mean_class", "map") if any(name in c for c in columns.values())
+    ]
     heads = {"top5": "top-5 %", "mean_class": "class mean %", "map": "mAP %"}
     header = ["system", "top-1 %", "95 % interval", *(heads[f] for f in figures), "videos"]
     rows = []
@@ -155,4 +167,8 @@ def _notes(facts: Facts) -> str:
 def plain_lead(facts: Facts) -> str:
     """The first sentence as text."""
     column = facts.table.get(facts.head or "")
-    return f"{facts.title(facts.head)}: {column['top1']:.1f} %" if facts.head and column else "not tested yet"
+    return (
+        f"{facts.title(facts.head)}: {column['top1']:.1f} %"
+        if facts.head and column
+        else "not tested yet"
+    )

@@ -60,7 +60,10 @@ def log_axis(values: Sequence[float]) -> Axis:
     first, last = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
     last = max(last, first + 1)
     step = max(1, (last - first) // 4)
-    ticks = [(10.0**n, f"{10.0**n:.0e}" if abs(n) > 3 else f"{10.0**n:g}") for n in range(first, last + 1, step)]
+    ticks = [
+        (10.0**n, f"{10.0**n:.0e}" if abs(n) > 3 else f"{10.0**n:g}")
+        for n in range(first, last + 1, step)
+    ]
     return Axis(10.0**first, 10.0**last, ticks, log=True)
 
 
@@ -86,10 +89,17 @@ def number(value: float) -> str:
 
 
 def plot(
-    title: str, lines: Sequence[Line], x: Axis, y: Axis, begins: Sequence[float] = (), height: str = "11rem"
+    title: str,
+    lines: Sequence[Line],
+    x: Axis,
+    y: Axis,
+    begins: Sequence[float] = (),
+    height: str = "11rem",
 ) -> str:
     """A figure with its key; what a reader who cannot see it hears is each curve's last value."""
-    last = ", ".join(f"{line.name} ends at {number(line.points[-1][1])}" for line in lines if line.points)
+    last = ", ".join(
+        f"{line.name} ends at {number(line.points[-1][1])}" for line in lines if line.points
+    )
     parts = [
         f"<figure><figcaption>{html.escape(title)} {key(lines)}</figcaption>"
         f'<div class="plot" style="--h:{height}">'
@@ -104,7 +114,10 @@ def plot(
         parts.append(f'<line class="g" x1="{at}" x2="{at}" y1="0" y2="{SIDE}"/>')
     parts += [_curve(line, x, y) for line in lines]
     parts.append("</svg>")
-    parts += [f'<span class="y" style="top:{100 - 100 * y.share(value):.2f}%">{text}</span>' for value, text in y.ticks]
+    parts += [
+        f'<span class="y" style="top:{100 - 100 * y.share(value):.2f}%">{text}</span>'
+        for value, text in y.ticks
+    ]
     parts += [_x_tick(x, value, text) for value, text in x.ticks]
     return "".join(parts) + "</div></figure>"
 
@@ -168,7 +181,9 @@ def key(lines: Sequence[Line]) -> str:
     return f'<span class="key">{"".join(parts)}</span>' if parts else ""
 
 
-def whisker(value: float, low: float, high: float, scale: tuple[float, float], series: int = 0) -> str:
+def whisker(
+    value: float, low: float, high: float, scale: tuple[float, float], series: int = 0
+) -> str:
     """A point with its interval on a scale that all rows of a table share."""
     least, most = scale
     at, left, right = (100 * (v - least) / ((most - least) or 1.0) for v in (value, low, high))
@@ -181,14 +196,22 @@ def whisker(value: float, low: float, high: float, scale: tuple[float, float], s
     )
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], main: int | None = None, numbers: int = 99) -> str:
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], main: int | None = None, numbers: int = 99
+) -> str:
     """A table whose cells are HTML already; columns from `numbers` on are set to the right."""
     kinds = [' class="n"' if column >= numbers else "" for column in range(len(header))]
-    head = "".join(f'<th scope="col"{kind}>{cell}</th>' for cell, kind in zip(header, kinds, strict=True))
+    head = "".join(
+        f'<th scope="col"{kind}>{cell}</th>' for cell, kind in zip(header, kinds, strict=True)
+    )
     body = []
     for index, row in enumerate(rows):
         first, *rest = row
-        cells = "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(rest, kinds[1:], strict=True))
-        body.append(f'<tr{" class=main" if index == main else ""}><th scope="row">{first}</th>{cells}</tr>')
+        cells = "".join(
+            f"<td{kind}>{cell}</td>" for cell, kind in zip(rest, kinds[1:], strict=True)
+        )
+        body.append(
+            f'<tr{" class=main" if index == main else ""}><th scope="row">{first}</th>{cells}</tr>'
+        )
     whole = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
     return f'<div class="wide">{whole}</div>'

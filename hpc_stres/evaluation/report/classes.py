@@ -20,7 +20,9 @@ def confusions(facts: Facts) -> str:
     """The run's column open, the others folded up."""
     parts = []
     single = {name: column for name, column in facts.columns.items() if column.labels.ndim == 1}
-    for number, (name, scores) in enumerate(sorted(single.items(), key=lambda item: item[0] != facts.head)):
+    for number, (name, scores) in enumerate(
+        sorted(single.items(), key=lambda item: item[0] != facts.head)
+    ):
         text = matrix.section(scores, facts.title(name), number, with_all=name == facts.head)
         parts.append(
             f"<h3>{facts.shown(name)}</h3>{text}"
@@ -56,13 +58,19 @@ def bars(facts: Facts) -> str:
     ]  # fmt: skip
     words = f"Bar: {facts.shown(facts.head)}, with its 95 % interval"
     words += f"; tick: {facts.shown(facts.baseline)}" if before is not None else ""
-    return f'<p class="soft">{words}. The worst class first.</p><ul class="bars">{"".join(rows)}</ul>'
+    return (
+        f'<p class="soft">{words}. The worst class first.</p><ul class="bars">{"".join(rows)}</ul>'
+    )
 
 
 def intervals(facts: Facts) -> dict[str, tuple[float, float]]:
     """Of each class's share, where results.json has them: over recordings, not over videos."""
     rows = facts.table.get(facts.head or "", {}).get("per_class", [])
-    return {row["class"]: (row["interval"][0], row["interval"][1]) for row in rows if row.get("interval")}
+    return {
+        row["class"]: (row["interval"][0], row["interval"][1])
+        for row in rows
+        if row.get("interval")
+    }
 
 
 def per_class(scores: Scores) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -76,10 +84,19 @@ def per_class(scores: Scores) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 def _mistakes(answers: NDArray[np.int64], classes: Sequence[str], own: int) -> str:
     wrong = [(int(count), classes[n]) for n, count in enumerate(answers) if count and n != own]
-    return ", ".join(f"{name} ({count})" for count, name in sorted(wrong, key=lambda w: (-w[0], w[1]))[:2])
+    return ", ".join(
+        f"{name} ({count})" for count, name in sorted(wrong, key=lambda w: (-w[0], w[1]))[:2]
+    )
 
 
-def _bar(name: str, right: int, videos: int, span: tuple[float, float], before: float | None, mistakes: str) -> str:
+def _bar(
+    name: str,
+    right: int,
+    videos: int,
+    span: tuple[float, float],
+    before: float | None,
+    mistakes: str,
+) -> str:
     share, (low, high) = 100 * right / videos, span
     tick = "" if before is None else (
         f'<line x1="{100 * before:.1f}" x2="{100 * before:.1f}" y1="0" y2="10" '
@@ -137,13 +154,16 @@ def calibration(facts: Facts) -> str:
     words = f"Expected calibration error {100 * found['ece']:.1f} points"
     scaled = found.get("scaled")
     if isinstance(scaled, dict):
-        lines.append(Line(f"temperature {found['temperature']:.2f}", _reliability(scaled["bins"]), 1))
-        words += (
-            f", {100 * scaled['ece']:.1f} with a temperature of {found['temperature']:.2f}, fitted on held-out videos"
+        lines.append(
+            Line(f"temperature {found['temperature']:.2f}", _reliability(scaled["bins"]), 1)
         )
+        words += f", {100 * scaled['ece']:.1f} with a temperature of {found['temperature']:.2f}"
+        words += ", fitted on held-out videos"
     lines.append(Line("ideal", [(0.0, 0.0), (100.0, 100.0)], 2, faint=True))
     ticks = [(float(n), f"{n} %") for n in (0, 25, 50, 75, 100)]
-    chart = plot("Share that is right, by confidence", lines, Axis(0, 100, ticks), Axis(0, 100, ticks))
+    chart = plot(
+        "Share that is right, by confidence", lines, Axis(0, 100, ticks), Axis(0, 100, ticks)
+    )
     return f'<h3>Calibration of {facts.shown(facts.head)}</h3><p>{words}.</p><div class="grid">{chart}</div>'
 
 

@@ -3,7 +3,16 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hpc_stres.evaluation.report.charts import Axis, Line, axis, log_axis, plot, spans, table, time_axis
+from hpc_stres.evaluation.report.charts import (
+    Axis,
+    Line,
+    axis,
+    log_axis,
+    plot,
+    spans,
+    table,
+    time_axis,
+)
 from hpc_stres.evaluation.report.facts import Facts
 from hpc_stres.evaluation.report.laps import PhaseLog, Timeline, timeline
 from hpc_stres.run.progress import duration
@@ -25,12 +34,22 @@ def curves(facts: Facts) -> str:
         if line.by_clock
         else "training time, one phase after another: these rows do not say when they were written"
     )
-    parts = [f'<p class="soft">Time runs {how}. A dot is the accuracy on videos that were held out of training.</p>']
+    parts = [
+        f'<p class="soft">Time runs {how}. A dot is the accuracy on videos that were held out of training.</p>'
+    ]
     lasting = [(facts.title(name), line.starts[name], ends[-1]) for name, ends in line.ends.items()]
     parts.append(spans("Phases", sorted(lasting, key=lambda row: row[1]), x))
     parts.append(_panel("Loss of each stream", facts.logs, line, "loss_", x, begins))
     parts.append(
-        _panel("Accuracy while training, in %", facts.logs, line, "accuracy_", x, begins, _held_out(facts, line))
+        _panel(
+            "Accuracy while training, in %",
+            facts.logs,
+            line,
+            "accuracy_",
+            x,
+            begins,
+            _held_out(facts, line),
+        )
     )
     parts.append(_rate(facts.logs, line, x, begins))
     return "".join(parts)
@@ -41,10 +60,16 @@ def _panel(
     more: list[Line] | None = None,
 ) -> str:  # fmt: skip
     per_cent = 100.0 if prefix == "accuracy_" else 1.0
-    lines = _lines(logs, line, prefix, per_cent) + _lines(logs, line, VALIDATION + prefix, per_cent, "held out: ")
+    lines = _lines(logs, line, prefix, per_cent) + _lines(
+        logs, line, VALIDATION + prefix, per_cent, "held out: "
+    )
     lines += more or []
     values = [value for curve in lines for _, value in curve.points]
-    y = axis(values, 0.0, 100.0) if per_cent > 1 else axis(values, min(0.0, *values) if values else 0.0)
+    y = (
+        axis(values, 0.0, 100.0)
+        if per_cent > 1
+        else axis(values, min(0.0, *values) if values else 0.0)
+    )
     return plot(name, lines, x, y, begins)
 
 
@@ -57,7 +82,9 @@ def _lines(
         for number, stream in enumerate(log.series(prefix)):
             series = STREAM_SERIES.get(stream, 2 + number) + (2 if before else 0)
             pairs = zip(ends, log.rows, strict=True)
-            points = [(end, scale * row[prefix + stream]) for end, row in pairs if prefix + stream in row]
+            points = [
+                (end, scale * row[prefix + stream]) for end, row in pairs if prefix + stream in row
+            ]
             found.append(Line(before + stream, points, series))
     return found
 
@@ -87,7 +114,16 @@ def _rate(logs: Mapping[str, PhaseLog], line: Timeline, x: Axis, begins: list[fl
 
 def times(facts: Facts) -> str:
     """One row a phase: steps, time, throughput, wait for data, seconds lost, memory."""
-    header = ["phase", "steps", "ranks", "training", "videos/s", "waiting for data", "lost between", "memory"]
+    header = [
+        "phase",
+        "steps",
+        "ranks",
+        "training",
+        "videos/s",
+        "waiting for data",
+        "lost between",
+        "memory",
+    ]
     rows = []
     for name, log in facts.logs.items():
         if not log.rows:

@@ -64,7 +64,9 @@ def choose(facts: Facts, head: str) -> list[Chosen]:
     ]
     chosen: dict[int, Chosen] = {}
     for mask, rank, why, kind in steps:
-        places = [int(n) for n in np.argsort(rank, kind="stable") if mask[n] and int(n) not in chosen]
+        places = [
+            int(n) for n in np.argsort(rank, kind="stable") if mask[n] and int(n) not in chosen
+        ]
         chosen |= {n: Chosen(n, why, kind) for n in places[:EACH]}
     return list(chosen.values())
 
@@ -82,7 +84,9 @@ def section(facts: Facts, shots: dict[str, Shots]) -> str:
 
 
 def _legend(shots: dict[str, Shots]) -> str:
-    wheel = pictures.picture(png(pictures.flow_wheel(72)), "the colours of flow by direction", "png")
+    wheel = pictures.picture(
+        png(pictures.flow_wheel(72)), "the colours of flow by direction", "png"
+    )
     return (
         f'<div class="wheel">{wheel}<p class="soft">Flow: the hue is the direction in which a pixel moves (right: '
         "red), the saturation how far; full colour is the largest 1 % of each example, said beside it. Looks: "
@@ -97,10 +101,14 @@ def _example(facts: Facts, one: Chosen, shots: dict[str, Shots]) -> str:
     for column, other in facts.columns.items():
         if name in other.ids:
             at = other.ids.index(name)
-            kind, mark = ("good", "\u2713 right") if is_right(other)[at] else ("bad", "\u2717 wrong")
+            kind, mark = (
+                ("good", "\u2713 right") if is_right(other)[at] else ("bad", "\u2717 wrong")
+            )
             answer = f'<span class="any">{html.escape(other.classes[int(other.logits[at].argmax())])}</span>'
             share = f'<span class="one">{100 * confidence(other)[at]:.0f} %</span>'
-            answers.append([facts.shown(column), f'<span class="{kind} one">{mark}</span>', share, answer])
+            answers.append(
+                [facts.shown(column), f'<span class="{kind} one">{mark}</span>', share, answer]
+            )
     known = html.escape(", ".join(truth(scores, one.index)))
     return (
         f'<div class="example"><h3>{html.escape(name)}</h3>'
@@ -133,14 +141,20 @@ def _over_time(facts: Facts, name: str) -> str:
         index = scores.ids.index(name)
         logits = np.mean([stream[index] for stream in scores.streams.values()], axis=0)
         if len(logits) > 1:
-            return _chart(scores, predict.softmax(logits), int(scores.labels[index]), facts.title(column))
+            return _chart(
+                scores, predict.softmax(logits), int(scores.labels[index]), facts.title(column)
+            )
     return ""
 
 
 def _chart(scores: Scores, shares: NDArray[np.float64], true: int, name: str) -> str:
     rival = int(np.argmax(np.where(np.arange(shares.shape[1]) == true, -1.0, shares.mean(axis=0))))
     lines = [
-        Line(scores.classes[number], [(float(n), 100 * float(v)) for n, v in enumerate(shares[:, number], 1)], series)
+        Line(
+            scores.classes[number],
+            [(float(n), 100 * float(v)) for n, v in enumerate(shares[:, number], 1)],
+            series,
+        )
         for number, series in ((true, 2), (rival, 1))
     ]
     count = len(shares)
@@ -154,7 +168,11 @@ def photograph(facts: Facts) -> dict[str, Shots]:
         return {}
     scores = facts.columns[facts.head]
     chosen = [one.index for one in choose(facts, facts.head)]
-    answers = {scores.ids[n]: int(scores.logits[n].argmax()) for n in chosen if scores.ids[n] in facts.store.number}
+    answers = {
+        scores.ids[n]: int(scores.logits[n].argmax())
+        for n in chosen
+        if scores.ids[n] in facts.store.number
+    }
     looker = Looker(facts) if facts.head in facts.config.phases else None
     return {name: _shots(facts.store, name, looker, answer) for name, answer in answers.items()}
 
@@ -170,14 +188,20 @@ class Looker:
         paths, store = RunPaths(facts.paths.root).phase(facts.head or ""), facts.store
         if store is not None and paths.done.is_file() and paths.weights.is_file():
             overrides = [f"data.root={facts.config.data.root}"]
-            self.network = networks.from_run(facts.paths.root, facts.head, overrides, predict.device())
-            self.reader = ClipReader(store, None, self.network.levels, streams=self.network.streams, most=512)
+            self.network = networks.from_run(
+                facts.paths.root, facts.head, overrides, predict.device()
+            )
+            self.reader = ClipReader(
+                store, None, self.network.levels, streams=self.network.streams, most=512
+            )
 
     def at(self, store: Store, number: int, answer: int) -> Look | None:
         """The looks of one video for an answer; none where this network has no trunk to look into."""
         if self.network is None:
             return None
-        return look(self.network, self.reader, clips_of(self.network, store.rows[number], number), answer)
+        return look(
+            self.network, self.reader, clips_of(self.network, store.rows[number], number), answer
+        )
 
 
 def _shots(store: Store, name: str, looker: Looker | None, answer: int) -> Shots:
@@ -188,7 +212,10 @@ def _shots(store: Store, name: str, looker: Looker | None, answer: int) -> Shots
     places = _places(times, [seen.peak(stream)[0] for stream in seen.maps] if seen else [])
     frames = [min(times[place], row.flow_pairs - 1) for place in places]
     rgb = [decoded(store.rgb(number, times[place]), True) for place in places]
-    planes = [np.stack([decoded(store.flow(number, frame, axis), False) for axis in (0, 1)]) for frame in frames]
+    planes = [
+        np.stack([decoded(store.flow(number, frame, axis), False) for axis in (0, 1)])
+        for frame in frames
+    ]
     flows = [decode_flow(plane) for plane in planes]
     largest = max(float(np.percentile(np.hypot(*np.stack(flows, axis=1)), 99)), 0.1)
     coloured = [pictures.colour_flow(flow, largest) for flow in flows]
@@ -197,10 +224,17 @@ def _shots(store: Store, name: str, looker: Looker | None, answer: int) -> Shots
         assert seen is not None
         peak = seen.peak(stream)
         heat[stream] = [
-            _marked(shot, seen.maps[stream][place], peak, times[place]) for place, shot in zip(places, rgb, strict=True)
+            _marked(shot, seen.maps[stream][place], peak, times[place])
+            for place, shot in zip(places, rgb, strict=True)
         ]
     shrunk = {stream: [small(shot) for shot in row_of] for stream, row_of in heat.items()}
-    return Shots([times[p] for p in places], [small(s) for s in rgb], [small(s) for s in coloured], largest, shrunk)
+    return Shots(
+        [times[p] for p in places],
+        [small(s) for s in rgb],
+        [small(s) for s in coloured],
+        largest,
+        shrunk,
+    )
 
 
 def _places(times: Sequence[int], peaks: Sequence[int]) -> list[int]:
@@ -211,7 +245,9 @@ def _places(times: Sequence[int], peaks: Sequence[int]) -> list[int]:
     return sorted(must | even)
 
 
-def _marked(shot: Picture, heat: NDArray[np.float32], peak: tuple[int, int, int], frame: int) -> Picture:
+def _marked(
+    shot: Picture, heat: NDArray[np.float32], peak: tuple[int, int, int], frame: int
+) -> Picture:
     """A frame under its heat; a ring where the clip's peak is, in the frame that has it."""
     import cv2
 
@@ -219,10 +255,14 @@ def _marked(shot: Picture, heat: NDArray[np.float32], peak: tuple[int, int, int]
     colours = cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)[..., ::-1]
     # Shown by its square root: what is seen of small values is then more than nothing.
     share = (HEAT_SHARE * np.sqrt(heat))[..., None]
-    mixed = np.ascontiguousarray(np.clip(shot * (1 - share) + colours * share, 0, 255).astype(np.uint8))
+    mixed = np.ascontiguousarray(
+        np.clip(shot * (1 - share) + colours * share, 0, 255).astype(np.uint8)
+    )
     if frame == peak[0]:
         radius = max(3, min(shot.shape[:2]) // 16)
-        cv2.circle(mixed, (peak[2], peak[1]), radius, (255, 255, 255), max(1, radius // 3), cv2.LINE_AA)
+        cv2.circle(
+            mixed, (peak[2], peak[1]), radius, (255, 255, 255), max(1, radius // 3), cv2.LINE_AA
+        )
     return mixed
 
 
@@ -232,7 +272,9 @@ def decoded(jpeg: NDArray[np.uint8], colour: bool) -> Picture:
 
     found = cv2.imdecode(np.array(jpeg), cv2.IMREAD_COLOR if colour else cv2.IMREAD_GRAYSCALE)
     if found is None:
-        raise UserError("a picture of the store does not decode\nRun `hpc-stres verify`: it names damaged members.")
+        raise UserError(
+            "a picture of the store does not decode\nRun `hpc-stres verify`: it names damaged members."
+        )
     return np.asarray(found[..., ::-1] if colour else found, np.uint8)
 
 
@@ -244,7 +286,9 @@ def small(picture: Picture) -> Picture:
     if height <= MOST_ROWS:
         return picture
     size = (round(width * MOST_ROWS / height), MOST_ROWS)
-    return np.asarray(cv2.resize(np.ascontiguousarray(picture), size, interpolation=cv2.INTER_AREA), np.uint8)
+    return np.asarray(
+        cv2.resize(np.ascontiguousarray(picture), size, interpolation=cv2.INTER_AREA), np.uint8
+    )
 
 
 def png(picture: Picture) -> bytes:

@@ -68,7 +68,15 @@ def kernels(facts: Facts) -> str:
             continue
         for one in read_kernels(paths):
             moved, differences = f"{100 * one.moved:.1f} %", f"{100 * one.differences:.1f} %"
-            rows.append([facts.shown(name), f"<code>{html.escape(one.key)}</code>", _taps(one), moved, differences])
+            rows.append(
+                [
+                    facts.shown(name),
+                    f"<code>{html.escape(one.key)}</code>",
+                    _taps(one),
+                    moved,
+                    differences,
+                ]
+            )
     if not rows:
         return "<p>No finished phase of this run has temporal convolutions.</p>"
     note = (

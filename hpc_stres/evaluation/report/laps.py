@@ -37,7 +37,9 @@ class PhaseLog:
     @property
     def waited_seconds(self) -> float:
         """Time of steps that was spent waiting for data."""
-        return sum(lap * row.get("data_wait", 0.0) for lap, row in zip(self.laps, self.rows, strict=True))
+        return sum(
+            lap * row.get("data_wait", 0.0) for lap, row in zip(self.laps, self.rows, strict=True)
+        )
 
     @property
     def lost_seconds(self) -> float | None:
@@ -50,12 +52,17 @@ class PhaseLog:
     @property
     def videos_per_second(self) -> float:
         """Over all laps."""
-        videos = sum(lap * row.get("videos_per_s", 0.0) for lap, row in zip(self.laps, self.rows, strict=True))
+        videos = sum(
+            lap * row.get("videos_per_s", 0.0)
+            for lap, row in zip(self.laps, self.rows, strict=True)
+        )
         return videos / self.trained_seconds if self.trained_seconds else 0.0
 
     def series(self, prefix: str) -> list[str]:
         """Names of the streams that have a `prefix_...`."""
-        return sorted({key.removeprefix(prefix) for row in self.rows for key in row if key.startswith(prefix)})
+        return sorted(
+            {key.removeprefix(prefix) for row in self.rows for key in row if key.startswith(prefix)}
+        )
 
 
 def read_log(config: Config, paths: RunPaths, name: str) -> PhaseLog:
@@ -123,7 +130,9 @@ def timeline(logs: dict[str, PhaseLog]) -> Timeline:
             for lap in log.laps:
                 now += lap
                 ends[name].append(now)
-    return Timeline(ends, starts, max((max(values) for values in ends.values()), default=0.0), by_clock)
+    return Timeline(
+        ends, starts, max((max(values) for values in ends.values()), default=0.0), by_clock
+    )
 
 
 def order_of(config: Config) -> list[str]:

@@ -74,7 +74,9 @@ def section(scores: Scores, name: str, number: int, with_all: bool = True) -> st
     classes = [scores.classes[n] for n in ordered]
     start = pairs(matrix, 1)
     at = start[0][:2] if start else (0, 0)
-    data = json.dumps({"names": classes, "cells": _sparse(matrix), "at": at, "lens": LENS, "whole": WHOLE})
+    data = json.dumps(
+        {"names": classes, "cells": _sparse(matrix), "at": at, "lens": LENS, "whole": WHOLE}
+    )
     label = (
         f"Confusion matrix of {name}: {len(classes)} classes, those that are alike beside each other. "
         "Arrow keys move the lens."
@@ -147,7 +149,11 @@ def part(matrix: Counts, classes: Sequence[str], row: int, column: int) -> str:
 
 
 def cells(
-    matrix: Counts, classes: Sequence[str], rows: range, columns: range, here: tuple[int, int] | None = None
+    matrix: Counts,
+    classes: Sequence[str],
+    rows: range,
+    columns: range,
+    here: tuple[int, int] | None = None,
 ) -> str:
     """Some rows and columns as a table; a cell's ground is its share of the row, empty ones stay empty."""
     names = [html.escape(name) for name in classes]
@@ -155,7 +161,9 @@ def cells(
     head = "".join(f'<th scope="col" title="{names[c]}"><i>{names[c]}</i></th>' for c in columns)
     body = []
     for r in rows:
-        filled = "".join(_cell(int(matrix[r, c]), float(strong[r, c]), r == c, (r, c) == here) for c in columns)
+        filled = "".join(
+            _cell(int(matrix[r, c]), float(strong[r, c]), r == c, (r, c) == here) for c in columns
+        )
         body.append(f'<tr><th scope="row" title="{names[r]}">{names[r]}</th>{filled}</tr>')
     return f'<table class="cells"><thead><tr><td></td>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
 

@@ -38,10 +38,11 @@ def run_page(facts: Facts, shots: dict[str, examples.Shots]) -> str:
         ("junctions", "Motion in the appearance stream", inside.junctions(facts)),
         ("repeat", "Provenance", repeat.box(facts)),
     ]
-    what = (
-        f"{facts.results.get('data', '')}, split {facts.split}, recipe {facts.config.recipe}, seed {facts.config.seed}"
+    data, config = facts.results.get("data", ""), facts.config
+    what = f"{data}, split {facts.split}, recipe {config.recipe}, seed {config.seed}"
+    top = (
+        f"<h1>{html.escape(facts.name)} <small>{html.escape(what)}</small></h1>{answer.lead(facts)}"
     )
-    top = f"<h1>{html.escape(facts.name)} <small>{html.escape(what)}</small></h1>{answer.lead(facts)}"
     return page(f"{facts.name}: {answer.plain_lead(facts)}", top, sections)
 
 

@@ -16,7 +16,9 @@ SHORT = 12
 def box(facts: Facts) -> str:
     """A report is passed on, so that nothing that looks like a secret is in it."""
     known = read_json(facts.paths.provenance)
-    lines = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in _facts(facts, known) if text)
+    lines = "".join(
+        f"<dt>{name}</dt><dd>{text}</dd>" for name, text in _facts(facts, known) if text
+    )
     return (
         f'<div class="box"><dl>{lines}</dl><h3>How to repeat this</h3>{_commands(facts, known)}'
         f"<h3>For a methods section</h3><p>{html.escape(paragraph(facts.config, facts.results))}</p>"
@@ -26,7 +28,11 @@ def box(facts: Facts) -> str:
 
 
 def _text(paths: RunPaths) -> str:
-    return paths.provenance.read_text(encoding="utf-8", errors="replace") if paths.provenance.is_file() else ""
+    return (
+        paths.provenance.read_text(encoding="utf-8", errors="replace")
+        if paths.provenance.is_file()
+        else ""
+    )
 
 
 def _folded(name: str, text: str) -> str:
@@ -41,7 +47,9 @@ def _facts(facts: Facts, known: dict[str, Any]) -> list[tuple[str, str]]:
     if changed:
         code += f" with {len(changed)} changed files (code.diff in the run folder)"
     machine = known.get("machine") or {}
-    packages = ", ".join(f"{name} {version}" for name, version in (known.get("packages") or {}).items())
+    packages = ", ".join(
+        f"{name} {version}" for name, version in (known.get("packages") or {}).items()
+    )
     values = [
         ("run", f"{facts.paths.root.resolve()}"),
         ("begun", str(known.get("time", ""))),
@@ -51,7 +59,9 @@ def _facts(facts: Facts, known: dict[str, Any]) -> list[tuple[str, str]]:
         ("store", f"manifest {str(results.get('store', ''))[:SHORT]}"),
         (
             "machine",
-            f"{machine['host']}, {machine.get('cores')} cores, Python {known.get('python')}" if machine else "",
+            f"{machine['host']}, {machine.get('cores')} cores, Python {known.get('python')}"
+            if machine
+            else "",
         ),
         ("packages", packages),
     ]

@@ -52,7 +52,10 @@ class Tracked:
 
     def times_ms(self) -> list[int]:
         """When each row was written; rows of older versions have only their order."""
-        return [round(1000 * row["time"]) if "time" in row else index for index, row in enumerate(self.rows)]
+        return [
+            round(1000 * row["time"]) if "time" in row else index
+            for index, row in enumerate(self.rows)
+        ]
 
 
 def tracked_phases(config: Config, run_dir: Path) -> list[Tracked]:
@@ -67,14 +70,24 @@ def tracked_phases(config: Config, run_dir: Path) -> list[Tracked]:
         if not rows:
             continue
         column = table.get(name, {})
-        figures = {f"test_{key}": float(column[key]) for key in ("top1", "top5", "mean_class", "map") if key in column}
-        tags = {"phase": name, "run_dir": str(run_dir.resolve()), "commit": str(known.get("commit", "unknown"))}
+        figures = {
+            f"test_{key}": float(column[key])
+            for key in ("top1", "top5", "mean_class", "map")
+            if key in column
+        }
+        tags = {
+            "phase": name,
+            "run_dir": str(run_dir.resolve()),
+            "commit": str(known.get("commit", "unknown")),
+        }
         found.append(Tracked(
             identity(run_dir, name), f"{run_dir.resolve().name}/{name}", rows, parameters(config), figures, tags,
             phase.done.is_file(),
         ))  # fmt: skip
     if not found:
-        raise UserError(f"{run_dir}: no phase has metrics yet\nTrain one first: hpc-stres submit ...")
+        raise UserError(
+            f"{run_dir}: no phase has metrics yet\nTrain one first: hpc-stres submit ..."
+        )
     return found
 
 
@@ -125,14 +138,21 @@ def _write_run(home: Path, phase: Tracked) -> Path:
     for kind in ("artifacts", "metrics", "params", "tags"):
         (fresh / kind).mkdir(parents=True)
     for key in sorted({key for row in phase.rows for key in row} - NOT_FIGURES):
-        pairs = [(time, row[key], row["step"]) for time, row in zip(times, phase.rows, strict=True) if key in row]
+        pairs = [
+            (time, row[key], row["step"])
+            for time, row in zip(times, phase.rows, strict=True)
+            if key in row
+        ]
         numbers = [f"{time} {value!r} {step}\n" for time, value, step in pairs if _is_figure(value)]
         if numbers:
             _put(fresh / "metrics" / _name(key), "".join(numbers))
     last = phase.rows[-1]["step"]
     for key, value in phase.results.items():
         _put(fresh / "metrics" / _name(key), f"{times[-1]} {value!r} {last}\n")
-    for kind, texts in (("params", phase.parameters), ("tags", {**phase.tags, "mlflow.runName": phase.name})):
+    for kind, texts in (
+        ("params", phase.parameters),
+        ("tags", {**phase.tags, "mlflow.runName": phase.name}),
+    ):
         for key, text in texts.items():
             _put(fresh / kind / _name(key), text)
     _put(fresh / "meta.yaml", _as_yaml(_run_meta(home, final, phase, times)))
@@ -166,7 +186,10 @@ def _is_figure(value: Any) -> bool:
 
 def _name(key: str) -> str:
     """A name that MLflow accepts: letters, digits, and _ - . space /; here no folders either."""
-    return "".join(letter if (letter.isalnum() and letter.isascii()) or letter in "_-. " else "_" for letter in key)
+    return "".join(
+        letter if (letter.isalnum() and letter.isascii()) or letter in "_-. " else "_"
+        for letter in key
+    )
 
 
 # -- W&B: its own package writes its own format --------------------------------------------------------
@@ -190,14 +213,18 @@ def _write_offline(wandb: Any, phase: Tracked, folder: Path) -> Path:
     earlier = [path for path in (folder / "wandb").glob(f"offline-run-*-{short}") if path.is_dir()]
     while any(time.strftime("%Y%m%d_%H%M%S") in path.name for path in earlier):
         time.sleep(0.1)  # folders are named by the second, and two in one would be one file
-    quiet = wandb.Settings(silent=True, console="off", save_code=False, disable_git=True, x_disable_stats=True)
+    quiet = wandb.Settings(
+        silent=True, console="off", save_code=False, disable_git=True, x_disable_stats=True
+    )
     run = wandb.init(
         mode="offline", project=EXPERIMENT, id=short, name=phase.name, dir=str(folder), settings=quiet,
         config=phase.parameters, tags=[phase.tags["phase"]], reinit="finish_previous",
     )  # fmt: skip
     home = Path(run.dir).parent
     for row in phase.rows:
-        figures = {key: value for key, value in row.items() if key not in NOT_FIGURES and _is_figure(value)}
+        figures = {
+            key: value for key, value in row.items() if key not in NOT_FIGURES and _is_figure(value)
+        }
         run.log({**figures, **({"time": row["time"]} if "time" in row else {})}, step=row["step"])
     run.summary.update(phase.results)
     run.finish()

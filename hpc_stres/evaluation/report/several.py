@@ -65,7 +65,9 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
 
 def _lead(runs: Sequence[Facts]) -> str:
     names = names_of(runs)
-    head = next((name for name in reversed(names) if name == runs[0].head), names[-1] if names else None)
+    head = next(
+        (name for name in reversed(names) if name == runs[0].head), names[-1] if names else None
+    )
     if head is None:
         return "<p class='lead'>No column of the table is in all of these runs.</p>"
     mean, deviation, half = spread([facts.table[head]["top1"] for facts in runs])
@@ -99,15 +101,28 @@ def _table(runs: Sequence[Facts]) -> str:
             runs[0].shown(name), f"{mean:.2f}", f"{deviation:.2f}", f"{mean - half:.1f} - {mean + half:.1f}",
             f"{min(found):.1f} - {max(found):.1f}", _dots(found, mean, (low, high)),
         ])  # fmt: skip
-    header = ["system", "mean top-1 %", "deviation", "95 % interval", "range", f"each run, {low:g} to {high:g} %"]
+    header = [
+        "system",
+        "mean top-1 %",
+        "deviation",
+        "95 % interval",
+        "range",
+        f"each run, {low:g} to {high:g} %",
+    ]
     note = "<p class='soft'>Interval: of the mean over runs, by Student's t; it says what other seeds or splits would "
-    return table(header, rows, len(rows) - 1, numbers=1) + note + "do, not what other videos would.</p>"
+    return (
+        table(header, rows, len(rows) - 1, numbers=1)
+        + note
+        + "do, not what other videos would.</p>"
+    )
 
 
 def _dots(values: Sequence[float], mean: float, scale: tuple[float, float]) -> str:
     least, most = scale
     places = [100 * (value - least) / ((most - least) or 1.0) for value in [*values, mean]]
-    dots = "".join(f'<circle cx="{at:.1f}" cy="6" r="2.2" style="fill:var(--s0)"/>' for at in places[:-1])
+    dots = "".join(
+        f'<circle cx="{at:.1f}" cy="6" r="2.2" style="fill:var(--s0)"/>' for at in places[:-1]
+    )
     label = "top-1 of each run: " + ", ".join(f"{value:.1f}" for value in values)
     mark = f'<line x1="{places[-1]:.1f}" x2="{places[-1]:.1f}" y1="0" y2="12" style="stroke:var(--s1);stroke-width:2"/>'
     base = '<line x1="0" x2="100" y1="6" y2="6" style="stroke:var(--line)"/>'
@@ -120,7 +135,11 @@ def _each(runs: Sequence[Facts], out: Path) -> str:
     for facts in runs:
         report = os.path.relpath(facts.paths.report.resolve(), out.resolve().parent)
         name = html.escape(facts.name)
-        link = f'<a href="{html.escape(quote(report))}">{name}</a>' if facts.paths.report.is_file() else name
+        link = (
+            f'<a href="{html.escape(quote(report))}">{name}</a>'
+            if facts.paths.report.is_file()
+            else name
+        )
         figures = [f"{facts.table[column]['top1']:.2f}" for column in names]
         config = facts.config
         rows.append([link, html.escape(config.recipe), facts.split, str(config.seed), *figures])
@@ -135,16 +154,28 @@ def _curves(runs: Sequence[Facts]) -> str:
         logs = [facts.logs[name] for facts in runs if name in facts.logs and facts.logs[name].rows]
         lines: list[Line] = []
         streams = sorted({s for log in logs for s in log.series("accuracy_")})
-        for number, stream in ((STREAM_SERIES.get(stream, 2 + n), stream) for n, stream in enumerate(streams)):
+        for number, stream in (
+            (STREAM_SERIES.get(stream, 2 + n), stream) for n, stream in enumerate(streams)
+        ):
             key = f"accuracy_{stream}"
-            curves = [[(row["step"], 100 * row[key]) for row in log.rows if key in row] for log in logs]
+            curves = [
+                [(row["step"], 100 * row[key]) for row in log.rows if key in row] for log in logs
+            ]
             lines += [Line(stream, curve, number, faint=True) for curve in curves]
             lines.append(Line(f"{stream}, mean", _mean(curves), number))
         if lines:
             steps = [x for line in lines for x, _ in line.points]
             x, y = axis(steps, 0.0), axis([], 0.0, 100.0)
-            parts.append(plot(f"{runs[0].title(name)}: accuracy while training, in %, over steps", lines, x, y))
-    return f'<div class="grid">{"".join(parts)}</div>' if parts else "<p>No run has written metrics.</p>"
+            parts.append(
+                plot(
+                    f"{runs[0].title(name)}: accuracy while training, in %, over steps", lines, x, y
+                )
+            )
+    return (
+        f'<div class="grid">{"".join(parts)}</div>'
+        if parts
+        else "<p>No run has written metrics.</p>"
+    )
 
 
 def _mean(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
@@ -165,12 +196,22 @@ def _classes(runs: Sequence[Facts]) -> str:
         found, (mean, deviation, _) = shares[name], spread(shares[name])
         dots = _dots(found, mean, (0, 100))
         rows.append(
-            [html.escape(name), f"{mean:.1f}", f"{deviation:.1f}", f"{min(found):.0f} - {max(found):.0f}", dots]
+            [
+                html.escape(name),
+                f"{mean:.1f}",
+                f"{deviation:.1f}",
+                f"{min(found):.0f} - {max(found):.0f}",
+                dots,
+            ]
         )
     header = ["class", "mean %", "deviation", "range", "each run, 0 to 100 %"]
     first = table(header, rows[:MOST_CLASSES], numbers=1)
     rest = rows[MOST_CLASSES:]
-    more = f"<details><summary>{len(rest)} more</summary>{table(header, rest, numbers=1)}</details>" if rest else ""
+    more = (
+        f"<details><summary>{len(rest)} more</summary>{table(header, rest, numbers=1)}</details>"
+        if rest
+        else ""
+    )
     return f"<p class='soft'>{runs[0].shown(runs[0].head)}, the worst class first.</p>{first}{more}"
 
 
@@ -179,7 +220,11 @@ def _shares(runs: Sequence[Facts]) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for facts in runs:
         scores = facts.columns.get(runs[0].head or "")
-        if scores is None or scores.labels.ndim != 1 or scores.classes != runs[0].columns[runs[0].head or ""].classes:
+        if (
+            scores is None
+            or scores.labels.ndim != 1
+            or scores.classes != runs[0].columns[runs[0].head or ""].classes
+        ):
             return {}
         hits = is_right(scores)
         for number, name in enumerate(scores.classes):
@@ -208,12 +253,17 @@ def _differences(runs: Sequence[Facts]) -> str:
     from hpc_stres.config.loading import plain
 
     flat = [_flat(plain(facts.config)) for facts in runs]
-    keys = sorted({key for one in flat for key in one if len({repr(other.get(key)) for other in flat}) > 1})
+    keys = sorted(
+        {key for one in flat for key in one if len({repr(other.get(key)) for other in flat}) > 1}
+    )
     kept = [key for key in keys if not key.startswith("cluster.environment")]
     if not kept:
         return "<p>Nothing in their configs.</p>"
     names = [html.escape(facts.name) for facts in runs]
-    rows = [[f"<code>{html.escape(key)}</code>", *(html.escape(str(one.get(key))) for one in flat)] for key in kept]
+    rows = [
+        [f"<code>{html.escape(key)}</code>", *(html.escape(str(one.get(key))) for one in flat)]
+        for key in kept
+    ]
     return table(["option", *names], rows)
 
 

@@ -35,7 +35,9 @@ def write_events(facts: Facts, shots: dict[str, Shots]) -> Path:
             writer.add_scalar(f"test_interval_high/{name}", high, step)
     for name, scores in facts.columns.items():
         if scores.labels.ndim == 1:
-            writer.add_image(f"confusion/{name}", confusion_picture(matrix.counts(scores)), 0, dataformats="HWC")
+            writer.add_image(
+                f"confusion/{name}", confusion_picture(matrix.counts(scores)), 0, dataformats="HWC"
+            )
     for name, shot in shots.items():
         writer.add_image(f"examples/{name}", strip(shot), 0, dataformats="HWC")
     writer.close()

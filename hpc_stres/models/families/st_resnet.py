@@ -30,7 +30,9 @@ def build(request: NetworkRequest) -> "nn.Module":
     if isinstance(options, StarOptions):
         pool = TemporalPool(options.temporal_pool, window=POOL_WINDOW, stride=2)
     trunks = trunks_of(request, "inflated")
-    return TwoStream(request.num_classes, trunks, interaction=interaction_of(options, trunks), pool=pool)
+    return TwoStream(
+        request.num_classes, trunks, interaction=interaction_of(options, trunks), pool=pool
+    )
 
 
 MODELS.register(

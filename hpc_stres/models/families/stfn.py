@@ -44,7 +44,9 @@ class StfnOptions(AppearanceOptions, MotionOptions):
     def __post_init__(self) -> None:
         check_field(0 <= self.blocks <= MOST_BLOCKS, "blocks", f"expected 0 to {MOST_BLOCKS}")
         fits = self.kernels and all(1 <= kernel <= LONGEST_KERNEL for kernel in self.kernels)
-        check_field(bool(fits), "kernels", f"expected one or more lengths from 1 to {LONGEST_KERNEL}")
+        check_field(
+            bool(fits), "kernels", f"expected one or more lengths from 1 to {LONGEST_KERNEL}"
+        )
         reads_operation = self.blocks > 0 or self.head_reads == "joined"
         is_said = (self.operation, self.direction) != ("average", "both")
         check_field(
@@ -53,9 +55,13 @@ class StfnOptions(AppearanceOptions, MotionOptions):
             "no effect: there are no fusion blocks, and the classifiers read their own sequences",
         )
         is_one_way = self.direction != "both"
-        check_field(self.blocks > 0 or not is_one_way, "direction", "no effect without fusion blocks")
+        check_field(
+            self.blocks > 0 or not is_one_way, "direction", "no effect without fusion blocks"
+        )
         has_even = any(kernel % 2 == 0 for kernel in self.kernels)
-        check_field(has_even or self.even_padding == "after", "even_padding", "no effect: no kernel is even")
+        check_field(
+            has_even or self.even_padding == "after", "even_padding", "no effect: no kernel is even"
+        )
 
 
 def build(request: NetworkRequest) -> "nn.Module":

@@ -37,7 +37,9 @@ def build(request: NetworkRequest) -> "nn.Module":
     options = request.options
     assert isinstance(options, StmOptions)
     trunks = {
-        stream: replace(trunk, temporal_init=options.temporal_init, temporal_units=options.temporal_units)
+        stream: replace(
+            trunk, temporal_init=options.temporal_init, temporal_units=options.temporal_units
+        )
         for stream, trunk in trunks_of(request, "new").items()
     }
     return TwoStream(

@@ -183,7 +183,9 @@ class ConvNormReLU(nn.Module):
         height, width = step.kernel
         padding = (height // 2, width // 2) if step.padding is None else step.padding
         channels = options.channels(step.channels)
-        self.conv = Convolution(channels_in, channels, step.kernel, step.stride, padding, bias=False)
+        self.conv = Convolution(
+            channels_in, channels, step.kernel, step.stride, padding, bias=False
+        )
         self.bn = options.norm(channels)
 
     def forward(self, x: Tensor, groups: NormGroups | None) -> Tensor:
@@ -211,7 +213,9 @@ class Mixed(nn.Module):
             ends = branch.fork or branch.steps[-1:]
             self.channels += sum(options.channels(s.channels) for s in ends) if ends else channels
 
-    def forward(self, into: UnitInput, frames: int, groups: NormGroups | None, rectify: bool = True) -> Tensor:
+    def forward(
+        self, into: UnitInput, frames: int, groups: NormGroups | None, rectify: bool = True
+    ) -> Tensor:
         """The block's output, which is rectified as it is; `frames` is there for units that look along time."""
         outputs: list[Tensor] = []
         for branch in self.branches:
@@ -238,7 +242,9 @@ class AuxiliaryHead(nn.Module):
     def __init__(self, channels_in: int, num_classes: int, options: InceptionOptions) -> None:
         super().__init__()
         self.conv0 = ConvNormReLU(channels_in, Step("conv0", 128), options)
-        self.conv1 = ConvNormReLU(options.channels(128), Step("conv1", 768, (5, 5), 1, NO_PADDING), options)
+        self.conv1 = ConvNormReLU(
+            options.channels(128), Step("conv1", 768, (5, 5), 1, NO_PADDING), options
+        )
         self.fc = Classifier(options.channels(768), num_classes)
 
     def forward(self, x: Tensor, groups: NormGroups | None = None) -> Tensor:

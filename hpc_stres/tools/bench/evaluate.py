@@ -39,8 +39,20 @@ def _speed_figures(repeats: int) -> list[Figure]:
     video = Timing(tuple(FLIPS * value for value in ours.seconds))
     reference = Timing(tuple(CHUNKS * value for value in theirs.seconds))
     return [
-        Figure("evaluate", "a video in two passes of 25 chunks", video.median_s, "s", spread=video.spread),
-        Figure("evaluate", "a video as 25 clips of ten crops", reference.median_s, "s", spread=reference.spread),
+        Figure(
+            "evaluate",
+            "a video in two passes of 25 chunks",
+            video.median_s,
+            "s",
+            spread=video.spread,
+        ),
+        Figure(
+            "evaluate",
+            "a video as 25 clips of ten crops",
+            reference.median_s,
+            "s",
+            spread=reference.spread,
+        ),
         ratio("evaluate", "ours over the ten-crop way", quotients(reference, video), TARGET),
     ]
 
@@ -50,9 +62,13 @@ def _memory_figures(threads: int) -> list[Figure]:
     figures = []
     for chunks in (CHUNKS, 2 * CHUNKS):
         code = f"from hpc_stres.tools.bench.evaluate import pass_memory_mib as f; print(f({chunks}, {threads}))"
-        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
         peak = float(run.stdout.split()[-1])
-        figures.append(Figure("evaluate", f"peak of a pass, {chunks} chunks of {WIDTH}x{HEIGHT}", peak, "MiB"))
+        figures.append(
+            Figure("evaluate", f"peak of a pass, {chunks} chunks of {WIDTH}x{HEIGHT}", peak, "MiB")
+        )
     growth = figures[1].value / figures[0].value
     return [*figures, ratio("evaluate", "50 chunks over 25 chunks (2 is linear)", growth)]
 

@@ -35,12 +35,12 @@ def bench_feed(threads: int, repeats: int) -> list[Figure]:
         store = Store(root)
         starts = (6, 17, 28, 39, 50)
         stacks = tuple(tuple(range(start - 5, start + 5)) for start in starts)
-        batch = [
-            Request(n, 0, 0, starts, stacks, Box(8 * n, 9 * n, 200 + 10 * n, 210 + 9 * n), n % 2 == 1) for n in range(4)
-        ]
+        boxes = [Box(8 * n, 9 * n, 200 + 10 * n, 210 + 9 * n) for n in range(4)]
+        batch = [Request(n, 0, 0, starts, stacks, box, n % 2 == 1) for n, box in enumerate(boxes)]
         reader = feed.ClipReader(store, SIDE, "torchvision", threads=threads, dtype=torch.bfloat16)
-        gray, colour = feed.Decoder(True, 512, threads, None), feed.Decoder(False, 512, threads, None)
-        flow = [store.flow(0, pair, axis) for r in batch for s in r.flow for pair in s for axis in (0, 1)]
+        gray, colour = (feed.Decoder(is_gray, 512, threads, None) for is_gray in (True, False))
+        pairs = [pair for r in batch for stack in r.flow for pair in stack]
+        flow = [store.flow(0, pair, axis) for pair in pairs for axis in (0, 1)]
         rgb = [store.rgb(0, frame) for r in batch for frame in r.frames]
         flow_boxes, rgb_boxes = ([r.box for r in batch for _ in range(count)] for count in (100, 5))
 
@@ -54,8 +54,12 @@ def bench_feed(threads: int, repeats: int) -> list[Figure]:
         def loader_alone() -> None:
             _file_loader(files, batch, workers=0)
 
-        own, decode, files_s, alone = interleaved(repeats, lambda: reader.read(batch), bare, loader, loader_alone)
-        on_core, bare_on_core = interleaved(repeats, lambda: reader.read(batch), bare, clock=time.process_time)
+        own, decode, files_s, alone = interleaved(
+            repeats, lambda: reader.read(batch), bare, loader, loader_alone
+        )
+        on_core, bare_on_core = interleaved(
+            repeats, lambda: reader.read(batch), bare, clock=time.process_time
+        )
         if os.environ.get("HPC_STRES_PROFILE"):
             _profile(lambda: reader.read(batch))
     planes = len(batch) * 105
@@ -64,11 +68,13 @@ def bench_feed(threads: int, repeats: int) -> list[Figure]:
     return [
         rate("feed", "ours", planes, own, "planes/s"),
         rate("feed", "bare JPEG decoding (DALI)", planes, decode, "planes/s"),
-        rate("feed", f"DataLoader, OpenCV, single files, {threads} workers", many, files_s, "planes/s"),
+        rate("feed", f"DataLoader, OpenCV, {threads} workers", many, files_s, "planes/s"),
         rate("feed", "the same in the main process", many, alone, "planes/s"),
         ratio("feed", "ours over DataLoader", over_loader, LOADER_TARGET),
         ratio("feed", "ours over bare decoding", quotients(decode, own), DECODE_TARGET),
-        ratio("feed", "the same in seconds on a core", quotients(bare_on_core, on_core), DECODE_TARGET),
+        ratio(
+            "feed", "the same in seconds on a core", quotients(bare_on_core, on_core), DECODE_TARGET
+        ),
     ]
 
 
@@ -79,7 +85,9 @@ def _write_bench_store(root: Path) -> Path:
     from hpc_stres.store.reader import PreparedVideo, write_store
 
     frames = moving_frames(60)
-    planes = encode_flow(tvl1(np.stack([gray(frame) for frame in frames]), threads=os.cpu_count() or 1))
+    planes = encode_flow(
+        tvl1(np.stack([gray(frame) for frame in frames]), threads=os.cpu_count() or 1)
+    )
     rgb = [encode_jpeg(frame, 95) for frame in frames]
     flow = [encode_jpeg(plane, 95) for pair in planes for plane in pair]
     files = root / "files"
@@ -123,7 +131,9 @@ class _Files:
             assert picture is not None
             cut = picture[box.top : box.top + box.height, box.left : box.left + box.width]
             small = cv2.resize(cut, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
-            return torch.from_numpy(np.ascontiguousarray(small[:, ::-1] if request.flip else small)).float()
+            return torch.from_numpy(
+                np.ascontiguousarray(small[:, ::-1] if request.flip else small)
+            ).float()
 
         rgb = [(load(f"rgb{n:03d}.jpg", cv2.IMREAD_COLOR) - 110) / 58 for n in request.frames]
         numbers = [2 * pair + axis for stack in request.flow for pair in stack for axis in (0, 1)]

@@ -52,7 +52,9 @@ def spread(values: tuple[float, ...]) -> float:
     return (high - low) / 2 / middle if middle else 0.0
 
 
-def interleaved(repeats: int, *contestants: Contestant, clock: Callable[[], float] = time.perf_counter) -> list[Timing]:
+def interleaved(
+    repeats: int, *contestants: Contestant, clock: Callable[[], float] = time.perf_counter
+) -> list[Timing]:
     """Seconds of each contestant in rounds in which all take turns, so that a busy minute of the machine meets all.
 
     With `time.thread_time` as the clock they are this thread's on a core: what a busy machine does not change. Each
@@ -80,7 +82,11 @@ def quotients(over: Timing, under: Timing) -> tuple[float, ...]:
 
 
 def ratio(
-    part: str, what: str, value: float | tuple[float, ...], target: float | None = None, at_most: bool = False
+    part: str,
+    what: str,
+    value: float | tuple[float, ...],
+    target: float | None = None,
+    at_most: bool = False,
 ) -> Figure:
     """A ratio, or the median of several, and whether it meets its target."""
     values = value if isinstance(value, tuple) else (value,)
@@ -95,7 +101,9 @@ def ratio(
 def judged(figure: Figure, target: float, at_most: bool = True) -> Figure:
     """A figure in its own unit against a target."""
     word, is_met = ("less", figure.value <= target) if at_most else ("more", figure.value >= target)
-    return figure._replace(target=f"{target:g} {figure.unit} or {word}", verdict="met" if is_met else "MISSED")
+    return figure._replace(
+        target=f"{target:g} {figure.unit} or {word}", verdict="met" if is_met else "MISSED"
+    )
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -124,7 +132,11 @@ def _processors() -> Iterator[str]:
 
 def peak_kib() -> int:
     """This program's own peak: getrusage would count what the process had before it became this program."""
-    (line,) = [row for row in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if "VmHWM" in row]
+    (line,) = [
+        row
+        for row in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        if "VmHWM" in row
+    ]
     return int(line.split()[1])
 
 
@@ -133,7 +145,9 @@ def read_figure(path: Path, part: str, what: str) -> float:
     remedy = f"Write it with `hpc-stres bench {part} --json {path}`."
     try:
         figures = json.loads(path.read_text(encoding="utf-8"))["figures"]
-        values = [float(one["value"]) for one in figures if one["part"] == part and one["what"] == what]
+        values = [
+            float(one["value"]) for one in figures if one["part"] == part and one["what"] == what
+        ]
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}\n{remedy}") from None
     except (ValueError, KeyError, TypeError) as error:

@@ -68,7 +68,10 @@ def write_synthetic_index(root: Path, videos: int, frames: int = FRAMES) -> None
         "listing": listing, "names": names.view(np.uint8), "splits": number.astype(np.int32), "videos": rows,
         "offsets": np.arange(min(videos, OWN_PLACES) * step),
     }  # fmt: skip
-    index = {role: writer.save_stream(paths, role, len(column), [column]) for role, column in columns.items()}
+    index = {
+        role: writer.save_stream(paths, role, len(column), [column])
+        for role, column in columns.items()
+    }
     index["remarks"] = writer.write_remarks(paths, [])
     shards = sorted(set(rows["shard"].tolist()))
     for shard in shards:
@@ -76,8 +79,19 @@ def write_synthetic_index(root: Path, videos: int, frames: int = FRAMES) -> None
             stream.truncate(10**10)
     sums = {paths.shard(shard).name: {"bytes": 10**10, "sha256": ""} for shard in shards}
     split = {"train": {"1": [0, videos]}, "test": {"1": [0, 0]}}
-    about: dict[str, Any] = {"format": store_format.FORMAT, "kind": "csv", "settings": {}, "videos": videos}
-    about |= {"listed": videos, "classes": [str(n) for n in range(CLASSES)], **split, "index": index, "shards": sums}
+    about: dict[str, Any] = {
+        "format": store_format.FORMAT,
+        "kind": "csv",
+        "settings": {},
+        "videos": videos,
+    }
+    about |= {
+        "listed": videos,
+        "classes": [str(n) for n in range(CLASSES)],
+        **split,
+        "index": index,
+        "shards": sums,
+    }
     writer.write_manifest(paths, about)
 
 
@@ -86,15 +100,25 @@ def _opening(root: Path, videos: int, repeats: int) -> list[Figure]:
     code = f"from hpc_stres.tools.bench.growth import open_and_draw as f; f({str(root)!r})"
     found = []
     for _ in range(repeats):
-        run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+        run = subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        )
         found.append(json.loads(run.stdout))
     seconds, cpu = (Timing(tuple(one[key] for one in found)) for key in ("seconds", "cpu_seconds"))
     memory = tuple(one["mib"] for one in found)
     what = f"{videos:,} videos: opening"
     return [
         Figure("growth", what, seconds.median_s, "s", spread=seconds.spread),
-        judged(Figure("growth", f"{what}, time on a core", cpu.median_s, "s", spread=cpu.spread), OPEN_S),
-        judged(Figure("growth", f"{what}, memory of a rank", max(memory), "MiB", spread=spread(memory)), OPEN_MIB),
+        judged(
+            Figure("growth", f"{what}, time on a core", cpu.median_s, "s", spread=cpu.spread),
+            OPEN_S,
+        ),
+        judged(
+            Figure(
+                "growth", f"{what}, memory of a rank", max(memory), "MiB", spread=spread(memory)
+            ),
+            OPEN_MIB,
+        ),
     ]
 
 
@@ -105,7 +129,10 @@ def open_and_draw(root: str) -> None:
 
     before, started, cpu_started = peak_kib(), time.perf_counter(), time.process_time()
     store = Store(Path(root))
-    times = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu_started}
+    times = {
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": time.process_time() - cpu_started,
+    }
     requests_at(_sampler(store), 0, range(4))
     print(json.dumps({**times, "mib": (peak_kib() - before) / 1024}))
 
@@ -131,11 +158,15 @@ def _requests(root: Path, videos: int, repeats: int) -> list[Figure]:
     number = itertools.count()
 
     def steps(positions: list[tuple[int, ...]]) -> None:
-        for step in itertools.islice(number, STEPS):  # always new ones: a large store's rows are then new as well
+        for step in itertools.islice(
+            number, STEPS
+        ):  # always new ones: a large store's rows are then new as well
             for some in positions:
                 total(step, requests_at(source, step, some))
 
-    work = {ranks: [share.positions for share in layout.shares[0]] for ranks, layout in layouts.items()}
+    work = {
+        ranks: [share.positions for share in layout.shares[0]] for ranks, layout in layouts.items()
+    }
     # One thread's Python: its time on a core, so that other work on the machine is not counted.
     turns = (lambda some=some: steps(some) for some in work.values())
     timings = interleaved(repeats, *turns, clock=time.thread_time)
@@ -146,7 +177,9 @@ def _requests(root: Path, videos: int, repeats: int) -> list[Figure]:
         figures.append(judged(figure, RANK_MS) if ranks >= RANKS_OF_LIMIT else figure)
         if ranks == 1:
             count = sum(map(len, positions))
-            each = figure._replace(what=f"{videos:,} videos: a position", value=figure.value / count)
+            each = figure._replace(
+                what=f"{videos:,} videos: a position", value=figure.value / count
+            )
             figures.append(judged(each, POSITION_MS))
     return figures
 
@@ -171,7 +204,9 @@ def _packing(root: Path) -> list[Figure]:
         most = max(most, before + store.shard(number).stat().st_size)
     seconds = time.perf_counter() - started
     stays = sum(path.stat().st_size for path in store.shards.iterdir())
-    share = Figure("growth", f"packing {len(batches)} shards: most disk over what stays", most / stays, "x")
+    share = Figure(
+        "growth", f"packing {len(batches)} shards: most disk over what stays", most / stays, "x"
+    )
     return [Figure("growth", "packing", stays / seconds / 1e6, "MB/s"), judged(share, DISK_SHARE)]
 
 

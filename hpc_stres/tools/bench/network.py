@@ -37,7 +37,9 @@ def rounds(repeats: int, *contestants: Callable[[], object]) -> list[list[float]
 def at_most(part: str, what: str, ours: list[float], theirs: list[float], target: float) -> Figure:
     """The median over rounds of a share that should be small."""
     value = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-    return Figure(part, what, value, "x", f"{target:g} x or less", "met" if value <= target else "MISSED")
+    return Figure(
+        part, what, value, "x", f"{target:g} x or less", "met" if value <= target else "MISSED"
+    )
 
 
 def bench_norm(threads: int, repeats: int) -> list[Figure]:
@@ -54,11 +56,15 @@ def bench_norm(threads: int, repeats: int) -> list[Figure]:
         x = torch.randn(shape, device=device).to(dtype).to(memory_format=order).requires_grad_()
         grad = torch.randn(shape, device=device).to(dtype).to(memory_format=order)
         count = shape[0] // GROUP
-        groups = assign_groups(torch.arange(shape[0], device=device) % count, count, 1, torch.float32)
+        groups = assign_groups(
+            torch.arange(shape[0], device=device) % count, count, 1, torch.float32
+        )
         own = SubBatchNorm2d(shape[1], GROUP, relu=True).to(device)
         reference = torch.nn.BatchNorm2d(shape[1]).to(device)
 
-        def run(call: Callable[[Any], Any], leaves: list[Any], x: Any = x, grad: Any = grad) -> None:
+        def run(
+            call: Callable[[Any], Any], leaves: list[Any], x: Any = x, grad: Any = grad
+        ) -> None:
             torch.autograd.grad(call(x), [x, *leaves], grad)
 
         def torchs(value: Any, layer: Any = reference) -> Any:
@@ -71,7 +77,9 @@ def bench_norm(threads: int, repeats: int) -> list[Figure]:
         )
         text = f"{shape} {name}"
         figures.append(Figure("norm", f"{text}: ours", 1e3 * statistics.median(ours), "ms"))
-        figures.append(at_most("norm", f"{text}: ours over BatchNorm + ReLU", ours, theirs, NORM_TARGETS[name]))
+        figures.append(
+            at_most("norm", f"{text}: ours over BatchNorm + ReLU", ours, theirs, NORM_TARGETS[name])
+        )
     return figures
 
 
@@ -95,13 +103,19 @@ def convolutions_of(model: Any, rgb: Any, flow: Any) -> Counter[Convolution]:
     class Watch(TorchFunctionMode):
         """Notes every call of conv2d."""
 
-        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_function__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             if function in (torch.conv2d, torch.nn.functional.conv2d):
                 names = ("input", "weight", "bias", "stride", "padding")
                 given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
                 pair = (_pair(given.get("stride", 1)), _pair(given.get("padding", 0)))
                 x = given["input"]
-                seen[Convolution(tuple(x.shape), tuple(given["weight"].shape), *pair, not x.requires_grad)] += 1
+                seen[
+                    Convolution(
+                        tuple(x.shape), tuple(given["weight"].shape), *pair, not x.requires_grad
+                    )
+                ] += 1
             return function(*args, **(kwargs or {}))
 
     with Watch():
@@ -120,8 +134,18 @@ def only_convolutions(counts: Counter[Convolution], dtype: Any, device: Any) -> 
     order = torch.channels_last
     jobs = []
     for one, count in counts.items():
-        x = torch.randn(one.x, device=device).to(dtype).to(memory_format=order).requires_grad_(not one.first)
-        weight = torch.randn(one.weight, device=device).to(dtype).to(memory_format=order).requires_grad_()
+        x = (
+            torch.randn(one.x, device=device)
+            .to(dtype)
+            .to(memory_format=order)
+            .requires_grad_(not one.first)
+        )
+        weight = (
+            torch.randn(one.weight, device=device)
+            .to(dtype)
+            .to(memory_format=order)
+            .requires_grad_()
+        )
         grad = torch.ones_like(torch.conv2d(x, weight, None, one.stride, one.padding))
         jobs.append((one, count, x, weight, grad))
 
@@ -166,5 +190,7 @@ def _clips(videos: int, frames: int, planes: int, device: Any) -> Any:
     """Random clips in the feed's order."""
     import torch
 
-    flat = torch.randn(videos * frames, planes, SIDE, SIDE, device=device).to(memory_format=torch.channels_last)
+    flat = torch.randn(videos * frames, planes, SIDE, SIDE, device=device).to(
+        memory_format=torch.channels_last
+    )
     return flat.unflatten(0, (videos, frames))

@@ -15,15 +15,31 @@ class Part(NamedTuple):
 
 # In the order of `bench all`: what needs a quiet machine first.
 PARTS = {
-    "norm": Part("network", "fused normalisation and ReLU against torch's BatchNorm and ReLU, forward and backward"),
-    "step": Part("step", "a training step over its convolutions alone, and videos/s against ResNet-50's images/s"),
-    "feed": Part("feed", "the feed against bare JPEG decoding and against a DataLoader over single JPEG files"),
+    "norm": Part(
+        "network",
+        "fused normalisation and ReLU against torch's BatchNorm and ReLU, forward and backward",
+    ),
+    "step": Part(
+        "step",
+        "a training step over its convolutions alone, and videos/s against ResNet-50's images/s",
+    ),
+    "feed": Part(
+        "feed",
+        "the feed against bare JPEG decoding and against a DataLoader over single JPEG files",
+    ),
     "flow": Part("flow", "TV-L1 against OpenCV's, on the same frames and threads"),
-    "evaluate": Part("evaluate", "the paper's protocol in one pass against its ten crops one by one, and its memory"),
+    "evaluate": Part(
+        "evaluate",
+        "the paper's protocol in one pass against its ten crops one by one, and its memory",
+    ),
     "prepare": Part("prepare", "videos to a store, against decoding and flow alone"),
     "start": Part("start", "seconds from a command to its first answer"),
-    "growth": Part("growth", "requests, opening and packing from 10^2 to 10^6 videos and from 1 to 256 ranks"),
-    "plan": Part("plan", "what `hpc-stres plan` predicts against real runs on one and two processes"),
+    "growth": Part(
+        "growth", "requests, opening and packing from 10^2 to 10^6 videos and from 1 to 256 ranks"
+    ),
+    "plan": Part(
+        "plan", "what `hpc-stres plan` predicts against real runs on one and two processes"
+    ),
 }
 
 

@@ -67,15 +67,29 @@ def _against_a_run(config: Config, name: str, ranks: int, folder: Path) -> list[
     verdict = "met" if 1 - allowed <= share <= 1 + allowed else "MISSED"
     target = f"{1 - allowed:.2g} to {1 + allowed:.2g} x"
     return [
-        Figure("plan", f"{what}: predicted", predicted, "s/step", spread=abs(predicted - before) / predicted),
+        Figure(
+            "plan",
+            f"{what}: predicted",
+            predicted,
+            "s/step",
+            spread=abs(predicted - before) / predicted,
+        ),
         Figure("plan", f"{what}: real", real, "s/step"),
         Figure("plan", f"{what}: predicted over real", share, "x", target, verdict),
     ]
 
 
 def _config(folder: str, ranks: int) -> Config:
-    overrides = [f"data.root={folder}", f"cluster.ranks_per_node={ranks}", f"training.max_steps={STEPS}"]
-    overrides += ["training.engine=ddp", f"training.log_every_steps={LOG_EVERY}", "phases.st_resnet.starts_from=[]"]
+    overrides = [
+        f"data.root={folder}",
+        f"cluster.ranks_per_node={ranks}",
+        f"training.max_steps={STEPS}",
+    ]
+    overrides += [
+        "training.engine=ddp",
+        f"training.log_every_steps={LOG_EVERY}",
+        "phases.st_resnet.starts_from=[]",
+    ]
     return load_config(CONFIGS / "binding.yaml", [*overrides, "training.checkpoint_every_steps=0"])
 
 
@@ -83,7 +97,11 @@ def _real_step_s(config: Config, name: str, run_dir: Path, ranks: int) -> float:
     """Median seconds of a step of a real run, by its metrics."""
     write_text(run_dir / "config.yaml", dump(config))
     words = ["-m", "hpc_stres", "train", "--config", str(run_dir / "config.yaml"), "--phase", name]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+        if ranks > 1
+        else []
+    )
     command = [sys.executable, *launcher, *words, "--run-dir", str(run_dir)]
     subprocess.run(command, check=True, capture_output=True)
     rows = read_json_lines(run_dir / "phases" / name / "metrics.jsonl")[WARM_UP:]
@@ -99,9 +117,17 @@ def _wire_figures() -> list[Figure]:
     figures = []
     for ranks in WIRE_RANKS:
         predicted, real = _on_ranks(ranks)
-        figures.append(Figure("plan", f"all-reduce of 4 MiB, {ranks} ranks: by the formula", 1e3 * predicted, "ms"))
-        figures.append(Figure("plan", f"all-reduce of 4 MiB, {ranks} ranks: real", 1e3 * real, "ms"))
-        figures.append(Figure("plan", f"all-reduce, {ranks} ranks: formula over real", predicted / real, "x"))
+        figures.append(
+            Figure(
+                "plan", f"all-reduce of 4 MiB, {ranks} ranks: by the formula", 1e3 * predicted, "ms"
+            )
+        )
+        figures.append(
+            Figure("plan", f"all-reduce of 4 MiB, {ranks} ranks: real", 1e3 * real, "ms")
+        )
+        figures.append(
+            Figure("plan", f"all-reduce, {ranks} ranks: formula over real", predicted / real, "x")
+        )
     return figures
 
 

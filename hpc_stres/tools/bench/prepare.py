@@ -41,7 +41,11 @@ def bench_prepare(threads: int, repeats: int) -> list[Figure]:
 
 
 def _config(root: Path, workers: int, made: Path | None = None) -> Config:
-    overrides = [f"data.root={root}", f"data.workers={workers}", f"data.binding.train_videos={VIDEOS}"]
+    overrides = [
+        f"data.root={root}",
+        f"data.workers={workers}",
+        f"data.binding.train_videos={VIDEOS}",
+    ]
     overrides.append(f"data.binding.test_videos={TEST_VIDEOS}")
     if made is not None:
         overrides += [f"data.videos={made / 'videos'}", f"data.lists={made / 'splits'}"]

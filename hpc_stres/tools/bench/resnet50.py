@@ -46,7 +46,12 @@ def resnet50() -> nn.Module:
                 yield Bottleneck(inputs, width, stride if number == 0 else 1)
                 inputs = 4 * width
 
-    stem = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)]
+    stem = [
+        nn.Conv2d(3, 64, 7, 2, 3, bias=False),
+        nn.BatchNorm2d(64),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, 2, 1),
+    ]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2048, CLASSES)]
     return nn.Sequential(*stem, *blocks(), *head)
 
@@ -60,7 +65,9 @@ def share_figures(repeats: int) -> list[Figure]:
     plain = resnet50().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = _channels_last(torch.randn(IMAGES, 3, SIDE, SIDE, device=device))
     clips = [
-        _channels_last(torch.randn(VIDEOS * CHUNKS, planes, SIDE, SIDE, device=device)).unflatten(0, (VIDEOS, CHUNKS))
+        _channels_last(torch.randn(VIDEOS * CHUNKS, planes, SIDE, SIDE, device=device)).unflatten(
+            0, (VIDEOS, CHUNKS)
+        )
         for planes in (3, 20)
     ]
 

@@ -26,14 +26,26 @@ def bench_start(threads: int, repeats: int) -> list[Figure]:
             "import torch": ["-c", "import torch"],
         }
         _run(["-m", "hpc_stres", "prepare", *settings, *_few_videos()])
-        timings = interleaved(repeats, *(_runner(arguments) for arguments in words.values()), clock=_children_s)
+        timings = interleaved(
+            repeats, *(_runner(arguments) for arguments in words.values()), clock=_children_s
+        )
         figures = [
             Figure("start", name, timing.median_s, "s", spread=timing.spread)
             for name, timing in zip(words, timings, strict=True)
         ]
-        (timing,) = interleaved(2, _one_step(Path(folder), [*settings, *_few_videos()]), clock=_children_s)
-    first = Figure("start", "hpc-stres train, one step, end to end", timing.median_s, "s", spread=timing.spread)
-    return [figures[0], judged(figures[1], ANSWER_S), judged(figures[2], ANSWER_S), figures[3], first]
+        (timing,) = interleaved(
+            2, _one_step(Path(folder), [*settings, *_few_videos()]), clock=_children_s
+        )
+    first = Figure(
+        "start", "hpc-stres train, one step, end to end", timing.median_s, "s", spread=timing.spread
+    )
+    return [
+        figures[0],
+        judged(figures[1], ANSWER_S),
+        judged(figures[2], ANSWER_S),
+        figures[3],
+        first,
+    ]
 
 
 def _children_s() -> float:
@@ -61,6 +73,18 @@ def _one_step(folder: Path, settings: list[str]) -> Callable[[], None]:
     def train() -> None:
         run_dir = folder / f"run{next(turn)}"  # a finished phase is not trained again
         changes = ["--set", "training.max_steps=1", "--set", "training.engine=ddp"]
-        _run(["-m", "hpc_stres", "train", *settings, *changes, "--phase", "motion", "--run-dir", str(run_dir)])
+        _run(
+            [
+                "-m",
+                "hpc_stres",
+                "train",
+                *settings,
+                *changes,
+                "--phase",
+                "motion",
+                "--run-dir",
+                str(run_dir),
+            ]
+        )
 
     return train

@@ -49,5 +49,7 @@ def build(request):
 
 
 MODELS.register(
-    ModelFamily(name="mixed", title="Mixed", streams=("appearance", "motion"), options=Options, build=build)
+    ModelFamily(
+        name="mixed", title="Mixed", streams=("appearance", "motion"), options=Options, build=build
+    )
 )

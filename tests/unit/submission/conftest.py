@@ -20,7 +20,9 @@ class MadeUpSlurm:
 
     def __init__(self):
         self.jobs, self.accounts, self.answers, self.calls = {}, {}, {}, []
-        self.tested = Answer(0, "", "sbatch: Job 7 to start at 2030-01-01T00:00:00 using 1 processors on nodes n1\n")
+        self.tested = Answer(
+            0, "", "sbatch: Job 7 to start at 2030-01-01T00:00:00 using 1 processors on nodes n1\n"
+        )
         self.hidden, self.on_sbatch, self.cluster = set(), lambda number: None, "here"
 
     def call(self, words, seconds, keep_open=()):
@@ -43,21 +45,33 @@ class MadeUpSlurm:
 
     def sacct(self, words):
         asked = words[-1].split(",")
-        return Answer(0, "".join(f"{n}|{s}|0:0\n" for n, s in self.accounts.items() if n in asked), "")
+        return Answer(
+            0, "".join(f"{n}|{s}|0:0\n" for n, s in self.accounts.items() if n in asked), ""
+        )
 
     def scontrol(self, words):
         if "config" in words:
             return Answer(0, f"ClusterName             = {self.cluster}\n", "")
         if len(words) > 4:
             known = self.jobs.get(words[4])
-            return Answer(0, f"JobId={words[4]} JobState={known['state']} x\n", "") if known else DENIED
-        return Answer(0, "".join(f"JobId={n} JobName={j['name']} UserId\n" for n, j in self.jobs.items()), "")
+            return (
+                Answer(0, f"JobId={words[4]} JobState={known['state']} x\n", "")
+                if known
+                else DENIED
+            )
+        return Answer(
+            0, "".join(f"JobId={n} JobName={j['name']} UserId\n" for n, j in self.jobs.items()), ""
+        )
 
     def sbatch(self, words):
         number = str(100 + len(self.jobs))
         options = dict(word[2:].split("=", 1) for word in words[2:4])
         script = Path(words[4]).read_text(encoding="utf-8")
-        after = [line.split("=", 1)[1] for line in script.splitlines() if line.startswith("#SBATCH --dependency")]
+        after = [
+            line.split("=", 1)[1]
+            for line in script.splitlines()
+            if line.startswith("#SBATCH --dependency")
+        ]
         self.jobs[number] = {
             "state": "PENDING", "reason": "Priority", "name": options["job-name"], "comment": options["comment"],
             "after": "".join(after),
@@ -67,14 +81,18 @@ class MadeUpSlurm:
 
     def scancel(self, words):
         for number in words[1:]:
-            if number in self.jobs and (words[1] != "--state=PENDING" or self.jobs[number]["state"] == "PENDING"):
+            if number in self.jobs and (
+                words[1] != "--state=PENDING" or self.jobs[number]["state"] == "PENDING"
+            ):
                 self.jobs[number]["state"] = "CANCELLED"
         return Answer(0, "", "")
 
     def alive(self):
         """Tokens of jobs that wait or run."""
         over = scheduler.ENDED_STATES
-        return sorted(job["comment"].split(":")[2] for job in self.jobs.values() if job["state"] not in over)
+        return sorted(
+            job["comment"].split(":")[2] for job in self.jobs.values() if job["state"] not in over
+        )
 
 
 @pytest.fixture

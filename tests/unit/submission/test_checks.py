@@ -29,7 +29,11 @@ def own(tmp_path):
             path.write_bytes(b"video")
 
     def make(*overrides, profile="local", file=TINY):
-        places = [f"data.root={tmp_path}/data", "data.kind=folder", f"data.videos={tmp_path}/videos"]
+        places = [
+            f"data.root={tmp_path}/data",
+            "data.kind=folder",
+            f"data.videos={tmp_path}/videos",
+        ]
         return load_config(file, [*places, *overrides], profile)
 
     return make
@@ -45,7 +49,9 @@ def faults(config, tmp_path, ready=False, **more):
 
 def test_a_run_that_has_all_it_needs_has_no_faults(own, tmp_path):
     assert faults(own(), tmp_path) == []
-    assert faults(load_config(TINY, [f"data.root={tmp_path}/nothing"], "local"), tmp_path) == [], "made by itself"
+    assert faults(load_config(TINY, [f"data.root={tmp_path}/nothing"], "local"), tmp_path) == [], (
+        "made by itself"
+    )
 
 
 def test_videos_and_lists_that_are_not_here(own, tmp_path):
@@ -63,7 +69,9 @@ def test_videos_and_lists_that_are_not_here(own, tmp_path):
 
 def test_videos_of_a_list_that_are_not_here_and_splits_that_it_does_not_have(own, tmp_path):
     rows = "".join(
-        f"{label}/{n}.mp4,{label},{'test' if n else 'train'}\n" for label in ("run", "sit") for n in range(4)
+        f"{label}/{n}.mp4,{label},{'test' if n else 'train'}\n"
+        for label in ("run", "sit")
+        for n in range(4)
     )
     (tmp_path / "own.csv").write_text("path,label,split\n" + rows)
     lists = [f"data.lists={tmp_path}/own.csv", "data.kind=csv"]
@@ -104,16 +112,22 @@ def test_weights_that_are_not_here_or_not_whole(own, tmp_path):
 def test_weeks_on_cpus_are_questioned_and_minutes_are_not(own, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     sizes = ["model.stages=null", "model.width=64", "data.short_side=256", "data.crop=224"]
-    big = own(*sizes, "training.global_batch=256", "phases.st_resnet.optimise.schedule=[[80000, 0.001]]")
+    big = own(
+        *sizes, "training.global_batch=256", "phases.st_resnet.optimise.schedule=[[80000, 0.001]]"
+    )
     (found,) = faults(big, tmp_path)
     assert "days or more on" in found
     assert "--gpus-per-node" in found
     assert faults(big, tmp_path, allow_cpu=True) == []
-    on_gpus = dataclasses.replace(big, cluster=dataclasses.replace(big.cluster, gpus_per_node=4, scheduler="slurm"))
+    on_gpus = dataclasses.replace(
+        big, cluster=dataclasses.replace(big.cluster, gpus_per_node=4, scheduler="slurm")
+    )
     assert faults(on_gpus, tmp_path) == []
     (found,) = faults(own("cluster.gpus_per_node=2"), tmp_path)
     assert found.startswith("cluster.gpus_per_node=2: this machine has no NVIDIA GPU")
-    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/nvidia-smi" if name == "nvidia-smi" else None)
+    monkeypatch.setattr(
+        "shutil.which", lambda name: "/usr/bin/nvidia-smi" if name == "nvidia-smi" else None
+    )
     assert faults(big, tmp_path) == [], "a local run takes the GPU that is there"
 
 
@@ -150,7 +164,9 @@ def test_a_dry_run_says_what_a_submit_would_refuse(own, tmp_path, capsys):
 
 def test_what_the_scheduler_would_not_take_is_refused_before_any_job_is_made(fake, request_of):
     fake.tested = Answer(1, "", "allocation failure: Invalid partition name specified")
-    with pytest.raises(UserError, match="motion: sbatch --test-only: allocation failure: Invalid partition"):
+    with pytest.raises(
+        UserError, match="motion: sbatch --test-only: allocation failure: Invalid partition"
+    ):
         submit(request_of("motion"))
     assert fake.jobs == {}
     fake.tested = Answer(1, "", "sbatch: error: Unable to contact slurm controller")
@@ -158,8 +174,12 @@ def test_what_the_scheduler_would_not_take_is_refused_before_any_job_is_made(fak
     assert len(fake.jobs) == 2, "a controller that is busy is asked in earnest"
 
 
-@pytest.mark.parametrize("answer", [NoAnswer("sbatch took more than 60 s"), Answer(0, "", "sbatch: Job 3 to start")])
-def test_test_only_asks_once_for_each_kind_of_job_and_its_silence_is_no_refusal(fake, request_of, answer):
+@pytest.mark.parametrize(
+    "answer", [NoAnswer("sbatch took more than 60 s"), Answer(0, "", "sbatch: Job 3 to start")]
+)
+def test_test_only_asks_once_for_each_kind_of_job_and_its_silence_is_no_refusal(
+    fake, request_of, answer
+):
     fake.tested = answer
     request = request_of("all")
     refused, notes = checks.ask_scheduler(request.config, request.run_dir, request.jobs({}))
@@ -192,15 +212,28 @@ def arguments(*words):
     return parser.parse_args(["--cluster", "local", *words])
 
 
-@pytest.mark.parametrize(("split", "expected"), [("2", [2]), ("17", [17]), (None, [None]), ("all", [1, 2, 3])])
+@pytest.mark.parametrize(
+    ("split", "expected"), [("2", [2]), ("17", [17]), (None, [None]), ("all", [1, 2, 3])]
+)
 def test_splits_of_the_command_line(tmp_path, split, expected):
     words = ["--config", str(TINY), "--set", f"data.root={tmp_path}"]
     assert submitting._splits(arguments(*words, *(["--split", split] if split else []))) == expected
 
 
 def test_all_splits_are_those_of_the_data_set(own, tmp_path):
-    places = [f"data.root={tmp_path}/data", "data.kind=folder", f"data.videos={tmp_path}/videos", "data.folds=4"]
-    words = ["--config", str(TINY), "--split", "all", *(word for text in places for word in ("--set", text))]
+    places = [
+        f"data.root={tmp_path}/data",
+        "data.kind=folder",
+        f"data.videos={tmp_path}/videos",
+        "data.folds=4",
+    ]
+    words = [
+        "--config",
+        str(TINY),
+        "--split",
+        "all",
+        *(word for text in places for word in ("--set", text)),
+    ]
     assert submitting._splits(arguments(*words)) == [1, 2, 3, 4]
 
 

@@ -22,11 +22,18 @@ MOTION = ["evaluate", "motion"]
 
 SACCT = {"says FAILED": "FAILED", "says RUNNING": "RUNNING", "knows nothing": "", "fails": FAILED,
          "is silent": NoAnswer("silent")}  # fmt: skip
-SCONTROL = {"shows it": None, "denies it": DENIED, "fails": FAILED, "says nothing": Answer(0, "", "")}
+SCONTROL = {
+    "shows it": None,
+    "denies it": DENIED,
+    "fails": FAILED,
+    "says nothing": Answer(0, "", ""),
+}
 
 
 @pytest.mark.parametrize(("accounting", "control"), list(itertools.product(SACCT, SCONTROL)))
-def test_a_job_that_squeue_hides_is_gone_only_when_somebody_says_so(fake, request_of, accounting, control):
+def test_a_job_that_squeue_hides_is_gone_only_when_somebody_says_so(
+    fake, request_of, accounting, control
+):
     submit(request_of())
     assert fake.alive() == MOTION
     fake.hidden = set(fake.jobs)
@@ -35,7 +42,9 @@ def test_a_job_that_squeue_hides_is_gone_only_when_somebody_says_so(fake, reques
     else:
         fake.answers["sacct"] = SACCT[accounting]
     whole = fake.scontrol
-    fake.scontrol = lambda words: whole(words) if "config" in words else (SCONTROL[control] or whole(words))
+    fake.scontrol = lambda words: (
+        whole(words) if "config" in words else (SCONTROL[control] or whole(words))
+    )
     if accounting == "says FAILED" or control == "denies it":
         fake.hidden.clear()
         for job in fake.jobs.values():
@@ -62,7 +71,13 @@ def test_the_intention_is_on_disk_before_sbatch_and_each_id_before_the_next(fake
 
     def look(number):
         state = json.loads(path.read_text())
-        seen.append((state["asked"]["phase"], [i for job in state["jobs"].values() for i in job["ids"]], number))
+        seen.append(
+            (
+                state["asked"]["phase"],
+                [i for job in state["jobs"].values() for i in job["ids"]],
+                number,
+            )
+        )
 
     fake.on_sbatch = look
     submit(request_of("motion,appearance"))
@@ -75,7 +90,11 @@ def test_the_intention_is_on_disk_before_sbatch_and_each_id_before_the_next(fake
 def test_each_job_has_a_name_and_a_comment_of_its_own(fake, request_of):
     submit(request_of("all", "cluster.links=3"))
     assert len(fake.jobs) == 15
-    assert len({job["name"] for job in fake.jobs.values()}) == len({j["comment"] for j in fake.jobs.values()}) == 15
+    assert (
+        len({job["name"] for job in fake.jobs.values()})
+        == len({j["comment"] for j in fake.jobs.values()})
+        == 15
+    )
     tag = folder_tag(request_of().run_dir)
     assert all(Token.find(job["name"]) == Token.find(job["comment"]) for job in fake.jobs.values())
     assert all(Token.find(job["name"]).run.startswith(f"{tag}-") for job in fake.jobs.values())
@@ -114,7 +133,9 @@ def test_a_job_that_was_accepted_without_a_word_is_not_submitted_again(fake, req
     assert fake.alive() == ["appearance"] * 2 + ["evaluate"] * 2 + ["motion"] * 2
     assert len(fake.jobs) == 6
     journal = Journal.read(request_of().run_dir)
-    assert sorted(number for job in journal.jobs.values() for number in job.ids) == sorted(fake.jobs)
+    assert sorted(number for job in journal.jobs.values() for number in job.ids) == sorted(
+        fake.jobs
+    )
 
 
 @pytest.mark.parametrize("name", ["ask", "accept"])
@@ -141,7 +162,9 @@ def test_ctrl_c_tells_what_was_submitted(fake, request_of):
             raise KeyboardInterrupt
 
     fake.on_sbatch = interrupt
-    with pytest.raises(UserError, match=r"interrupted at evaluate\nSubmitted so far: 100\.") as caught:
+    with pytest.raises(
+        UserError, match=r"interrupted at evaluate\nSubmitted so far: 100\."
+    ) as caught:
         submit(request_of())
     assert caught.value.code == 130
     fake.on_sbatch = lambda number: None
@@ -150,7 +173,9 @@ def test_ctrl_c_tells_what_was_submitted(fake, request_of):
     assert len(fake.jobs) == 2
 
 
-def test_the_same_folder_under_another_name_is_the_same_run(fake, request_of, tmp_path, monkeypatch):
+def test_the_same_folder_under_another_name_is_the_same_run(
+    fake, request_of, tmp_path, monkeypatch
+):
     submit(request_of())
     (tmp_path / "mount").symlink_to(tmp_path / "run")
     # A link stands for a second mount here, whose name no resolving turns into the first one.
@@ -161,19 +186,31 @@ def test_the_same_folder_under_another_name_is_the_same_run(fake, request_of, tm
 
 def test_a_refusal_takes_back_what_was_submitted_with_it(fake, request_of):
     def refuse_third(words):
-        return Answer(1, "", "sbatch: error: Invalid partition") if len(fake.jobs) == 2 else fake.sbatch(words)
+        return (
+            Answer(1, "", "sbatch: error: Invalid partition")
+            if len(fake.jobs) == 2
+            else fake.sbatch(words)
+        )
 
     fake.answers["sbatch"] = refuse_third
-    with pytest.raises(UserError, match=r"refused evaluate: .*Invalid partition\nNothing of this submission was left"):
+    with pytest.raises(
+        UserError,
+        match=r"refused evaluate: .*Invalid partition\nNothing of this submission was left",
+    ):
         submit(request_of("motion,appearance"))
     assert fake.alive() == []
 
 
-@pytest.mark.parametrize("change", ["cluster.nodes=2", "training.max_steps=7", "seed=9", "training.engine=deepspeed"])
+@pytest.mark.parametrize(
+    "change", ["cluster.nodes=2", "training.max_steps=7", "seed=9", "training.engine=deepspeed"]
+)
 def test_settings_that_would_not_take_effect_are_refused(fake, request_of, change):
     submit(request_of("motion"))
     for phases in ("motion", "motion,appearance"):
-        with pytest.raises(UserError, match=rf"in the queue with other settings: {change.split('=')[0]}: .* there, "):
+        with pytest.raises(
+            UserError,
+            match=rf"in the queue with other settings: {change.split('=')[0]}: .* there, ",
+        ):
             submit(request_of(phases, change))
     submit(request_of("motion"))
     assert fake.alive() == MOTION
@@ -188,9 +225,13 @@ def test_three_splits_wait_for_one_job_that_prepares(fake, request_of, tmp_path,
     monkeypatch.setattr("hpc_stres.launch.chain.store_ready", lambda config: False)
     root = tmp_path / "three"
     for split in (1, 2, 3, 1, 2, 3):
-        submit(request_of("motion", f"data.split={split}", run_dir=root / f"split{split}", group=root))
+        submit(
+            request_of("motion", f"data.split={split}", run_dir=root / f"split{split}", group=root)
+        )
     assert fake.alive() == ["evaluate"] * 3 + ["motion"] * 3 + ["prepare"]
-    assert [job["after"] for job in fake.jobs.values() if ":motion:" in job["comment"]] == ["afterok:100"] * 3
+    assert [job["after"] for job in fake.jobs.values() if ":motion:" in job["comment"]] == [
+        "afterok:100"
+    ] * 3
     # A split that is submitted by itself later waits for it as well.
     submit(request_of("appearance", "data.split=2", run_dir=root / "split2"))
     assert fake.alive().count("prepare") == 1
@@ -198,7 +239,9 @@ def test_three_splits_wait_for_one_job_that_prepares(fake, request_of, tmp_path,
     assert fake.alive() == []
 
 
-def test_a_job_that_was_given_up_is_ended_and_does_nothing_should_it_come_late(fake, request_of, tmp_path, capsys):
+def test_a_job_that_was_given_up_is_ended_and_does_nothing_should_it_come_late(
+    fake, request_of, tmp_path, capsys
+):
     fake.answers["sbatch"] = Answer(1, "", "Socket timed out on send/recv operation")
     with pytest.raises(NoAnswer, match="the queue does not have it"):
         submit(request_of())
@@ -238,10 +281,15 @@ def test_new_jobs_wait_for_completing_ones(fake, request_of):
     for job in fake.jobs.values():
         job["state"] = "COMPLETING"
     submit(request_of())
-    assert [job["after"] for job in fake.jobs.values()][2:] == ["afterany:100", "afterok:102,afterany:101"]
+    assert [job["after"] for job in fake.jobs.values()][2:] == [
+        "afterany:100",
+        "afterok:102,afterany:101",
+    ]
 
 
-def test_a_run_of_another_cluster_or_another_user_is_not_taken_for_ended(fake, request_of, monkeypatch):
+def test_a_run_of_another_cluster_or_another_user_is_not_taken_for_ended(
+    fake, request_of, monkeypatch
+):
     submit(request_of())
     fake.cluster = "elsewhere"
     with pytest.raises(UserError, match="were submitted on the cluster here, this is elsewhere"):
@@ -286,7 +334,9 @@ def test_damage_to_the_journal_is_named_and_never_forgotten(fake, request_of):
 
 def test_missing_parents_are_refused_by_name(fake, request_of):
     chain = "phases.st_resnet.starts_from=[motion, appearance]"
-    with pytest.raises(ConfigError, match="starts from motion and appearance, which are neither done nor") as caught:
+    with pytest.raises(
+        ConfigError, match="starts from motion and appearance, which are neither done nor"
+    ) as caught:
         submit(request_of("st_resnet", chain))
     assert "--phase motion,appearance,st_resnet (or" in str(caught.value)
     with pytest.raises(ConfigError, match="--phase motion,appearance,st_resnet,st_resnet_star "):

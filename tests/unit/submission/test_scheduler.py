@@ -37,7 +37,12 @@ def test_an_answer_of_squeue_is_whole_or_none():
     for length in range(1, len(mine)):
         with pytest.raises(NoAnswer, match="makes no sense"):
             parse_queue(odd + mine[:length])
-    for text in ("welcome\n", f"{mine}welcome\n", f"error\n{mine}", "hpc_stres_row|7|PENDING|row_ends\n"):
+    for text in (
+        "welcome\n",
+        f"{mine}welcome\n",
+        f"error\n{mine}",
+        "hpc_stres_row|7|PENDING|row_ends\n",
+    ):
         with pytest.raises(NoAnswer, match="makes no sense"):
             parse_queue(text)
 
@@ -86,7 +91,10 @@ def test_an_orphaned_sbatch_keeps_the_next_submit_waiting(tmp_path):
     with survey.inherited_lock(path, 0.0) as descriptor:
         orphan = subprocess.Popen(["sleep", "60"], pass_fds=(descriptor,))
     try:
-        with pytest.raises(UserError, match="an sbatch of an earlier submit"), survey.inherited_lock(path, 0.3):
+        with (
+            pytest.raises(UserError, match="an sbatch of an earlier submit"),
+            survey.inherited_lock(path, 0.3),
+        ):
             pass
     finally:
         orphan.kill()
@@ -96,12 +104,17 @@ def test_an_orphaned_sbatch_keeps_the_next_submit_waiting(tmp_path):
 
 
 def test_a_profile_passes_its_own_options_on(tmp_path):
-    overrides = ["cluster.sbatch={mail-type: END, requeue: false, kill_me: 3}", "cluster.srun_args=[--mpi=pmi2]"]
+    overrides = [
+        "cluster.sbatch={mail-type: END, requeue: false, kill_me: 3}",
+        "cluster.srun_args=[--mpi=pmi2]",
+    ]
     job = Job("motion", (), (), 1, 1, 0, 10)
 
     def text(*more):
         config = load_config(TINY, more, "slurm")
-        return slurm.sbatch_text(config, tmp_path, job, "", Token("0123abcd-4567ef", "motion", 0, 1))
+        return slurm.sbatch_text(
+            config, tmp_path, job, "", Token("0123abcd-4567ef", "motion", 0, 1)
+        )
 
     assert "--wckey" not in text()
     assert "#SBATCH --requeue" in text()
@@ -118,9 +131,13 @@ def test_a_profile_passes_its_own_options_on(tmp_path):
 
 def test_only_messages_of_ours_are_quoted(tmp_path):
     log = tmp_path / "log"
-    log.write_text("hpc-stres train: [Gloo] Rank 0 is connected to 1 peer ranks\nhpc-stres is a package\n")
+    log.write_text(
+        "hpc-stres train: [Gloo] Rank 0 is connected to 1 peer ranks\nhpc-stres is a package\n"
+    )
     assert last_message(log) == ""
-    log.write_text("hpc-stres train: the loss is not finite[Gloo] Rank 1 is connected\n[Gloo] Rank 0 is connected\n")
+    log.write_text(
+        "hpc-stres train: the loss is not finite[Gloo] Rank 1 is connected\n[Gloo] Rank 0 is connected\n"
+    )
     assert last_message(log) == "hpc-stres train: the loss is not finite"
     assert last_message(tmp_path / "none") == ""
 
@@ -133,10 +150,21 @@ def dead_commands(folder, script):
     return {"PATH": f"{folder}:{os.environ['PATH']}"}
 
 
-@pytest.mark.parametrize("script", ["echo Unable to contact slurm controller >&2; exit 1", "sleep 30", "echo hello"])
+@pytest.mark.parametrize(
+    "script", ["echo Unable to contact slurm controller >&2; exit 1", "sleep 30", "echo hello"]
+)
 def test_a_controller_that_is_down_is_exit_1_and_one_sentence(tmp_path, script):
     environment = dead_commands(tmp_path, script)
-    words = ["--config", TINY, "--cluster", "slurm", "--run-dir", tmp_path / "run", "--phase", "motion"]
+    words = [
+        "--config",
+        TINY,
+        "--cluster",
+        "slurm",
+        "--run-dir",
+        tmp_path / "run",
+        "--phase",
+        "motion",
+    ]
     words += ["--set", f"data.root={tmp_path}", "--set", "cluster.scheduler_seconds=1"]
     result = run_python("launch/submit.py", *words, env=environment, timeout=60)
     assert result.returncode == 1, result.stderr
@@ -145,7 +173,9 @@ def test_a_controller_that_is_down_is_exit_1_and_one_sentence(tmp_path, script):
     write_json(RunPaths(tmp_path / "run").jobs, {})
     config = load_config(TINY, ["cluster.scheduler_seconds=1"], "slurm")
     write_text(RunPaths(tmp_path / "run").config, dump(config))
-    result = run_python("launch/submit.py", "--cancel", tmp_path / "run", env=environment, timeout=150)
+    result = run_python(
+        "launch/submit.py", "--cancel", tmp_path / "run", env=environment, timeout=150
+    )
     assert result.returncode == 1, result.stderr
     assert "Traceback" not in result.stderr
 
@@ -170,12 +200,16 @@ def test_a_damaged_plan_is_a_sentence(request_of, tmp_path):
         RunPaths(request.run_dir).plan.write_text(text)
         if text.startswith('{"'):
             write_sealed(RunPaths(request.run_dir).plan, json.loads(text))
-        with pytest.raises(UserError, match=r"plan\.json: (damaged|it has no checksum|it holds no hours)"):
+        with pytest.raises(
+            UserError, match=r"plan\.json: (damaged|it has no checksum|it holds no hours)"
+        ):
             request.jobs({})
 
 
 def test_the_commands_work_from_another_folder(tmp_path):
     words = [ROOT / "launch" / "submit.py", "--config", TINY, "--cluster", "slurm", "--dry-run"]
-    result = run_python(*words, "--run-dir", "a run", "--set", f"data.root={tmp_path}", cwd=tmp_path)
+    result = run_python(
+        *words, "--run-dir", "a run", "--set", f"data.root={tmp_path}", cwd=tmp_path
+    )
     assert result.returncode == 0, result.stderr
     assert f"{tmp_path}/a run/logs/motion" in result.stdout
