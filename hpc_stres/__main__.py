@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 
 from hpc_stres import __version__
-from hpc_stres.commands.parser import Parser
 from hpc_stres.errors import UserError
 
 INTERRUPTED = 130
@@ -51,6 +50,9 @@ COMMANDS = {
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser with all commands."""
+    # Imported here, inside `main`, so that a Ctrl-C meanwhile is met there.
+    from hpc_stres.commands.parser import Parser
+
     parser = Parser(
         prog="hpc-stres",
         description="Train and evaluate spatiotemporal residual networks for video action recognition.",

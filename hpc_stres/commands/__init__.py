@@ -3,9 +3,12 @@
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from hpc_stres.config.schema import Config
 from hpc_stres.errors import UserError
+
+if TYPE_CHECKING:
+    from hpc_stres.config.schema import Config
 
 
 @contextmanager
@@ -33,7 +36,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def config_of(args: argparse.Namespace) -> Config:
+def config_of(args: argparse.Namespace) -> "Config":
     """The config that the command line names."""
     from hpc_stres.config.loading import load_config
 

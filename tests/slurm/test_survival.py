@@ -13,8 +13,13 @@ LONG = "[[1000000, 1.0e-3]]"
 def long_run(slurm, data_root, tmp_path_factory):
     """Six links of one phase that has no end in sight, each of one minute; it runs beside the other tests."""
     with person(slurm, data_root, tmp_path_factory.mktemp("long") / "run") as user:
-        user.submit("--split", "1", nodes=1, phase="motion", phases__motion__schedule=LONG, cluster__minutes=1,
-                    cluster__links=6, training__checkpoint_every_steps=100000)  # fmt: skip
+        long = {
+            "phases__motion__optimise__schedule": LONG,
+            "training__checkpoint_every_steps": 100000,
+        }
+        user.submit(
+            "--split", "1", nodes=1, phase="motion", cluster__minutes=1, cluster__links=6, **long
+        )
         yield user
 
 
@@ -24,7 +29,7 @@ def resumed_at(user, phase):
 
 def test_a_failed_phase_cancels_its_successors_and_status_says_why(long_run, user):
     parents = {"phases__st_resnet__starts_from": "[motion, appearance]"}
-    user.submit(nodes=1, phases__motion__schedule="[[5, 1.0e+30]]", **parents)
+    user.submit(nodes=1, phases__motion__optimise__schedule="[[5, 1.0e+30]]", **parents)
     jobs = {name: numbers[0] for name, numbers in user.jobs().items()}
     states = dict(zip(jobs, user.wait_states(*jobs.values()), strict=True))
     assert states == {
@@ -39,7 +44,7 @@ def test_a_failed_phase_cancels_its_successors_and_status_says_why(long_run, use
 
 
 def test_preemption_requeues_and_the_phase_goes_on(long_run, user):
-    user.submit(nodes=1, phase="motion", phases__motion__schedule=LONG)
+    user.submit(nodes=1, phase="motion", phases__motion__optimise__schedule=LONG)
     user.wait_step("motion", 10)
     (job,) = user.jobs()["motion"]
     node = user.slurm.run("squeue", "-h", "-j", job, "-o", "%N").stdout.strip()
@@ -66,7 +71,7 @@ def test_preemption_requeues_and_the_phase_goes_on(long_run, user):
 
 
 def test_a_node_that_dies_is_survived_with_the_others(long_run, user):
-    user.submit(nodes=2, phase="motion", phases__motion__schedule=LONG, cluster__links=3)
+    user.submit(nodes=2, phase="motion", phases__motion__optimise__schedule=LONG, cluster__links=3)
     user.wait_step("motion", 10)
     first = user.jobs()["motion"][0]
     nodes = user.slurm.run("scontrol", "show", "hostnames", user.slurm.run(
@@ -125,7 +130,9 @@ def test_scancel_signal_saves_and_a_later_submit_finishes(long_run):
         60,
     )
     steps = max([int(step) for step in stopped] + resumed_at(user, "motion")) + 10
-    user.submit(nodes=1, phase="motion", training__max_steps=steps, phases__motion__schedule=LONG)
+    user.submit(
+        nodes=1, phase="motion", training__max_steps=steps, phases__motion__optimise__schedule=LONG
+    )
     jobs = user.jobs()
     assert user.wait_states(jobs["motion"][0], jobs["evaluate"][0]) == ["COMPLETED"] * 2
     assert (user.run_dir / "results.json").is_file()
@@ -140,7 +147,10 @@ def test_links_that_find_nothing_to_do_end_at_once(user):
 
 def test_where_the_profile_says_so_the_same_job_is_queued_again(user):
     user.submit(
-        nodes=1, phase="motion", phases__motion__schedule=LONG, cluster__continuation="requeue"
+        nodes=1,
+        phase="motion",
+        phases__motion__optimise__schedule=LONG,
+        cluster__continuation="requeue",
     )
     (job,) = user.jobs()["motion"]
     user.wait_step("motion", 10)

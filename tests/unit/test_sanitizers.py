@@ -1,6 +1,7 @@
 """The CPU kernels under the compiler's sanitizers, on thousands of small random calls and on several threads."""
 
 import functools
+import os
 import subprocess
 
 import pytest
@@ -14,7 +15,15 @@ SANITIZERS = {
 }
 # Calls, and how many of them at the same time.
 RUNS = [("resize", "memory", 10_000, 1), ("resize", "threads", 400, 4)]
-RUNS += [("norm", "memory", 1_500, 1), ("norm", "threads", 150, 2)]
+# Compiling every width of vectors under a sanitizer takes a minute of its own.
+MORE = "HPC_STRES_ALL_SANITIZERS"
+SLOW = pytest.mark.skipif(
+    MORE not in os.environ, reason=f"{MORE}=1 runs the normalisation under sanitizers (a minute)"
+)
+RUNS += [
+    pytest.param("norm", "memory", 1_500, 1, marks=SLOW),
+    pytest.param("norm", "threads", 150, 2, marks=SLOW),
+]
 RUNS += [("tvl1", "memory", 250, 1), ("tvl1", "threads", 60, 2)]
 
 
