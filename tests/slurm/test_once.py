@@ -41,9 +41,13 @@ class Submitter(User):
         1."""
         real = self.slurm.run("bash", "-c", f"command -v {name}").stdout.strip()
         self.count.unlink(missing_ok=True)
+        # A question to sbatch submits nothing: calls that are counted are those that do.
+        asking = '[ "$1" != --test-only ] || exec "$real" "$@"' if "$call" in script else ""
         counting = f'call=$(($(cat "{self.count}" 2>/dev/null || echo 0) + 1)); echo $call > "{self.count}"'
         path = self.wrappers / name
-        path.write_text(f'#!/bin/bash\nreal={real}\n{counting}\n{script}\nexec "$real" "$@"\n')
+        path.write_text(
+            f'#!/bin/bash\nreal={real}\n{asking}\n{counting}\n{script}\nexec "$real" "$@"\n'
+        )
         path.chmod(0o755)
 
     def unwrap(self):
