@@ -184,6 +184,8 @@ def test_ctrl_c_is_one_sentence(tmp_path, seconds, words):
     with subprocess.Popen(
         command,
         start_new_session=True,
+        # Tests may run in the background of a script, where this signal is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
