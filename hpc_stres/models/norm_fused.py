@@ -18,17 +18,17 @@ from torch import Tensor
 from hpc_stres.models import norm_cpu
 
 DTYPES = {"cpu": tuple(norm_cpu.KINDS), "cuda": (torch.float32, torch.bfloat16)}
-# Process groups by name: an operator takes no objects.
-_teams: dict[str, Any] = {}
 
 
 def team_name(team: Any) -> str:
     """The name by which the operator knows a process group; none for no group."""
-    if team is None:
-        return ""
-    name = str(team.group_name)
-    _teams[name] = team
-    return name
+    return "" if team is None else str(team.group_name)
+
+
+def _team(name: str) -> Any:
+    """The process group of a name. None is kept here: one that outlived its end would abort the process at its exit."""
+    resolve: Any = torch.distributed.distributed_c10d._resolve_process_group
+    return resolve(name)
 
 
 def suits(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> bool:
@@ -70,7 +70,7 @@ def _kernels(x: Tensor) -> Any:
 
 def _sum_over(team: str, value: Tensor) -> Tensor:
     if team:
-        torch.distributed.all_reduce(value, group=_teams[team])
+        torch.distributed.all_reduce(value, group=_team(team))
     return value
 
 
