@@ -27,8 +27,8 @@ def team_name(team: Any) -> str:
 
 def _team(name: str) -> Any:
     """The process group of a name. None is kept here: one that outlived its end would abort the process at its exit."""
-    resolve: Any = torch.distributed.distributed_c10d._resolve_process_group
-    return resolve(name)
+    home: Any = torch.distributed.distributed_c10d
+    return home._resolve_process_group(name)
 
 
 def suits(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> bool:
