@@ -23,9 +23,8 @@ def writing(place: str) -> Iterator[None]:
         ) from None
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """--config and --set, as every command that needs a config has them."""
-    parser.add_argument("--config", metavar="F", help="config file (default: the demonstration's)")
+def add_override_argument(parser: argparse.ArgumentParser) -> None:
+    """--set, as every command has it."""
     parser.add_argument(
         "--set",
         metavar="A.B=C",
@@ -34,6 +33,12 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         dest="overrides",
         help="override one value; repeatable",
     )
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """--config and --set, as every command that needs a config has them."""
+    parser.add_argument("--config", metavar="F", help="config file (default: the demonstration's)")
+    add_override_argument(parser)
 
 
 def config_of(args: argparse.Namespace) -> "Config":

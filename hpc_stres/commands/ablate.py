@@ -12,6 +12,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpc_stres.commands import add_override_argument
+
 if TYPE_CHECKING:
     from hpc_stres.launch.ablation import Grid
 
@@ -25,14 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cluster", default="auto", help="auto, slurm, local, or a profile of configs/clusters"
     )
     parser.add_argument("--seeds", metavar="1,2,3", help="seeds in place of the grid's")
-    parser.add_argument(
-        "--set",
-        metavar="K=V",
-        action="append",
-        default=[],
-        dest="overrides",
-        help="override a value",
-    )
+    add_override_argument(parser)
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted")
     parser.add_argument(
         "--table", action="store_true", help="print the table of what is there, and run nothing"
@@ -64,20 +59,15 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 def _submit_all(args: argparse.Namespace, grid: "Grid", folder: Path) -> bool:
     """Submit or run every run folder; whether all have ended."""
-    import os
-
-    from hpc_stres import SOURCES
     from hpc_stres.launch import ablation
     from hpc_stres.launch.chain import Request, preview, share_a_store, submit
-    from hpc_stres.launch.submit import profile_of
+    from hpc_stres.launch.submit import profile_of, refuse_without_scheduler, submitting
 
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(SOURCES), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
     profile = profile_of(args.cluster)
     made = [
         (run, ablation.config_of(grid, run, args.overrides, profile)) for run in ablation.runs(grid)
     ]
+    refuse_without_scheduler(made[0][1], args.dry_run)
     group = folder if len(made) > 1 and share_a_store([config for _, config in made]) else None
     requests = [
         Request(config, folder / run.name, ablation.wanted_phases(grid, run, config), group, "")
@@ -86,9 +76,10 @@ def _submit_all(args: argparse.Namespace, grid: "Grid", folder: Path) -> bool:
     if args.dry_run:
         preview(requests)
         return False
-    for number, request in enumerate(requests, 1):
-        print(f"run {number} of {len(requests)}: {request.run_dir}", flush=True)
-        submit(request)
+    with submitting(str(folder), args.debug):
+        for number, request in enumerate(requests, 1):
+            print(f"run {number} of {len(requests)}: {request.run_dir}", flush=True)
+            submit(request)
     return made[0][1].cluster.scheduler == "local"
 
 

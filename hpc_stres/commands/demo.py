@@ -11,17 +11,12 @@ import argparse
 import shlex
 from pathlib import Path
 
+from hpc_stres.commands import add_override_argument
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", metavar="D", help="run folder (default: runs/binding)")
-    parser.add_argument(
-        "--set",
-        metavar="A.B=C",
-        action="append",
-        default=[],
-        dest="overrides",
-        help="override one value; repeatable",
-    )
+    add_override_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:

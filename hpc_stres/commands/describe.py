@@ -56,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _sizes(args: argparse.Namespace, chunks: int) -> "Sizes":
     from hpc_stres.errors import UserError
-    from hpc_stres.tools.counting import DEPTHS, TEMPORAL_WINDOW, Sizes
+    from hpc_stres.models.layer_table import DEPTHS
+    from hpc_stres.tools.counting import TEMPORAL_WINDOW, Sizes
 
     sizes = Sizes(
         model=args.model, stages=DEPTHS[args.depth], width=args.width, variant=args.variant, classes=args.classes,

@@ -11,6 +11,7 @@ evaluation is resumed where it was; a second one of the same run waits for the f
 import argparse
 from pathlib import Path
 
+from hpc_stres.commands import add_override_argument
 from hpc_stres.run.paths import split_folders
 
 
@@ -32,14 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help="test whether two columns differ, over recordings where they are known",
     )
-    parser.add_argument(
-        "--set",
-        metavar="A.B=C",
-        action="append",
-        default=[],
-        dest="overrides",
-        help="override one value; repeatable",
-    )
+    add_override_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:

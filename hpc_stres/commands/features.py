@@ -16,6 +16,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from hpc_stres.commands import add_override_argument
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="RUN", help="run folder, or what `hpc-stres export` wrote")
@@ -42,14 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["streams", "actionformer", "mstcn"],
         help="what files and axes to write",
     )
-    parser.add_argument(
-        "--set",
-        metavar="A.B=C",
-        action="append",
-        default=[],
-        dest="overrides",
-        help="override one value; repeatable",
-    )
+    add_override_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:

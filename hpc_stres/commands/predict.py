@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpc_stres.commands import add_override_argument
+
 if TYPE_CHECKING:
     from hpc_stres.evaluation.predict import Prediction
 
@@ -36,14 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="write an annotated video and a flow strip of each video there",
     )
-    parser.add_argument(
-        "--set",
-        metavar="A.B=C",
-        action="append",
-        default=[],
-        dest="overrides",
-        help="override one value; repeatable",
-    )
+    add_override_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:

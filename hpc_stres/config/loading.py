@@ -172,6 +172,14 @@ def _recipe(name: Node, tree: Node) -> Node:
     return merge(recipe, read_file(path)) if is_word and path.is_file() else recipe
 
 
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """A config's values by their dotted keys; lists are values."""
+    if isinstance(value, Mapping) and value:
+        inner = [flat(item, f"{path}.{key}" if path else str(key)) for key, item in value.items()]
+        return {key: item for part in inner for key, item in part.items()}
+    return {path: value}
+
+
 def _library(folder: str, name: Node) -> Node:
     is_word = isinstance(name.value, str) and re.fullmatch(r"[\w.-]{1,100}", name.value)
     path = CONFIGS / folder / f"{name.value if is_word else '?'}.yaml"

@@ -27,6 +27,14 @@ class Node:
     origin: str
 
 
+def bare(node: Node | None) -> Any:
+    """The plain value of a node, without its origins; none where there is no node."""
+    value = None if node is None else node.value
+    if isinstance(value, dict):
+        return {key: bare(item) for key, item in value.items()}
+    return [bare(item) for item in value] if isinstance(value, list) else value
+
+
 def shown(value: Any) -> str:
     """A value for a message: on one line, and not longer than anybody reads."""
     if isinstance(value, int) and abs(value) >= 10**40:

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 from hpc_stres.config import limits
 from hpc_stres.config.recipe import check_phase_name
 from hpc_stres.config.schema import Config
-from hpc_stres.config.tree import MOST_TEXT_IN_MESSAGE, Node, shown
+from hpc_stres.config.tree import MOST_TEXT_IN_MESSAGE, Node, bare, shown
 from hpc_stres.config.upgrade import MOVED
 from hpc_stres.errors import ConfigError, FieldError
 from hpc_stres.registry import MODELS, PHASE_KINDS, Registry
@@ -115,13 +115,7 @@ def _given(node: Node, key: str) -> tuple[Node, str]:
         if not isinstance(node.value, dict) or part not in node.value:
             return node, "the default"
         node = node.value[part]
-    return node, shown(_bare(node))
-
-
-def _bare(node: Node) -> Any:
-    if isinstance(node.value, dict):
-        return {key: _bare(item) for key, item in node.value.items()}
-    return [_bare(item) for item in node.value] if isinstance(node.value, list) else node.value
+    return node, shown(bare(node))
 
 
 def _hint(key: str, names: list[str], path: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hpc_stres.config.loading import load_run, plain
+from hpc_stres.config.loading import flat, load_run, plain
 from hpc_stres.config.schema import Config
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import results
@@ -52,14 +52,6 @@ def open_run(folder: Path) -> Run:
 def open_runs(folder: Path) -> list[Run]:
     """The run of a folder, or one of each split where it holds split1, split2, split3."""
     return [open_run(one) for one in split_folders(folder) or [folder]]
-
-
-def flat(value: Any, path: str = "") -> dict[str, Any]:
-    """A config's values by their dotted keys; lists are values."""
-    if isinstance(value, Mapping) and value:
-        inner = [flat(item, f"{path}.{key}" if path else str(key)) for key, item in value.items()]
-        return {key: item for part in inner for key, item in part.items()}
-    return {path: value}
 
 
 def config_changes(first: Config, second: Config) -> list[dict[str, Any]]:

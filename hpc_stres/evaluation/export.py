@@ -24,7 +24,7 @@ from hpc_stres.errors import UserError
 from hpc_stres.evaluation import hub, networks, programs
 from hpc_stres.evaluation.finished import read_finished
 from hpc_stres.evaluation.preprocessing import preprocessing
-from hpc_stres.models.resnet import DEPTHS
+from hpc_stres.models.layer_table import DEPTHS
 from hpc_stres.models.weights import STREAMS, read_state, save_state, to_torchvision
 from hpc_stres.phases.train import TrainPhase, train_phase
 from hpc_stres.run.paths import RunPaths, sha256, write_bytes, write_sealed

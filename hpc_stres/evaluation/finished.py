@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_stres.config.loading import load_run, plain
+from hpc_stres.config.loading import flat, load_run, plain
 from hpc_stres.config.schema import Config
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.phases.train import TrainPhase
@@ -77,13 +77,3 @@ def _changed_options(config: Config, name: str, trained: Phase) -> list[str]:
         for key in keys
         if not key.endswith(".weights")
     ]
-
-
-def flat(value: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Nested values by their dotted names."""
-    leaves: dict[str, Any] = {}
-    for key, item in value.items():
-        leaves |= (
-            flat(item, f"{path}{key}.") if isinstance(item, Mapping) else {f"{path}{key}": item}
-        )
-    return leaves

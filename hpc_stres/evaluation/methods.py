@@ -7,12 +7,11 @@ option is forgotten, a new one neither.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hpc_stres.config.loading import plain
+from hpc_stres.config.loading import flat, plain
 from hpc_stres.config.recipe import ordered_phases
 from hpc_stres.config.schedule import Curve
 from hpc_stres.config.schema import Config
 from hpc_stres.evaluation import protocol
-from hpc_stres.evaluation.compare import flat
 from hpc_stres.evaluation.results import titles
 from hpc_stres.phases.train import TrainPhase
 from hpc_stres.run.experiment import FREE_KEYS

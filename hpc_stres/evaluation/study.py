@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from hpc_stres.config.loading import plain
+from hpc_stres.config.loading import flat, plain
 from hpc_stres.config.recipe import ordered_phases
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import measures, results, statistics
-from hpc_stres.evaluation.compare import Run, flat, matched, narrowed, open_run
+from hpc_stres.evaluation.compare import Run, matched, narrowed, open_run
 from hpc_stres.evaluation.scores import Scores, right
 from hpc_stres.run.experiment import FREE_KEYS
 from hpc_stres.run.paths import RunPaths, checksum

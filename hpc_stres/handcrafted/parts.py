@@ -5,8 +5,6 @@ A piece that is missing, torn, changed or of other settings is not there: it is 
 
 import hashlib
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hpc_stres.errors import UserError
+from hpc_stres.evaluation.scores import digest, read_npz
 from hpc_stres.run.paths import atomic_path
 
 Arrays = dict[str, NDArray[Any]]
-# What a damaged .npz can raise in zipfile, zlib and NumPy's header parser.
-NPZ_ERRORS = (OSError, ValueError, KeyError, EOFError, NotImplementedError, MemoryError, RuntimeError,
-              SyntaxError, TypeError, zipfile.BadZipFile, zlib.error)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,26 +57,16 @@ def write_arrays(path: Path, key: str, arrays: Mapping[str, NDArray[Any]]) -> No
     """A piece: the same bytes for the same arrays."""
     whole = {**arrays, "key": np.array(key)}
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, allow_pickle=False, **whole, digest=np.array(digest_of(whole)))
+        np.savez(stream, allow_pickle=False, **whole, digest=np.array(digest(whole)))
 
 
 def read_arrays(path: Path, key: str) -> Arrays | None:
     """A piece as it was written under this key; none where there is no such one."""
     try:
-        with np.load(path, allow_pickle=False) as data:
-            arrays = {name: np.asarray(data[name]) for name in data.files}
-        if str(arrays.pop("digest")) != digest_of(arrays) or str(arrays.pop("key")) != key:
-            return None
-    except NPZ_ERRORS:
+        arrays = read_npz(path)
+    except UserError:
+        return None
+    known = str(arrays.pop("digest", None))
+    if known != digest(arrays) or str(arrays.pop("key", None)) != key:
         return None
     return arrays
-
-
-def digest_of(arrays: Mapping[str, NDArray[Any]]) -> str:
-    """Hex digest of arrays by name: kind, shape and every byte."""
-    total = hashlib.sha256()
-    for name in sorted(arrays):
-        value = np.ascontiguousarray(arrays[name])
-        total.update(repr((name, value.dtype.str, value.shape)).encode())
-        total.update(value.tobytes())
-    return total.hexdigest()

@@ -16,7 +16,7 @@ from typing import Any
 from hpc_stres.config.loading import CONFIGS, load_config, plain
 from hpc_stres.config.recipe import MOST_NAME_LETTERS, check_phase_name
 from hpc_stres.config.schema import Config
-from hpc_stres.config.tree import Node, read_file
+from hpc_stres.config.tree import Node, bare, read_file
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.evaluation.table import read_results
 from hpc_stres.run.paths import RunPaths
@@ -56,19 +56,19 @@ def read_grid(path: Path) -> Grid:
         if key not in KEYS:
             raise ConfigError(f"{item.origin}: {key}: unknown key; a grid has {', '.join(KEYS)}")
     for key in ("config", "column"):
-        if not isinstance(_bare(node.value.get(key)), str):
+        if not isinstance(bare(node.value.get(key)), str):
             raise ConfigError(
                 f"{path}: {key}: expected a {'config file' if key == 'config' else 'phase of it'}"
             )
-    seeds = _bare(node.value.get("seeds", Node([1], "")))
+    seeds = bare(node.value.get("seeds", Node([1], "")))
     is_numbers = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
     if not is_numbers or not seeds or len(set(seeds)) != len(seeds):
         raise ConfigError(f"{path}: seeds: expected a list of different whole numbers")
     variants = _variants(node, path)
-    home = path.parent / str(_bare(node.value["config"]))
+    home = path.parent / str(bare(node.value["config"]))
     config = home if home.is_file() else CONFIGS / home.name
     shared = _mapping(node.value.get("set"), "set", path)
-    return Grid(path, config, str(_bare(node.value["column"])), tuple(seeds), shared, variants)
+    return Grid(path, config, str(bare(node.value["column"])), tuple(seeds), shared, variants)
 
 
 def _variants(node: Node, path: Path) -> dict[str, dict[str, Any]]:
@@ -103,17 +103,10 @@ def _variants(node: Node, path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _mapping(node: Node | None, key: str, path: Path) -> dict[str, Any]:
-    value = {} if node is None else _bare(node)
+    value = {} if node is None else bare(node)
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: {key}: expected a mapping")
     return value
-
-
-def _bare(node: Node | None) -> Any:
-    value = None if node is None else node.value
-    if isinstance(value, dict):
-        return {key: _bare(item) for key, item in value.items()}
-    return [_bare(item) for item in value] if isinstance(value, list) else value
 
 
 def runs(grid: Grid) -> list[Run]:

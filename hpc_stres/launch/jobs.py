@@ -50,6 +50,8 @@ class Job:
     gpus_per_node: int
     minutes: int
     links: int = 1
+    is_alone: bool = False
+    """One process that shares its work out among the cores of a node's ranks itself."""
 
     @property
     def ranks(self) -> int:
@@ -70,7 +72,7 @@ def make_jobs(
     jobs: list[Job] = []
     if not store_ready and PREPARE not in queued:
         prepare = ("prepare", "--config", str(paths.config))
-        jobs.append(Job(PREPARE, (prepare,), (), 1, 1, 0, cluster.minutes, cluster.links))
+        jobs.append(Job(PREPARE, (prepare,), (), 1, 1, 0, cluster.minutes, cluster.links, True))
     needed = [name for name in phases if not is_done(config, paths, name)]
     todo = [name for name in needed if name not in queued]
     first = () if store_ready else (PREPARE,)
@@ -136,7 +138,8 @@ def _training_job(config: Config, run_dir: Path, name: str, after: tuple[str, ..
     )
     minutes, links = wall_time(cluster, planned_hours(paths, name))
     nodes, per_node, gpus = _shape(cluster, ranks)
-    return Job(name, tuple(commands), after, nodes, per_node, gpus, minutes, links)
+    alone = ranks == "one"
+    return Job(name, tuple(commands), after, nodes, per_node, gpus, minutes, links, alone)
 
 
 def _shape(cluster: ClusterConfig, ranks: str) -> tuple[int, int, int]:

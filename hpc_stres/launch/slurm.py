@@ -48,7 +48,7 @@ def parameters(
         "account": cluster.account,
         "qos": cluster.qos,
         "constraint": None if preparing else cluster.constraint,
-        "cpus_per_task": _cores(cluster, preparing or _is_alone(job)),
+        "cpus_per_task": _cores(cluster, job.is_alone),
         "exclusive": True if cluster.exclusive and not preparing else None,
     }
     if job.gpus_per_node:
@@ -87,11 +87,6 @@ def _take_call(run_dir: Path, job: Job, token: Token) -> str:
         f'{folder}/"${{SLURM_JOB_ID}}_submitted.pkl"',
     )
     return f"[ -e {mine} ] || {{ cp {source} {mine}.part && mv {mine}.part {mine}; }}"
-
-
-def _is_alone(job: Job) -> bool:
-    """Whether a job is one process on CPUs, which shares its work out among its cores itself."""
-    return (job.nodes, job.ranks_per_node, job.gpus_per_node) == (1, 1, 0)
 
 
 def _cores(cluster: ClusterConfig, is_alone: bool) -> int | None:

@@ -17,7 +17,8 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from hpc_stres import SOURCES
@@ -101,17 +102,9 @@ def profile_of(cluster: str) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Cancel a run, or submit one chain of phases, or one for each split; the exit status."""
-    # Jobs import this package as well, from wherever they run.
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(SOURCES), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
     try:
-        _run(args)
-    except OSError as error:
-        if args.debug:
-            raise
-        where = error.filename or args.cancel or args.run_dir or "the run folder"
-        raise UserError(f"{where}: {error.strerror or error}\nThe same command resumes.") from None
+        with submitting(args.cancel or args.run_dir or "the run folder", args.debug):
+            _run(args)
     except KeyboardInterrupt:
         print(
             "submit: interrupted; what was submitted stays in the queue\n"
@@ -119,6 +112,30 @@ def run(args: argparse.Namespace) -> int:
         )  # fmt: skip
         return INTERRUPTED
     return 0
+
+
+@contextmanager
+def submitting(place: str, debug: bool) -> Iterator[None]:
+    """Jobs find this package, and what the disk refuses is a sentence: for every command that submits."""
+    # Jobs import this package as well, from wherever they run.
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(SOURCES), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+    try:
+        yield
+    except OSError as error:
+        if debug:
+            raise
+        where = error.filename or place
+        raise UserError(f"{where}: {error.strerror or error}\nThe same command resumes.") from None
+
+
+def refuse_without_scheduler(config: Config, is_dry_run: bool) -> None:
+    """Where jobs go to Slurm, its commands must be there; a dry run needs none."""
+    if config.cluster.scheduler == "slurm" and not is_dry_run:
+        from hpc_stres.launch.slurm import require_slurm
+
+        require_slurm()
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -132,10 +149,7 @@ def _run(args: argparse.Namespace) -> None:
     every = args.split == "all"
     splits = _splits(args)
     configs = [resolve(args, split) for split in splits]
-    if configs[0].cluster.scheduler == "slurm" and not args.dry_run:
-        from hpc_stres.launch.slurm import require_slurm
-
-        require_slurm()
+    refuse_without_scheduler(configs[0], args.dry_run)
     root = Path(args.run_dir or Path("runs") / Path(args.config).stem).resolve()
     if root.exists() and not root.is_dir():
         raise ConfigError(f"--run-dir {root}: this is a file; name a folder")

@@ -4,7 +4,8 @@ from typing import Any
 
 from hpc_stres.errors import ConfigError
 from hpc_stres.models.interaction import Interaction
-from hpc_stres.models.resnet import DEPTHS, Temporal, TrunkOptions
+from hpc_stres.models.layer_table import DEPTHS
+from hpc_stres.models.resnet import Temporal, TrunkOptions
 from hpc_stres.models.trunks import AnyTrunkOptions
 from hpc_stres.models.trunks.inception import FULL_WIDTH, InceptionOptions
 from hpc_stres.registry import MODELS

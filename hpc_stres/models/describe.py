@@ -1,31 +1,17 @@
 """The paper's Table 1 for a network as built: blocks, output sizes, receptive fields, parameters, multiply-adds."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hpc_stres.models.layer_table import Row, table_text
 from hpc_stres.models.resnet import Bottleneck, Trunk
 from hpc_stres.models.temporal import TemporalConv
 from hpc_stres.models.two_stream import POOL_SIDE, TwoStream
 
 
-@dataclass
-class Metalayer:
-    """One column of the table."""
-
-    name: str
-    blocks: str
-    side: int
-    chunks: int
-    field_pixels: int
-    field_chunks: int
-    parameters: int
-    multiply_adds: int
-
-
-def describe(model: TwoStream, side: int, chunks: int) -> dict[str, list[Metalayer]]:
+def describe(model: TwoStream, side: int, chunks: int) -> dict[str, list[Row]]:
     """The metalayers of each stream for clips of `chunks` frames of `side` pixels, measured on a dry pass."""
     costs: dict[nn.Module, int] = {}
     sizes: dict[nn.Module, int] = {}
@@ -59,7 +45,7 @@ def _measure(costs: dict[nn.Module, int], sizes: dict[nn.Module, int]) -> Any:
 def _walk(
     model: TwoStream, trunk: Trunk, costs: dict[nn.Module, int], sizes: dict[nn.Module, int],
     chunks: int, left: int,
-) -> list[Metalayer]:  # fmt: skip
+) -> list[Row]:  # fmt: skip
     def sums(*modules: nn.Module) -> tuple[int, int]:
         inner = [m for module in modules for m in module.modules()]
         parameters = sum(p.numel() for module in modules for p in module.parameters())
@@ -68,8 +54,8 @@ def _walk(
     stem = _pool_side(sizes[trunk.conv1], trunk)
     kernel, first = f"7x7, {trunk.options.width}", sums(trunk.conv1, trunk.bn1)
     rows = [
-        Metalayer("conv1", kernel, sizes[trunk.conv1], chunks, 7, 1, *first),
-        Metalayer("pool1", "3x3 max", stem, chunks, 11, 1, 0, 0),
+        Row("conv1", kernel, sizes[trunk.conv1], chunks, 7, 1, *first),
+        Row("pool1", "3x3 max", stem, chunks, 11, 1, 0, 0),
     ]
     field, jump, times = 11, 4, 1
     for number, stage in enumerate(trunk.stages(), 2):
@@ -82,16 +68,16 @@ def _walk(
             jump *= stride
             times += 2 * sum(isinstance(m, TemporalConv) for m in unit.modules())
         side, name = sizes[stage[-1]], f"conv{number}_x"
-        rows.append(Metalayer(name, _unit_text(stage), side, chunks, field, times, *sums(stage)))
+        rows.append(Row(name, _unit_text(stage), side, chunks, field, times, *sums(stage)))
     side = max(1, rows[-1].side - POOL_SIDE + 1)
     window = min(POOL_SIDE, rows[-1].side)
     pooled = times + (model.pool.window - 1 if model.pool else 0)
     text = f"{window}x{window} average" + (
         f", {model.pool.window} max in time" if model.pool else ""
     )
-    rows.append(Metalayer("pool5", text, side, left, field + (window - 1) * jump, pooled, 0, 0))
+    rows.append(Row("pool5", text, side, left, field + (window - 1) * jump, pooled, 0, 0))
     sizes_text, field = f"{trunk.features} to {model.num_classes}", rows[-1].field_pixels
-    rows.append(Metalayer("fc", sizes_text, side, left, field, pooled, *sums(trunk.fc)))
+    rows.append(Row("fc", sizes_text, side, left, field, pooled, *sums(trunk.fc)))
     return rows
 
 
@@ -128,33 +114,7 @@ def plain_table(model: nn.Module) -> str:
 
 def table(model: nn.Module, side: int, chunks: int) -> str:
     """The table as text."""
-    from hpc_stres.run.tables import text_table
-
     trunks = [getattr(model, stream, None) for stream in ("appearance", "motion")]
     if not isinstance(model, TwoStream) or any(not isinstance(t, Trunk | None) for t in trunks):
         return plain_table(model)
-    parts = []
-    for stream, rows in describe(model, side, chunks).items():
-        header = ["", "blocks", "output", "receptive field", "parameters", "multiply-adds"]
-        lines = [
-            [
-                row.name,
-                row.blocks,
-                f"{row.side}x{row.side}x{row.chunks}",
-                f"{row.field_pixels}x{row.field_pixels}x{row.field_chunks}"
-                + (" tau" if row.field_chunks > 1 else ""),
-                f"{row.parameters:,}",
-                f"{row.multiply_adds:,}",
-            ]
-            for row in rows
-        ]
-        total = [
-            "total",
-            "",
-            "",
-            "",
-            f"{sum(r.parameters for r in rows):,}",
-            f"{sum(r.multiply_adds for r in rows):,}",
-        ]
-        parts.append(f"{stream}\n{text_table(header, [*lines, total])}")
-    return "\n\n".join(parts)
+    return table_text(describe(model, side, chunks))

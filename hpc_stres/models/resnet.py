@@ -10,10 +10,10 @@ from torch.nn import functional
 
 from hpc_stres.models.initialise import Normal, he_normal
 from hpc_stres.models.interaction import UnitInput
+from hpc_stres.models.layer_table import DEPTHS
 from hpc_stres.models.norm import NormAverage, NormGroups, SubBatchNorm2d
 from hpc_stres.models.temporal import TemporalConv, TemporalInit, TemporalPadding
 
-DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 EXPANSION = 4
 CLASSIFIER_SIGMA = 0.01
 Variant = Literal["msra", "torchvision"]

@@ -5,13 +5,12 @@ building it. A test compares every row with what `hpc_stres.models.describe` mea
 not counted here is measured there.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from hpc_stres.run.tables import text_table
+from hpc_stres.models.layer_table import DEPTHS, Row, table_text
 
-DEPTHS: Mapping[int, tuple[int, ...]] = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 EXPANSION, POOL_SIDE, PLANES = 4, 7, {"appearance": 3, "motion": 20}
 TEMPORAL_WINDOW, TEMPORAL_STRIDE = 5, 2
 # Streams of each network that is counted here, and whether the second unit of a stage looks along time.
@@ -21,7 +20,6 @@ STREAMS: Mapping[str, tuple[tuple[str, ...], bool]] = {
     "st_resnet": (("appearance", "motion"), True),
     "st_resnet_star": (("appearance", "motion"), True),
 }
-HEADER = ("", "blocks", "output", "receptive field", "parameters", "multiply-adds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,20 +47,6 @@ class Sizes:
             if self.pools_time
             else self.chunks
         )
-
-
-@dataclass(frozen=True)
-class Row:
-    """One column of the paper's Table 1."""
-
-    name: str
-    blocks: str
-    side: int
-    chunks: int
-    field_pixels: int
-    field_chunks: int
-    parameters: int
-    multiply_adds: int
 
 
 def streams(sizes: Sizes) -> dict[str, list[Row]]:
@@ -147,19 +131,4 @@ def _head(sizes: Sizes, side: int, field: int, jump: int, times: int, channels: 
 
 def table(sizes: Sizes) -> str:
     """The paper's Table 1 as text."""
-    return "\n\n".join(
-        f"{name}\n{text_table(HEADER, _lines(rows))}" for name, rows in streams(sizes).items()
-    )
-
-
-def _lines(rows: Sequence[Row]) -> list[list[str]]:
-    lines = [
-        [
-            row.name, row.blocks, f"{row.side}x{row.side}x{row.chunks}",
-            f"{row.field_pixels}x{row.field_pixels}x{row.field_chunks}" + (" tau" if row.field_chunks > 1 else ""),
-            f"{row.parameters:,}", f"{row.multiply_adds:,}",
-        ]
-        for row in rows
-    ]  # fmt: skip
-    sums = sum(row.parameters for row in rows), sum(row.multiply_adds for row in rows)
-    return [*lines, ["total", "", "", "", *(f"{value:,}" for value in sums)]]
+    return table_text(streams(sizes))

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from hpc_stres.config.schema import Config
+from hpc_stres.models.layer_table import DEPTHS
 from hpc_stres.phases.train import TrainPhase
 from hpc_stres.tools import counting
 
@@ -23,7 +24,7 @@ def sizes_of(config: Config, name: str, classes: int) -> counting.Sizes | None:
     trunk = phase.trunk(phase.family.streams[0])
     assert trunk.depth is not None, "a phase of a config has it from `model`"
     return counting.Sizes(
-        model=phase.model.name, stages=tuple(trunk.stages or counting.DEPTHS[trunk.depth]), width=trunk.width or 64,
+        model=phase.model.name, stages=tuple(trunk.stages or DEPTHS[trunk.depth]), width=trunk.width or 64,
         variant=trunk.variant or "torchvision", classes=classes, side=phase.side, chunks=phase.clips.chunks,
     )  # fmt: skip
 
