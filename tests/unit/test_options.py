@@ -4,7 +4,6 @@ import pytest
 
 from hpc_stres.config import loading, values
 from hpc_stres.errors import ConfigError
-from hpc_stres.evaluation import finished
 from hpc_stres.registry import MODELS
 from hpc_stres.registry.phase import Phase
 from tests.conftest import TINY
@@ -90,7 +89,7 @@ def test_the_table_of_options_knows_every_option():
 
 def leaves(phase):
     """Dotted names of every option that a phase has, whether it acts or not."""
-    return finished.flat(loading.plain(phase))
+    return loading.flat(loading.plain(phase))
 
 
 @pytest.mark.parametrize("model", list(ACTING))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpc_stres.config.loading import load_config
+from hpc_stres.config.loading import CONFIGS, load_config
 from hpc_stres.config.recipe import ordered_phases, select_phases
 from hpc_stres.config.schedule import Plateau, learning_rate, total_steps
 from hpc_stres.errors import ConfigError
@@ -104,3 +104,30 @@ def test_a_dropout_for_every_phase_acts_where_a_network_has_any():
         load_config(TINY, ["phases.motion.optimise.dropout=0.5"]).phase("motion").optimise.dropout
         == 0.5
     )
+
+
+def test_published_figures_belong_to_networks_as_published():
+    figures = {
+        recipe: load_config(CONFIGS / "recipes" / f"{recipe}.yaml").phases["stm_resnet"].published
+        for recipe in ("stm_released", "stm_released_r152")
+    }
+    assert figures == {"stm_released": {}, "stm_released_r152": {"ucf101": 94.2, "hmdb51": 68.9}}
+    nips = CONFIGS / "recipes" / "nips2016.yaml"
+    assert load_config(nips).phases["st_resnet"].published == {"ucf101": 92.76, "hmdb51": 65.57}
+    for other in ("model.depth=101", "model.width=32", "model.stages=[2, 2]",
+                  "phases.st_resnet.model.motion.depth=152"):  # fmt: skip
+        assert load_config(nips, [other]).phases["st_resnet"].published == {}, other
+
+
+def test_both_streams_of_a_network_have_one_side():
+    with pytest.raises(
+        ConfigError, match="appearance 40 and motion 32: both streams see the same crop"
+    ):
+        load_config(TINY, ["phases.st_resnet.model.appearance.side=40"])
+
+
+def test_a_phase_reads_what_its_kind_can_read():
+    with pytest.raises(
+        ConfigError, match=r"phases\.st_resnet\.starts_from: idt is of kind handcrafted"
+    ):
+        load_config(TINY, ["phases.idt={kind: handcrafted}", "phases.st_resnet.starts_from=[idt]"])

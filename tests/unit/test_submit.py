@@ -11,10 +11,10 @@ from hpc_stres.config.loading import load_config
 from hpc_stres.errors import UserError
 from hpc_stres.launch import jobs as job_list
 from hpc_stres.launch.scheduler import Token
-from hpc_stres.launch.slurm import dependency_of, sbatch_text
+from hpc_stres.launch.slurm import dependency_of, parameters, sbatch_text
 from hpc_stres.run.paths import RunPaths, write_json, write_sealed
 from hpc_stres.run.product import read_done
-from tests.conftest import ROOT, TINY, run_python
+from tests.conftest import ROOT, TINY, run_python, tiny_config
 from tests.unit.untrained import finish_without_weights
 
 SMALL = ["--set", "training.global_batch=4", "--set", "training.norm_group=2"]
@@ -124,6 +124,29 @@ def test_a_profile_with_image_modules_and_requeue_is_in_the_sbatch_text(config, 
         "requeue_image", sbatch_text(full, elsewhere, jobs["motion"], "afterok:10", token("motion"))
     )
     golden("prepare", sbatch_text(full, elsewhere, jobs["prepare"], "", token("prepare")))
+
+
+def test_one_process_of_a_phase_has_the_cores_of_a_nodes_ranks_and_a_single_rank_its_own(tmp_path):
+    settings = [
+        "phases.all_idt={kind: handcrafted}", "phases.motion.starts_from=[]",
+        "cluster.ranks_per_node=4", "cluster.cpus_per_rank=3",
+    ]  # fmt: skip
+    wide = tiny_config(tmp_path, *settings)
+    jobs = {
+        job.name: job for job in job_list.make_jobs(wide, tmp_path, ["all_idt", "motion"], True)
+    }
+    assert cores_of(wide, jobs["all_idt"]) == 12
+    assert cores_of(wide, jobs["motion"]) == 3
+    single = tiny_config(tmp_path, *settings, "cluster.ranks_per_node=1", "cluster.prepare_cpus=16")
+    jobs = {
+        job.name: job for job in job_list.make_jobs(single, tmp_path, ["all_idt", "motion"], True)
+    }
+    assert cores_of(single, jobs["all_idt"]) == 16
+    assert cores_of(single, jobs["motion"]) == 3
+
+
+def cores_of(config, job):
+    return parameters(config.cluster, Path("/run"), job, "", token(job.name))["cpus_per_task"]
 
 
 def test_dry_run_is_fast_and_needs_neither_torch_nor_slurm(tmp_path):
