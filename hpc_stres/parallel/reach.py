@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from hpc_stres.errors import UserError
 from hpc_stres.parallel.world import World, expand_nodes
@@ -25,12 +25,14 @@ RESOLVE_SECONDS, PEER_SECONDS, RETRY_SECONDS = 20.0, 10.0, 0.1
 # With more ranks than this, one of each node takes part.
 MOST_RANKS = 512
 LONGEST_LINE = 1 << 20
+# A node, what it cannot do, and in which words.
+Blame = tuple[str, Literal["name", "network"], str]
 
 
 class Unreachable(UserError):
     """Nodes that others cannot find or reach; `blamed` holds each with its kind and its reason."""
 
-    def __init__(self, text: str, blamed: Sequence[tuple[str, str, str]]) -> None:
+    def __init__(self, text: str, blamed: Sequence[Blame]) -> None:
         super().__init__(text)
         self.blamed = tuple(blamed)
 
@@ -103,7 +105,9 @@ def refuse_unresolvable(world: World, node: str, names: Sequence[str] = ()) -> N
     )
 
 
-def check(world: World, node: str, patience_seconds: float, env: Mapping[str, str] | None = None) -> None:
+def check(
+    world: World, node: str, patience_seconds: float, env: Mapping[str, str] | None = None
+) -> None:
     """Every rank reaches the first one within the patience, and each the next; raises `Unreachable` on all of them."""
     if world.size == 1 or world.source == "torchrun":  # torchrun's own agent listens at that port
         return
@@ -120,10 +124,16 @@ def check(world: World, node: str, patience_seconds: float, env: Mapping[str, st
     place = Place(world, node, tuple(ranks), tuple(nodes[rank] for rank in ranks))
     deadline = time.monotonic() + patience_seconds
     with _listening(0) as mine:
-        if world.is_first:
-            _Host(place, mine.getsockname()[1], deadline).run()
-        else:
+        if not world.is_first:
             _visit(place, mine.getsockname()[1], deadline)
+            return
+        try:
+            _Host(place, mine.getsockname()[1], deadline).run()
+        except OSError as error:
+            raise UserError(
+                f"{node}: cannot listen at port {world.port} for the other ranks: {error.strerror or error}\n"
+                "Set another MASTER_PORT in cluster.environment, or submit again: a job's port follows its number."
+            ) from None
 
 
 @contextlib.contextmanager
@@ -262,18 +272,21 @@ def _visit(place: Place, port: int, deadline: float) -> None:
 
 
 def _connect(place: Place, deadline: float) -> socket.socket:
-    world, reason = place.world, "no time was left"
+    world, reason, is_refused = place.world, "no time was left", False
     while time.monotonic() < deadline:
         left = max(0.5, deadline - time.monotonic())
         try:
             return socket.create_connection((world.address, world.port), timeout=left)
         except OSError as error:
-            reason = error.strerror or str(error)
+            reason, is_refused = error.strerror or str(error), isinstance(error, ConnectionRefusedError)
         time.sleep(RETRY_SECONDS)
+    first = place.nodes[0]
     raise Unreachable(
         f"{place.node} cannot reach the first rank at {world.address}:{world.port}: {reason}\n"
-        "Is its rank there? The message of the first rank names who did not come.", (),
-    )  # fmt: skip
+        "Is its rank there? The message of the first rank names who did not come.",
+        # Its node answers and its rank does not: where it was there, it has named who came too late.
+        [(first, "network", f"{first}: its rank was not there for {place.node}")] if is_refused else [],
+    )
 
 
 def _try_next(position: int, table: Sequence[Sequence[Any]]) -> str:
@@ -293,7 +306,9 @@ def _missing(place: Place, missing: Sequence[int]) -> Unreachable:
     alone = len(others) > 1 and lost >= others
     blamed = [place.nodes[0]] if alone else sorted(lost)
     reason = (
-        "no other node reached it" if alone else f"did not reach {place.nodes[0]} ({place.world.address})"
+        "no other node reached it"
+        if alone
+        else f"did not reach {place.nodes[0]} ({place.world.address})"
     )
     return Unreachable(
         f"{place.some(missing)} did not reach the first rank on {place.nodes[0]} "
@@ -305,11 +320,24 @@ def _missing(place: Place, missing: Sequence[int]) -> Unreachable:
 
 def _dead(place: Place, faults: Sequence[tuple[int, str]]) -> Unreachable:
     """Ranks that the one before them could not reach; one that reaches nobody and is reached by nobody is the same."""
-    size = len(place.ranks)
-    lost = sorted({(n + 1) % size for n, _ in faults})
-    first, reason = faults[0]
+    size, complaining = len(place.ranks), dict(faults)
+    quiet = next((n for n in range(size) if n not in complaining), 0)
+    lost: list[int] = []
+    for n in (number % size for number in range(quiet, quiet + size)):
+        # Who is out of reach reaches nobody either: what it says of the next one does not count.
+        if n in complaining and n not in lost:
+            lost.append((n + 1) % size)
+    first = (lost[0] - 1) % size
+    reason = complaining[first]
     return Unreachable(
         f"{place.some(lost)}: not reachable from the other nodes (from {place.nodes[first]}: {reason})\n"
         "The nodes' network, a firewall between them, or their names are wrong; later attempts leave them out.",
-        [(place.nodes[n], "network", f"{place.nodes[n]}: not reachable from other nodes ({reason})") for n in lost],
+        [
+            (
+                place.nodes[n],
+                "network",
+                f"{place.nodes[n]}: not reachable from other nodes ({reason})",
+            )
+            for n in lost
+        ],
     )

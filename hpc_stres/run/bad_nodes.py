@@ -118,7 +118,7 @@ def excluded_nodes(run_dir: Path, hours: float, now: float | None = None) -> dic
     service, a broken installation), and no node is avoided for it.
     """
     moment = time.time() if now is None else now
-    young = [row for row in read_accusations(run_dir) if 0 <= hours * 3600 - (moment - row.time)]
+    young = [row for row in read_accusations(run_dir) if hours * 3600 - (moment - row.time) >= 0]
     if hours <= 0:
         return {}
     accused = defaultdict(set)

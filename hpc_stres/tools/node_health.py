@@ -10,7 +10,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from hpc_stres.run.bad_nodes import Kind
+from hpc_stres.parallel.world import expand_nodes
+from hpc_stres.run.bad_nodes import Kind, node_name
 
 TMP_BYTES = 1 << 20
 NVIDIA_SMI_SECONDS = 30.0
@@ -22,9 +23,21 @@ GPU_COUNTS = {
 NONE = ("", "0", "No", "N/A", "[N/A]", "[Not Supported]", "Not Supported")
 
 
+def nodes_of_job() -> tuple[str, ...]:
+    """Names of the nodes that this job has; this one alone outside of Slurm."""
+    return names_of(os.environ.get("SLURM_JOB_NODELIST", "")) or (node_name(),)
+
+
+def names_of(nodelist: str) -> tuple[str, ...]:
+    """The nodes of a Slurm node list; none of an empty one."""
+    return tuple(expand_nodes(nodelist)) if nodelist else ()
+
+
 def complaints(has_gpus: bool) -> list[tuple[Kind, str]]:
     """What is wrong with this node, as a kind and a sentence each."""
-    found: list[tuple[Kind, str]] = [("disk", text) for text in [disk_fault(temporary_folder())] if text]
+    found: list[tuple[Kind, str]] = [
+        ("disk", text) for text in [disk_fault(temporary_folder())] if text
+    ]
     if has_gpus:
         found += [("gpu", text) for text in gpu_faults()]
     return found
