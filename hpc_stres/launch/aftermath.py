@@ -45,9 +45,10 @@ MACHINE_WORDS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     ),
     ("disk", re.compile(r"\[Errno 5\]|Input/output error|Stale file handle|Bus error")),
 )
-# Endings that are nobody's fault, or the job's own.
+# Endings that are nobody's fault, or the job's own. (When one task fails, the rest of its STEP is cancelled as well.)
 OWN_FAULT = re.compile(
-    r"oom.?kill|out of memory|CANCELLED AT|DUE TO TIME LIMIT|DUE TO PREEMPTION", re.IGNORECASE
+    r"oom.?kill|out of memory|\*\*\* JOB \S+ .*CANCELLED|DUE TO TIME LIMIT|DUE TO PREEMPTION",
+    re.IGNORECASE,
 )
 
 

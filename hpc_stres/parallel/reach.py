@@ -278,14 +278,19 @@ def _connect(place: Place, deadline: float) -> socket.socket:
         try:
             return socket.create_connection((world.address, world.port), timeout=left)
         except OSError as error:
-            reason, is_refused = error.strerror or str(error), isinstance(error, ConnectionRefusedError)
+            reason, is_refused = (
+                error.strerror or str(error),
+                isinstance(error, ConnectionRefusedError),
+            )
         time.sleep(RETRY_SECONDS)
     first = place.nodes[0]
     raise Unreachable(
         f"{place.node} cannot reach the first rank at {world.address}:{world.port}: {reason}\n"
         "Is its rank there? The message of the first rank names who did not come.",
         # Its node answers and its rank does not: where it was there, it has named who came too late.
-        [(first, "network", f"{first}: its rank was not there for {place.node}")] if is_refused else [],
+        [(first, "network", f"{first}: its rank was not there for {place.node}")]
+        if is_refused
+        else [],
     )
 
 

@@ -7,6 +7,7 @@ reason. A script that crashes everywhere stops after the allowed number of attem
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,53 +17,12 @@ from pathlib import Path
 from hpc_stres.prepare.run import prepare
 from hpc_stres.run.attempts import read_attempts
 from hpc_stres.run.bad_nodes import read_accusations
+from tests import poison
 from tests.conftest import tiny_config
 from tests.slurm.cluster import PrivateSlurm, missing
 from tests.slurm.conftest import person
 
 BAD = "n2"
-# Runs at the start of every Python process of a job: what a broken node would do to it.
-POISON = '''
-import os, sys
-mode, node = os.environ.get("POISON", ""), os.environ.get("SLURMD_NODENAME", "")
-is_rank = "SLURM_PROCID" in os.environ and os.environ.get("SLURM_STEP_ID", "") not in ("", "4294967291", "batch")
-is_bad = node == os.environ.get("POISONED")
-if is_rank and is_bad and mode == "dies":
-    os._exit(9)
-if is_rank and is_bad and mode == "silent":
-    import time
-    time.sleep(600)
-if is_rank and is_bad and mode == "full":
-    os.environ["TMPDIR"] = os.environ["FULL"]
-if is_rank and mode == "name" and not os.environ.get("SLURM_JOB_NODELIST", "").startswith(
-    (os.environ["POISONED"] + ",", "n[1")
-):
-    os.environ["MASTER_ADDR"] = "127.0.0.1"
-if is_rank and (mode == "crashes" or (is_bad and mode in ("slow", "hangs"))):
-    import importlib.abc, time
-
-    class Hook(importlib.abc.MetaPathFinder):
-        def find_spec(self, name, path, target=None):
-            if name != "hpc_stres.training.trainer":
-                return None
-            sys.meta_path.remove(self)
-            import hpc_stres.training.trainer as trainer
-            real = trainer.Trainer.micro_step
-
-            def step(self, *arguments):
-                if mode == "crashes" and self.step == 3:
-                    raise ValueError("the script is wrong")
-                if mode == "hangs" and self.step == 7:
-                    time.sleep(600)
-                if mode == "slow":
-                    time.sleep(0.2)
-                return real(self, *arguments)
-
-            trainer.Trainer.micro_step = step
-            return trainer.__spec__
-
-    sys.meta_path.insert(0, Hook())
-'''
 LINKS = 4
 
 
@@ -70,9 +30,14 @@ class Round:
     """One chain with one poison."""
 
     def __init__(self, slurm, data_root, folder, mode, bad=BAD):
-        self.slurm, self.data_root, self.folder, self.mode, self.bad = slurm, data_root, folder, mode, bad
-        (folder / "poison").mkdir(parents=True)
-        (folder / "poison" / "sitecustomize.py").write_text(POISON)
+        self.slurm, self.data_root, self.folder, self.mode, self.bad = (
+            slurm,
+            data_root,
+            folder,
+            mode,
+            bad,
+        )
+        poison.write(folder / "poison")
 
     def run(self, **settings):
         """Submit, wait, and tell what became of it."""
@@ -109,7 +74,9 @@ class Outcome:
 
     def print(self):
         """The figures of this round."""
-        print(f"== {self.mode}: {self.seconds:.0f} s, {'done' if self.is_done else 'not done'}, {self.states}")
+        print(
+            f"== {self.mode}: {self.seconds:.0f} s, {'done' if self.is_done else 'not done'}, {self.states}"
+        )
         for attempt in self.attempts:
             print(f"   job {attempt.name} on {','.join(attempt.nodes)}: exit status {attempt.code}")
         for row in self.accusations:
@@ -163,13 +130,17 @@ def main():
     """All rounds; exit status 1 where one broke a promise."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=ROUNDS, action="append")
+    parser.add_argument("--data", help="folder of data that is kept between calls")
     args = parser.parse_args()
     if reason := missing():
         sys.exit(f"no private Slurm: {reason}")
+    # Ended from outside, its Slurm ends with it.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     broken = {}
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
-        prepare(tiny_config(folder / "data"), quiet=True)
+        data = Path(args.data) if args.data else folder / "data"
+        prepare(tiny_config(data), quiet=True)
         slurm = PrivateSlurm(folder / "slurm")
         try:
             slurm.start()
@@ -177,7 +148,7 @@ def main():
                 bad = "n1" if mode == "name" else BAD
                 if mode == "full":
                     full_folder(folder / mode / "full")
-                outcome = Round(slurm, folder / "data", folder / mode, mode, bad).run(**ROUNDS[mode])
+                outcome = Round(slurm, data, folder / mode, mode, bad).run(**ROUNDS[mode])
                 outcome.print()
                 faults = judge(outcome, bad)
                 if faults:
@@ -185,8 +156,12 @@ def main():
                     print("   BROKEN: " + "; ".join(faults), flush=True)
         finally:
             slurm.stop()
-            subprocess.run(["umount", str(folder / "full" / "full")], capture_output=True, check=False)
-    print(f"{len(args.only or ROUNDS) - len(broken)} of {len(args.only or ROUNDS)} rounds as promised")
+            subprocess.run(
+                ["umount", str(folder / "full" / "full")], capture_output=True, check=False
+            )
+    print(
+        f"{len(args.only or ROUNDS) - len(broken)} of {len(args.only or ROUNDS)} rounds as promised"
+    )
     sys.exit(bool(broken))
 
 
