@@ -32,6 +32,7 @@ def reasons(place: Path, cluster: ClusterConfig | None = None) -> list[str]:
     """A line for each node that is avoided."""
     hours = (cluster or _settings(place)).avoid_bad_nodes_hours
     return [
-        f"node {node} is left out for {hours:g} h since {row.when} ({row.kind}, job {row.job or '-'}): {row.reason}"
+        f"node {node} is left out for {hours:g} h since {row.when} ({row.kind}, job {row.job or '-'}): {row.reason}; "
+        "cluster.avoid_bad_nodes_hours=0 takes it again"
         for node, row in avoided(place, cluster).items()
     ]

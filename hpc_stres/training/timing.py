@@ -1,8 +1,10 @@
 """Where each rank's seconds go, and which rank makes the others wait.
 
-All ranks wait for the slowest in the reduction, so that a whole step takes every rank the same time. What tells them
-apart is the time before it: from the begin of a step to the moment at which the rank's last gradient is there (a hook on the first trainable parameter of each stream, the last to get one). On a GPU these
-moments are events on its stream, which are read when a row of metrics is written: nothing waits for the device.
+All ranks wait for the slowest in the reduction, so that a whole step takes every rank the same time.
+What tells them apart is the time before it: from the begin of a step to the moment at which the
+rank's last gradient is there (a hook on the first trainable parameter of each stream, the last to
+get one). On a GPU these moments are events on its stream, which are read when a row of metrics is
+written: nothing waits for the device.
 """
 
 import statistics
