@@ -1,4 +1,5 @@
-"""After a job that failed: who was to blame, and what its successors are told. Called by the job's own script.
+"""After a job that failed or stopped early: who was to blame, and what its successors are told. Called by the job's
+own script.
 
   sinfo -h -N -o %N | python -m hpc_stres.launch.aftermath RUN PHASE JOB RESTART STATUS NODELIST RANKS_PER_NODE
 
@@ -21,6 +22,7 @@ from hpc_stres.launch.jobs import MESSAGE, Job
 from hpc_stres.run import attempts
 from hpc_stres.run.bad_nodes import Kind, accuse, affordable
 from hpc_stres.run.paths import RunPaths, read_json
+from hpc_stres.run.signals import EXIT_CONTINUE
 from hpc_stres.tools.node_health import names_of
 
 TAIL_BYTES = 256 * 1024
@@ -196,17 +198,19 @@ def main(words: Sequence[str]) -> int:
         Path(run_dir), phase, job, int(restart or 0), int(status), names_of(nodelist), max(1, int(per_node))
     )  # fmt: skip
     attempts.write_end(ended.run_dir, ended.job, ended.restart, ended.status)
-    blame(ended)
+    if ended.status != EXIT_CONTINUE:
+        blame(ended)
     print("\n".join(orders(ended, sys.stdin.read().split())))
     return 0
 
 
 def script_lines(python: str, run_dir: Path, job: Job) -> list[str]:
-    """Lines of a job script, after its ranks have failed with `$status`."""
+    """Lines of a job script, after its ranks have ended with `$status` or left word in `$marker` for more."""
     arguments = f"{shlex.quote(str(run_dir))} {shlex.quote(job.name)}"
-    variables = '"$SLURM_JOB_ID" "${SLURM_RESTART_COUNT:-0}" "$status" "$SLURM_JOB_NODELIST"'
+    variables = '"$SLURM_JOB_ID" "${SLURM_RESTART_COUNT:-0}" "$ended" "$SLURM_JOB_NODELIST"'
     return [
-        'if [ "$status" != 0 ]; then',
+        'if [ "$status" != 0 ] || [ -e "$marker" ]; then',
+        f'  ended="$status"; [ -e "$marker" ] && ended={EXIT_CONTINUE}',
         '  sinfo -h -N -o %N -p "$SLURM_JOB_PARTITION" -t idle,alloc,mix,comp,resv,plnd 2>/dev/null | sort -u |',
         f"  {python} -m hpc_stres.launch.aftermath {arguments} {variables} {job.ranks_per_node} |",
         "  while read -r order number nodes; do",

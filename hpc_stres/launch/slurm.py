@@ -115,11 +115,11 @@ def _teardown(cluster: ClusterConfig, run_dir: Path, job: Job) -> list[str]:
     link takes over."""
     marker = continue_marker(run_dir, job.name, "$SLURM_JOB_ID", "${SLURM_RESTART_COUNT:-0}")
     lines = ["status=$?", f'marker={shlex.quote(str(marker.parent))}/"{marker.name}"']
+    lines += script_lines(python_command(cluster, run_dir, job, str(run_dir)), run_dir, job)
     lines += ['if [ -e "$marker" ]; then', '  rm -f "$marker"']
     if cluster.continuation == "requeue":
         lines += ['  scontrol requeue "$SLURM_JOB_ID" && sleep 120']
-    after = script_lines(python_command(cluster, run_dir, job, str(run_dir)), run_dir, job)
-    return [*lines, f"  exit {EXIT_CONTINUE}", "fi", *after, 'exit "$status"']
+    return [*lines, f"  exit {EXIT_CONTINUE}", "fi", 'exit "$status"']
 
 
 def python_command(cluster: ClusterConfig, run_dir: Path, job: Job, data_root: str) -> str:
