@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc_stres.commands import add_config_arguments, config_path
+from hpc_stres.config.cluster import ClusterConfig
 from hpc_stres.config.schema import Config
 
 if TYPE_CHECKING:
@@ -78,9 +79,9 @@ def _plan_measured(config: Config, phases: list[str], args: argparse.Namespace) 
 
     speeds = measure(config, phases, args.network_gb_per_s, _run_dir(args))
     plans = planner.predict_all(config, phases, config.cluster.nodes, speeds)
-    _print_head(config, speeds)
+    _print_head(config.cluster, speeds)
     print(text_table(list(planner.HEADINGS), planner.rows(plans)))
-    hours = planner.chain_hours(config, {p.name: p for p in plans})
+    hours = planner.chain_hours(config.phases, {p.name: p for p in plans})
     print(f"\nfrom the first job to the last, without queueing: {hours:.2f} hours\n")
     _print_other_nodes(config, phases, speeds)
     _write(args, planner.as_json(plans, speeds))
@@ -103,10 +104,10 @@ def _plan_published(config: Config, phases: list[str], args: argparse.Namespace)
     slow, fast = (
         planner.predict_all(config, phases, config.cluster.nodes, speeds) for speeds in ends
     )
-    _print_head(config, ends[0])
+    _print_head(config.cluster, ends[0])
     print(
         text_table(
-            ["phase", "limit", "hours", "node-hours"], planner.range_rows(config, slow, fast)
+            ["phase", "limit", "hours", "node-hours"], planner.range_rows(config.phases, slow, fast)
         )
     )
     print("\non other numbers of nodes, at the slow end:\n")
@@ -129,10 +130,10 @@ def _run_dir(args: argparse.Namespace) -> Path | None:
     return Path(args.run_dir) if args.run_dir else None
 
 
-def _print_head(config: Config, speeds: "Speeds") -> None:
-    print(f"{config.cluster.nodes} nodes, {config.cluster.ranks} ranks; {speeds.source}")
-    wire = speeds.wire(config.cluster.nodes)
-    inside = config.cluster.nodes == 1 and speeds.node is not None
+def _print_head(cluster: "ClusterConfig", speeds: "Speeds") -> None:
+    print(f"{cluster.nodes} nodes, {cluster.ranks} ranks; {speeds.source}")
+    wire = speeds.wire(cluster.nodes)
+    inside = cluster.nodes == 1 and speeds.node is not None
     source = "measured between the ranks of this node" if inside else speeds.network_source
     print(
         f"network: {wire.bytes_per_s / 1e9:.3g} GB/s, {wire.latency_s * 1e6:.0f} us a message, {source}\n"

@@ -13,7 +13,7 @@ from types import FrameType
 
 from hpc_stres.config.cluster import ClusterConfig
 from hpc_stres.config.loading import load_resolved
-from hpc_stres.config.recipe import ordered_phases
+from hpc_stres.config.recipe import Phases, ordered_phases
 from hpc_stres.config.schema import Config
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.evaluation.table import read_results
@@ -108,7 +108,9 @@ def _refuse_missing_parents(
             if p not in phases and p not in queued and not is_done(config, paths, p)
         ]
         if absent:
-            every = [p for p in ordered_phases(config.phases) if p in _ancestors(config, phases)]
+            every = [
+                p for p in ordered_phases(config.phases) if p in _ancestors(config.phases, phases)
+            ]
             missing = [p for p in every if p in phases or not is_done(config, paths, p)]
             is_or_are = "is" if len(absent) == 1 else "are"
             raise ConfigError(
@@ -117,11 +119,11 @@ def _refuse_missing_parents(
             )
 
 
-def _ancestors(config: Config, phases: Collection[str]) -> set[str]:
+def _ancestors(known: Phases, phases: Collection[str]) -> set[str]:
     found = set(phases)
-    for name in reversed(ordered_phases(config.phases)):
+    for name in reversed(ordered_phases(known)):
         if name in found:
-            found |= set(config.phases[name].starts_from)
+            found |= set(known[name].starts_from)
     return found
 
 
