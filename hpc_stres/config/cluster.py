@@ -80,7 +80,7 @@ class ClusterConfig:
     gpu_type: str | None = None
     """Type of GPU asked for, as in --gpus-per-node=TYPE:4; `hpc-stres plan` knows some types by name."""
     gpus_by: Literal["gpus-per-node", "gres", "gpus-per-task"] = "gpus-per-node"
-    """How GPUs are asked for: --gpus-per-node=4, --gres=gpu:4, or --gpus-per-task=1; ranks see all GPUs of their node."""
+    """How GPUs are asked for: --gpus-per-node=4, --gres=gpu:4, or --gpus-per-task=1; ranks see all of their node."""
     exclusive: bool = False
     """Ask for whole nodes."""
     continuation: Literal["chain", "requeue"] = "chain"
@@ -101,7 +101,7 @@ class ClusterConfig:
     image: str | None = None
     """Image in which jobs run; none: the environment that submits."""
     image_with: Literal["apptainer", "singularity", "pyxis"] = "apptainer"
-    """What runs the image: apptainer or singularity inside srun, or srun's own --container-image (enroot with pyxis)."""
+    """What runs the image: apptainer or singularity in srun, or srun's own --container-image (enroot with pyxis)."""
     binds: tuple[str, ...] = ()
     """Folders visible inside the image besides the repository, the run folder and the data, as SOURCE[:TARGET]."""
     preflight: bool = True
