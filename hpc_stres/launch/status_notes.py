@@ -69,7 +69,7 @@ def late(beats: list[dict[str, Any]], now: float) -> list[str]:
 def costs(config: Config, run_dir: Path) -> list[str]:
     """What became of the time, in one line, and on which nodes it was lost."""
     try:
-        found = account(config, run_dir)
+        found = account(config.phases, run_dir)
     except UserError as error:
         return [str(error).splitlines()[0]]
     total = found.total
