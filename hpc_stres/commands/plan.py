@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc_stres.commands import add_config_arguments, config_path
+from hpc_stres.config.cluster import ClusterConfig
 from hpc_stres.config.schema import Config
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     if args.shapes:
         from hpc_stres.launch.shapes import parse_shapes
 
-        parse_shapes(args.shapes, config)  # refuses before anything is measured
+        parse_shapes(args.shapes, config.cluster)  # refuses before anything is measured
     if args.network_gb_per_s <= 0:
         raise ConfigError("--network-gb-per-s: expected a number above 0")
     if args.bench and not args.gpu:
@@ -87,12 +88,12 @@ def _plan_measured(config: Config, phases: list[str], args: argparse.Namespace) 
 
     speeds = measure(config, phases, args.network_gb_per_s, _run_dir(args))
     plans = planner.predict_all(config, phases, config.cluster.nodes, speeds)
-    _print_head(config, speeds)
+    _print_head(config.cluster, speeds)
     print(text_table(list(planner.HEADINGS), planner.rows(plans)))
-    hours = planner.chain_hours(config, {p.name: p for p in plans})
+    hours = planner.chain_hours(config.phases, {p.name: p for p in plans})
     print(f"\nfrom the first job to the last, without queueing: {hours:.2f} hours\n")
     _print_other_nodes(config, phases, speeds)
-    _print_shapes(args, config, phases, speeds)
+    _print_shapes(args, config.cluster, phases, speeds)
     _write(args, planner.as_json(plans, speeds))
     return 0
 
@@ -113,15 +114,15 @@ def _plan_published(config: Config, phases: list[str], args: argparse.Namespace)
     slow, fast = (
         planner.predict_all(config, phases, config.cluster.nodes, speeds) for speeds in ends
     )
-    _print_head(config, ends[0])
+    _print_head(config.cluster, ends[0])
     print(
         text_table(
-            ["phase", "limit", "hours", "node-hours"], planner.range_rows(config, slow, fast)
+            ["phase", "limit", "hours", "node-hours"], planner.range_rows(config.phases, slow, fast)
         )
     )
     print("\non other numbers of nodes, at the slow end:\n")
     _print_other_nodes(config, phases, ends[0])
-    _print_shapes(args, config, phases, ends[0])
+    _print_shapes(args, config.cluster, phases, ends[0])
     _write(args, planner.as_json(slow, ends[0]))
     return 0
 
@@ -140,10 +141,10 @@ def _run_dir(args: argparse.Namespace) -> Path | None:
     return Path(args.run_dir) if args.run_dir else None
 
 
-def _print_head(config: Config, speeds: "Speeds") -> None:
-    print(f"{config.cluster.nodes} nodes, {config.cluster.ranks} ranks; {speeds.source}")
-    wire = speeds.wire(config.cluster.nodes)
-    inside = config.cluster.nodes == 1 and speeds.node is not None
+def _print_head(cluster: "ClusterConfig", speeds: "Speeds") -> None:
+    print(f"{cluster.nodes} nodes, {cluster.ranks} ranks; {speeds.source}")
+    wire = speeds.wire(cluster.nodes)
+    inside = cluster.nodes == 1 and speeds.node is not None
     source = "measured between the ranks of this node" if inside else speeds.network_source
     print(
         f"network: {wire.bytes_per_s / 1e9:.3g} GB/s, {wire.latency_s * 1e6:.0f} us a message, {source}\n"
@@ -159,7 +160,7 @@ def _print_other_nodes(config: Config, phases: list[str], speeds: "Speeds") -> N
 
 
 def _print_shapes(
-    args: argparse.Namespace, config: Config, phases: list[str], speeds: "Speeds"
+    args: argparse.Namespace, cluster: "ClusterConfig", phases: list[str], speeds: "Speeds"
 ) -> None:
     """The shapes that were asked for, side by side."""
     if not args.shapes:
@@ -171,7 +172,7 @@ def _print_shapes(
     from hpc_stres.tools import planner
 
     costs: dict[shapes.Shape, shapes.Cost | str] = {}
-    for shape in shapes.parse_shapes(args.shapes, config):
+    for shape in shapes.parse_shapes(args.shapes, cluster):
         try:
             own = load_config(config_path(args), [*args.overrides, *shape.overrides])
             plans = planner.predict_all(own, phases, shape.nodes, speeds)

@@ -13,7 +13,7 @@ from types import FrameType
 
 from hpc_stres.config.cluster import ClusterConfig
 from hpc_stres.config.loading import load_resolved
-from hpc_stres.config.recipe import ordered_phases
+from hpc_stres.config.recipe import Phases, ordered_phases
 from hpc_stres.config.schema import Config
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.evaluation.table import read_results
@@ -53,6 +53,8 @@ class Job:
     links: int = 1
     is_alone: bool = False
     """One process that shares its work out among the cores of a node's ranks itself."""
+    uses_mpi: bool = False
+    """Ranks that find each other through MPI, whichever launcher of the site can start that."""
 
     @property
     def ranks(self) -> int:
@@ -72,8 +74,7 @@ def make_jobs(
     _refuse_missing_parents(config, paths, phases, queued)
     jobs: list[Job] = []
     if not store_ready and PREPARE not in queued:
-        prepare = ("prepare", "--config", str(paths.config))
-        jobs.append(Job(PREPARE, (prepare,), (), 1, 1, 0, cluster.minutes, cluster.links, True))
+        jobs.append(_prepare_job(cluster, paths))
     needed = [name for name in phases if not is_done(config, paths, name)]
     todo = [name for name in needed if name not in queued]
     first = () if store_ready else (PREPARE,)
@@ -95,6 +96,18 @@ def make_jobs(
     return jobs
 
 
+def _prepare_job(cluster: ClusterConfig, paths: RunPaths) -> Job:
+    """The job that prepares the store: one process for the cores of a node, or MPI ranks."""
+    command = ("prepare", "--config", str(paths.config))
+    own = cluster.prepare
+    minutes, is_mpi = own.minutes or cluster.minutes, own.launcher == "mpi"
+    if is_mpi and cluster.scheduler == "slurm":
+        return Job(
+            PREPARE, (command,), (), own.nodes, own.cores or 1, 0, minutes, cluster.links, False, True
+        )  # fmt: skip
+    return Job(PREPARE, (command,), (), 1, 1, 0, minutes, cluster.links, True)
+
+
 def _refuse_missing_parents(
     config: Config, paths: RunPaths, phases: list[str], queued: Collection[str]
 ) -> None:
@@ -109,7 +122,9 @@ def _refuse_missing_parents(
             if p not in phases and p not in queued and not is_done(config, paths, p)
         ]
         if absent:
-            every = [p for p in ordered_phases(config.phases) if p in _ancestors(config, phases)]
+            every = [
+                p for p in ordered_phases(config.phases) if p in _ancestors(config.phases, phases)
+            ]
             missing = [p for p in every if p in phases or not is_done(config, paths, p)]
             is_or_are = "is" if len(absent) == 1 else "are"
             raise ConfigError(
@@ -118,11 +133,11 @@ def _refuse_missing_parents(
             )
 
 
-def _ancestors(config: Config, phases: Collection[str]) -> set[str]:
+def _ancestors(known: Phases, phases: Collection[str]) -> set[str]:
     found = set(phases)
-    for name in reversed(ordered_phases(config.phases)):
+    for name in reversed(ordered_phases(known)):
         if name in found:
-            found |= set(config.phases[name].starts_from)
+            found |= set(known[name].starts_from)
     return found
 
 
@@ -251,6 +266,8 @@ class JobCall:
         progress: Path,
         run_dir: Path,
         token: Token | None = None,
+        journal_folder: Path | None = None,
+        code: Path | None = None,
     ) -> None:
         self.job, self.environment, self.progress, self.run_dir = (
             job,
@@ -259,6 +276,10 @@ class JobCall:
             run_dir,
         )
         self.token = token
+        self.journal_folder = journal_folder or run_dir
+        """Where the submission is written down: that of an array is in the folder of its runs."""
+        self.code = code
+        """Folder of the code that was submitted."""
 
     def checkpoint(self) -> None:
         """submitit's word for `may be requeued`; the state is on disk, and who continues is decided
@@ -314,7 +335,8 @@ class JobCall:
         place."""
         if self.token is None:
             return False
-        return self.token.comment in read_json(RunPaths(self.run_dir).jobs).get("abandoned", [])
+        journal = read_json(RunPaths(self.journal_folder).jobs)
+        return self.token.comment in journal.get("abandoned", [])
 
     def _nothing_left(self) -> bool:
         """Whether an earlier link has finished the phase: then this one ends before anything heavy

@@ -72,7 +72,7 @@ class Trainer:
         self.input_dtype = torch.bfloat16 if config.training.precision == "bfloat16" else self.dtype
         self.store = open_store(config)
         self.sampler = sampler(config, name, self.store)
-        table = label_table(self.store, config)
+        table = label_table(self.store, config.data)
         self.label_table = None if table is None else torch.from_numpy(table).to(device)
         self.stop = StopFlag()
         self.heartbeat = Heartbeat(self.paths.heartbeat(world.rank))

@@ -140,7 +140,7 @@ def test_the_report_draws_it(tmp_path):
     assert widths[0] == pytest.approx(100 * 60 / 3660, abs=0.01)
 
 
-# -- status ------------------------------------------------------------------------------------------------------------
+# -- status --------------------------------------------------
 
 
 def test_status_names_nodes_late_ranks_and_costs(tmp_path):
@@ -221,7 +221,7 @@ def test_late_ranks_are_told_by_name(ages, words):
     assert all(word in line for word, line in zip(words, found, strict=True))
 
 
-# -- shapes of jobs -----------------------------------------------------------------------------------------------------
+# -- shapes of jobs --------------------------------------------------
 
 
 def plans(config, hours):

@@ -1,5 +1,6 @@
 """What is held against nodes, who is left out for it, and what a job's script makes of logs and missing ranks."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -14,7 +15,7 @@ from hpc_stres.launch.bad_nodes import excluded, reasons
 from hpc_stres.launch.jobs import Job
 from hpc_stres.launch.scheduler import Answer
 from hpc_stres.run.attempts import Attempt, read_attempts, without_progress, write_begin, write_end
-from hpc_stres.run.bad_nodes import accuse, affordable, excluded_nodes, read_accusations
+from hpc_stres.run.bad_nodes import accuse, affordable, excluded_nodes, read_accusations, withdraw
 from hpc_stres.run.ledger import append_row, read_rows
 from hpc_stres.run.paths import RunPaths, write_json, write_text
 from hpc_stres.tools import node_health
@@ -83,6 +84,17 @@ def test_what_all_nodes_of_a_job_are_accused_of_is_not_theirs(tmp_path, kind, no
     assert sorted(excluded_nodes(tmp_path, 24)) == left_out
 
 
+def test_attempts_that_failed_on_one_node_after_another_are_not_held_against_them(tmp_path):
+    for job, node, kind in (("1", "n1", "crash"), ("2", "n2", "crash"), ("3", "n3", "disk")):
+        accuse(tmp_path, kind, "x", node, job=job, restart=0, job_nodes=4)
+    withdraw(tmp_path, ["1"])  # all of one node: it may be that node
+    assert sorted(excluded_nodes(tmp_path, 24)) == ["n1", "n2", "n3"]
+    withdraw(tmp_path, ["1", "2", "3"])
+    assert sorted(excluded_nodes(tmp_path, 24)) == ["n3"]
+    accuse(tmp_path, "crash", "x", "n1", job="9", restart=0, job_nodes=4)
+    assert sorted(excluded_nodes(tmp_path, 24)) == ["n1", "n3"]
+
+
 def test_a_name_that_is_none_never_reaches_the_scheduler(tmp_path):
     for name in ("n1;rm -rf /", "$(x)", "", "-n1", "n1,n2", "n" * 300):
         accuse(tmp_path, "disk", "x", name or "n9 n8", job="1", restart=0, job_nodes=1)
@@ -112,7 +124,8 @@ def test_no_more_are_left_out_than_can_be_spared():
 # -- what a job's script makes of it --------------------------------------------------
 
 GREETING = "submitit INFO (x) - Starting with JobEnvironment(job_id=7)\n"
-CRASH = "srun: error: n2: task 1: Exited with exit code 9\nslurmstepd-n1: error: *** STEP 7.0 ON n1 CANCELLED AT x ***\n"
+CRASH = "srun: error: n2: task 1: Exited with exit code 9\n"
+CRASH += "slurmstepd-n1: error: *** STEP 7.0 ON n1 CANCELLED AT x ***\n"
 CRASH += "srun: error: n1: task 0: Terminated\n"
 
 
@@ -175,11 +188,47 @@ def test_later_links_and_phases_are_told_whom_to_avoid(tmp_path):
     assert orders(one, []) == []
 
 
-def test_a_chain_that_has_given_up_is_cancelled(tmp_path):
-    text = "hpc-stres train: motion: 3 attempts in a row ended without a new checkpoint (jobs 5, 6, 7)\n"
-    one = ended(tmp_path, text)
-    journal(one.run_dir, motion=["6", "7", "8", "9"], evaluate=["10"])
+def test_a_chain_that_gets_nowhere_is_cancelled_with_its_reason(tmp_path, capsys):
+    one = ended(tmp_path, "hpc-stres train: unexpected ValueError: the script is wrong\n")
+    journal(one.run_dir, motion=["5", "6", "7", "8", "9"], evaluate=["10"])
+    for link, job in enumerate(("5", "6", "7")):
+        assert orders(one, ["n1", "n2", "n3"]) == []
+        row = {
+            "event": "begin", "phase": "motion", "job": job, "restart": 0, "link": link, "submission": link + 1,
+            "time": 5.0 + link, "submitted": None, "nodes": ["n1"], "ranks": 1, "gpus": 0, "mark": 0,
+        }  # fmt: skip
+        write_begin(one.run_dir, row)
     assert orders(one, ["n1", "n2", "n3"]) == ["cancel 8", "cancel 9"]
+    said = capsys.readouterr().err
+    assert (
+        "motion: 3 attempts in a row ended without a new checkpoint (jobs 5, 6, 7); the last: "
+        in said
+    )
+    assert "the script is wrong" in said
+    assert said.startswith("hpc-stres submit: "), "status finds what commands of ours say"
+    write_text(
+        RunPaths(one.run_dir).config,
+        dump(tiny_config(tmp_path, "cluster.restarts_without_checkpoint=4")),
+    )
+    assert orders(one, ["n1", "n2", "n3"]) == []
+    assert orders(dataclasses.replace(one, status=0), []) == []
+
+
+def test_an_attempt_of_which_no_rank_began_is_written_down_all_the_same(tmp_path, monkeypatch):
+    one = ended(tmp_path, "python: command not found\n", arrived=())
+    monkeypatch.setenv("SLURM_JOB_NAME", "stres-motion-0123abcd-012345-4-1")
+    aftermath._write_down(one, 30.0)
+    aftermath._write_down(one, 31.0)
+    (found,) = read_attempts(one.run_dir)
+    assert (found.job, found.link, found.submission, found.code) == ("7", 1, 4, 1)
+    assert found.end - found.begin == pytest.approx(30, abs=5)
+
+
+def test_the_words_of_srun_are_found_in_the_log_of_an_array_too(tmp_path):
+    one = ended(tmp_path, GREETING, "", arrived=(0,))
+    (tmp_path / "array.out").write_text(CRASH)
+    blame(dataclasses.replace(one, script_log=tmp_path / "array.out"))
+    assert [(row.node, row.kind) for row in read_accusations(one.run_dir)] == [("n2", "crash")]
 
 
 @pytest.mark.parametrize(
