@@ -28,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", metavar="1,2,3", help="seeds in place of the grid's")
     parser.add_argument("--at-once", type=int, metavar="N", help="the most jobs that run at once")
+    parser.add_argument(
+        "--adopt-code", action="store_true", help="resume with newer code than the runs began with"
+    )
     add_override_argument(parser)
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted")
     parser.add_argument(
@@ -69,7 +72,13 @@ def _submit_all(args: argparse.Namespace, grid: "Grid", folder: Path) -> bool:
     refuse_without_scheduler(made[0][1], args.dry_run)
     group = folder if share_a_store([config for _, config in made]) else None
     requests = [
-        Request(config, folder / run.name, ablation.wanted_phases(grid, run, config), group, "")
+        Request(
+            config,
+            folder / run.name,
+            ablation.wanted_phases(grid, run, config),
+            group,
+            adopt_code=args.adopt_code,
+        )
         for run, config in made
     ]
     with submitting(str(folder), args.debug):
