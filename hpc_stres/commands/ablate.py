@@ -69,13 +69,13 @@ def _submit_all(args: argparse.Namespace, grid: "Grid", folder: Path) -> bool:
     made = [
         (run, ablation.config_of(grid, run, args.overrides, profile)) for run in ablation.runs(grid)
     ]
-    refuse_without_scheduler(made[0][1], args.dry_run)
+    refuse_without_scheduler(made[0][1].cluster, args.dry_run)
     group = folder if share_a_store([config for _, config in made]) else None
     requests = [
         Request(
             config,
             folder / run.name,
-            ablation.wanted_phases(grid, run, config),
+            ablation.wanted_phases(grid, run, config.phases),
             group,
             adopt_code=args.adopt_code,
         )

@@ -15,6 +15,8 @@ from hpc_stres.config.cluster import ClusterConfig, PrepareJobConfig
 from hpc_stres.config.sbatch import long_name
 from hpc_stres.config.schema import Config
 from hpc_stres.errors import ConfigError
+from hpc_stres.launch.aftermath import script_lines
+from hpc_stres.launch.bad_nodes import excluded
 from hpc_stres.launch.jobs import PREPARE, Job, JobCall, continue_marker
 from hpc_stres.launch.scheduler import Token
 from hpc_stres.run.paths import RunPaths, write_text, write_with
@@ -104,15 +106,7 @@ def _own_options(cluster: ClusterConfig, job: Job, chosen: Mapping[str, Any]) ->
         options.pop("gres", None)
     if options.get("no_requeue"):
         options["requeue"] = False
-    excluded = [str(options["exclude"])] if options.get("exclude") else []
-    if nodes := [*excluded, *bad_nodes(cluster)]:
-        options["exclude"] = ",".join(nodes)
     return options
-
-
-def bad_nodes(cluster: ClusterConfig) -> list[str]:
-    """Nodes that jobs stay away from for a time."""
-    return []
 
 
 def _srun_args(cluster: ClusterConfig, job: Job, cores: int | None) -> list[str]:
@@ -157,7 +151,7 @@ def _setup(cluster: ClusterConfig, code: Path) -> list[str]:
     return [*lines, *cluster.setup, "ulimit -c 0"]
 
 
-def _teardown(cluster: ClusterConfig, run_dir: Path, job: Job) -> list[str]:
+def _teardown(cluster: ClusterConfig, run_dir: Path, job: Job, code: Path) -> list[str]:
     """After the ranks: one that stopped early left a marker; the job is queued again, or the next
     link takes over."""
     marker = continue_marker(run_dir, job.name, "$SLURM_JOB_ID", "${SLURM_RESTART_COUNT:-0}")
@@ -165,7 +159,8 @@ def _teardown(cluster: ClusterConfig, run_dir: Path, job: Job) -> list[str]:
     lines += ['if [ -e "$marker" ]; then', '  rm -f "$marker"']
     if cluster.continuation == "requeue":
         lines += ['  scontrol requeue "$SLURM_JOB_ID" && sleep 120']
-    return [*lines, f"  exit {EXIT_CONTINUE}", "fi", 'exit "$status"']
+    after = script_lines(python_command(cluster, run_dir, job, str(run_dir), code), run_dir, job)
+    return [*lines, f"  exit {EXIT_CONTINUE}", "fi", *after, 'exit "$status"']
 
 
 def _binds(cluster: ClusterConfig, run_dir: Path, code: Path, data_root: str) -> list[str]:
@@ -244,8 +239,14 @@ def sbatch_text(
     number = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" if members else "${SLURM_JOB_ID}"
     folder = RunPaths(run_dir).logs / job.name
     chosen = parameters(cluster, job, dependency, token)
+    folders = [folder for folder, _ in members.jobs.values()] if members is not None else [home]
+    avoided = {node for folder in folders for node in excluded(folder, cluster)}
+    if own := chosen["additional_parameters"].get("exclude"):
+        avoided.add(str(own))
+    if avoided:
+        chosen["additional_parameters"]["exclude"] = ",".join(sorted(avoided))
     chosen["setup"] = [*_setup(cluster, code), _take_call(run_dir, job, token, number)]
-    chosen["teardown"] = _teardown(cluster, run_dir, job)
+    chosen["teardown"] = _teardown(cluster, run_dir, job, code)
     if cluster.image is not None and cluster.image_with == "pyxis":
         binds = _binds(cluster, run_dir, code, config.data.root)
         chosen["srun_args"] = [*_in_pyxis(cluster, binds), *chosen["srun_args"]]

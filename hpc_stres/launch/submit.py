@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpc_stres import SOURCES
+from hpc_stres.config.cluster import ClusterConfig
 from hpc_stres.config.loading import CONFIGS, load_config
 from hpc_stres.config.schema import Config
 from hpc_stres.errors import ConfigError, UserError
@@ -150,9 +151,9 @@ def submitting(place: str, debug: bool) -> Iterator[None]:
         raise UserError(f"{where}: {error.strerror or error}\nThe same command resumes.") from None
 
 
-def refuse_without_scheduler(config: Config, is_dry_run: bool) -> None:
+def refuse_without_scheduler(cluster: ClusterConfig, is_dry_run: bool) -> None:
     """Where jobs go to Slurm, its commands must be there; a dry run needs none."""
-    if config.cluster.scheduler == "slurm" and not is_dry_run:
+    if cluster.scheduler == "slurm" and not is_dry_run:
         from hpc_stres.launch.slurm import require_slurm
 
         require_slurm()
@@ -177,7 +178,7 @@ def _run(args: argparse.Namespace) -> None:
         raise ConfigError(f"--run-dir {root}: this is a file; name a folder")
     made = {root / name: resolve(args, split, seed) for name, (split, seed) in _runs(args).items()}
     configs = list(made.values())
-    refuse_without_scheduler(configs[0], args.dry_run)
+    refuse_without_scheduler(configs[0].cluster, args.dry_run)
     together = list(made) != [root]
     group = root if together and share_a_store(configs) else None
     requests = [

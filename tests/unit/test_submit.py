@@ -114,9 +114,9 @@ def test_sbatch_text_is_the_golden_one(config, elsewhere):
 
 def test_a_profile_with_image_modules_and_requeue_is_in_the_sbatch_text(config, elsewhere):
     cluster = dataclasses.replace(
-        config.cluster, partition="gpu", prepare=PrepareJobConfig(partition="serial"), cpus_per_rank=8,
-        gpu_type="h100", exclusive=True,
-        continuation="requeue", modules=("cuda/12", "openmpi"), image="/images/hpc stres.sif", binds=("/scratch",),
+        config.cluster, partition="gpu", prepare=PrepareJobConfig(partition="serial"),
+        cpus_per_rank=8, gpu_type="h100", exclusive=True, continuation="requeue",
+        modules=("cuda/12", "openmpi"), image="/images/hpc stres.sif", binds=("/scratch",),
         environment={"NCCL_SOCKET_IFNAME": "ib0", "NCCL_IB_DISABLE": 0}, constraint="a100",
     )  # fmt: skip
     data = dataclasses.replace(config.data, root="/data")
