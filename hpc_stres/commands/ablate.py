@@ -67,10 +67,12 @@ def _submit_all(args: argparse.Namespace, grid: "Grid", folder: Path) -> bool:
     made = [
         (run, ablation.config_of(grid, run, args.overrides, profile)) for run in ablation.runs(grid)
     ]
-    refuse_without_scheduler(made[0][1], args.dry_run)
+    refuse_without_scheduler(made[0][1].cluster, args.dry_run)
     group = folder if len(made) > 1 and share_a_store([config for _, config in made]) else None
     requests = [
-        Request(config, folder / run.name, ablation.wanted_phases(grid, run, config), group, "")
+        Request(
+            config, folder / run.name, ablation.wanted_phases(grid, run, config.phases), group, ""
+        )
         for run, config in made
     ]
     if args.dry_run:

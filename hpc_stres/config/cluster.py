@@ -72,6 +72,12 @@ class ClusterConfig:
     """Check ranks, GPUs, versions and the network before the first phase of a submission trains (Slurm only)."""
     min_all_reduce_gb_per_s: float = 0.0
     """Slowest all-reduce of 64 MB that the preflight accepts, in GB a second."""
+    arrival_seconds: float = 60.0
+    """How long the preflight waits for all ranks to reach the first one before it names those that did not."""
+    avoid_bad_nodes_hours: float = 24.0
+    """How long a node that failed this run (nodes.jsonl) is left out of its later jobs; 0: none is left out."""
+    restarts_without_checkpoint: int = 3
+    """Attempts of one job in a row that may end without a new checkpoint; then its chain stops and says why."""
 
     def __post_init__(self) -> None:
         check_field(self.nodes >= 1, "nodes", "expected 1 or more")
@@ -85,6 +91,13 @@ class ClusterConfig:
         )
         check_field(
             self.min_all_reduce_gb_per_s >= 0, "min_all_reduce_gb_per_s", "expected 0 or more"
+        )
+        check_field(self.arrival_seconds > 0, "arrival_seconds", "expected a number above 0")
+        check_field(self.avoid_bad_nodes_hours >= 0, "avoid_bad_nodes_hours", "expected 0 or more")
+        check_field(
+            self.restarts_without_checkpoint >= 1,
+            "restarts_without_checkpoint",
+            "expected 1 or more",
         )
         for key in (
             "ranks_per_node",

@@ -25,6 +25,8 @@ MOST: dict[str, float] = {
     "cluster.nodes": 100_000, "cluster.gpus_per_node": 1024, "cluster.ranks_per_node": 4096,
     "cluster.cpus_per_rank": 4096, "cluster.prepare_cpus": 4096, "cluster.memory_gib_per_node": 1_000_000,
     "cluster.minutes": 1_000_000, "cluster.links": 1000, "cluster.min_all_reduce_gb_per_s": 1_000_000,
+    "cluster.arrival_seconds": 100_000, "cluster.avoid_bad_nodes_hours": 100_000,
+    "cluster.restarts_without_checkpoint": 1000,
     "phases.*.optimise.global_batch": 1_000_000, "phases.*.optimise.norm_group": 1_000_000,
     "phases.*.clips.chunks": 1000, "phases.*.clips.segments": 1000, "phases.*.clips.frame_grid": 100_000,
     "phases.*.optimise.agreement_loss": 1_000_000,

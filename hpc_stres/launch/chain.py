@@ -15,6 +15,7 @@ from hpc_stres.config.schema import Config
 from hpc_stres.errors import UserError
 from hpc_stres.launch import checks
 from hpc_stres.launch import jobs as job_list
+from hpc_stres.launch.bad_nodes import reasons
 from hpc_stres.launch.jobs import EVALUATE, PREPARE, Job
 from hpc_stres.launch.journal import Journal
 from hpc_stres.launch.survey import Survey
@@ -144,6 +145,11 @@ def show(request: Request, jobs: Sequence[Job], queued: Mapping[str, Sequence[st
         layout = job_list.layout_line(request.config, job)
         if layout:
             print(f"  {'':<16} {layout}")
+    if request.config.cluster.scheduler == "slurm" and jobs:
+        print(
+            "".join(f"  {line}\n" for line in reasons(request.run_dir, request.config.cluster)),
+            end="",
+        )
     if RunPaths(request.run_dir).plan.is_file():
         print(f"  wall times: from {RunPaths(request.run_dir).plan}")
 

@@ -13,10 +13,11 @@ from types import FrameType
 
 from hpc_stres.config.cluster import ClusterConfig
 from hpc_stres.config.loading import load_resolved
-from hpc_stres.config.recipe import ordered_phases
+from hpc_stres.config.recipe import Phases, ordered_phases
 from hpc_stres.config.schema import Config
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.evaluation.table import read_results
+from hpc_stres.launch.attempt import Start
 from hpc_stres.launch.scheduler import Token
 from hpc_stres.run.paths import RunPaths, read_json
 from hpc_stres.run.product import phase_is_done, read_done
@@ -108,7 +109,9 @@ def _refuse_missing_parents(
             if p not in phases and p not in queued and not is_done(config, paths, p)
         ]
         if absent:
-            every = [p for p in ordered_phases(config.phases) if p in _ancestors(config, phases)]
+            every = [
+                p for p in ordered_phases(config.phases) if p in _ancestors(config.phases, phases)
+            ]
             missing = [p for p in every if p in phases or not is_done(config, paths, p)]
             is_or_are = "is" if len(absent) == 1 else "are"
             raise ConfigError(
@@ -117,11 +120,11 @@ def _refuse_missing_parents(
             )
 
 
-def _ancestors(config: Config, phases: Collection[str]) -> set[str]:
+def _ancestors(known: Phases, phases: Collection[str]) -> set[str]:
     found = set(phases)
-    for name in reversed(ordered_phases(config.phases)):
+    for name in reversed(ordered_phases(known)):
         if name in found:
-            found |= set(config.phases[name].starts_from)
+            found |= set(known[name].starts_from)
     return found
 
 
@@ -218,6 +221,28 @@ def continue_marker(run_dir: Path, name: str, job: str, restart: str) -> Path:
     return RunPaths(run_dir).logs / name / f"{job}.continue.{restart}"
 
 
+def leave(code: int) -> None:
+    """End at once: submitit would turn an exception into a traceback; the message is on stderr already."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def begun(call: "JobCall") -> Start:
+    """A job's attempt, written down; one that has no sense ends here, with its reason."""
+    job = call.job
+    start = Start(
+        call.run_dir, job.name, job.ranks, job.ranks_per_node, job.gpus_per_node, call.token, call.rank
+    )  # fmt: skip
+    try:
+        start.begin()
+    except UserError as error:
+        print(f"hpc-stres {job.commands[0][0]}: {error}", file=sys.stderr, flush=True)
+        start.end(error.code)
+        leave(error.code)
+    return start
+
+
 class JobCall:
     """What a job's ranks call, on every launcher: the same commands that a person would type."""
 
@@ -258,19 +283,19 @@ class JobCall:
         from hpc_stres.run.signals import EXIT_CONTINUE
 
         self._take_signals()
+        start = begun(self)
         for command in self.job.commands:
             if command[0] == "report" and not self._is_first:
                 continue
             code = main(command)
+            if code != 0:
+                start.end(code)
             if code == EXIT_CONTINUE and self._on_slurm:
                 self._ask_for_more()
                 return "continue"
             if code != 0:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                # submitit would turn an exception into a traceback; the message is on stderr
-                # already.
-                os._exit(code)
+                leave(code)
+        start.end(0)
         return "done"
 
     @property
@@ -278,8 +303,13 @@ class JobCall:
         return os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
 
     @property
+    def rank(self) -> int:
+        """Number of this rank among the job's."""
+        return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+
+    @property
     def _is_first(self) -> bool:
-        return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
+        return self.rank == 0
 
     def _is_abandoned(self) -> bool:
         """Whether a submit looked for this job, did not find it, and has put another in its
@@ -308,12 +338,12 @@ class JobCall:
             catch_early()
             return
 
-        def leave(number: int, frame: FrameType | None) -> None:
+        def stop(number: int, frame: FrameType | None) -> None:
             if self._on_slurm:
                 self._ask_for_more()
             os._exit(EXIT_CONTINUE)
 
-        signal.signal(signal.SIGUSR2, leave)
+        signal.signal(signal.SIGUSR2, stop)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def _ask_for_more(self) -> None:

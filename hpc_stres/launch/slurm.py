@@ -13,6 +13,8 @@ from hpc_stres import SOURCES
 from hpc_stres.config.cluster import ClusterConfig
 from hpc_stres.config.schema import Config
 from hpc_stres.errors import ConfigError
+from hpc_stres.launch.aftermath import script_lines
+from hpc_stres.launch.bad_nodes import excluded
 from hpc_stres.launch.jobs import PREPARE, Job, JobCall, continue_marker
 from hpc_stres.launch.scheduler import Token
 from hpc_stres.run.paths import RunPaths, write_text, write_with
@@ -50,6 +52,7 @@ def parameters(
         "constraint": None if preparing else cluster.constraint,
         "cpus_per_task": _cores(cluster, job.is_alone),
         "exclusive": True if cluster.exclusive and not preparing else None,
+        "exclude": ",".join(excluded(run_dir, cluster)) or None,
     }
     if job.gpus_per_node:
         kind = f"{cluster.gpu_type}:" if cluster.gpu_type else ""
@@ -115,7 +118,8 @@ def _teardown(cluster: ClusterConfig, run_dir: Path, job: Job) -> list[str]:
     lines += ['if [ -e "$marker" ]; then', '  rm -f "$marker"']
     if cluster.continuation == "requeue":
         lines += ['  scontrol requeue "$SLURM_JOB_ID" && sleep 120']
-    return [*lines, f"  exit {EXIT_CONTINUE}", "fi", 'exit "$status"']
+    after = script_lines(python_command(cluster, run_dir, job, str(run_dir)), run_dir, job)
+    return [*lines, f"  exit {EXIT_CONTINUE}", "fi", *after, 'exit "$status"']
 
 
 def python_command(cluster: ClusterConfig, run_dir: Path, job: Job, data_root: str) -> str:

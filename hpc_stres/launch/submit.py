@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hpc_stres import SOURCES
+from hpc_stres.config.cluster import ClusterConfig
 from hpc_stres.config.loading import CONFIGS, load_config
 from hpc_stres.config.schema import Config
 from hpc_stres.errors import ConfigError, UserError
@@ -130,9 +131,9 @@ def submitting(place: str, debug: bool) -> Iterator[None]:
         raise UserError(f"{where}: {error.strerror or error}\nThe same command resumes.") from None
 
 
-def refuse_without_scheduler(config: Config, is_dry_run: bool) -> None:
+def refuse_without_scheduler(cluster: ClusterConfig, is_dry_run: bool) -> None:
     """Where jobs go to Slurm, its commands must be there; a dry run needs none."""
-    if config.cluster.scheduler == "slurm" and not is_dry_run:
+    if cluster.scheduler == "slurm" and not is_dry_run:
         from hpc_stres.launch.slurm import require_slurm
 
         require_slurm()
@@ -149,7 +150,7 @@ def _run(args: argparse.Namespace) -> None:
     every = args.split == "all"
     splits = _splits(args)
     configs = [resolve(args, split) for split in splits]
-    refuse_without_scheduler(configs[0], args.dry_run)
+    refuse_without_scheduler(configs[0].cluster, args.dry_run)
     root = Path(args.run_dir or Path("runs") / Path(args.config).stem).resolve()
     if root.exists() and not root.is_dir():
         raise ConfigError(f"--run-dir {root}: this is a file; name a folder")

@@ -56,6 +56,14 @@ class RunPaths:
         return self.root / "preflight.json"
 
     @property
+    def nodes(self) -> Path:
+        return self.root / "nodes.jsonl"
+
+    @property
+    def attempts(self) -> Path:
+        return self.root / "attempts.jsonl"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 
@@ -121,6 +129,13 @@ class PhasePaths:
     @property
     def lock(self) -> Path:
         return self.root / "owner.lock"
+
+    @property
+    def stall(self) -> Path:
+        return self.root / "stall"
+
+    def stack(self, rank: int) -> Path:
+        return self.stall / f"rank{rank:05d}.txt"
 
     def heartbeat(self, rank: int) -> Path:
         return self.root / "heartbeat" / f"rank{rank:05d}.json"

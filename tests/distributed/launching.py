@@ -88,11 +88,12 @@ def start(data_root, run_dir, phase, world, *overrides, env=None):
     return start_ranks(command(data_root, run_dir, phase, *overrides), world, env)
 
 
-def start_torchrun(arguments, world):
+def start_torchrun(arguments, world, env=None):
     """Start a command by torchrun."""
     # A stopped rank leaves with 75; without restarts torchrun passes that on as a failure.
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)]
-    return Ranks([Command([*torchrun, *arguments], clean_environment(), merged=True)])
+    environment = clean_environment(**(env or {}))
+    return Ranks([Command([*torchrun, *arguments], environment, merged=True)])
 
 
 def finish(ranks, expect=0):
