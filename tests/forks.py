@@ -32,10 +32,12 @@ import psutil
 from tests.waiting import PATIENCE_SECONDS
 
 ROOT = Path(__file__).resolve().parent.parent
-# What a process reads whenever it likes. Everything else may have been read while it was imported.
+# What a process reads whenever it likes, and what libraries set while they are imported. Everything
+# else may have been read while it was imported.
 READ_LATE = (
     "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "SLURM_", "HPC_STRES_THREADS", "HPC_STRES_END_TIME",
     "HPC_STRES_PROGRESS", "OMP_NUM_THREADS", "PYTEST_CURRENT_TEST", "PATH",
+    "HPC_STRES_TOLD_OF_KERNELS", "TORCHINDUCTOR_CACHE_DIR", "THP_MEM_ALLOC_ENABLE",
 )  # fmt: skip
 HEAVY = (
     "torch", "torch.utils.tensorboard", "nvidia.dali.fn", "nvidia.dali.plugin.base_iterator",
@@ -166,8 +168,13 @@ def can_fork(arguments, env, cwd):
     ours = arguments[0] == "-m" and arguments[1].startswith(("hpc_stres", "tests."))
     if not (ours or arguments[0] in SCRIPTS) or Path(cwd) != ROOT or not _forks_are_sound():
         return False
+    return not unlike(env)
+
+
+def unlike(env):
+    """The variables in which an environment differs from the session's and that may have been read."""
     changed = (name for name in {*ENVIRONMENT, *env} if ENVIRONMENT.get(name) != env.get(name))
-    return all(name.startswith(READ_LATE) for name in changed)
+    return {name for name in changed if not name.startswith(READ_LATE)}
 
 
 # -- the process that is forked -------------------------------------------------------------------

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from tests.conftest import ROOT, run_python
-from tests.forks import Command, can_fork
+from tests.forks import Command, can_fork, unlike
 from tests.waiting import wait_until
 
 
@@ -51,5 +51,9 @@ def test_what_is_read_while_importing_needs_an_interpreter_of_its_own():
     assert not can_fork(ours, here, ROOT / "tests")
     import torch
 
+    import hpc_stres.training.phase
+
+    assert hpc_stres.training.phase
+    assert unlike(dict(os.environ)) == set(), "a library sets these: every command would be slow"
     # CUDA does not survive a fork.
     assert can_fork(ours, {**here, "RANK": "0"}, ROOT) != torch.cuda.is_available()
