@@ -219,6 +219,8 @@ class Trainer:
                     self.report(log, progress, clock)
                 stop, due = self.agree_on_stop(self.save_due(saved_at))
                 if due or stop or self.step == self.steps:
+                    if log is not None:
+                        log.sync()
                     self.save(wait=stop or self.step == self.steps)
                     saved_at = time.monotonic()
                 if stop and self.step < self.steps:
