@@ -9,20 +9,18 @@ from pathlib import Path
 
 from hpc_stres.errors import ConfigError
 
-_ANY_SEAL = b"# checksum"
+_MARK = b"# checksum: sha256 "
 
 
 def sealed_text(text: str) -> str:
     """A config's text with its checksum as the last line."""
-    return f"{text}# checksum: {_digest(text.encode())}\n"
+    return f"{text}{_MARK.decode()}{_digest(text.encode())}\n"
 
 
 def refuse_changed(path: Path, data: bytes) -> None:
     """Refuse a config whose text is not the one that its checksum is of; one without a checksum is believed."""
-    text, line_break, last = data.rstrip(b"\n").rpartition(b"\n")
-    if not last.startswith(_ANY_SEAL):
-        return
-    if last != f"# checksum: {_digest(text + line_break)}".encode():
+    text, mark, digest = data.rpartition(_MARK)
+    if mark and digest != f"{_digest(text)}\n".encode():
         raise ConfigError(
             f"{path}: not as it was written: the checksum in its last line is of another text\n"
             "If you changed it yourself, remove that line. Otherwise remove the file: the command that began the run "

@@ -82,6 +82,7 @@ class Trainer:
         self.last_loss: float | None = None
         self.writer = checkpoint.Writer(self.paths)
         self.profile: StepProfile | None = None
+        self.log: MetricsLog | None = None
 
     # -- setting up -----------------------------------------------------------------------------------------------
 
@@ -188,7 +189,7 @@ class Trainer:
         training = self.config.training
         reader = self.make_reader()
         self.marks = Trail(self.step, self.trail)
-        log = MetricsLog(self.paths, self.step) if self.world.is_first else None
+        self.log = log = MetricsLog(self.paths, self.step) if self.world.is_first else None
         title = Progress(self.name, self.steps, "steps", self.world.is_first, self.step)
         saved_at, first_step = time.monotonic(), self.step + 1
         with Ahead(self.micro_batches(reader), training.prefetch) as feed, title as progress:
@@ -219,8 +220,6 @@ class Trainer:
                     self.report(log, progress, clock)
                 stop, due = self.agree_on_stop(self.save_due(saved_at))
                 if due or stop or self.step == self.steps:
-                    if log is not None:
-                        log.sync()
                     self.save(wait=stop or self.step == self.steps)
                     saved_at = time.monotonic()
                 if stop and self.step < self.steps:
@@ -368,6 +367,8 @@ class Trainer:
                 "phase": self.name, "config": plain(self.config), "trail": self.trail,
                 "world_size": self.world.size, "micro_batch": self.micro_batch, "loss": self.last_loss,
             }  # fmt: skip
+            if self.log is not None:
+                self.log.sync()
             try:
                 self.writer.save(self.step, self.model.state_dict(), momentum, meta)
                 if wait:

@@ -4,6 +4,7 @@
                   port, disk, place, launcher, scheduler), or flips, lies, fuzz, long
   --without GUARD take a guard away (sync, atomic, checkpoint, seal, owner): exit status 0 when that is noticed
   --first N       begin with round N, to do a round again
+  --short         20 rounds, then 20 flips and 20 lies of each kind of file and 200 cases for each parser
 
 Ends with a table: injected, survived, stopped with a clear sentence, silent, crashed. Exit status 1 if any round was
 silent or crashed.
@@ -32,6 +33,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", type=int, default=0, help="number of the first round")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="begin no round after so long"
+    )
     parser.add_argument("--only", choices=[*plan.WEIGHTS, *SWEEPS])
     parser.add_argument("--without", choices=list(GUARDS), default="")
     parser.add_argument(
@@ -43,17 +47,31 @@ def main() -> int:
     base = args.folder or Path(tempfile.mkdtemp(prefix="campaign-"))
     base.mkdir(parents=True, exist_ok=True)
     try:
+        if args.short:
+            return short(args, base)
         return sweep(args, base) if args.only in SWEEPS else rounds(args, base)
     finally:
         if args.folder is None:
             shutil.rmtree(base, ignore_errors=True)
 
 
+def short(args: argparse.Namespace, base: Path) -> int:
+    """A little of everything."""
+    from tests.campaign import sweeps
+
+    status = rounds(args, base)
+    for part, cases in (("flips", 20), ("lies", 20), ("fuzz", 200)):
+        outcomes = getattr(sweeps, part)(base, args.seed, cases, with_export=False)
+        status = max(status, conclude(outcomes, ""))
+    return status
+
+
 def sweep(args: argparse.Namespace, base: Path) -> int:
     """One of the parts that are no rounds."""
     from tests.campaign import sweeps
 
-    outcomes = getattr(sweeps, args.only)(base, args.seed, args.cases, args.rounds)
+    count = args.rounds if args.only == "long" else args.cases
+    outcomes = getattr(sweeps, args.only)(base, args.seed, count)
     return conclude(outcomes, args.without)
 
 
@@ -68,7 +86,11 @@ def rounds(args: argparse.Namespace, base: Path) -> int:
     kinds = (args.only,) if args.only else tuple(plan.WEIGHTS)
     if not args.only and args.rounds < 100:
         kinds = tuple(kind for kind in kinds if kind not in plan.LONG_KINDS)
+    deadline = time.monotonic() + 60 * args.minutes
     for number in range(args.first, args.first + args.rounds):
+        if time.monotonic() > deadline:
+            print(f"stopped before round {number}: {args.minutes:g} minutes are over", flush=True)
+            break
         drawn = plan.draw(args.seed, number, kinds)
         began = time.monotonic()
         outcome = perform(shop.with_undisturbed(drawn.experiment, args.without), drawn)

@@ -56,7 +56,15 @@ class Child:
 
     @property
     def text(self) -> str:
-        return self.output.read_text(encoding="utf-8", errors="replace")
+        """What it said: its output, and after that its errors."""
+        files = (self.output, errors_of(self.output))
+        there = [path.read_bytes() for path in files if path.exists()]
+        return b"".join(there).decode("utf-8", "replace")
+
+
+def errors_of(output: Path) -> Path:
+    """The file of a child's errors beside that of its output."""
+    return output.with_suffix(".errors")
 
 
 @dataclass
@@ -76,9 +84,8 @@ class Start:
 def _become(start: Start, output: Path) -> None:
     """In the child: what a shell would set up."""
     os.setsid()
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    for number in (1, 2):
-        os.dup2(descriptor, number)
+    for number, path in ((1, output), (2, errors_of(output))):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
     sys.stdout = os.fdopen(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
     sys.stderr = os.fdopen(
         2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
@@ -157,7 +164,7 @@ def wait(
     for child in children:
         if child.status is None:
             child.kill()
-    text = "".join(dict.fromkeys(child.text for child in children if child.output.exists()))
+    text = "".join(dict.fromkeys(child.text for child in children))
     return End(
         [int(child.status or 0) for child in children], text, hung, time.monotonic() - started
     )

@@ -11,6 +11,7 @@ import os
 import random
 import signal
 import sys
+import traceback
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ import numpy as np
 
 from tests.campaign.judge import CRASHED, SILENT, STOPPED, SURVIVED, Outcome
 from tests.campaign.museum import Exhibit, Noticed
+
+LIMIT_SECONDS = 600
 
 
 def harm(path: Path, how: str, where: float) -> None:
@@ -47,13 +50,17 @@ def flips(path: Path, dice: random.Random, count: int) -> Iterator[tuple[str, by
         yield f"bit {bit}", bytes(turned)
 
 
-def lies(exhibit: Exhibit, path: Path, dice: random.Random, count: int) -> Iterator[tuple[str, bytes]]:
+def lies(
+    exhibit: Exhibit, path: Path, dice: random.Random, count: int
+) -> Iterator[tuple[str, bytes]]:
     """The file with another value in a sound form, or one that says something else in its place."""
     for sibling in exhibit.siblings:
         yield f"{sibling.parent.name}/{sibling.name} in its place", sibling.read_bytes()
     data = path.read_bytes()
     for _ in range(count - len(exhibit.siblings)):
-        if path.suffix in (".json", ".jsonl"):
+        if not data:
+            yield _byte_lie(data, dice)
+        elif path.suffix in (".json", ".jsonl"):
             yield _json_lie(data, dice)
         elif path.suffix == ".npz":
             yield _npz_lie(data, dice)
@@ -105,7 +112,9 @@ def _other(value: Any, dice: random.Random) -> Any:
     if isinstance(value, (int, float)):
         return dice.choice([value + 1, -value - 1, 0 if value else 2, value * 1000 + 7])
     if isinstance(value, str):
-        return dice.choice([f"{value}x", value[:-1] if len(value) > 1 else "other", value.swapcase() + "0"])
+        return dice.choice(
+            [f"{value}x", value[:-1] if len(value) > 1 else "other", value.swapcase() + "0"]
+        )
     return 7
 
 
@@ -115,7 +124,11 @@ def _npz_lie(data: bytes, dice: random.Random) -> tuple[str, bytes]:
     name = dice.choice([name for name in arrays if name != "digest" and arrays[name].size])
     flat = arrays[name].reshape(-1)
     where = dice.randrange(flat.size)
-    flat[where] = flat[where] + 1 if flat.dtype.kind in "fiu" else f"x{flat[where]}"[: flat.dtype.itemsize // 4]
+    flat[where] = (
+        flat[where] + 1
+        if flat.dtype.kind in "fiu"
+        else f"x{flat[where]}"[: flat.dtype.itemsize // 4]
+    )
     arrays[name] = flat.reshape(arrays[name].shape)
     stream = io.BytesIO()
     np.savez_compressed(stream, **arrays)
@@ -211,15 +224,19 @@ def _in_child(
     if not pid:
         os.close(reading)
         status = 1
-        with contextlib.suppress(BaseException):
-            signal.alarm(600)
+        try:
+            signal.alarm(LIMIT_SECONDS)
             _report(exhibit, path, random.Random(seed), count, done, with_lies, writing)
             status = 0
-        os._exit(status)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
     os.close(writing)
     with os.fdopen(reading, encoding="utf-8") as stream:
         rows = [json.loads(line) for line in stream if line.endswith("\n")]
-    os.waitpid(pid, 0)
+    if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) > 0:
+        raise RuntimeError(f"the campaign itself failed at {path}: see above")
     return [Outcome(*row) for row in rows]
 
 

@@ -1,4 +1,4 @@
-"""What may come of a fault: the run survives it, or a command stops with a clear sentence. Anything else is a failure."""
+"""What may come of a fault: a run survives it, or a command stops with a clear sentence. Anything else is a failure."""
 
 import re
 from collections import Counter
@@ -75,7 +75,7 @@ def check_end(end: End, what: str, sent: Iterable[int] = (), names: tuple[str, .
         raise Failure(CRASHED, f"{what}: the sentence does not say where: {said[-1]} ({names[0]})")
     if len([line for line in block.splitlines() if line.strip()]) > MOST_LINES:
         raise Failure(CRASHED, f"{what}: more than a sentence: {last_words(block)}")
-    return said[-1]
+    return " | ".join(dict.fromkeys(said))
 
 
 def table(outcomes: dict[str, list[Outcome]]) -> str:

@@ -43,7 +43,9 @@ class Museum:
         # Real copies: what is damaged here must not be a link to what is not.
         shutil.copytree(source / "run", self.home / "run")
         shutil.copytree(source / "data" / "stores", self.home / "data" / "stores")
-        (self.store,) = (path for path in (self.home / "data" / "stores").iterdir() if path.is_dir())
+        (self.store,) = (
+            path for path in (self.home / "data" / "stores").iterdir() if path.is_dir()
+        )
         self.run = self.home / "run"
         self.other = shop.folder_of(Experiment("train", "binding", "motion")) / "run"
         self._write_journal()
@@ -113,8 +115,10 @@ class Museum:
             Exhibit("plan.json", [self.run / "plan.json"], self.read_plan),
         ]  # fmt: skip
         if hasattr(self, "exported"):
-            files = [self.exported / "export.json", *sorted(self.exported.glob("*.safetensors"))]
+            files = [self.exported / "export.json", self.exported / "weights.safetensors"]
             found += [Exhibit(f"export: {path.name}", [path], self.read_export) for path in files]
+            plain = [path for path in self.exported.glob("*.safetensors") if path not in files]
+            found.append(Exhibit("export: plain weights", plain, self.read_plain_weights))
         return found
 
     def read_store(self) -> Any:
@@ -123,7 +127,9 @@ class Museum:
         from hpc_stres.store.reader import Store
 
         store = Store(self.store)
-        places = [tuple(place.tobytes() for place in store.places(n)) for n in range(len(store.rows))]
+        places = [
+            tuple(place.tobytes() for place in store.places(n)) for n in range(len(store.rows))
+        ]
         return [repr(catalogue_of(store)), [repr(row) for row in store.rows], places, store.remarks]
 
     def read_shards(self) -> Any:
@@ -182,7 +188,10 @@ class Museum:
         from hpc_stres.evaluation.results import columns
 
         found = columns(load_run(self.run), self.run)
-        return {name: [s.ids, s.labels.tolist(), s.logits.tobytes(), s.classes] for name, s in found.items()}
+        return {
+            name: [s.ids, s.labels.tolist(), s.logits.tobytes(), s.classes]
+            for name, s in found.items()
+        }
 
     def fuse_scores(self) -> Any:
         from hpc_stres.evaluation.fusion import read
@@ -195,7 +204,11 @@ class Museum:
         from hpc_stres.run.paths import RunPaths
 
         found = read_parts(RunPaths(self.run), 1, "motion", self.keys(), loud=True)
-        return {name: {s: v.tobytes() for s, v in streams.items()} for name, streams in found.items()}
+        if set(found) != set(self.keys()):
+            return Noticed("the other videos are scored again")
+        return {
+            name: {s: v.tobytes() for s, v in streams.items()} for name, streams in found.items()
+        }
 
     def keys(self) -> dict[str, str]:
         """The keys of the videos as they were written; read once, undamaged."""
@@ -246,6 +259,14 @@ class Museum:
         bare = {k: repr(v) for k, v in vars(found).items() if not isinstance(v, torch.nn.Module)}
         return [tensors(state), bare]
 
+    def read_plain_weights(self) -> Any:
+        from hpc_stres.models.weights import read_state
+
+        (path,) = (
+            p for p in self.exported.glob("*.safetensors") if p.name != "weights.safetensors"
+        )
+        return tensors(read_state(path))
+
 
 @dataclass(frozen=True)
 class Noticed:
@@ -261,5 +282,3 @@ def tensors(state: Any) -> str:
         digest.update(f"{name} {state[name].dtype} {tuple(state[name].shape)}".encode())
         digest.update(np.ascontiguousarray(state[name].detach().cpu().numpy()).tobytes())
     return digest.hexdigest()
-
-

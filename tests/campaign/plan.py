@@ -12,6 +12,8 @@ WEIGHTS = {
 # Kinds that start whole programs: left out of short runs unless they are asked for.
 LONG_KINDS = ("launcher", "place")
 ERRORS = {"ENOSPC": 28, "EIO": 5, "EDQUOT": 122, "EROFS": 30, "EACCES": 13}
+LIES = ("busy", "taken_but_error", "taken_but_garbage", "hangs", "no_queue", "half_row", "empty_queue", "killed",
+        "refused")  # fmt: skip
 # Which commands write or read what a fault is put into.
 WRITERS = ("train", "train", "train", "train", "evaluate", "evaluate", "prepare", "stage")
 
@@ -108,37 +110,28 @@ def _experiment(dice: random.Random, command: str, kind: str) -> Experiment:
 
 def _fault(dice: random.Random, kind: str, experiment: Experiment) -> dict[str, Any]:
     rank = dice.randrange(experiment.ranks)
-    if kind in ("kill", "torn"):
-        return {"rank": rank if dice.random() < 0.3 else 0}
-    if kind == "signal":
-        return {"rank": rank, "signal": dice.choice((12, 15, 15, 2)), "all": dice.random() < 0.5}
-    if kind == "pause":
-        return {"rank": rank, "forever": dice.random() < 0.4}
-    if kind in ("error", "read"):
-        names = ("EIO", "EACCES") if kind == "read" else tuple(ERRORS)
-        return {"errno": dice.choice(names), "sticky": int(dice.random() < 0.6), "rank": 0}
-    if kind == "power":
-        return {"lost": dice.choice(("names", "data", "ordered", "half"))}
-    if kind == "damage":
-        return {"how": dice.choice(("flip", "flip", "cut", "empty", "gone")), "file": dice.random(),
-                "place": dice.random()}  # fmt: skip
-    if kind == "together":
-        return {
-            "count": dice.choice((2, 2, 3, 4, 8) if experiment.command != "train" else (2, 3, 4))
-        }
-    if kind == "clock":
-        return {"seconds": dice.choice((-86400 * 400, -3600, 3600, 86400 * 400))}
-    if kind == "slow":
-        return {"rank": rank, "microseconds": dice.choice((2000, 10000))}
-    if kind == "disk":
-        return {"kib": dice.choice((16, 48, 96, 160, 256, 400, 700))}
-    if kind == "place":
-        return {"umask": dice.choice((0o077, 0o002, 0o000)), "locale": dice.choice(("C", "POSIX", "C.UTF-8", "xx_XX")),
-                "home": dice.choice(("/nonexistent", "/proc")), "folder": dice.choice(("/", "/tmp", "/proc"))}  # fmt: skip
-    if kind == "launcher":
-        return {"sign": dice.choice(("config", "logs", "heartbeat", "latest", "done", "scores"))}
-    if kind == "scheduler":
-        return {"lie": dice.choice(("busy", "taken_but_error", "taken_but_garbage", "hangs", "no_queue", "half_row",
-                                    "empty_queue", "killed", "refused")),
-                "call": dice.randrange(3)}  # fmt: skip
-    return {}
+    names = ("EIO", "EACCES") if kind == "read" else tuple(ERRORS)
+    several = (2, 3, 4) if experiment.command == "train" else (2, 2, 3, 4, 8)
+    an_error = {"errno": dice.choice(names), "sticky": int(dice.random() < 0.6), "rank": 0}
+    a_kill = {"rank": rank if dice.random() < 0.3 else 0}
+    faults: dict[str, dict[str, Any]] = {
+        "kill": a_kill,
+        "torn": a_kill,
+        "signal": {"rank": rank, "signal": dice.choice((12, 15, 15, 2)), "all": dice.random() < 0.5},
+        "pause": {"rank": rank, "forever": dice.random() < 0.4},
+        "error": an_error,
+        "read": an_error,
+        "power": {"lost": dice.choice(("names", "data", "ordered", "half"))},
+        "damage": {"how": dice.choice(("flip", "flip", "cut", "empty", "gone")), "file": dice.random(),
+                   "place": dice.random()},
+        "together": {"count": dice.choice(several)},
+        "clock": {"seconds": dice.choice((-86400 * 400, -3600, 3600, 86400 * 400))},
+        "slow": {"rank": rank, "microseconds": dice.choice((2000, 10000))},
+        "disk": {"kib": dice.choice((16, 48, 96, 160, 256, 400, 700))},
+        "place": {"umask": dice.choice((0o077, 0o002, 0o000)),
+                  "locale": dice.choice(("C", "POSIX", "C.UTF-8", "xx_XX")),
+                  "home": dice.choice(("/nonexistent", "/proc")), "folder": dice.choice(("/", "/tmp", "/proc"))},
+        "launcher": {"sign": dice.choice(("config", "logs", "heartbeat", "latest", "done", "scores"))},
+        "scheduler": {"lie": dice.choice(LIES), "call": dice.randrange(3)},
+    }  # fmt: skip
+    return faults.get(kind, {})

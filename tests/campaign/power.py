@@ -135,12 +135,14 @@ class Disk:
 def _read(folder: Path) -> Node:
     node = Node(True)
     for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            child = _read(path)
-        else:
-            child = Node(data=bytearray(path.read_bytes()), kept_data=path.read_bytes())
+        child = _read(path) if path.is_dir() else _read_file(path)
         node.entries[path.name] = node.kept_entries[path.name] = child
     return node
+
+
+def _read_file(path: Path) -> Node:
+    data = path.read_bytes()
+    return Node(data=bytearray(data), kept_data=data)
 
 
 def _commit_names(node: Node) -> None:

@@ -1,4 +1,4 @@
-"""Submitting to a scheduler that lies, that dies, or to which several submit at once: each job is there exactly once."""
+"""Submitting to a scheduler that lies or dies, or several at once: in the end each job is there exactly once."""
 
 import json
 import shutil

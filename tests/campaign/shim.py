@@ -47,7 +47,7 @@ def build(folder: Path) -> Path:
 
 
 def restart_with_shim(folder: Path) -> None:
-    """Start this program again with the shim in it, unless it is there already. Children that are forked have it too."""
+    """Start this program again with the shim in it, unless it is there already. Forked children have it too."""
     if os.environ.get(LOADED):
         return
     environment = {
