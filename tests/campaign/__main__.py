@@ -33,6 +33,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", type=int, default=0, help="number of the first round")
+    parser.add_argument("--short", action="store_true", help="what a clean checkout must pass")
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="begin no round after so long"
     )

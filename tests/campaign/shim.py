@@ -3,6 +3,7 @@
 import ctypes
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -50,6 +51,8 @@ def restart_with_shim(folder: Path) -> None:
     """Start this program again with the shim in it, unless it is there already. Forked children have it too."""
     if os.environ.get(LOADED):
         return
+    if shutil.which("gcc") is None:
+        sys.exit("the campaign needs gcc for the library that faults come from: apt-get install gcc libc6-dev")
     environment = {
         **os.environ, "LD_PRELOAD": str(build(folder)), LOADED: "1",
         # One thread: a process with threads cannot be forked.
