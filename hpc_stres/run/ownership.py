@@ -128,8 +128,8 @@ def _write_owner(stream: IO[str]) -> None:
         owner["job"] = job
     stream.seek(0)
     stream.truncate(0)
-    stream.write(json.dumps(owner) + "\n")
-    stream.flush()
+    # Not through the stream's buffer: what a full disk leaves there would fail once more when the stream is closed.
+    os.write(stream.fileno(), f"{json.dumps(owner)}\n".encode())
 
 
 def describe(owner: Owner) -> str:

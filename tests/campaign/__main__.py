@@ -22,6 +22,7 @@ from tests.campaign import plan, shim
 from tests.campaign.guards import GUARDS
 from tests.campaign.judge import FAILURES, Outcome, table
 
+BASE = "CAMPAIGN_FOLDER"
 SWEEPS = ("flips", "lies", "fuzz", "long")
 
 
@@ -44,9 +45,10 @@ def main() -> int:
     )
     parser.add_argument("--folder", type=Path, help="work here and keep it")
     args = parser.parse_args()
-    shim.restart_with_shim(Path(tempfile.gettempdir()) / f"hpc-stres-campaign-{os.getuid()}")
-    base = args.folder or Path(tempfile.mkdtemp(prefix="campaign-"))
+    base = Path(os.environ.get(BASE) or args.folder or tempfile.mkdtemp(prefix="campaign-"))
     base.mkdir(parents=True, exist_ok=True)
+    os.environ[BASE] = str(base)  # for itself, when it starts again
+    shim.restart_with_shim(base)
     try:
         if args.short:
             return short(args, base)

