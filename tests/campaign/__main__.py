@@ -96,7 +96,11 @@ def rounds(args: argparse.Namespace, base: Path) -> int:
             break
         drawn = plan.draw(args.seed, number, kinds)
         began = time.monotonic()
-        outcome = perform(shop.with_undisturbed(drawn.experiment, args.without), drawn)
+        try:
+            outcome = perform(shop.with_undisturbed(drawn.experiment, args.without), drawn)
+        except KeyboardInterrupt:
+            print(f"interrupted in round {number}", flush=True)
+            break
         outcomes.setdefault(drawn.kind, []).append(outcome)
         took = time.monotonic() - began
         why = f": {outcome.why}" if outcome.why else ""

@@ -133,18 +133,23 @@ class Workshop:
             kept = pickle.loads((folder / "ends.pkl").read_bytes())
             self.known[experiment], self.counts[experiment] = kept
         if experiment not in self.known:
-            root, run_dir = self.prepare_place(experiment, folder)
-            watched = self.watched(experiment, root, run_dir)
-            power.snapshot(watched, folder / "before")
-            orders = Orders(root=str(watched), log=str(folder / "log"), count=str(folder / "count"))
-            end = self.run(experiment, root, run_dir, orders={0: orders}, inherited_orders=orders)
-            if not end.ok:
-                raise Failure(CRASHED, f"undisturbed {experiment}: {last_words(end.text)}")
+            root, run_dir = self.record(experiment, folder)
             self.known[experiment] = self.ends(experiment, root, run_dir)
             self.counts[experiment] = (folder / "count").stat().st_size
             kept = (self.known[experiment], self.counts[experiment])
             (folder / "ends.pkl").write_bytes(pickle.dumps(kept))
         return self.known[experiment]
+
+    def record(self, experiment: Experiment, folder: Path) -> tuple[Path, Path]:
+        """Run an experiment undisturbed and write its calls down; returns its data root and its run folder."""
+        root, run_dir = self.prepare_place(experiment, folder)
+        watched = self.watched(experiment, root, run_dir)
+        power.snapshot(watched, folder / "before")
+        orders = Orders(root=str(watched), log=str(folder / "log"), count=str(folder / "count"))
+        end = self.run(experiment, root, run_dir, orders={0: orders}, inherited_orders=orders)
+        if not end.ok:
+            raise Failure(CRASHED, f"undisturbed {experiment}: {last_words(end.text)}")
+        return root, run_dir
 
     def folder_of(self, experiment: Experiment) -> Path:
         """Where an undisturbed run lies."""

@@ -173,12 +173,14 @@ def read(place: Place) -> Outcome:
 
 def power(place: Place) -> Outcome:
     """The power fails: what was not synced is lost."""
-    undisturbed = place.shop.folder_of(place.experiment)
-    root, _ = undisturbed / "data", undisturbed / "run"
-    watched = place.shop.watched(place.experiment, root, undisturbed / "run")
+    shop, undisturbed = place.shop, place.shop.folder_of(place.experiment)
+    if shop.without:  # what is not done without the guard shows in calls of its own
+        undisturbed = shop.base / "recorded"
+        shop.record(place.experiment, undisturbed)
+    watched = shop.watched(place.experiment, undisturbed / "data", undisturbed / "run")
     shutil.rmtree(place.watched, ignore_errors=True)
-    after(undisturbed / "log", str(watched), undisturbed / "before", place.call,
-          place.plan.fault["lost"], place.watched)  # fmt: skip
+    log, before = undisturbed / "log", undisturbed / "before"
+    after(log, str(watched), before, place.call, place.plan.fault["lost"], place.watched)
     place.go_on()
     return Outcome(SURVIVED, "")
 

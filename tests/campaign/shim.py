@@ -52,7 +52,9 @@ def restart_with_shim(folder: Path) -> None:
     if os.environ.get(LOADED):
         return
     if shutil.which("gcc") is None:
-        sys.exit("the campaign needs gcc for the library that faults come from: apt-get install gcc libc6-dev")
+        sys.exit(
+            "the campaign needs gcc for the library that faults come from: apt-get install gcc libc6-dev"
+        )
     environment = {
         **os.environ, "LD_PRELOAD": str(build(folder)), LOADED: "1",
         # One thread: a process with threads cannot be forked.
