@@ -6,7 +6,7 @@ from typing import Any
 
 # How often each kind of fault is drawn. `launcher` and `place` start whole programs and take longest.
 WEIGHTS = {
-    "kill": 6, "torn": 3, "signal": 3, "pause": 3, "error": 8, "read": 4, "power": 8, "damage": 8, "together": 4,
+    "kill": 6, "torn": 3, "signal": 3, "pause": 3, "error": 8, "read": 4, "power": 8, "damage": 14, "together": 7,
     "clock": 2, "slow": 1, "port": 1, "disk": 2, "place": 1, "launcher": 1, "scheduler": 3,
 }  # fmt: skip
 # Kinds that start whole programs: left out of short runs unless they are asked for.
@@ -81,11 +81,11 @@ def _command(dice: random.Random, kind: str) -> str:
     if kind == "scheduler":
         return "submit"
     if kind == "damage":
-        return dice.choice(("train", "train", "evaluate", "prepare"))
+        return dice.choice(("train", "train", "train", "evaluate", "prepare"))
     if kind == "power":
         return dice.choice(("train", "train", "evaluate", "prepare"))
     if kind == "together":
-        return dice.choice(("train", "evaluate", "prepare", "stage", "submit"))
+        return dice.choice(("train", "train", "evaluate", "prepare", "stage", "submit"))
     return dice.choice(WRITERS)
 
 
