@@ -12,6 +12,7 @@ import yaml
 
 from hpc_stres.config.loading import from_plain, load_resolved, plain
 from hpc_stres.config.schema import Config
+from hpc_stres.config.seal import sealed_text
 from hpc_stres.errors import UserError
 from hpc_stres.run.ownership import owned
 from hpc_stres.run.paths import (
@@ -77,7 +78,7 @@ def claim_run_folder(
         new = wanted if stored is None or update else _with_values(stored, wanted, allowed)
         if new != stored:
             text = yaml.safe_dump(new, sort_keys=False, allow_unicode=True)
-            write_text(paths.config, text)
+            write_text(paths.config, sealed_text(text))
 
 
 def _claim_extensions(

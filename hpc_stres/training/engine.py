@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import shlex
+import warnings
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -102,6 +103,12 @@ class Engine(ABC):
         """Release what the engine holds."""
 
 
+def _add_up(_state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """DDP's reduction of one bucket: the sum over the ranks, for the loss is normalised already."""
+    reduction = dist.all_reduce(bucket.buffer(), async_op=True)
+    return reduction.get_future().then(lambda done: done.value()[0])
+
+
 class DdpEngine(Engine):
     """torch's DistributedDataParallel."""
 
@@ -111,9 +118,20 @@ class DdpEngine(Engine):
         self.wrapped: nn.Module = model
         if self.ranks > 1:
             ids = [device.index] if device.type == "cuda" else None
-            self.wrapped = nn.parallel.DistributedDataParallel(
-                model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            # Two things DDP does otherwise in the first step after a start than in later ones, so that a run which
+            # was resumed on three ranks or more would differ from an undisturbed one by rounding: it divides by the
+            # ranks in another way (none here: `_add_up` sums), and it cuts its buckets anew after that step (not
+            # where it looks for unused parameters), which lets the ranks' gradients be added in another order.
+            wrapped = nn.parallel.DistributedDataParallel(
+                model,
+                device_ids=ids,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                find_unused_parameters=True,
             )
+            wrapped.register_comm_hook(None, _add_up)
+            self.wrapped = wrapped
+            warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
 
     def forward(self, last: bool, *arguments: Any) -> Any:
         with self._sync(last):
@@ -122,8 +140,7 @@ class DdpEngine(Engine):
     def backward(self, loss: Tensor | None, last: bool) -> None:
         if loss is not None:
             with self._sync(last):
-                # DDP averages over the ranks; the loss is normalised already and wants a sum.
-                (loss * self.ranks).backward()
+                loss.backward()
 
     def _sync(self, last: bool) -> contextlib.AbstractContextManager[None]:
         if last or not isinstance(self.wrapped, nn.parallel.DistributedDataParallel):

@@ -83,6 +83,7 @@ class Trainer:
         self.last_loss: float | None = None
         self.writer = checkpoint.Writer(self.paths)
         self.profile: StepProfile | None = None
+        self.log: MetricsLog | None = None
 
     # -- setting up -----------------------------------------------------------------------------------------------
 
@@ -189,7 +190,7 @@ class Trainer:
         training = self.config.training
         reader = self.make_reader()
         self.marks = Trail(self.step, self.trail)
-        log = MetricsLog(self.paths, self.step) if self.world.is_first else None
+        self.log = log = MetricsLog(self.paths, self.step) if self.world.is_first else None
         title = Progress(self.name, self.steps, "steps", self.world.is_first, self.step)
         saved_at, first_step = time.monotonic(), self.step + 1
         ahead = Ahead(self.micro_batches(reader), training.prefetch)
@@ -368,6 +369,8 @@ class Trainer:
                 "phase": self.name, "config": plain(self.config), "trail": self.trail,
                 "world_size": self.world.size, "micro_batch": self.micro_batch, "loss": self.last_loss,
             }  # fmt: skip
+            if self.log is not None:
+                self.log.sync()
             try:
                 self.writer.save(self.step, self.model.state_dict(), momentum, meta)
                 if wait:
