@@ -17,7 +17,7 @@ from hpc_stres.evaluation.published import HANDCRAFTED_PROTOCOL, PUBLISHED_PROTO
 from hpc_stres.evaluation.scores import Scores
 from hpc_stres.evaluation.table import MIXED
 from hpc_stres.handcrafted import phase
-from hpc_stres.handcrafted.extraction import Extraction
+from hpc_stres.handcrafted.extraction import Extraction, Videos
 from hpc_stres.handcrafted.parts import read_arrays, write_arrays
 from hpc_stres.launch.jobs import is_done, make_jobs
 from hpc_stres.parallel.world import find_world
@@ -307,8 +307,10 @@ def test_a_piece_depends_on_settings_seed_and_content(data_root, store, tmp_path
     assert jobs[0].video_key(store.rows[0]) != jobs[0].video_key(store.rows[1])
 
 
-def test_a_split_without_training_videos_is_refused(data_root, store, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "present", lambda split, kind: [] if kind == "train" else [0])
+@pytest.mark.parametrize(("train", "scored"), [([], [0]), ([0], [])])
+def test_a_split_without_training_or_test_videos_is_refused(
+    data_root, store, tmp_path, train, scored
+):
     job = phase.job_of(load_config(TINY, [f"data.root={data_root}", *PHASES]), "idt", tmp_path)
-    with pytest.raises(UserError, match="no training videos"):
-        Extraction(job, store, 1, None, quiet=True)
+    with pytest.raises(UserError, match=f"no {'test' if train else 'training'} videos"):
+        Extraction(job, store, Videos(train, scored, np.eye(8, dtype=bool)), None, quiet=True)
