@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from hpc_stres.config.loading import plain
-from hpc_stres.config.recipe import ordered_phases
+from hpc_stres.config.recipe import Phases, ordered_phases
 from hpc_stres.config.schema import Config
 from hpc_stres.data.augment import Levels
 from hpc_stres.data.feed import ClipReader
@@ -91,8 +91,8 @@ def _evaluate_in_group(
         store = open_store(config, check=world.is_first)
         if world.is_first:
             refuse_other_data_set(run_dir, facts_of(store, config.data.split))
-        chosen = _finished_phases(config, paths, phases)
-        label_table(store, config)  # refuses a store of the other kind of labels
+        chosen = _finished_phases(config.phases, paths, phases)
+        label_table(store, config.data)  # refuses a store of the other kind of labels
         videos = _test_videos(config, store)
         held = sorted(store.rows[row].id for row in held_out(store, config))
     with _owned_by_first(paths, world, control):
@@ -104,7 +104,7 @@ def _evaluate_in_group(
                 continue
             with _failing_together(control):
                 scoring = _scoring(config, name, paths, store, [*videos, *held])
-            todo = _todo(config, scoring, paths, [*videos, *held], world, control)[
+            todo = _todo(config.data.split, scoring, paths, [*videos, *held], world, control)[
                 world.rank :: world.size
             ]
             with _failing_together(control):
@@ -147,23 +147,23 @@ def _take_scores(
 
 def _refuse_trained_on_held_out(config: Config, paths: RunPaths, name: str) -> None:
     """Held-out videos must be held out of every network, and of other phases that say what they were trained with."""
-    held_out_then = read_finished(paths, name).held_out_by
+    held_out_then, held_out_now = (
+        read_finished(paths, name).held_out_by, held_out_by(config.evaluation)
+    )  # fmt: skip
     has_network = PHASE_KINDS.get(config.phases[name].kind).scores is None
     is_silent = held_out_then is None and not has_network
-    if not config.evaluation.validation_share or is_silent or held_out_then == held_out_by(config):
+    if not held_out_now or is_silent or held_out_then == held_out_now:
         return
     raise UserError(
         f"{paths.phase(name).root}: trained with {held_out_then or 'nothing'} held out, not with "
-        f"{held_out_by(config)}: its held-out videos were trained on\nTrain it again in another --run-dir."
+        f"{held_out_now}: its held-out videos were trained on\nTrain it again in another --run-dir."
     )
 
 
-def _finished_phases(config: Config, paths: RunPaths, named: list[str] | None) -> list[str]:
+def _finished_phases(known: Phases, paths: RunPaths, named: list[str] | None) -> list[str]:
     """Phases to score: those that were named, which must be finished, or all that are."""
     everywhere = [
-        name
-        for name in ordered_phases(config.phases)
-        if PHASE_KINDS.get(config.phases[name].kind).is_scored
+        name for name in ordered_phases(known) if PHASE_KINDS.get(known[name].kind).is_scored
     ]
     finished = [name for name in everywhere if paths.phase(name).done.is_file()]
     open_ones = [name for name in named or [] if name not in finished]
@@ -271,13 +271,13 @@ def _key(digest: Any, row: VideoRow) -> str:
 
 
 def _todo(
-    config: Config, scoring: Scoring, paths: RunPaths, videos: list[str], world: World, control: Any
+    split: int, scoring: Scoring, paths: RunPaths, videos: list[str], world: World, control: Any
 ) -> list[str]:
     """Videos that no earlier attempt scored; the first rank looks, so that all ranks cut the same list."""
     is_open = torch.ones(len(videos), dtype=torch.uint8)
     with _failing_together(control):
         if world.is_first:
-            done = parts.read_parts(paths, config.data.split, scoring.name, scoring.keys, loud=True)
+            done = parts.read_parts(paths, split, scoring.name, scoring.keys, loud=True)
             is_open = torch.tensor([video not in done for video in videos], dtype=torch.uint8)
     torch.distributed.broadcast(is_open, 0, group=control)
     return [video for video, wanted in zip(videos, is_open.tolist(), strict=True) if wanted]

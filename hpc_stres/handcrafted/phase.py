@@ -109,7 +109,7 @@ def job_of(config: Config, name: str, run_dir: Path) -> Job:
 
 def videos_of(store: Store, config: Config) -> Videos:
     """What is trained on, what is scored (test videos, and training videos that are held out), and labels' classes."""
-    table = label_table(store, config)
+    table = label_table(store, config.data)
     return Videos(
         trained_on(store, config).tolist(),
         [*store.present(config.data.split, "test"), *held_out(store, config)],
@@ -131,7 +131,7 @@ def _write(config: Config, name: str, run_dir: Path, store: Store, result: Resul
     }
     write_arrays(root / "classifier.npz", name, {**words, **machines})
     labels = np.array([store.rows[store.number[video]].label for video in result.ids], np.int64)
-    table = label_table(store, config)
+    table = label_table(store, config.data)
     scored = {
         "ids": np.array(result.ids, str),
         "labels": labels if table is None else table[labels],

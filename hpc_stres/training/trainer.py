@@ -38,8 +38,9 @@ from hpc_stres.training import checkpoint
 from hpc_stres.training.cached import open_features
 from hpc_stres.training.engine import Engine, make_engine
 from hpc_stres.training.first_weights import load_first_weights
+from hpc_stres.training.instruments import Instruments
 from hpc_stres.training.loss import StreamSums, phase_loss
-from hpc_stres.training.metrics import Heartbeat, MetricsLog, Stopwatch, memory_gib
+from hpc_stres.training.metrics import Heartbeat, MetricsLog, memory_gib
 from hpc_stres.training.micro_batch import agreed_micro_batch
 from hpc_stres.training.profile import StepProfile
 from hpc_stres.training.refusals import refuse_bad_loss, refuse_bad_state
@@ -71,7 +72,7 @@ class Trainer:
         self.input_dtype = torch.bfloat16 if config.training.precision == "bfloat16" else self.dtype
         self.store = open_store(config)
         self.sampler = sampler(config, name, self.store)
-        table = label_table(self.store, config)
+        table = label_table(self.store, config.data)
         self.label_table = None if table is None else torch.from_numpy(table).to(device)
         self.stop = StopFlag()
         self.heartbeat = Heartbeat(self.paths.heartbeat(world.rank))
@@ -191,13 +192,15 @@ class Trainer:
         log = MetricsLog(self.paths, self.step) if self.world.is_first else None
         title = Progress(self.name, self.steps, "steps", self.world.is_first, self.step)
         saved_at, first_step = time.monotonic(), self.step + 1
-        with Ahead(self.micro_batches(reader), training.prefetch) as feed, title as progress:
-            clock = Stopwatch()
+        ahead = Ahead(self.micro_batches(reader), training.prefetch)
+        with ahead as feed, title as progress, Instruments(self) as clock:
+            self.clock = clock
             if self.profile is not None:
                 self.profile.begin(self.step, self.steps)
             while self.step < self.steps:
                 for micro in range(self.layout.micro_steps):
                     self.micro_step(micro, clock.waiting(feed))
+                clock.began()
                 alone = self.phase.optimise.scaled_classifier_only_steps
                 if self.step == alone > 0:
                     self.engine.forget_trunk_momentum()
@@ -215,6 +218,7 @@ class Trainer:
                     process_groups.shorten_timeouts(
                         [self.team, self.control], training.step_timeout_minutes
                     )
+                    clock.first_step_done()
                 if self.step % training.log_every_steps == 0 or self.step == self.steps:
                     self.report(log, progress, clock)
                 stop, due = self.agree_on_stop(self.save_due(saved_at))
@@ -275,6 +279,7 @@ class Trainer:
             self.engine.backward(None, last)
             return
         clips, masks = work
+        self.clock.began()
         cast = torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.config.training.precision == "bfloat16"
         )
@@ -283,7 +288,9 @@ class Trainer:
             logits = self.engine.forward(last, rgb, flow, self.groups[number], masks)
         labels = clips.labels if self.label_table is None else self.label_table[clips.labels]
         loss, sums = phase_loss(logits, labels, self.phase)
+        self.clock.forward_done()
         self.engine.backward(loss / self.phase.optimise.global_batch, last)
+        self.clock.backward_done(last)
         bad = ~torch.isfinite(loss.detach()) & (self.bad_step < 0)
         self.bad_step = torch.where(bad, self.step, self.bad_step)
         for stream, value in sums.items():
@@ -315,7 +322,7 @@ class Trainer:
         wishes = process_groups.agree([float(self.stop.wanted()), float(due)], self.control)
         return wishes[0] > 0, wishes[1] > 0
 
-    def report(self, log: MetricsLog | None, progress: Progress, clock: "Stopwatch") -> None:
+    def report(self, log: MetricsLog | None, progress: Progress, clock: Instruments) -> None:
         """The only place where numbers leave the device between checkpoints."""
         refuse_bad_loss(self)
         names = sorted(self.sums)
@@ -332,18 +339,13 @@ class Trainer:
             row[f"loss_{name}"] = loss / videos
             row[f"accuracy_{name}"] = right / videos
         self.last_loss = sum(loss for loss, _ in values.tolist()) / videos
-        row |= {
-            "loss": self.last_loss,
-            "videos_per_s": videos / seconds,
-            "data_wait": waited / seconds,
-        }
-        row |= {"seconds": seconds}
-        row |= {
-            "memory_gib": memory_gib(self.device),
-            "clips_per_statistic": self.phase.optimise.norm_group,
-        }
         self.trail = self.marks.after(self.step, self.control)
-        row |= {"requests": self.trail, "world_size": self.world.size}
+        row |= {
+            "loss": self.last_loss, "videos_per_s": videos / seconds, "data_wait": waited / seconds,
+            "seconds": seconds, "memory_gib": memory_gib(self.device),
+            "clips_per_statistic": self.phase.optimise.norm_group, "requests": self.trail,
+            "world_size": self.world.size, **clock.times(steps),
+        }  # fmt: skip
         self.sums = {}
         if log is not None:
             log.write(row)
@@ -375,6 +377,7 @@ class Trainer:
         self.stop.save_s = max(self.stop.save_s, time.monotonic() - started)
         # The others wait here, so that no rank runs on after a failed save.
         (any_failed,) = process_groups.agree([float(bool(failed))], self.control)
+        self.clock.saved(time.monotonic() - started)
         if any_failed:
             raise UserError(failed or "the first rank could not write the checkpoint")
 

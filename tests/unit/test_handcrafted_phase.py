@@ -355,7 +355,8 @@ def test_videos_of_several_classes_train_a_machine_for_each_class(root, tmp_path
     assert table["validation"]["videos"] == len(held_out(store, config)) == 1
     made = Scores.load(RunPaths(tmp_path / "run").scores(1, "idt"))
     sets = {
-        row.id: set(np.flatnonzero(label_table(store, config)[row.label])) for row in store.rows
+        row.id: set(np.flatnonzero(label_table(store, config.data)[row.label]))
+        for row in store.rows
     }
     assert [set(np.flatnonzero(row)) for row in made.labels] == [sets[name] for name in made.ids]
     # Each machine tells the videos that it was trained on: those of its class, also where they have another one.
