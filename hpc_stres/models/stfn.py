@@ -9,7 +9,6 @@ Input are clips, one chunk a segment, or features of the trunks that were comput
 both ways give the same numbers to rounding.
 """
 
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -121,11 +120,12 @@ class Stfn(nn.Module):
         if clips.ndim == 3:
             return frames[:, :, None, None]
         if self.options.trunks_frozen or not self.training:
-            with torch.no_grad() if self.options.trunks_frozen else nullcontext():
-                # Traced for export, a clip goes through as a whole: its length is then free.
-                is_traced = torch.compiler.is_exporting()
-                parts = (frames,) if is_traced else frames.split(self.frames_at_once)
-                return torch.cat([trunk_features(trunk, part, None) for part in parts])
+            # Nothing is recorded in frozen trunks, whose parameters want no gradient; but whoever asks for the
+            # gradients of their activations (Grad-CAM) gets them.
+            # Traced for export, a clip goes through as a whole: its length is then free.
+            is_traced = torch.compiler.is_exporting()
+            parts = (frames,) if is_traced else frames.split(self.frames_at_once)
+            return torch.cat([trunk_features(trunk, part, None) for part in parts])
         if self.activation_checkpointing:
             y: Tensor = checkpoint(
                 trunk_features, trunk, frames, groups,
