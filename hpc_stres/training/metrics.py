@@ -41,6 +41,7 @@ class MetricsLog:
                 file=sys.stderr,
             )
         kept = [row for row in rows if row["step"] <= start_step]
+        self.kept = kept
         write_text(paths.metrics, "".join(metrics_line(row) for row in kept))
         self.stream = paths.metrics.open("a", encoding="utf-8")
         from torch.utils.tensorboard import SummaryWriter
@@ -55,6 +56,10 @@ class MetricsLog:
         for name, value in row.items():
             if name not in ("step", "time") and isinstance(value, (int, float)):
                 self.events.add_scalar(name, value, row["step"])
+
+    def has(self, step: int, key: str) -> bool:
+        """Whether a row of an earlier link holds a figure of a step."""
+        return any(row["step"] == step and key in row for row in self.kept)
 
     def close(self) -> None:
         """Flush both files."""
@@ -123,6 +128,11 @@ class Stopwatch:
         seconds, self.step_start = now - self.step_start, now
         self.steps += 1
         return seconds
+
+    def restart(self) -> None:
+        """Count from now on: what was done since the last lap was no training."""
+        self.lap()
+        self.step_start = self.lap_start
 
     def lap(self) -> tuple[int, float, float]:
         """Steps, seconds, and seconds of waiting since the last call."""

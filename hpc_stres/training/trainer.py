@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,6 +46,7 @@ from hpc_stres.training.profile import StepProfile
 from hpc_stres.training.refusals import refuse_bad_loss, refuse_bad_state
 from hpc_stres.training.trail import Trail
 from hpc_stres.training.trainable import fold_moving_statistics, freeze, set_training_mode
+from hpc_stres.training.validation import HeldOut
 
 # What the feed hands over for one micro-step: clips and their dropout masks, or nothing where a
 # rank has no share.
@@ -146,6 +148,7 @@ class Trainer:
     def fingerprint(self, model: torch.nn.Module) -> str:
         """Of what this rank begins with. One rank has nobody to differ from."""
         digest = hashlib.sha256(f"{self.step} {self.trail}".encode())
+        digest.update(np.asarray(self.sampler.videos, np.int32).tobytes())
         for tensor in model.state_dict().values() if self.world.size > 1 else ():
             digest.update(
                 tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
@@ -191,6 +194,8 @@ class Trainer:
         log = MetricsLog(self.paths, self.step) if self.world.is_first else None
         title = Progress(self.name, self.steps, "steps", self.world.is_first, self.step)
         saved_at, first_step = time.monotonic(), self.step + 1
+        held_out = HeldOut(self)
+        held_out.catch_up(log)
         with Ahead(self.micro_batches(reader), training.prefetch) as feed, title as progress:
             clock = Stopwatch()
             if self.profile is not None:
@@ -215,8 +220,11 @@ class Trainer:
                     process_groups.shorten_timeouts(
                         [self.team, self.control], training.step_timeout_minutes
                     )
-                if self.step % training.log_every_steps == 0 or self.step == self.steps:
+                look = held_out.is_due(self.step)
+                if look or self.step % training.log_every_steps == 0 or self.step == self.steps:
                     self.report(log, progress, clock)
+                if look:
+                    held_out.look(log, clock)
                 stop, due = self.agree_on_stop(self.save_due(saved_at))
                 if due or stop or self.step == self.steps:
                     self.save(wait=stop or self.step == self.steps)
@@ -333,15 +341,10 @@ class Trainer:
             row[f"accuracy_{name}"] = right / videos
         self.last_loss = sum(loss for loss, _ in values.tolist()) / videos
         row |= {
-            "loss": self.last_loss,
-            "videos_per_s": videos / seconds,
-            "data_wait": waited / seconds,
-        }
-        row |= {"seconds": seconds}
-        row |= {
-            "memory_gib": memory_gib(self.device),
+            "loss": self.last_loss, "videos_per_s": videos / seconds, "data_wait": waited / seconds,
+            "seconds": seconds, "memory_gib": memory_gib(self.device),
             "clips_per_statistic": self.phase.optimise.norm_group,
-        }
+        }  # fmt: skip
         self.trail = self.marks.after(self.step, self.control)
         row |= {"requests": self.trail, "world_size": self.world.size}
         self.sums = {}

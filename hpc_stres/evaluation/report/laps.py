@@ -18,6 +18,8 @@ from hpc_stres.phases.train import TrainPhase
 from hpc_stres.run.paths import SEAL, RunPaths, read_json_lines, unsealed
 
 Row = dict[str, float]
+# In rows that are looks at held-out videos: how long one took.
+LOOK = "validation_seconds"
 REMEDY = "Remove that line; it is for the curves only."
 
 
@@ -32,7 +34,12 @@ class PhaseLog:
     @property
     def trained_seconds(self) -> float:
         """Time in steps."""
-        return sum(self.laps)
+        return sum(self.laps) - self.validated_seconds
+
+    @property
+    def validated_seconds(self) -> float:
+        """Time of looks at held-out videos."""
+        return sum(row.get(LOOK, 0.0) for row in self.rows)
 
     @property
     def waited_seconds(self) -> float:
@@ -71,7 +78,8 @@ def read_log(config: Config, paths: RunPaths, name: str) -> PhaseLog:
     batch, laps, before = _batch(config, name), [], 0.0
     for row in rows:
         rate = row.get("videos_per_s", 0.0)
-        laps.append(row.get("seconds", (row["step"] - before) * batch / rate if rate > 0 else 0.0))
+        taken = (row["step"] - before) * batch / rate if rate > 0 else row.get(LOOK, 0.0)
+        laps.append(row.get("seconds", taken))
         before = row["step"]
     ends = [row["time"] for row in rows if "time" in row]
     return PhaseLog(rows, laps, ends if rows and len(ends) == len(rows) else None)
