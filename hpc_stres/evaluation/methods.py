@@ -30,9 +30,11 @@ SAID = (
     "evaluation.validation_column", "evaluation.groups",
 )  # fmt: skip
 # What changes neither weights nor scores.
-SILENT = (*(key for key in FREE_KEYS if not key.startswith("evaluation") and key != "training.max_steps"), "phases",
-          "evaluation.allow_missing", "evaluation.validation_every_steps", "data.binding", "data.max_pixels", "data.video_memory_gib",
-          "data.video_minutes", "training.max_steps", "extensions")  # fmt: skip
+SILENT = (
+    *(key for key in FREE_KEYS if not key.startswith("evaluation") and key != "training.max_steps"),
+    "phases", "evaluation.allow_missing", "evaluation.validation_every_steps", "data.binding", "data.max_pixels",
+    "data.video_memory_gib", "data.video_minutes", "training.max_steps", "extensions",
+)  # fmt: skip
 
 
 def paragraph(config: Config, results: Mapping[str, Any]) -> str:

@@ -223,8 +223,7 @@ class Trainer:
                 look = held_out.is_due(self.step)
                 if look or self.step % training.log_every_steps == 0 or self.step == self.steps:
                     self.report(log, progress, clock)
-                if look:
-                    held_out.look(log, clock)
+                held_out.look_when_due(log, clock)
                 stop, due = self.agree_on_stop(self.save_due(saved_at))
                 if due or stop or self.step == self.steps:
                     self.save(wait=stop or self.step == self.steps)

@@ -71,9 +71,15 @@ class HeldOut:
             return
         known = float(log is not None and log.has(trainer.step, "validation_videos"))
         if process_groups.agree([known], trainer.control) == [0.0]:
-            self.look(log, None)
+            self.look(log)
 
-    def look(self, log: "MetricsLog | None", clock: "Stopwatch | None") -> None:
+    def look_when_due(self, log: "MetricsLog | None", clock: "Stopwatch") -> None:
+        """After a step: look where this step has a look. Its time is none of the training's."""
+        if self.is_due(self.trainer.step):
+            self.look(log)
+            clock.restart()
+
+    def look(self, log: "MetricsLog | None") -> None:
         """Score all videos and write a row; nothing is written where the ranks are asked to stop meanwhile."""
         trainer, started = self.trainer, time.monotonic()
         trainer.model.eval()
@@ -91,8 +97,6 @@ class HeldOut:
                 del means[name]
             row = {"step": trainer.step} | {f"validation_{k}": mean for k, mean in means.items()}
             log.write({**row, "validation_videos": count, "validation_seconds": seconds})
-        if clock is not None:
-            clock.restart()
 
     def _score_all(self) -> dict[str, float] | None:
         """Sums over all videos; none where the ranks stopped."""

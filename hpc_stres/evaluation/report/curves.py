@@ -35,7 +35,8 @@ def curves(facts: Facts) -> str:
         else "training time, one phase after another: these rows do not say when they were written"
     )
     parts = [
-        f'<p class="soft">Time runs {how}. Held-out videos are training videos that nothing was trained on; a dot is the whole test protocol on them.</p>'
+        f'<p class="soft">Time runs {how}. Held out: training videos that were not trained on, by the quick '
+        "protocol while training; a dot is the test protocol on them at the end.</p>"
     ]
     lasting = [(facts.title(name), line.starts[name], ends[-1]) for name, ends in line.ends.items()]
     parts.append(spans("Phases", sorted(lasting, key=lambda row: row[1]), x))
