@@ -39,8 +39,9 @@ from hpc_stres.training import checkpoint
 from hpc_stres.training.cached import open_features
 from hpc_stres.training.engine import Engine, make_engine
 from hpc_stres.training.first_weights import load_first_weights
+from hpc_stres.training.instruments import Instruments
 from hpc_stres.training.loss import StreamSums, phase_loss
-from hpc_stres.training.metrics import Heartbeat, MetricsLog, Stopwatch, memory_gib
+from hpc_stres.training.metrics import Heartbeat, MetricsLog, memory_gib
 from hpc_stres.training.micro_batch import agreed_micro_batch
 from hpc_stres.training.profile import StepProfile
 from hpc_stres.training.refusals import refuse_bad_loss, refuse_bad_state
@@ -73,7 +74,7 @@ class Trainer:
         self.input_dtype = torch.bfloat16 if config.training.precision == "bfloat16" else self.dtype
         self.store = open_store(config)
         self.sampler = sampler(config, name, self.store)
-        table = label_table(self.store, config)
+        table = label_table(self.store, config.data)
         self.label_table = None if table is None else torch.from_numpy(table).to(device)
         self.stop = StopFlag()
         self.heartbeat = Heartbeat(self.paths.heartbeat(world.rank))
@@ -157,11 +158,7 @@ class Trainer:
 
     def make_layout(self, model: torch.nn.Module, found: checkpoint.Checkpoint | None) -> Layout:
         """The cut of the global batch; `auto` keeps what an earlier link of the same world size found."""
-        batch, group, world = (
-            self.phase.optimise.global_batch,
-            self.phase.optimise.norm_group,
-            self.world,
-        )
+        optimise, world = self.phase.optimise, self.world
         wanted = self.config.training.max_micro_batch
         if isinstance(wanted, int):
             self.micro_batch = wanted
@@ -169,7 +166,7 @@ class Trainer:
             self.micro_batch = found.meta["micro_batch"]
         else:
             self.micro_batch = agreed_micro_batch(self, model)
-        return plan(batch, group, world.size, self.micro_batch)
+        return plan(optimise.global_batch, optimise.norm_group, world.size, self.micro_batch)
 
     def norm_groups(self, share: Share) -> NormGroups:
         """The norm groups of one micro-step's videos."""
@@ -196,13 +193,15 @@ class Trainer:
         saved_at, first_step = time.monotonic(), self.step + 1
         held_out = HeldOut(self)
         held_out.catch_up(log)
-        with Ahead(self.micro_batches(reader), training.prefetch) as feed, title as progress:
-            clock = Stopwatch()
+        ahead = Ahead(self.micro_batches(reader), training.prefetch)
+        with ahead as feed, title as progress, Instruments(self) as clock:
+            self.clock = clock
             if self.profile is not None:
                 self.profile.begin(self.step, self.steps)
             while self.step < self.steps:
                 for micro in range(self.layout.micro_steps):
                     self.micro_step(micro, clock.waiting(feed))
+                clock.began()
                 alone = self.phase.optimise.scaled_classifier_only_steps
                 if self.step == alone > 0:
                     self.engine.forget_trunk_momentum()
@@ -220,6 +219,7 @@ class Trainer:
                     process_groups.shorten_timeouts(
                         [self.team, self.control], training.step_timeout_minutes
                     )
+                    clock.first_step_done()
                 look = held_out.is_due(self.step)
                 if look or self.step % training.log_every_steps == 0 or self.step == self.steps:
                     self.report(log, progress, clock)
@@ -282,6 +282,7 @@ class Trainer:
             self.engine.backward(None, last)
             return
         clips, masks = work
+        self.clock.began()
         cast = torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.config.training.precision == "bfloat16"
         )
@@ -290,7 +291,9 @@ class Trainer:
             logits = self.engine.forward(last, rgb, flow, self.groups[number], masks)
         labels = clips.labels if self.label_table is None else self.label_table[clips.labels]
         loss, sums = phase_loss(logits, labels, self.phase)
+        self.clock.forward_done()
         self.engine.backward(loss / self.phase.optimise.global_batch, last)
+        self.clock.backward_done(last)
         bad = ~torch.isfinite(loss.detach()) & (self.bad_step < 0)
         self.bad_step = torch.where(bad, self.step, self.bad_step)
         for stream, value in sums.items():
@@ -322,7 +325,7 @@ class Trainer:
         wishes = process_groups.agree([float(self.stop.wanted()), float(due)], self.control)
         return wishes[0] > 0, wishes[1] > 0
 
-    def report(self, log: MetricsLog | None, progress: Progress, clock: "Stopwatch") -> None:
+    def report(self, log: MetricsLog | None, progress: Progress, clock: Instruments) -> None:
         """The only place where numbers leave the device between checkpoints."""
         refuse_bad_loss(self)
         names = sorted(self.sums)
@@ -339,13 +342,13 @@ class Trainer:
             row[f"loss_{name}"] = loss / videos
             row[f"accuracy_{name}"] = right / videos
         self.last_loss = sum(loss for loss, _ in values.tolist()) / videos
+        self.trail = self.marks.after(self.step, self.control)
         row |= {
             "loss": self.last_loss, "videos_per_s": videos / seconds, "data_wait": waited / seconds,
             "seconds": seconds, "memory_gib": memory_gib(self.device),
-            "clips_per_statistic": self.phase.optimise.norm_group,
+            "clips_per_statistic": self.phase.optimise.norm_group, "requests": self.trail,
+            "world_size": self.world.size, **clock.times(steps),
         }  # fmt: skip
-        self.trail = self.marks.after(self.step, self.control)
-        row |= {"requests": self.trail, "world_size": self.world.size}
         self.sums = {}
         if log is not None:
             log.write(row)
@@ -377,6 +380,7 @@ class Trainer:
         self.stop.save_s = max(self.stop.save_s, time.monotonic() - started)
         # The others wait here, so that no rank runs on after a failed save.
         (any_failed,) = process_groups.agree([float(bool(failed))], self.control)
+        self.clock.saved(time.monotonic() - started)
         if any_failed:
             raise UserError(failed or "the first rank could not write the checkpoint")
 

@@ -11,6 +11,7 @@ that step, before it trains on.
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,8 @@ from hpc_stres.training.loss import phase_loss, right_answers
 from hpc_stres.training.trainable import set_training_mode
 
 if TYPE_CHECKING:
-    from hpc_stres.training.metrics import MetricsLog, Stopwatch
+    from hpc_stres.training.instruments import Instruments
+    from hpc_stres.training.metrics import MetricsLog
     from hpc_stres.training.trainer import Trainer
 
 # Where nothing is said: so many looks at a phase.
@@ -47,6 +49,8 @@ class HeldOut:
         self.every = self._every()
         self.clips = TestClips.of(trainer.phase, trainer.config.data.crop)
         self.quick = replace(trainer.config.evaluation, protocol="quick")
+        # Says that this rank goes on; before the first step nobody asks.
+        self.alive: Callable[[], None] = lambda: None
         self._reader: ClipReader | FeatureReader | None = None
         self._outputs: int | None = None
 
@@ -73,9 +77,10 @@ class HeldOut:
         if process_groups.agree([known], trainer.control) == [0.0]:
             self.look(log)
 
-    def look_when_due(self, log: "MetricsLog | None", clock: "Stopwatch") -> None:
+    def look_when_due(self, log: "MetricsLog | None", clock: "Instruments") -> None:
         """After a step: look where this step has a look. Its time is none of the training's."""
         if self.is_due(self.trainer.step):
+            self.alive = clock.watch.alive
             self.look(log)
             clock.restart()
 
@@ -106,6 +111,7 @@ class HeldOut:
             wishes = process_groups.agree([float(trainer.stop.wanted())], trainer.control)
             if wishes[0] > 0:
                 return None
+            self.alive()
             place = first + world.rank
             if place < len(self.rows):
                 trainer.heartbeat.beat(trainer.step, "validation")
