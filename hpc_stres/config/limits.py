@@ -21,7 +21,7 @@ MOST: dict[str, float] = {
     "training.checkpoint_every_minutes": 1_000_000, "training.log_every_steps": 1_000_000_000,
     "training.start_timeout_minutes": 100_000, "training.step_timeout_minutes": 100_000, "training.prefetch": 1000,
     "training.weight_decay": 1000,
-    "evaluation.chunks": 10_000,
+    "evaluation.chunks": 10_000, "evaluation.validation_every_steps": 1_000_000_000,
     "cluster.nodes": 100_000, "cluster.gpus_per_node": 1024, "cluster.ranks_per_node": 4096,
     "cluster.cpus_per_rank": 4096, "cluster.prepare.cores": 4096, "cluster.prepare.nodes": 100_000,
     "cluster.prepare.memory_gib": 1_000_000, "cluster.prepare.minutes": 1_000_000,

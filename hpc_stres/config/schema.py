@@ -266,7 +266,12 @@ class EvaluationConfig:
     column, names, none, or a regular expression over ids whose part in parentheses is the recording."""
     validation_share: float = 0.0
     """Share of each class's training recordings that is held out: not trained on, scored beside the test videos, and
-    what the temperature of probabilities is fitted on. Recordings are those of `groups`, a column excepted."""
+    what the temperature of probabilities is fitted on. Recordings are those of `groups`."""
+    validation_column: str | None = None
+    """Column of the CSV that names the held-out training videos (`val`, `yes`, `1`), in place of a share."""
+    validation_every_steps: int | None = None
+    """Steps between two looks at the held-out videos while a phase trains (quick protocol; into metrics.jsonl).
+    None: a tenth of the phase; 0: no looks."""
 
     def __post_init__(self) -> None:
         check_field(self.chunks >= 5, "chunks", "expected 5 or more (ST-ResNet* pools over 5)")
@@ -275,12 +280,29 @@ class EvaluationConfig:
             "validation_share",
             "expected a share from 0 to 0.5",
         )
+        check_field(
+            not (self.validation_share and self.validation_column),
+            "validation_column",
+            "no effect beside validation_share; give one of the two",
+        )
+        every = self.validation_every_steps
+        check_field(every is None or every >= 0, "validation_every_steps", "expected 0 or more")
+        check_field(
+            every is None or self.holds_out,
+            "validation_every_steps",
+            "no effect without held-out videos: set validation_share or validation_column",
+        )
         is_word = self.groups in ("auto", "column", "names", "none")
         check_field(
             is_word or has_part(self.groups),
             "groups",
             "expected auto, column, names, none, or a pattern with ()",
         )
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether training videos are held out."""
+        return self.validation_share > 0 or self.validation_column is not None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,13 +42,7 @@ def phase_loss(
         loss = _several_loss(scores, labels) if labels.dim() == 2 else _single_loss(scores, labels)
         if phase.optimise.loss_over_time == "mean":
             loss = loss / times
-        answers = scores.mean(dim=1).argmax(dim=1)
-        right = (
-            labels.gather(1, answers[:, None]).sum()
-            if labels.dim() == 2
-            else (answers == labels).sum()
-        )
-        sums[stream] = StreamSums(loss.detach(), right)
+        sums[stream] = StreamSums(loss.detach(), right_answers(scores.mean(dim=1), labels))
         total = loss * weight if total is None else total + loss * weight
     assert total is not None
     if phase.optimise.softmax == "joint":
@@ -56,6 +50,14 @@ def phase_loss(
     if phase.optimise.agreement_loss > 0:
         total = total + phase.optimise.agreement_loss * _disagreement(logits)
     return total, sums
+
+
+def right_answers(scores: Tensor, labels: Tensor) -> Tensor:
+    """How many videos' highest score (videos, classes) is of their class, or of one of their classes."""
+    answers = scores.argmax(dim=1)
+    if labels.dim() == 2:
+        return labels.gather(1, answers[:, None]).sum()
+    return (answers == labels).sum()
 
 
 def _single_loss(scores: Tensor, labels: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ from hpc_stres.run.ownership import owned
 from hpc_stres.run.paths import RunPaths
 from hpc_stres.run.product import phase_is_done
 from hpc_stres.run.provenance import write_provenance
-from hpc_stres.store.listing import check_matches, facts_of
+from hpc_stres.store.held_out import trained_facts
+from hpc_stres.store.listing import check_matches
 from hpc_stres.store.location import store_folder
 from hpc_stres.store.reader import Store
 from hpc_stres.training import stall
@@ -117,7 +118,7 @@ def _claim_data(config: Config, run_dir: Path, allowed: tuple[str, ...]) -> None
     """The store holds the config's data set, and that is what this run was begun on."""
     store = Store(store_folder(config))
     check_matches(store, config)
-    claim_data_set(run_dir, facts_of(store, config.data.split), allowed)
+    claim_data_set(run_dir, trained_facts(store, config), allowed)
 
 
 def _train_owned(trainer: Trainer, allowed: tuple[str, ...], profile: bool) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,6 +47,7 @@ from hpc_stres.training.profile import StepProfile
 from hpc_stres.training.refusals import refuse_bad_loss, refuse_bad_state
 from hpc_stres.training.trail import Trail
 from hpc_stres.training.trainable import fold_moving_statistics, freeze, set_training_mode
+from hpc_stres.training.validation import HeldOut
 
 # What the feed hands over for one micro-step: clips and their dropout masks, or nothing where a
 # rank has no share.
@@ -148,6 +150,7 @@ class Trainer:
     def fingerprint(self, model: torch.nn.Module) -> str:
         """Of what this rank begins with. One rank has nobody to differ from."""
         digest = hashlib.sha256(f"{self.step} {self.trail}".encode())
+        digest.update(np.asarray(self.sampler.videos, np.int32).tobytes())
         for tensor in model.state_dict().values() if self.world.size > 1 else ():
             digest.update(
                 tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
@@ -156,11 +159,7 @@ class Trainer:
 
     def make_layout(self, model: torch.nn.Module, found: checkpoint.Checkpoint | None) -> Layout:
         """The cut of the global batch; `auto` keeps what an earlier link of the same world size found."""
-        batch, group, world = (
-            self.phase.optimise.global_batch,
-            self.phase.optimise.norm_group,
-            self.world,
-        )
+        optimise, world = self.phase.optimise, self.world
         wanted = self.config.training.max_micro_batch
         if isinstance(wanted, int):
             self.micro_batch = wanted
@@ -168,7 +167,7 @@ class Trainer:
             self.micro_batch = found.meta["micro_batch"]
         else:
             self.micro_batch = agreed_micro_batch(self, model)
-        return plan(batch, group, world.size, self.micro_batch)
+        return plan(optimise.global_batch, optimise.norm_group, world.size, self.micro_batch)
 
     def norm_groups(self, share: Share) -> NormGroups:
         """The norm groups of one micro-step's videos."""
@@ -193,6 +192,8 @@ class Trainer:
         self.log = log = MetricsLog(self.paths, self.step) if self.world.is_first else None
         title = Progress(self.name, self.steps, "steps", self.world.is_first, self.step)
         saved_at, first_step = time.monotonic(), self.step + 1
+        held_out = HeldOut(self)
+        held_out.catch_up(log)
         ahead = Ahead(self.micro_batches(reader), training.prefetch)
         with ahead as feed, title as progress, Instruments(self) as clock:
             self.clock = clock
@@ -220,8 +221,10 @@ class Trainer:
                         [self.team, self.control], training.step_timeout_minutes
                     )
                     clock.first_step_done()
-                if self.step % training.log_every_steps == 0 or self.step == self.steps:
+                look = held_out.is_due(self.step)
+                if look or self.step % training.log_every_steps == 0 or self.step == self.steps:
                     self.report(log, progress, clock)
+                held_out.look_when_due(log, clock)
                 stop, due = self.agree_on_stop(self.save_due(saved_at))
                 if due or stop or self.step == self.steps:
                     self.save(wait=stop or self.step == self.steps)
