@@ -1,7 +1,6 @@
 """The loop: one rank's part of one phase, from its first weights or its last checkpoint to its
 product."""
 
-import hashlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,8 +36,10 @@ from hpc_stres.store.staging import open_store
 from hpc_stres.training import checkpoint
 from hpc_stres.training.cached import open_features
 from hpc_stres.training.engine import Engine, make_engine
+from hpc_stres.training.exact import ExactTraining
 from hpc_stres.training.first_weights import load_first_weights
-from hpc_stres.training.loss import StreamSums, phase_loss
+from hpc_stres.training.hashes import hash_is_due, hashes_of_line, start_fingerprint
+from hpc_stres.training.loss import StreamSums, add_up, add_up_exactly, phase_loss
 from hpc_stres.training.metrics import Heartbeat, MetricsLog, Stopwatch, memory_gib
 from hpc_stres.training.micro_batch import agreed_micro_batch
 from hpc_stres.training.profile import StepProfile
@@ -82,6 +83,7 @@ class Trainer:
         self.last_loss: float | None = None
         self.writer = checkpoint.Writer(self.paths)
         self.profile: StepProfile | None = None
+        self.exact: ExactTraining | None = None
 
     # -- setting up -----------------------------------------------------------------------------------------------
 
@@ -99,16 +101,19 @@ class Trainer:
         said = freeze(model, self.phase.optimise.trainable)
         if said:
             self.say(said)
-        process_groups.refuse_different_starts(self.fingerprint(model), self.control)
+        process_groups.refuse_different_starts(start_fingerprint(self, model), self.control)
         self.layout = self.make_layout(model, found)
         self.say(self.layout.explain())
         self.say(process_groups.describe_numerics(self.device, self.config.training.precision))
         defer_statistics(model)
         self.team = process_groups.make_teams(self.layout, self.world)
         self.model = model
+        if self.config.training.reproducible == "bitwise":
+            self.exact = ExactTraining(self, model)
         self.engine: Engine = make_engine(
-            model, self.config.training, self.device, self.layout.micro_steps
-        )
+            model, self.config.training, self.device, self.layout.micro_steps,
+            self.exact.session if self.exact else None,
+        )  # fmt: skip
         if found is not None:
             self.engine.load_momentum(found.momentum)
         if self.config.training.compile:
@@ -143,15 +148,6 @@ class Trainer:
         self.step, self.trail = found.step, found.meta["trail"]
         self.say(f"resumes from step {self.step}")
 
-    def fingerprint(self, model: torch.nn.Module) -> str:
-        """Of what this rank begins with. One rank has nobody to differ from."""
-        digest = hashlib.sha256(f"{self.step} {self.trail}".encode())
-        for tensor in model.state_dict().values() if self.world.size > 1 else ():
-            digest.update(
-                tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-            )
-        return digest.hexdigest()
-
     def make_layout(self, model: torch.nn.Module, found: checkpoint.Checkpoint | None) -> Layout:
         """The cut of the global batch; `auto` keeps what an earlier link of the same world size found."""
         batch, group, world = (
@@ -166,7 +162,7 @@ class Trainer:
             self.micro_batch = found.meta["micro_batch"]
         else:
             self.micro_batch = agreed_micro_batch(self, model)
-        return plan(batch, group, world.size, self.micro_batch)
+        return plan(batch, group, world.size, self.micro_batch, self.config.training.unit)
 
     def norm_groups(self, share: Share) -> NormGroups:
         """The norm groups of one micro-step's videos."""
@@ -205,7 +201,10 @@ class Trainer:
                     learning_rate(self.phase.optimise.scaled_schedule, self.step),
                     classifier_only=self.step < alone,
                 )
-                fold_moving_statistics(self.model, self.world.size > 1)
+                if self.exact is not None:
+                    self.exact.fold_statistics()
+                else:
+                    fold_moving_statistics(self.model, self.world.size > 1)
                 self.step += 1
                 if self.profile is not None:
                     self.profile.step_done(self.step)
@@ -215,7 +214,8 @@ class Trainer:
                     process_groups.shorten_timeouts(
                         [self.team, self.control], training.step_timeout_minutes
                     )
-                if self.step % training.log_every_steps == 0 or self.step == self.steps:
+                is_lap = self.step % training.log_every_steps == 0 or self.step == self.steps
+                if is_lap or hash_is_due(self):
                     self.report(log, progress, clock)
                 stop, due = self.agree_on_stop(self.save_due(saved_at))
                 if due or stop or self.step == self.steps:
@@ -248,9 +248,10 @@ class Trainer:
             if self.config.phases[parent].kind == "features":
                 cached = open_features(self.config, parent, self.run.root)
                 return FeatureReader(cached, self.store, self.device)
+        threads = self.exact.threads if self.exact else max(1, torch.get_num_threads())
         return ClipReader(
             self.store, self.phase.side, Levels.of_phase(self.phase), self.phase.clips.antialias,
-            self.phase.streams, max(1, torch.get_num_threads()), self.device.index, dtype=self.input_dtype,
+            self.phase.streams, threads, self.device.index, dtype=self.input_dtype,
         )  # fmt: skip
 
     def micro_batches(self, reader: ClipReader | FeatureReader) -> Iterator[Batch]:
@@ -275,22 +276,34 @@ class Trainer:
             self.engine.backward(None, last)
             return
         clips, masks = work
-        cast = torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.config.training.precision == "bfloat16"
-        )
-        with cast:
+        if self.exact is not None:
+            self.exact.micro_step(number, clips, masks)
+            return
+        with self.cast():
             rgb, flow = self.as_input(clips.rgb), self.as_input(clips.flow)
             logits = self.engine.forward(last, rgb, flow, self.groups[number], masks)
-        labels = clips.labels if self.label_table is None else self.label_table[clips.labels]
-        loss, sums = phase_loss(logits, labels, self.phase)
+        loss, sums = phase_loss(logits, self.labels_of(clips), self.phase)
         self.engine.backward(loss / self.phase.optimise.global_batch, last)
-        bad = ~torch.isfinite(loss.detach()) & (self.bad_step < 0)
+        self.count_loss(loss.detach(), sums)
+
+    def count_loss(self, loss: Tensor, sums: dict[str, StreamSums]) -> None:
+        """Add a micro-batch's sums to the lap's, and note the step of a loss that is not finite."""
+        bad = ~torch.isfinite(loss) & (self.bad_step < 0)
         self.bad_step = torch.where(bad, self.step, self.bad_step)
         for stream, value in sums.items():
             old = self.sums.get(stream)
             self.sums[stream] = (
                 StreamSums(old.loss + value.loss, old.right + value.right) if old else value
             )
+
+    def cast(self) -> torch.autocast:
+        """What the network's forward pass runs in."""
+        is_low = self.config.training.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=is_low)
+
+    def labels_of(self, clips: Clips) -> Tensor:
+        """Numbers of classes, or rows of 0 and 1 over the classes."""
+        return clips.labels if self.label_table is None else self.label_table[clips.labels]
 
     def as_input(self, clips: Tensor | None) -> Tensor | None:
         """Clips in the network's order. The feed's are channels-last, and convolutions keep the order of their input;
@@ -319,19 +332,16 @@ class Trainer:
         """The only place where numbers leave the device between checkpoints."""
         refuse_bad_loss(self)
         names = sorted(self.sums)
-        values = torch.stack(
-            [torch.stack([self.sums[n].loss, self.sums[n].right.to(self.dtype)]) for n in names]
-        )
-        values = values.double().cpu()
-        torch.distributed.all_reduce(values, group=self.control)
+        reduce = add_up_exactly if self.exact is not None else add_up
+        values = reduce(self.sums, self.dtype, self.control)
         steps, seconds, waited = clock.lap()
         videos = steps * self.phase.optimise.global_batch
         rate = learning_rate(self.phase.optimise.scaled_schedule, self.step - 1)
         row: dict[str, Any] = {"step": self.step, "rate": rate}
-        for name, (loss, right) in zip(names, values.tolist(), strict=True):
+        for name, (loss, right) in zip(names, values, strict=True):
             row[f"loss_{name}"] = loss / videos
             row[f"accuracy_{name}"] = right / videos
-        self.last_loss = sum(loss for loss, _ in values.tolist()) / videos
+        self.last_loss = sum(loss for loss, _ in values) / videos
         row |= {
             "loss": self.last_loss,
             "videos_per_s": videos / seconds,
@@ -343,7 +353,7 @@ class Trainer:
             "clips_per_statistic": self.phase.optimise.norm_group,
         }
         self.trail = self.marks.after(self.step, self.control)
-        row |= {"requests": self.trail, "world_size": self.world.size}
+        row |= {"requests": self.trail, "world_size": self.world.size, **hashes_of_line(self)}
         self.sums = {}
         if log is not None:
             log.write(row)
