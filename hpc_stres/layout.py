@@ -258,7 +258,9 @@ def _refusal(global_batch: int, norm_group: int, world_size: int, limit: int, un
     )
     if larger is not None:
         hints.append(f"max_micro_batch {larger}")
-    smaller = (u for u in range(unit - 1, 0, -1) if works(global_batch, norm_group, world_size, limit, u))
+    smaller = (
+        u for u in range(unit - 1, 0, -1) if works(global_batch, norm_group, world_size, limit, u)
+    )
     fewer = next(smaller, None)
     if fewer is not None:
         hints.append(f"training.unit {fewer}")

@@ -16,14 +16,18 @@ Pair = tuple[int, ...]
 
 
 class UnitConvolution(torch.autograd.Function):
-    """A two-dimensional convolution. `kernel` and `offset` are what is computed with: under autocast
-    the weight and bias in bfloat16."""
+    """A convolution over two axes, computed in `dtype`: under autocast in bfloat16."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, shape: tuple[Pair, Pair, Pair, int],
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        shape: tuple[Pair, Pair, Pair, int],
         session: Session,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         kernel = weight.to(dtype)
         offset = None if bias is None else bias.to(dtype)
         parts = session.parts(x)
@@ -46,13 +50,23 @@ class UnitConvolution(torch.autograd.Function):
 
         def run(part: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             grads: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
-                gradient, part, kernel, sizes, stride, padding, dilation, False, [0, 0], groups, needs
+                gradient,
+                part,
+                kernel,
+                sizes,
+                stride,
+                padding,
+                dilation,
+                False,
+                [0, 0],
+                groups,
+                needs,
             )
             return grads
 
         with torch._C.DisableTorchFunction():
             grad = gradients[0].contiguous(memory_format=_order_of(x))
-            with _units(session, ctx.units):
+            with _WithUnits(session, ctx.units):
                 results = session.map(run, session.parts(x), session.parts(grad))
             for _, by_weight, by_bias in results:
                 if needs[1]:
@@ -90,7 +104,7 @@ class UnitLinear(torch.autograd.Function):
             )
 
         with torch._C.DisableTorchFunction():
-            with _units(session, ctx.units):
+            with _WithUnits(session, ctx.units):
                 grads = session.parts(gradients[0].contiguous())
                 results = session.map(run, session.parts(x), grads)
             for _, by_weight, by_bias in results:
@@ -129,7 +143,7 @@ class UnitScale(torch.autograd.Function):
 
         with torch._C.DisableTorchFunction():
             grad = gradients[0].contiguous(memory_format=_order_of(x))
-            with _units(session, ctx.units):
+            with _WithUnits(session, ctx.units):
                 results = session.map(run, session.parts(x), session.parts(grad))
             for number, parameter in enumerate(ctx.parameters, 1):
                 rows = torch.stack([result[number] for result in results])
@@ -141,7 +155,9 @@ class MaxPool(torch.autograd.Function):
     """A max pool whose way back adds in a fixed order: torch's on a GPU adds in any."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kernel: Pair, stride: Pair, padding: Pair, ceil: bool) -> Tensor:  # fmt: skip
+    def forward(
+        ctx: Any, x: Tensor, kernel: Pair, stride: Pair, padding: Pair, ceil: bool
+    ) -> Tensor:
         y, places = functional.max_pool2d(
             x, kernel, stride, padding, ceil_mode=ceil, return_indices=True
         )
@@ -182,7 +198,7 @@ def scatter_windows(
     return back[:, :, padding[0] : padding[0] + height, padding[1] : padding[1] + width]
 
 
-class _units:
+class _WithUnits:
     """The session with the units of the micro-batch that a layer saw forwards."""
 
     def __init__(self, session: Session, units: int) -> None:

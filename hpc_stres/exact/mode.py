@@ -22,7 +22,8 @@ from hpc_stres.exact.session import Session
 # Moving numbers, and operations of one rounding, which are the same wherever a number is.
 SAFE = frozenset((
     "flatten", "unflatten", "view", "reshape", "permute", "transpose", "t", "expand", "expand_as",
-    "contiguous", "to", "float", "double", "bfloat16", "half", "bool", "long", "int", "type", "type_as", "split", "chunk",
+    "contiguous", "to", "float", "double", "bfloat16", "half", "bool", "long", "int", "type", "type_as",
+    "split", "chunk",
     "narrow", "squeeze", "unsqueeze", "__getitem__", "clone", "detach", "unbind", "cat", "stack", "size",
     "dim", "numel", "is_contiguous", "is_floating_point", "is_complex", "stride", "pad", "zeros_like", "ones_like",
     "empty_like", "new_zeros", "new_ones", "new_empty", "arange", "zeros", "ones", "empty", "full", "tensor",
@@ -33,13 +34,13 @@ SAFE = frozenset((
     "relu_", "clamp", "clamp_min", "maximum", "minimum", "where", "masked_fill", "eq", "ne", "lt", "le",
     "gt", "ge", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__and__", "__or__", "sqrt",
     "repeat_interleave", "add_", "sub_", "mul_", "div_", "copy_", "is_autocast_enabled",
-    "get_autocast_dtype", "is_grad_enabled", "is_same_size", "add_gradient",
+    "get_autocast_dtype", "is_grad_enabled", "is_same_size",
 ))  # fmt: skip
 # Operations that never look from one video to another, but may round by shape or place.
 BY_UNIT = frozenset((
     "mean", "sum", "amax", "amin", "softmax", "log_softmax", "exp", "log", "sigmoid", "tanh", "gelu", "silu",
-    "addcmul", "rsqrt", "pow", "square", "__pow__", "avg_pool2d", "adaptive_avg_pool2d", "std", "var", "normalize", "hardtanh",
-    "leaky_relu", "elu", "interpolate", "lerp",
+    "addcmul", "rsqrt", "pow", "square", "__pow__", "avg_pool2d", "adaptive_avg_pool2d",
+    "std", "var", "normalize", "hardtanh", "leaky_relu", "elu", "interpolate", "lerp",
 ))  # fmt: skip
 # Of those, the ones that take axes, which must not be the videos' own.
 OVER_AXES = frozenset(("mean", "sum", "amax", "amin", "softmax", "log_softmax", "std", "var"))
@@ -74,12 +75,11 @@ class UnitByUnit(TorchFunctionMode):
             self._refuse_parameters(name, args, kwargs)
             return self._unit_by_unit(func, name, args, kwargs)
         raise UserError(
-            f"training.reproducible: bitwise: torch's {name} is not known to give the same bits on every layout\n{REMEDY}"
+            f"training.reproducible: bitwise: torch's {name} is not known to give the same bits on every "
+            f"layout\n{REMEDY}"
         )
 
-    def _refuse_parameters(
-        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    def _refuse_parameters(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A gradient that autograd adds up over videos is not exact."""
         if name in ("__get__", "size", "dim", "numel", "stride", "is_floating_point", "__set__"):
             return
@@ -108,7 +108,9 @@ class UnitByUnit(TorchFunctionMode):
         rows = length // self.session.units
 
         def pieces(value: Any) -> list[Any]:
-            is_batch = isinstance(value, Tensor) and value.ndim == x.ndim and value.shape[axis] == length
+            is_batch = (
+                isinstance(value, Tensor) and value.ndim == x.ndim and value.shape[axis] == length
+            )
             is_one = isinstance(value, Tensor) and length == rows
             if is_batch and not is_one:
                 return list(value.split(rows, axis))
@@ -117,7 +119,9 @@ class UnitByUnit(TorchFunctionMode):
         columns = [pieces(value) for value in args]
         # Behind a sum over a stack's own axis the videos come first again.
         out_axis = 0 if name in OVER_AXES else axis
-        return torch.cat([func(*unit, **kwargs) for unit in zip(*columns, strict=True)], dim=out_axis)
+        return torch.cat(
+            [func(*unit, **kwargs) for unit in zip(*columns, strict=True)], dim=out_axis
+        )
 
     def _refuse_batch_axis(
         self, x: Tensor, axis: int, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -155,7 +159,7 @@ def _pair(value: Any) -> tuple[int, ...]:
 
 def _convolution(mode: UnitByUnit, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    given = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+    given: dict[str, Any] = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
     given |= _named(names, args, kwargs)
     if isinstance(given["padding"], str) or given["input"].ndim != 4:
         raise UserError(
@@ -170,7 +174,7 @@ def _convolution(mode: UnitByUnit, func: Any, args: tuple[Any, ...], kwargs: dic
 
 
 def _linear(mode: UnitByUnit, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    given = {"bias": None, **_named(("input", "weight", "bias"), args, kwargs)}
+    given: dict[str, Any] = {"bias": None, **_named(("input", "weight", "bias"), args, kwargs)}
     x, dtype = _as_computed(mode, given["input"])
     rows = UnitLinear.apply(x.flatten(0, -2), given["weight"], given["bias"], dtype, mode.session)
     return rows if x.ndim == 2 else rows.unflatten(0, x.shape[:-1])

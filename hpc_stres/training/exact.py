@@ -6,10 +6,11 @@ until all ranks have added theirs (exact/digits.py). Nobody else reduces: the en
 """
 
 import contextlib
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hpc_stres.config.schema import Config
 from hpc_stres.data.feed import Clips
@@ -22,7 +23,9 @@ from hpc_stres.models.dropout import Masks
 from hpc_stres.models.interaction import ChannelScale
 from hpc_stres.models.norm import SubBatchNorm2d
 from hpc_stres.parallel import process_groups
+from hpc_stres.run.pinning import level
 from hpc_stres.training.loss import StreamSums, phase_loss
+from hpc_stres.training.trainable import fold_moving_statistics
 
 if TYPE_CHECKING:
     from hpc_stres.training.trainer import Trainer
@@ -45,6 +48,8 @@ class ExactTraining:
                 f"training.reproducible: bitwise: {units_a_step} units a step; an exact sum has room for "
                 f"{MOST_TERMS}\nSet training.unit higher."
             )
+        _refuse_unlike_ranks(device, trainer.control)
+        trainer.say(f"bitwise: units of {self.unit}, {kernels_of(device)['kernels']} kernels")
         self.session = Session(model, device, self.threads)
         self.mode = UnitByUnit(self.session, torch.bfloat16 if _is_low(config) else None)
         self._attach()
@@ -75,9 +80,7 @@ class ExactTraining:
         trainer.engine.backward_exactly(losses)
         trainer.count_loss(torch.stack([loss.detach() for loss in losses]).sum(), sums)
 
-    def loss(
-        self, logits: Logits, labels: Tensor
-    ) -> tuple[list[Tensor], dict[str, StreamSums]]:
+    def loss(self, logits: Logits, labels: Tensor) -> tuple[list[Tensor], dict[str, StreamSums]]:
         """Each unit's loss, divided by the global number of videos, and the micro-batch's sums."""
         losses, collected = [], []
         streams = [
@@ -104,6 +107,36 @@ class ExactTraining:
     def close(self) -> None:
         """End the threads."""
         self.session.close()
+
+
+def fold_statistics(trainer: "Trainer") -> None:
+    """After a step: the running statistics of the layers that move."""
+    if trainer.exact is not None:
+        trainer.exact.fold_statistics()
+    else:
+        fold_moving_statistics(trainer.model, trainer.world.size > 1)
+
+
+def kernels_of(device: torch.device) -> dict[str, Any]:
+    """What bits depend on beside config and data, as this rank has it."""
+    facts: dict[str, Any] = {"torch": torch.__version__, **level()}
+    if device.type == "cuda":
+        cudnn = torch.backends.cudnn.version()
+        name = torch.cuda.get_device_name(device)
+        return facts | {"kernels": name, "cudnn": cudnn, "cuda": torch.version.cuda}
+    return facts | {"kernels": torch.backends.cpu.get_cpu_capability()}
+
+
+def _refuse_unlike_ranks(device: torch.device, control: Any) -> None:
+    """Ranks on different processors, or with other versions, would compute other bits."""
+    facts = kernels_of(device)
+    text = " ".join(f"{name} {facts[name]}" for name in sorted(facts))
+    fingerprint = hashlib.sha256(text.encode()).hexdigest()
+    if not process_groups.is_same_everywhere(fingerprint, control):
+        raise UserError(
+            f"training.reproducible: bitwise: the ranks differ in what bits depend on; this one has {text}\n"
+            "Use nodes of one kind and one environment, or training.reproducible=off."
+        )
 
 
 def _added(parts: list[StreamSums]) -> StreamSums:

@@ -32,10 +32,12 @@ def state_hashes(model: nn.Module) -> dict[str, Any]:
     return {"weights_sha256": whole.hexdigest(), "tensors": tensors}
 
 
-def hash_is_due(trainer: "Trainer") -> bool:
-    """Whether a line of metrics.jsonl is due for its hash."""
-    every = trainer.config.training.hash_every_steps
-    return bool(every) and trainer.step % every == 0
+def line_is_due(trainer: "Trainer") -> bool:
+    """Whether metrics.jsonl gets a line after this step: at the end of a lap, or for its hash."""
+    training, step = trainer.config.training, trainer.step
+    every = training.hash_every_steps
+    is_lap = step % training.log_every_steps == 0 or step == trainer.steps
+    return is_lap or bool(every and step % every == 0)
 
 
 def hashes_of_line(trainer: "Trainer") -> dict[str, Any]:

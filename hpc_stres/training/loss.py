@@ -80,9 +80,7 @@ def add_up_exactly(
         [torch.cat([sums[name].loss, sums[name].right.long()[None]]) for name in sorted(sums)]
     ).cpu()
     torch.distributed.all_reduce(values, group=group)
-    return [
-        (float(number_of(row[:-2], row[-2], MOMENT)), float(row[-1])) for row in values
-    ]
+    return [(float(number_of(row[:-2], row[-2], MOMENT)), float(row[-1])) for row in values]
 
 
 def _single_loss(scores: Tensor, labels: Tensor) -> Tensor:

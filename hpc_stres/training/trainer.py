@@ -36,16 +36,16 @@ from hpc_stres.store.staging import open_store
 from hpc_stres.training import checkpoint
 from hpc_stres.training.cached import open_features
 from hpc_stres.training.engine import Engine, make_engine
-from hpc_stres.training.exact import ExactTraining
+from hpc_stres.training.exact import ExactTraining, fold_statistics
 from hpc_stres.training.first_weights import load_first_weights
-from hpc_stres.training.hashes import hash_is_due, hashes_of_line, start_fingerprint
+from hpc_stres.training.hashes import hashes_of_line, line_is_due, start_fingerprint
 from hpc_stres.training.loss import StreamSums, add_up, add_up_exactly, phase_loss
 from hpc_stres.training.metrics import Heartbeat, MetricsLog, Stopwatch, memory_gib
 from hpc_stres.training.micro_batch import agreed_micro_batch
 from hpc_stres.training.profile import StepProfile
 from hpc_stres.training.refusals import refuse_bad_loss, refuse_bad_state
 from hpc_stres.training.trail import Trail
-from hpc_stres.training.trainable import fold_moving_statistics, freeze, set_training_mode
+from hpc_stres.training.trainable import freeze, set_training_mode
 
 # What the feed hands over for one micro-step: clips and their dropout masks, or nothing where a
 # rank has no share.
@@ -201,10 +201,7 @@ class Trainer:
                     learning_rate(self.phase.optimise.scaled_schedule, self.step),
                     classifier_only=self.step < alone,
                 )
-                if self.exact is not None:
-                    self.exact.fold_statistics()
-                else:
-                    fold_moving_statistics(self.model, self.world.size > 1)
+                fold_statistics(self)
                 self.step += 1
                 if self.profile is not None:
                     self.profile.step_done(self.step)
@@ -214,8 +211,7 @@ class Trainer:
                     process_groups.shorten_timeouts(
                         [self.team, self.control], training.step_timeout_minutes
                     )
-                is_lap = self.step % training.log_every_steps == 0 or self.step == self.steps
-                if is_lap or hash_is_due(self):
+                if line_is_due(self):
                     self.report(log, progress, clock)
                 stop, due = self.agree_on_stop(self.save_due(saved_at))
                 if due or stop or self.step == self.steps:
