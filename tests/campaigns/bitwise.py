@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,10 @@ TRUNK = {"stages": [2, 2]}
 Case = tuple[str, list[str], dict[str, Any]]
 
 
-def joint(name, **sections):
+def joint(recipe, name, **sections):
     """A phase of another network, as a tree over the tiny config."""
     phase = {"starts_from": [], "optimise": {"schedule": [[100, 1.0e-3]]}, **sections}
-    return {"recipe": name, "phases": {sections.pop("phase"): phase}}
+    return {"recipe": recipe, "phases": {name: phase}}
 
 
 def cases() -> dict[str, Case]:
@@ -49,7 +50,7 @@ def cases() -> dict[str, Case]:
         "training.dropout=0.5", "training.norm_group=5", LOW,
         "phases.motion.optimise.schedule=[[100, 1.0e-3]]",
     ]  # fmt: skip
-    stm = {"phase": "stm_resnet", "clips": {"chunks": 5, "stride": [1, 3]}}
+    stm = {"clips": {"chunks": 5, "stride": [1, 3]}}
     segments = {"segments": 3, "crop": "centre", "frame_grid": 2}
     inception = {"family": "inception_v3", "width": 4, "side": 75}
     return {
@@ -61,21 +62,21 @@ def cases() -> dict[str, Case]:
         "dropout 0.5, bfloat16": ("motion", dropout, {}),
         "STM-ResNet": (
             "stm_resnet", [],
-            joint("stm_paper", model={"appearance": TRUNK, "motion": TRUNK, "learned_scale": True}, **stm),
+            joint("stm_paper", "stm_resnet", model={"appearance": TRUNK, "motion": TRUNK, "learned_scale": True}, **stm),
         ),
         "STFN, trunks trained": (
             "stfn", [],
-            joint("stfn_resnet101", phase="stfn", clips=segments,
+            joint("stfn_resnet101", "stfn", clips=segments,
                   model={"appearance": TRUNK, "motion": TRUNK}),
         ),
         "STFN, trunks frozen": (
             "stfn", [],
-            joint("stfn_resnet101", phase="stfn", clips=segments,
+            joint("stfn_resnet101", "stfn", clips=segments,
                   model={"appearance": TRUNK, "motion": TRUNK, "trunks": "frozen"}),
         ),
         "STFN of Inception-v3": (
             "stfn", ["training.global_batch=4", "training.norm_group=4"],
-            joint("stfn_inception_v3", phase="stfn", clips=segments,
+            joint("stfn_inception_v3", "stfn", clips=segments,
                   model={"appearance": inception, "motion": inception}),
         ),
     }  # fmt: skip
@@ -94,65 +95,63 @@ def layouts(case, world):
     return named
 
 
-def rank_main(works):
-    """One rank: a child process a training, so that importing is paid once."""
-    import hpc_stres.training.phase
-    from hpc_stres.config.loading import load_config
-    from hpc_stres.errors import UserError
-    from hpc_stres.parallel.world import find_world
-    from hpc_stres.training.engine import import_deepspeed
-
-    import_deepspeed()
-    for work in works:
-        child = os.fork()
-        if child == 0:
-            os.environ["MASTER_PORT"] = str(work["port"])
-            try:
-                config = load_config(
-                    work["config"], [f"data.root={work['data_root']}", *work["overrides"]]
-                )
-                run = Path(work["run_dir"])
-                allowed = tuple(work.get("allowed", ()))
-                hpc_stres.training.phase.train(config, work["phase"], run, find_world(), allowed)
-            except UserError as error:
-                print(f"{work['run_dir']}: {error}", file=sys.stderr, flush=True)
-                os._exit(1)
-            os._exit(0)
-        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
-            sys.exit(1)
-
-
-def train_together(world, works):
-    """Train one after another on the same ranks; a work has phase, run_dir, overrides, data_root."""
+def train_all(works):
+    """Train one after another; a work has phase, run_dir, overrides, data_root, world, and a config where
+    it is not the tiny one. What is heavy is imported once: each rank is a fork of one process."""
     works = [
         {"config": str(TINY), **work, "port": free_port(), "run_dir": str(work["run_dir"])}
         for work in works
     ]
-    ranks = []
-    for rank in range(world):
-        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-        env = clean_environment(
-            **LEVEL, MASTER_ADDR="127.0.0.1", **{name: str(value) for name, value in places.items()}
-        )  # fmt: skip
-        ranks.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.campaigns.bitwise", "--rank", json.dumps(works)],
-                env={**env, "MASTER_PORT": "1"},
-                cwd=ROOT,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
-        )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.campaigns.bitwise", "--forks"],
+        env=clean_environment(**LEVEL, MASTER_ADDR="127.0.0.1"), cwd=ROOT, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
     try:
-        for process in ranks:
-            _, errors = process.communicate(timeout=3600)
-            if process.returncode:
-                raise AssertionError(errors[-3000:])
+        output, _ = process.communicate(json.dumps(works), timeout=7200)
+        if process.returncode:
+            raise AssertionError(output[-3000:])
     finally:
-        for process in ranks:
-            kill_session(process)
+        kill_session(process)
+    return output
+
+
+def fork_ranks(works):
+    """Every work on its ranks; ends at the first that fails."""
+    import hpc_stres.training.phase
+    from hpc_stres.training.engine import import_deepspeed
+
+    assert hpc_stres.training.phase
+    import_deepspeed()
+    for work in works:
+        children = [os.fork() or _train(work, rank) for rank in range(work["world"])]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        if any(codes):
+            sys.exit(f"{work['run_dir']}: ranks ended with {codes}")
+
+
+def _train(work, rank):
+    """One rank, in its own process, which ends here."""
+    from hpc_stres.config.loading import load_config
+    from hpc_stres.errors import UserError
+    from hpc_stres.parallel.world import find_world
+    from hpc_stres.training.phase import train
+
+    world = str(work["world"])
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=world)
+    os.environ.update(LOCAL_WORLD_SIZE=world, MASTER_PORT=str(work["port"]))
+    code = 1
+    try:
+        overrides = [f"data.root={work['data_root']}", *work["overrides"]]
+        config = load_config(work["config"], overrides)
+        code = int(not train(config, work["phase"], Path(work["run_dir"]), find_world()))
+    except UserError as error:
+        print(f"{work['run_dir']}: {error}", flush=True)
+    except Exception:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
 
 
 def digest(run_dir, phase):
@@ -174,7 +173,12 @@ def campaign(data_root, folder, chosen, worlds, steps):
             file.write_text(yaml.safe_dump(laid_over(tree)))
             on = [] if case == CONTROL else [BITWISE]
             options = options if on else [o for o in options if not o.startswith("training.unit")]
-            base = {"data_root": str(data_root), "phase": phase, "config": str(file)}
+            base = {
+                "data_root": str(data_root),
+                "phase": phase,
+                "config": str(file),
+                "world": world,
+            }
             named = {"ddp": []} if case == CONTROL else layouts(case, world)
             for name, more in named.items() if turn < len(worlds) else ():
                 run = folder / f"{number}-{world}-{name}"
@@ -188,7 +192,7 @@ def campaign(data_root, folder, chosen, worlds, steps):
                 if turn < len(worlds):
                     begins = {**base, "run_dir": folder / f"{number}-resumed-{turn}"}
                     works.append({**begins, "overrides": [*options, *on, *half]})
-        train_together(world, works)
+        train_all(works)
         for case, layout, run, phase in asked:
             met[case][layout] = digest(run, phase)
         print(f"{world} ranks: {len(works)} trainings", flush=True)
@@ -234,7 +238,7 @@ def main():
 CONTROL = "control: ordinary float32"
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--rank"]:
-        rank_main(json.loads(sys.argv[2]))
+    if sys.argv[1:] == ["--forks"]:
+        fork_ranks(json.load(sys.stdin))
     else:
         sys.exit(main())
