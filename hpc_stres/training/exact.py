@@ -5,7 +5,6 @@ The network computes in units (exact/session.py) under a guard that refuses what
 until all ranks have added theirs (exact/digits.py). Nobody else reduces: the engines are told not to.
 """
 
-import contextlib
 import hashlib
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +19,7 @@ from hpc_stres.exact.mode import UnitByUnit
 from hpc_stres.exact.session import Session
 from hpc_stres.models import Logits
 from hpc_stres.models.dropout import Masks
-from hpc_stres.models.interaction import ChannelScale
-from hpc_stres.models.norm import SubBatchNorm2d
+from hpc_stres.models.exact_network import attach
 from hpc_stres.parallel import process_groups
 from hpc_stres.run.pinning import level
 from hpc_stres.training.loss import StreamSums, phase_loss
@@ -29,9 +27,6 @@ from hpc_stres.training.trainable import fold_moving_statistics
 
 if TYPE_CHECKING:
     from hpc_stres.training.trainer import Trainer
-
-# STFN's frozen trunks take so many frames at once: all, for the units cut them.
-ALL_FRAMES = 1 << 30
 
 
 class ExactTraining:
@@ -52,21 +47,7 @@ class ExactTraining:
         trainer.say(f"bitwise: units of {self.unit}, {kernels_of(device)['kernels']} kernels")
         self.session = Session(model, device, self.threads)
         self.mode = UnitByUnit(self.session, torch.bfloat16 if _is_low(config) else None)
-        self._attach()
-
-    def _attach(self) -> None:
-        layers: dict[str, SubBatchNorm2d] = {}
-        for name, module in self.model.named_modules():
-            if isinstance(module, SubBatchNorm2d):
-                layers[name] = module
-                module.exact, module.exact_name = self.session, name
-            elif isinstance(module, ChannelScale):
-                module.exact = self.session
-        self.session.make_statistics({name: layer.channels for name, layer in layers.items()})
-        self.layers = layers
-        self.model.frames_at_once = ALL_FRAMES
-        # Activations that are computed again on the way back are watched as well.
-        self.model.recompute_context = lambda: (contextlib.nullcontext(), self.mode)
+        self.layers = attach(model, self.session, self.mode)
 
     def micro_step(self, number: int, clips: Clips, masks: Masks) -> None:
         """Forward and backward of one micro-batch, unit by unit."""

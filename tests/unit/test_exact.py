@@ -15,8 +15,7 @@ from hpc_stres.exact.session import Session
 from hpc_stres.exact.sums import ExactSums
 from hpc_stres.layout import group_sizes, plan
 from hpc_stres.models import assign_groups, build_model
-from hpc_stres.models.interaction import ChannelScale
-from hpc_stres.models.norm import norm_layers
+from hpc_stres.models.exact_network import attach
 
 # -- sums ----------------------------------------------------------------------------------------
 
@@ -155,17 +154,12 @@ def exact_gradients(model, rgb, flow, cuts, unit=1, low=None, threads=1):
     """In micro-batches of whole groups, unit by unit."""
     model.train()
     session = Session(model, torch.device("cpu"), threads)
-    layers = {f"norm{n}": layer for n, layer in enumerate(norm_layers(model))}
-    session.make_statistics({name: layer.channels for name, layer in layers.items()})
-    for name, layer in layers.items():
-        layer.exact, layer.exact_name = session, name
-    for module in model.modules():
-        if isinstance(module, ChannelScale):
-            module.exact = session
+    mode = UnitByUnit(session, low)
+    layers = attach(model, session, mode)
     for start, stop in cuts:
         session.units = (stop - start) // unit
         given = (rgb[start:stop], flow[start:stop], groups_of(stop - start, torch.float32))
-        with torch.autocast("cpu", torch.bfloat16, enabled=low is not None), UnitByUnit(session, low):
+        with torch.autocast("cpu", torch.bfloat16, enabled=low is not None), mode:
             logits = model(*given)
         losses = [weighted_sum(part) for part in by_unit(logits, unit)]
         torch.autograd.backward(losses)

@@ -28,7 +28,7 @@ MAY_SEE = {
     "handcrafted": {"config", "phases", "run", "parallel", "store", "data", "prepare",
                     "evaluation"},
     "tools": {"config", "phases", "run", "parallel", "native", "store", "data", "prepare",
-              "models", "training"},
+              "models", "training", "exact"},
     "launch": {"config", "run", "store", "evaluation", "tools"},
     "commands": {"registry", "config", "run", "parallel", "store", "prepare", "models",
                  "evaluation", "tools", "launch"},
