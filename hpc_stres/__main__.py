@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub = subparsers.add_parser(name, help=text, description=command.__doc__)
         command.add_arguments(sub)
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        sub.set_defaults(run=command.run)
+        sub.set_defaults(run_command=command.run)
     return parser
 
 
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, name: str) -> int:
     try:
-        return int(args.run(args))
+        return int(args.run_command(args))
     except UserError as error:
         if args.debug:
             raise

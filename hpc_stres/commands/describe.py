@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hpc_stres.tools.counting import Sizes
+    from hpc_stres.models.counting import Sizes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,22 +42,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from hpc_stres.models import counting
     from hpc_stres.registry import MODELS, load_extension
-    from hpc_stres.tools import counting
 
     for file in args.extension:
         load_extension(Path(file).resolve())
     chunks = args.chunks or MODELS.get(args.model).usual_chunks
-    # A published network as it is published is counted without torch, which takes seconds to load.
-    is_plain = args.model in counting.STREAMS and not args.extension and not args.option
+    # A network of plain options is counted without torch, which takes seconds to load.
+    is_plain = MODELS.get(args.model).counted is not None and not args.option
     print(counting.table(_sizes(args, chunks)) if is_plain else _measured(args, chunks))
     return 0
 
 
 def _sizes(args: argparse.Namespace, chunks: int) -> "Sizes":
     from hpc_stres.errors import UserError
+    from hpc_stres.models.counting import Sizes
     from hpc_stres.models.layer_table import DEPTHS
-    from hpc_stres.tools.counting import TEMPORAL_WINDOW, Sizes
 
     sizes = Sizes(
         model=args.model, stages=DEPTHS[args.depth], width=args.width, variant=args.variant, classes=args.classes,
@@ -65,9 +65,9 @@ def _sizes(args: argparse.Namespace, chunks: int) -> "Sizes":
     )  # fmt: skip
     if min(args.width, args.classes, args.side, chunks) < 1:
         raise UserError("--width, --classes, --side and --chunks: expected numbers of 1 or more")
-    if sizes.pools_time and chunks < TEMPORAL_WINDOW:
+    if chunks < sizes.time_window:
         raise UserError(
-            f"{chunks} time steps are too few for the temporal pool over {TEMPORAL_WINDOW}"
+            f"{chunks} time steps are too few for the temporal pool over {sizes.time_window}"
         )
     return sizes
 

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     if world.is_first:
         print(
             f"{network.name}: windows of {windows.length} frames every {windows.stride} frames, "
-            f"{len(sources)} videos -> {args.out}"
+            f"{len(sources)} video{'s' * (len(sources) > 1)} -> {args.out}"
         )
     try:
         failed = features.extract(task, sources, device)

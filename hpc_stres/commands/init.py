@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     for line in [*_said(choice, config), *takes(config, look, choice.is_small)]:
         print(f"  {line}")
     print("\nnext:")
-    for line in _next_steps(choice, config, target):
+    for line in _next_steps(choice, target):
         print(f"  {line}")
     return 0
 
@@ -311,7 +311,7 @@ def _steps(config: "Config") -> str:
     return ", ".join(f"{name} {config.steps(name)}" for name in config.phases) + " steps"
 
 
-def _next_steps(choice: "Choice", config: "Config", target: Path) -> list[str]:
+def _next_steps(choice: "Choice", target: Path) -> list[str]:
     import shlex
 
     file = shlex.quote(str(target))

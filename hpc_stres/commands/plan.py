@@ -3,6 +3,7 @@
   hpc-stres plan --config configs/ucf101.yaml --nodes 4 --gpus-per-node 4
   hpc-stres plan --config configs/ucf101.yaml --nodes 4 --gpus-per-node 4 --gpu a100   (a GPU that is not here)
   hpc-stres plan --config configs/ucf101.yaml --nodes 4 --run-dir runs/ucf101          (submit.py then asks for it)
+  hpc-stres plan --config configs/ucf101.yaml --gpu a100 --shapes 2x4x1440,8x4x240     (which one costs what)
 
 Measure where the jobs will run: in an interactive job on one node, all of whose ranks then measure at once. With
 --gpu nothing is measured: hours are a range between speeds that were published for that GPU. The formulas are in
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc_stres.commands import add_config_arguments, config_path
+from hpc_stres.config.cluster import ClusterConfig
 from hpc_stres.config.schema import Config
 
 if TYPE_CHECKING:
@@ -45,6 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="all-reduce speed between nodes where no preflight has measured it (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
+        "--shapes", metavar="NxGxM,...",
+        help="compare jobs of so many nodes x GPUs of a node x minutes, in node-hours and days; auto: 1 to 8 nodes",
+    )  # fmt: skip
+    parser.add_argument(
         "--run-dir", metavar="D", help="write plan.json there; submit.py asks for its wall times"
     )
 
@@ -59,6 +65,10 @@ def run(args: argparse.Namespace) -> int:
         overrides += [f"cluster.{key}={value}"] if value is not None else []
     config = load_config(config_path(args), overrides)
     phases = select_phases(config.phases, args.phase)
+    if args.shapes:
+        from hpc_stres.launch.shapes import parse_shapes
+
+        parse_shapes(args.shapes, config.cluster)  # refuses before anything is measured
     if args.network_gb_per_s <= 0:
         raise ConfigError("--network-gb-per-s: expected a number above 0")
     if args.bench and not args.gpu:
@@ -78,11 +88,12 @@ def _plan_measured(config: Config, phases: list[str], args: argparse.Namespace) 
 
     speeds = measure(config, phases, args.network_gb_per_s, _run_dir(args))
     plans = planner.predict_all(config, phases, config.cluster.nodes, speeds)
-    _print_head(config, speeds)
+    _print_head(config.cluster, speeds)
     print(text_table(list(planner.HEADINGS), planner.rows(plans)))
-    hours = planner.chain_hours(config, {p.name: p for p in plans})
+    hours = planner.chain_hours(config.phases, {p.name: p for p in plans})
     print(f"\nfrom the first job to the last, without queueing: {hours:.2f} hours\n")
     _print_other_nodes(config, phases, speeds)
+    _print_shapes(args, config.cluster, phases, speeds)
     _write(args, planner.as_json(plans, speeds))
     return 0
 
@@ -103,14 +114,15 @@ def _plan_published(config: Config, phases: list[str], args: argparse.Namespace)
     slow, fast = (
         planner.predict_all(config, phases, config.cluster.nodes, speeds) for speeds in ends
     )
-    _print_head(config, ends[0])
+    _print_head(config.cluster, ends[0])
     print(
         text_table(
-            ["phase", "limit", "hours", "node-hours"], planner.range_rows(config, slow, fast)
+            ["phase", "limit", "hours", "node-hours"], planner.range_rows(config.phases, slow, fast)
         )
     )
     print("\non other numbers of nodes, at the slow end:\n")
     _print_other_nodes(config, phases, ends[0])
+    _print_shapes(args, config.cluster, phases, ends[0])
     _write(args, planner.as_json(slow, ends[0]))
     return 0
 
@@ -129,10 +141,10 @@ def _run_dir(args: argparse.Namespace) -> Path | None:
     return Path(args.run_dir) if args.run_dir else None
 
 
-def _print_head(config: Config, speeds: "Speeds") -> None:
-    print(f"{config.cluster.nodes} nodes, {config.cluster.ranks} ranks; {speeds.source}")
-    wire = speeds.wire(config.cluster.nodes)
-    inside = config.cluster.nodes == 1 and speeds.node is not None
+def _print_head(cluster: "ClusterConfig", speeds: "Speeds") -> None:
+    print(f"{cluster.nodes} nodes, {cluster.ranks} ranks; {speeds.source}")
+    wire = speeds.wire(cluster.nodes)
+    inside = cluster.nodes == 1 and speeds.node is not None
     source = "measured between the ranks of this node" if inside else speeds.network_source
     print(
         f"network: {wire.bytes_per_s / 1e9:.3g} GB/s, {wire.latency_s * 1e6:.0f} us a message, {source}\n"
@@ -145,6 +157,29 @@ def _print_other_nodes(config: Config, phases: list[str], speeds: "Speeds") -> N
 
     table = planner.comparison(config, phases, speeds, OTHER_NODES)
     print(text_table(["nodes", "hours", "node-hours", "limits"], table))
+
+
+def _print_shapes(
+    args: argparse.Namespace, cluster: "ClusterConfig", phases: list[str], speeds: "Speeds"
+) -> None:
+    """The shapes that were asked for, side by side."""
+    if not args.shapes:
+        return
+    from hpc_stres.config.loading import load_config
+    from hpc_stres.errors import ConfigError
+    from hpc_stres.launch import shapes
+    from hpc_stres.run.tables import text_table
+    from hpc_stres.tools import planner
+
+    costs: dict[shapes.Shape, shapes.Cost | str] = {}
+    for shape in shapes.parse_shapes(args.shapes, cluster):
+        try:
+            own = load_config(config_path(args), [*args.overrides, *shape.overrides])
+            plans = planner.predict_all(own, phases, shape.nodes, speeds)
+            costs[shape] = shapes.cost(own, plans, shapes.queue_seconds(own, phases[0]))
+        except ConfigError as error:
+            costs[shape] = str(error).splitlines()[0]
+    print("\n" + text_table(list(shapes.HEADINGS), shapes.rows(costs)))
 
 
 def _write(args: argparse.Namespace, content: dict[str, Any]) -> None:

@@ -6,10 +6,14 @@ phase of each kind has is in `hpc_stres.phases`.
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import TypeAlias
 
 from hpc_stres.errors import ConfigError
 from hpc_stres.registry import PHASE_KINDS
 from hpc_stres.registry.phase import Phase
+
+# The phases of a recipe by name.
+Phases: TypeAlias = Mapping[str, Phase]
 
 # Names that jobs, columns of the table and command lines have for something else.
 RESERVED_NAMES = ("all", "evaluate", "mean", "none", "prepare", "preflight", "report", "two_stream")

@@ -30,7 +30,7 @@ class Run:
     @property
     def titles(self) -> dict[str, str]:
         """Heading of each column."""
-        return results.titles(self.config)
+        return results.titles(self.config.phases)
 
     @property
     def split(self) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from hpc_stres.config.loading import plain
-from hpc_stres.config.recipe import ordered_phases
+from hpc_stres.config.recipe import Phases, ordered_phases
 from hpc_stres.config.schema import Config
 from hpc_stres.data.augment import Levels
 from hpc_stres.data.feed import ClipReader
@@ -91,8 +91,8 @@ def _evaluate_in_group(
         store = open_store(config, check=world.is_first)
         if world.is_first:
             refuse_other_data_set(run_dir, facts_of(store, config.data.split))
-        chosen = _finished_phases(config, paths, phases)
-        label_table(store, config)  # refuses a store of the other kind of labels
+        chosen = _finished_phases(config.phases, paths, phases)
+        label_table(store, config.data)  # refuses a store of the other kind of labels
         videos = _test_videos(config, store)
         held = sorted(store.rows[row].id for row in held_out(store, config))
     with _owned_by_first(paths, world, control):
@@ -104,7 +104,7 @@ def _evaluate_in_group(
                 continue
             with _failing_together(control):
                 scoring = _scoring(config, name, paths, store, [*videos, *held])
-            todo = _todo(config, scoring, paths, [*videos, *held], world, control)[
+            todo = _todo(config.data.split, scoring, paths, [*videos, *held], world, control)[
                 world.rank :: world.size
             ]
             with _failing_together(control):
@@ -139,12 +139,10 @@ def _take_scores(
     replace(made, groups=groups).save(paths.scores(config.data.split, name))
 
 
-def _finished_phases(config: Config, paths: RunPaths, named: list[str] | None) -> list[str]:
+def _finished_phases(known: Phases, paths: RunPaths, named: list[str] | None) -> list[str]:
     """Phases to score: those that were named, which must be finished, or all that are."""
     everywhere = [
-        name
-        for name in ordered_phases(config.phases)
-        if PHASE_KINDS.get(config.phases[name].kind).is_scored
+        name for name in ordered_phases(known) if PHASE_KINDS.get(known[name].kind).is_scored
     ]
     finished = [name for name in everywhere if paths.phase(name).done.is_file()]
     open_ones = [name for name in named or [] if name not in finished]
@@ -223,10 +221,11 @@ def _scoring(
 ) -> Scoring:
     """What the scores of a phase depend on; refuses a store of other classes than the phase was trained on."""
     finished = read_finished(paths, name)
-    if config.evaluation.validation_share and finished.held_out_by != held_out_by(config):
+    held_out = held_out_by(config.evaluation)
+    if held_out and finished.held_out_by != held_out:
         raise UserError(
             f"{paths.phase(name).root}: trained with {finished.held_out_by or 'nothing'} held out, not with "
-            f"{held_out_by(config)}: its held-out videos were trained on\nTrain it again in another --run-dir."
+            f"{held_out}: its held-out videos were trained on\nTrain it again in another --run-dir."
         )
     weights = finished_weights(paths, name)
     if finished.classes != store.classes:
@@ -256,13 +255,13 @@ def _key(digest: Any, row: VideoRow) -> str:
 
 
 def _todo(
-    config: Config, scoring: Scoring, paths: RunPaths, videos: list[str], world: World, control: Any
+    split: int, scoring: Scoring, paths: RunPaths, videos: list[str], world: World, control: Any
 ) -> list[str]:
     """Videos that no earlier attempt scored; the first rank looks, so that all ranks cut the same list."""
     is_open = torch.ones(len(videos), dtype=torch.uint8)
     with _failing_together(control):
         if world.is_first:
-            done = parts.read_parts(paths, config.data.split, scoring.name, scoring.keys, loud=True)
+            done = parts.read_parts(paths, split, scoring.name, scoring.keys, loud=True)
             is_open = torch.tensor([video not in done for video in videos], dtype=torch.uint8)
     torch.distributed.broadcast(is_open, 0, group=control)
     return [video for video, wanted in zip(videos, is_open.tolist(), strict=True) if wanted]

@@ -56,7 +56,7 @@ def _shapes(config: Config, phase: TrainPhase) -> Shapes:
 
 def export(config: Config, run_dir: Path, phase: str | None, folder: Path) -> dict[str, Any]:
     """Write all files; returns export.json's content. Refuses when a file does not compute what the network does."""
-    name = phase or networks.best_phase(config, run_dir)
+    name = phase or networks.best_phase(config.phases, run_dir)
     kind, paths = train_phase(config, name), RunPaths(run_dir)
     weights = finished_weights(paths, name)
     classes = read_finished(paths, name).classes

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_stres.config.loading import flat, load_run, plain
-from hpc_stres.config.schema import Config
+from hpc_stres.config.schema import Config, EvaluationConfig
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.phases.train import TrainPhase
 from hpc_stres.registry.phase import Phase
@@ -37,9 +37,9 @@ def read_finished(paths: RunPaths, phase: str) -> Finished:
     return Finished(done["sha256"], list(done.get("classes", ())), _held_out_by(evaluation))
 
 
-def held_out_by(config: Config) -> str:
+def held_out_by(evaluation: EvaluationConfig) -> str:
     """What decides which training videos are held out; empty where none are."""
-    return _held_out_by(plain(config.evaluation))
+    return _held_out_by(plain(evaluation))
 
 
 def _held_out_by(evaluation: Mapping[str, Any]) -> str:
@@ -52,7 +52,9 @@ def load_trained(run_dir: Path, overrides: list[str]) -> Config:
     trained, config = load_run(run_dir), load_run(run_dir, overrides)
     changed = ["data.split"] if config.data.split != trained.data.split else []
     changed += (
-        ["evaluation.validation_share"] if held_out_by(config) != held_out_by(trained) else []
+        ["evaluation.validation_share"]
+        if held_out_by(config.evaluation) != held_out_by(trained.evaluation)
+        else []
     )
     changed += ["data.labels"] if config.data.labels != trained.data.labels else []
     for name, phase in trained.phases.items():

@@ -44,7 +44,7 @@ def write_folder(
 def model_card(config: Config, paths: RunPaths, exported: Mapping[str, Any]) -> str:
     """What the weights are, what they were trained on and how well they did, under which protocol."""
     title = config.phases[exported["phase"]].title
-    column, data = _column(config, paths, exported["phase"]), _data_set(paths)
+    column, data = _column(config.data.split, paths, exported["phase"]), _data_set(paths)
     header = {
         "library_name": "hpc_stres", "pipeline_tag": "video-classification",
         "tags": ["action-recognition", "optical-flow", "two-stream"],
@@ -85,13 +85,13 @@ def _accuracy(column: Mapping[str, Any] | None) -> list[str]:
     ]
 
 
-def _column(config: Config, paths: RunPaths, phase: str) -> dict[str, Any] | None:
+def _column(split: int, paths: RunPaths, phase: str) -> dict[str, Any] | None:
     """This phase's figures in results.json, if there are any."""
     try:
         results = read_results(paths.results)
     except UserError:
         return None  # not evaluated yet: the card says so
-    column = results["splits"].get(str(config.data.split), {}).get(phase)
+    column = results["splits"].get(str(split), {}).get(phase)
     return None if column is None else dict(column)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpc_stres.config.schema import Config
+from hpc_stres.config.schema import DataConfig
 from hpc_stres.data.feed import ClipReader
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import networks, predict, protocol
@@ -32,14 +32,14 @@ class Junction:
         return self.motion / self.appearance if self.appearance else float("inf")
 
 
-def strengths(config: Config, run_dir: Path, phase: str, store: Store) -> list[Junction]:
+def strengths(data: DataConfig, run_dir: Path, phase: str, store: Store) -> list[Junction]:
     """One row a junction, measured on clips of the first test videos; kept in the run folder for these weights."""
     paths = RunPaths(run_dir)
     key, kept = sha256(paths.phase(phase).weights), paths.junctions(phase)
     found = _kept(kept) if kept.is_file() else {}
     if found.get("weights") == key:
         return [Junction(**row) for row in found["junctions"]]
-    rows = _measure(config, run_dir, phase, store)
+    rows = _measure(data, run_dir, phase, store)
     write_sealed(kept, {"weights": key, "videos": VIDEOS, "junctions": [vars(row) for row in rows]})
     return rows
 
@@ -53,8 +53,8 @@ def _kept(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _measure(config: Config, run_dir: Path, phase: str, store: Store) -> list[Junction]:
-    network = networks.from_run(run_dir, phase, [f"data.root={config.data.root}"], predict.device())
+def _measure(data: DataConfig, run_dir: Path, phase: str, store: Store) -> list[Junction]:
+    network = networks.from_run(run_dir, phase, [f"data.root={data.root}"], predict.device())
     squares: list[tuple[float, float]] = []
 
     def note(module: Any, into: tuple[Tensor, ...]) -> None:
@@ -72,9 +72,7 @@ def _measure(config: Config, run_dir: Path, phase: str, store: Store) -> list[Ju
         most=512,
         scale=network.clips.scale,
     )
-    videos = sorted(store.rows[number].id for number in store.present(config.data.split, "test"))[
-        :VIDEOS
-    ]
+    videos = sorted(store.rows[number].id for number in store.present(data.split, "test"))[:VIDEOS]
     quick = replace(network.evaluation, protocol="quick")
     for name in videos:
         number = store.number[name]

@@ -10,7 +10,7 @@ from typing import Any
 from hpc_stres.config.loading import flat, plain
 from hpc_stres.config.recipe import ordered_phases
 from hpc_stres.config.schedule import Curve
-from hpc_stres.config.schema import Config
+from hpc_stres.config.schema import Config, DataConfig, EvaluationConfig, ModelConfig
 from hpc_stres.evaluation import protocol
 from hpc_stres.evaluation.results import titles
 from hpc_stres.phases.train import TrainPhase
@@ -38,14 +38,13 @@ def paragraph(config: Config, results: Mapping[str, Any]) -> str:
     """The paragraph, as plain text."""
     phases = ordered_phases(config.phases)
     sentences = [
-        _data(config, results), _network(config), *(_phase(config, name) for name in phases), _training(config),
-        _testing(config, results), _rest(config),
+        _data(config.data, results), _network(config.model), *(_phase(config, name) for name in phases),
+        _training(config), _testing(config.evaluation, results), _rest(config),
     ]  # fmt: skip
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _data(config: Config, results: Mapping[str, Any]) -> str:
-    data = config.data
+def _data(data: DataConfig, results: Mapping[str, Any]) -> str:
     name = DATA_SETS.get(
         data.kind, f"our own data set (`{data.lists or data.videos or data.kind}`)"
     )
@@ -81,8 +80,7 @@ def _data(config: Config, results: Mapping[str, Any]) -> str:
     )
 
 
-def _network(config: Config) -> str:
-    model = config.model
+def _network(model: ModelConfig) -> str:
     stages = f" with {_list(model.stages)} units" if model.stages else ""
     start = f"the weights `{model.weights}`" if model.weights else "random weights"
     return (
@@ -97,7 +95,7 @@ def _phase(config: Config, name: str) -> str:
     acting = set(phase.acting()) - set(SAID_OF_PHASES)
     values = {key: value for key, value in flat(plain(phase)).items() if _is_under(key, acting)}
     start = f" from {' and '.join(phase.starts_from)}" if phase.starts_from else ""
-    called = f"Phase `{name}` ({titles(config)[name]})"
+    called = f"Phase `{name}` ({titles(config.phases)[name]})"
     if not isinstance(phase, TrainPhase):
         return f"{called} is of kind {phase.kind}{' and starts' + start if start else ''} ({_options(values)})."
     if phase.weights and not start:
@@ -160,8 +158,8 @@ def _training(config: Config) -> str:
     )
 
 
-def _testing(config: Config, results: Mapping[str, Any]) -> str:
-    words = str(results.get("protocol") or protocol.describe(config.evaluation))
+def _testing(evaluation: EvaluationConfig, results: Mapping[str, Any]) -> str:
+    words = str(results.get("protocol") or protocol.describe(evaluation))
     columns = [column for table in results.get("splits", {}).values() for column in table.values()]
     methods = {column["groups"]["method"] for column in columns if "groups" in column}
     counts = sorted({column["groups"]["words"] for column in columns if "groups" in column})
@@ -178,7 +176,7 @@ def _testing(config: Config, results: Mapping[str, Any]) -> str:
             "corrected by Holm's procedure."
         )
     fitted = any((column.get("calibration") or {}).get("temperature") for column in columns)
-    if config.evaluation.validation_share and fitted:
+    if evaluation.validation_share and fitted:
         sentence += " Temperatures were fitted on the held-out training videos."
     return sentence
 

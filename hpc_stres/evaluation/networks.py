@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hpc_stres.config.loading import node_of, plain
-from hpc_stres.config.recipe import ordered_phases
+from hpc_stres.config.recipe import Phases, ordered_phases
 from hpc_stres.config.schema import Config, EvaluationConfig
 from hpc_stres.config.values import build
 from hpc_stres.data.augment import Levels
@@ -67,11 +67,9 @@ class Network:
         return predict(video, self, quick)
 
 
-def best_phase(config: Config, run_dir: Path) -> str:
+def best_phase(phases: Phases, run_dir: Path) -> str:
     """The last finished phase of the recipe that trained a network."""
-    trained = [
-        name for name in ordered_phases(config.phases) if config.phases[name].kind == "train"
-    ]
+    trained = [name for name in ordered_phases(phases) if phases[name].kind == "train"]
     done = [name for name in trained if RunPaths(run_dir).phase(name).done.is_file()]
     if not done:
         raise UserError(
@@ -104,7 +102,7 @@ def from_run(
 ) -> Network:
     """The network of a finished phase."""
     config = load_trained(run_dir, overrides)
-    name = phase or best_phase(config, run_dir)
+    name = phase or best_phase(config.phases, run_dir)
     phase_options = train_phase(config, name)
     classes = read_finished(RunPaths(run_dir), name).classes
     weights = finished_weights(RunPaths(run_dir), name)

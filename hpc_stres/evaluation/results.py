@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hpc_stres.config.recipe import ordered_phases
+from hpc_stres.config.recipe import Phases, ordered_phases
 from hpc_stres.config.schema import Config
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import measures, protocol, scores, statistics
@@ -44,7 +44,7 @@ def columns(config: Config, run_dir: Path, held_out: bool = False) -> dict[str, 
     known: dict[tuple[str, ...], Any] = {}
     found: dict[str, Scores] = {}
     singles: dict[str, Scores] = {}
-    for name in sorted(ordered_phases(config.phases), key=lambda n: _column_rank(config, n)):
+    for name in sorted(ordered_phases(config.phases), key=lambda name: config.phases[name].rank):
         path = score_path(paths, split, name, held_out)
         if not path.is_file():
             continue
@@ -90,10 +90,6 @@ def _one_protocol(found: Any) -> bool:
     return len({column.made_by.get("protocol") for column in found}) == 1
 
 
-def _column_rank(config: Config, name: str) -> int:
-    return config.phases[name].rank
-
-
 def single_stream(phase: Phase) -> str | None:
     """The stream of a phase that trains one alone, whose scores the late fusion averages."""
     if not isinstance(phase, TrainPhase) or not phase.family.is_single:
@@ -101,9 +97,9 @@ def single_stream(phase: Phase) -> str | None:
     return phase.family.streams[0]
 
 
-def titles(config: Config) -> dict[str, str]:
+def titles(phases: Phases) -> dict[str, str]:
     """Heading of each column; phases of one title are told apart by their names."""
-    own = {name: phase.title or name for name, phase in config.phases.items()}
+    own = {name: phase.title or name for name, phase in phases.items()}
     counts = Counter(own.values())
     unique = {
         name: title if counts[title] == 1 else f"{title} ({name})" for name, title in own.items()
@@ -111,9 +107,9 @@ def titles(config: Config) -> dict[str, str]:
     return {**unique, TWO_STREAM: TWO_STREAM_TITLE}
 
 
-def published_figures(config: Config, name: str) -> Mapping[str, float]:
+def published_figures(phases: Phases, name: str) -> Mapping[str, float]:
     """Published accuracy of a column by official data set."""
-    return TWO_STREAM_PUBLISHED if name == TWO_STREAM else config.phases[name].published
+    return TWO_STREAM_PUBLISHED if name == TWO_STREAM else phases[name].published
 
 
 def summarise(config: Config, run_dir: Path, store: Store) -> dict[str, Any]:
@@ -127,12 +123,12 @@ def summarise(config: Config, run_dir: Path, store: Store) -> dict[str, Any]:
     }
     official, headings = (
         official_data_set(config.data.kind, store, config.data.split),
-        titles(config),
+        titles(config.phases),
     )
     for name, column in table.items():
         column["title"] = headings[name]
         column["weights"] = found[name].made_by.get("weights")
-        column["published"] = dict(published_figures(config, name))
+        column["published"] = dict(published_figures(config.phases, name))
     words = sorted({column["protocol"] for column in table.values()}) or [
         protocol.describe(config.evaluation)
     ]

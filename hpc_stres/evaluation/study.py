@@ -292,7 +292,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     """The study as text."""
     text: list[str] = []
     for one in found["experiments"]:
-        text.append(f"{one['name']}: {len(one['runs'])} runs")
+        text.append(f"{one['name']}: {len(one['runs'])} run{'s' * (len(one['runs']) > 1)}")
         for column in one["columns"].values():
             title = column["title"]
             for split, spread in column["by_split"].items():
@@ -326,6 +326,6 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 def spread_text(spread: Mapping[str, Any], what: str) -> str:
     """`44.79 +- 1.20 over 5 seeds (43.30 to 46.28)`."""
     if spread["interval"] is None:
-        return f"{spread['mean']:.2f} (1 of {what}: no interval)"
+        return f"{spread['mean']:.2f} (one run: no interval over {what})"
     low, high = spread["interval"]
     return f"{spread['mean']:.2f} +- {spread['deviation']:.2f} over {spread['count']} {what} ({low:.2f} to {high:.2f})"

@@ -15,12 +15,13 @@ from hpc_stres.config.schema import Config
 from hpc_stres.errors import UserError
 from hpc_stres.launch import checks
 from hpc_stres.launch import jobs as job_list
+from hpc_stres.launch.bad_nodes import reasons
 from hpc_stres.launch.jobs import EVALUATE, PREPARE, Job
 from hpc_stres.launch.journal import Journal
-from hpc_stres.launch.survey import Survey
+from hpc_stres.launch.survey import Seen, Survey
 from hpc_stres.run.experiment import claim_run_folder
 from hpc_stres.run.ownership import owned
-from hpc_stres.run.paths import RunPaths
+from hpc_stres.run.paths import RunPaths, read_json, study_folder
 from hpc_stres.run.provenance import write_provenance
 from hpc_stres.store.location import store_folder, store_is_ready
 
@@ -50,6 +51,10 @@ class Request:
         """Folder whose journal holds the job that prepares the store."""
         if self.group is not None:
             return self.group
+        above = study_folder(self.run_dir)
+        if above is not None and read_json(RunPaths(above).runs).get("shared_store"):
+            return above
+        # Splits that version 0.4 submitted together.
         above = self.run_dir.parent
         is_split = (
             re.fullmatch(r"split[1-9]\d?", self.run_dir.name)
@@ -60,7 +65,9 @@ class Request:
     @property
     def journal_folders(self) -> list[Path]:
         """Folders of the journals that this run's jobs are in."""
-        return list(dict.fromkeys([self.run_dir, self.prepare_home]))
+        # First the folder whose arrays this run may be an element of.
+        above = study_folder(self.run_dir) or self.prepare_home
+        return list(dict.fromkeys([above, self.prepare_home, self.run_dir]))
 
     def jobs(self, queued: Mapping[str, list[str]], partial: Sequence[str] = ()) -> list[Job]:
         """Jobs to submit when these are in the queue; those of `partial` phases lack links."""
@@ -144,6 +151,11 @@ def show(request: Request, jobs: Sequence[Job], queued: Mapping[str, Sequence[st
         layout = job_list.layout_line(request.config, job)
         if layout:
             print(f"  {'':<16} {layout}")
+    if request.config.cluster.scheduler == "slurm" and jobs:
+        print(
+            "".join(f"  {line}\n" for line in reasons(request.run_dir, request.config.cluster)),
+            end="",
+        )
     if RunPaths(request.run_dir).plan.is_file():
         print(f"  wall times: from {RunPaths(request.run_dir).plan}")
 
@@ -155,7 +167,7 @@ def preview(requests: Sequence[Request]) -> None:
         queued = {PREPARE: ["<prepare>"]} if prepared_by_another else {}
         jobs = request.jobs(queued)
         show(request, jobs, queued)
-        _show_faults(request, jobs)
+        show_faults(request, jobs)
         if request.config.cluster.scheduler == "slurm":
             _show_scripts(request, jobs, queued)
         prepared_by_another |= (
@@ -163,7 +175,7 @@ def preview(requests: Sequence[Request]) -> None:
         )
 
 
-def _show_faults(request: Request, jobs: Sequence[Job]) -> None:
+def show_faults(request: Request, jobs: Sequence[Job]) -> None:
     """What a submit would refuse."""
     found = checks.faults(request.config, request.run_dir, jobs, request.allow_cpu)
     if request.config.cluster.scheduler == "slurm" and shutil.which("sbatch"):
@@ -204,7 +216,7 @@ def submit(request: Request) -> None:
     if (jobs and on_slurm) or queued:
         print(f"watch: python launch/status.py {shlex.quote(str(request.run_dir))} --watch")
     else:
-        _show_results(request.run_dir)
+        show_results(request.run_dir)
 
 
 def _submit_here(request: Request) -> tuple[list[Job], Mapping[str, list[str]]]:
@@ -222,6 +234,7 @@ def _submit_here(request: Request) -> tuple[list[Job], Mapping[str, list[str]]]:
 
 def _submit_slurm(request: Request) -> tuple[list[Job], Mapping[str, list[str]]]:
     from hpc_stres.launch import scheduler
+    from hpc_stres.launch.arrays import catch_up
     from hpc_stres.launch.survey import inherited_lock, read_journal
 
     seconds = request.config.cluster.scheduler_seconds
@@ -234,9 +247,13 @@ def _submit_slurm(request: Request) -> tuple[list[Job], Mapping[str, list[str]]]
                     inherited_lock(sbatch_lock(folder), SUBMIT_PATIENCE_SECONDS)
                 )
             journals = {folder: read_journal(folder, seconds) for folder in request.journal_folders}
+            above = journals[request.journal_folders[0]]
+            if above.run_dir != request.run_dir:
+                catch_up(above, seconds)
+                journals[request.run_dir] = Journal.read(request.run_dir)
             for journal in journals.values():
                 forget(journal, request.forget)
-            queue = _survey(request, journals, cluster)
+            queue = survey_of(request, journals, cluster)
             refuse_changes(request.config, request.run_dir, queue.alive)
             scheduler.cancel(queue.hopeless, seconds)
         except scheduler.NoAnswer as error:
@@ -279,7 +296,9 @@ def _submit_missing(
     return jobs
 
 
-def _survey(request: Request, journals: Mapping[Path, Journal], cluster: str) -> Survey:
+def survey_of(
+    request: Request, journals: Mapping[Path, Journal], cluster: str, seen: Seen | None = None
+) -> Survey:
     """What the queue has of this run: its own jobs, and the one that prepares its store."""
     from hpc_stres.launch.survey import survey
 
@@ -295,7 +314,7 @@ def _survey(request: Request, journals: Mapping[Path, Journal], cluster: str) ->
 
     queue, seconds = Survey(), request.config.cluster.scheduler_seconds
     for journal in journals.values():
-        part = survey(journal, cluster, seconds, matters)
+        part = survey(journal, cluster, seconds, matters, seen)
         queue.alive |= part.alive
         queue.ending |= part.ending
         queue.open |= part.open
@@ -324,7 +343,8 @@ def sbatch_lock(run_dir: Path) -> Path:
     return RunPaths(run_dir).lock.with_name("sbatch.lock")
 
 
-def _show_results(run_dir: Path) -> None:
+def show_results(run_dir: Path) -> None:
+    """The table of a run, and where its report is."""
     from hpc_stres.evaluation.table import read_results, results_table
 
     paths = RunPaths(run_dir)

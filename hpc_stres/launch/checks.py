@@ -10,13 +10,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hpc_stres.config.schema import Config
+from hpc_stres.config.schema import Config, DataConfig
 from hpc_stres.errors import UserError
 from hpc_stres.launch import scheduler
 from hpc_stres.launch.jobs import PREPARE, Job
 from hpc_stres.launch.journal import folder_tag
 from hpc_stres.launch.scheduler import NoAnswer, Token
-from hpc_stres.launch.slurm import sbatch_text
+from hpc_stres.launch.slurm import Members, sbatch_text
 from hpc_stres.run.paths import RunPaths
 from hpc_stres.run.starts import find_start
 from hpc_stres.run.tables import size_text
@@ -36,7 +36,7 @@ def faults(
     """Everything that would make these jobs fail, a sentence each; nothing where nothing is known to be wrong."""
     training = [job.name for job in jobs if job.name in config.phases]
     found = [
-        *_data(config, jobs),
+        *_data(config.data, jobs),
         *_weights(config, run_dir, training),
         *_disk(config, run_dir, training),
     ]
@@ -52,12 +52,12 @@ def refuse(found: Sequence[str]) -> None:
         raise UserError("nothing was submitted:\n" + "\n".join(found[:SHOWN]) + more)
 
 
-def _data(config: Config, jobs: Sequence[Job]) -> list[str]:
+def _data(data: DataConfig, jobs: Sequence[Job]) -> list[str]:
     """Where a job prepares the store, what it prepares it from is here."""
     if not any(job.name == PREPARE for job in jobs):
         return []
     try:
-        return missing_originals(config)
+        return missing_originals(data)
     except UserError as error:
         return [" ".join(str(error).splitlines())]
 
@@ -68,23 +68,12 @@ def _weights(config: Config, run_dir: Path, phases: Sequence[str]) -> list[str]:
     for name in phases:
         if RunPaths(run_dir).phase(name).latest.is_file():
             continue
-        for source in _sources(config, name):
+        for source in config.phase(name).weight_files():
             try:
                 find_start(source, name, config.phase(name).model.name, config.data.root)
             except UserError as error:
                 found[" ".join(str(error).splitlines())] = None
     return list(found)
-
-
-def _sources(config: Config, name: str) -> list[str]:
-    """Values of `weights` that a phase reads."""
-    phase = config.phase(name)
-    if phase.starts_from or not hasattr(phase, "family"):
-        return []
-    if phase.weights is not None:
-        return [phase.weights]
-    own = [phase.trunk(stream).weights for stream in phase.family.streams]
-    return list(dict.fromkeys(source for source in own if source is not None))
 
 
 def _disk(config: Config, run_dir: Path, phases: Sequence[str]) -> list[str]:
@@ -130,13 +119,14 @@ def _processors(config: Config, jobs: Sequence[Job]) -> list[str]:
 
 
 def ask_scheduler(
-    config: Config, run_dir: Path, jobs: Sequence[Job]
+    config: Config, run_dir: Path, jobs: Sequence[Job], members: Members | None = None
 ) -> tuple[list[str], list[str]]:
-    """What `sbatch --test-only` says against each job, and notes where it says nothing; no job is made."""
+    """What `sbatch --test-only` says against each job, or against arrays of such, and notes where it says nothing; no
+    job is made."""
     refused: list[str] = []
     notes: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        for job, text in _different(config, run_dir, jobs):
+        for job, text in _different(config, run_dir, jobs, members):
             script = Path(folder) / f"{job.name}.sh"
             script.write_text(text, encoding="utf-8")
             words = ["sbatch", "--test-only", str(script)]
@@ -153,7 +143,9 @@ def ask_scheduler(
     return refused, notes
 
 
-def _different(config: Config, run_dir: Path, jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
+def _different(
+    config: Config, run_dir: Path, jobs: Sequence[Job], members: Members | None
+) -> Iterator[tuple[Job, str]]:
     """One job of each kind of request, without what it waits for."""
     seen = set()
     for number, job in enumerate(jobs, 1):
@@ -167,4 +159,5 @@ def _different(config: Config, run_dir: Path, jobs: Sequence[Job]) -> Iterator[t
         if request not in seen:
             seen.add(request)
             token = Token(f"{folder_tag(run_dir)}-000000", job.name, 0, number)
-            yield job, sbatch_text(config, run_dir, job, "", token)
+            many = None if job.name == PREPARE else members
+            yield job, sbatch_text(config, run_dir, job, "", token, members=many)

@@ -13,10 +13,11 @@ from types import FrameType
 
 from hpc_stres.config.cluster import ClusterConfig
 from hpc_stres.config.loading import load_resolved
-from hpc_stres.config.recipe import ordered_phases
+from hpc_stres.config.recipe import Phases, ordered_phases
 from hpc_stres.config.schema import Config
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.evaluation.table import read_results
+from hpc_stres.launch.attempt import Start
 from hpc_stres.launch.scheduler import Token
 from hpc_stres.run.paths import RunPaths, read_json
 from hpc_stres.run.product import phase_is_done, read_done
@@ -52,6 +53,8 @@ class Job:
     links: int = 1
     is_alone: bool = False
     """One process that shares its work out among the cores of a node's ranks itself."""
+    uses_mpi: bool = False
+    """Ranks that find each other through MPI, whichever launcher of the site can start that."""
 
     @property
     def ranks(self) -> int:
@@ -71,8 +74,7 @@ def make_jobs(
     _refuse_missing_parents(config, paths, phases, queued)
     jobs: list[Job] = []
     if not store_ready and PREPARE not in queued:
-        prepare = ("prepare", "--config", str(paths.config))
-        jobs.append(Job(PREPARE, (prepare,), (), 1, 1, 0, cluster.minutes, cluster.links, True))
+        jobs.append(_prepare_job(cluster, paths))
     needed = [name for name in phases if not is_done(config, paths, name)]
     todo = [name for name in needed if name not in queued]
     first = () if store_ready else (PREPARE,)
@@ -94,6 +96,18 @@ def make_jobs(
     return jobs
 
 
+def _prepare_job(cluster: ClusterConfig, paths: RunPaths) -> Job:
+    """The job that prepares the store: one process for the cores of a node, or MPI ranks."""
+    command = ("prepare", "--config", str(paths.config))
+    own = cluster.prepare
+    minutes, is_mpi = own.minutes or cluster.minutes, own.launcher == "mpi"
+    if is_mpi and cluster.scheduler == "slurm":
+        return Job(
+            PREPARE, (command,), (), own.nodes, own.cores or 1, 0, minutes, cluster.links, False, True
+        )  # fmt: skip
+    return Job(PREPARE, (command,), (), 1, 1, 0, minutes, cluster.links, True)
+
+
 def _refuse_missing_parents(
     config: Config, paths: RunPaths, phases: list[str], queued: Collection[str]
 ) -> None:
@@ -108,7 +122,9 @@ def _refuse_missing_parents(
             if p not in phases and p not in queued and not is_done(config, paths, p)
         ]
         if absent:
-            every = [p for p in ordered_phases(config.phases) if p in _ancestors(config, phases)]
+            every = [
+                p for p in ordered_phases(config.phases) if p in _ancestors(config.phases, phases)
+            ]
             missing = [p for p in every if p in phases or not is_done(config, paths, p)]
             is_or_are = "is" if len(absent) == 1 else "are"
             raise ConfigError(
@@ -117,11 +133,11 @@ def _refuse_missing_parents(
             )
 
 
-def _ancestors(config: Config, phases: Collection[str]) -> set[str]:
+def _ancestors(known: Phases, phases: Collection[str]) -> set[str]:
     found = set(phases)
-    for name in reversed(ordered_phases(config.phases)):
+    for name in reversed(ordered_phases(known)):
         if name in found:
-            found |= set(config.phases[name].starts_from)
+            found |= set(known[name].starts_from)
     return found
 
 
@@ -218,6 +234,28 @@ def continue_marker(run_dir: Path, name: str, job: str, restart: str) -> Path:
     return RunPaths(run_dir).logs / name / f"{job}.continue.{restart}"
 
 
+def leave(code: int) -> None:
+    """End at once: submitit would turn an exception into a traceback; the message is on stderr already."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def begun(call: "JobCall") -> Start:
+    """A job's attempt, written down; one that has no sense ends here, with its reason."""
+    job = call.job
+    start = Start(
+        call.run_dir, job.name, job.ranks, job.ranks_per_node, job.gpus_per_node, call.token, call.rank
+    )  # fmt: skip
+    try:
+        start.begin()
+    except UserError as error:
+        print(f"hpc-stres {job.commands[0][0]}: {error}", file=sys.stderr, flush=True)
+        start.end(error.code)
+        leave(error.code)
+    return start
+
+
 class JobCall:
     """What a job's ranks call, on every launcher: the same commands that a person would type."""
 
@@ -228,6 +266,8 @@ class JobCall:
         progress: Path,
         run_dir: Path,
         token: Token | None = None,
+        journal_folder: Path | None = None,
+        code: Path | None = None,
     ) -> None:
         self.job, self.environment, self.progress, self.run_dir = (
             job,
@@ -236,6 +276,10 @@ class JobCall:
             run_dir,
         )
         self.token = token
+        self.journal_folder = journal_folder or run_dir
+        """Where the submission is written down: that of an array is in the folder of its runs."""
+        self.code = code
+        """Folder of the code that was submitted."""
 
     def checkpoint(self) -> None:
         """submitit's word for `may be requeued`; the state is on disk, and who continues is decided
@@ -258,19 +302,19 @@ class JobCall:
         from hpc_stres.run.signals import EXIT_CONTINUE
 
         self._take_signals()
+        start = begun(self)
         for command in self.job.commands:
             if command[0] == "report" and not self._is_first:
                 continue
             code = main(command)
+            if code != 0:
+                start.end(code)
             if code == EXIT_CONTINUE and self._on_slurm:
                 self._ask_for_more()
                 return "continue"
             if code != 0:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                # submitit would turn an exception into a traceback; the message is on stderr
-                # already.
-                os._exit(code)
+                leave(code)
+        start.end(0)
         return "done"
 
     @property
@@ -278,15 +322,21 @@ class JobCall:
         return os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
 
     @property
+    def rank(self) -> int:
+        """Number of this rank among the job's."""
+        return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+
+    @property
     def _is_first(self) -> bool:
-        return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
+        return self.rank == 0
 
     def _is_abandoned(self) -> bool:
         """Whether a submit looked for this job, did not find it, and has put another in its
         place."""
         if self.token is None:
             return False
-        return self.token.comment in read_json(RunPaths(self.run_dir).jobs).get("abandoned", [])
+        journal = read_json(RunPaths(self.journal_folder).jobs)
+        return self.token.comment in journal.get("abandoned", [])
 
     def _nothing_left(self) -> bool:
         """Whether an earlier link has finished the phase: then this one ends before anything heavy
@@ -308,12 +358,12 @@ class JobCall:
             catch_early()
             return
 
-        def leave(number: int, frame: FrameType | None) -> None:
+        def stop(number: int, frame: FrameType | None) -> None:
             if self._on_slurm:
                 self._ask_for_more()
             os._exit(EXIT_CONTINUE)
 
-        signal.signal(signal.SIGUSR2, leave)
+        signal.signal(signal.SIGUSR2, stop)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def _ask_for_more(self) -> None:

@@ -1,11 +1,14 @@
-"""Show how far the phases of a run are: state, step, speed, time left, and the last error with the place of its log.
+"""Show how far runs are: state, step, speed, time left, why a job waits, who is late, what it cost, and the last error
+with the place of its log. Of more than three runs each is one row.
 
-python launch/status.py runs/binding --watch
+  python launch/status.py runs/binding --watch
+  python launch/status.py runs/*
 """
 
 import argparse
 import contextlib
 import os
+import re
 import shutil
 import sys
 import time
@@ -16,17 +19,30 @@ from typing import Any
 from hpc_stres.config.loading import load_run
 from hpc_stres.config.recipe import ordered_phases
 from hpc_stres.errors import ConfigError, UserError
-from hpc_stres.launch import scheduler
+from hpc_stres.launch import node_failures, scheduler
+from hpc_stres.launch.bad_nodes import reasons
 from hpc_stres.launch.chain import Request, store_ready
 from hpc_stres.launch.jobs import EVALUATE, PREPARE, evaluation_is_done, is_done, last_message
 from hpc_stres.launch.journal import Journal, Submitted
 from hpc_stres.launch.scheduler import ENDED_STATES, ENDING_STATE, NoAnswer
+from hpc_stres.launch.status_notes import notes
 from hpc_stres.run.paths import RunPaths, read_json, split_folders
 from hpc_stres.run.tables import text_table
 
+# Of more runs than this each is one row.
+MOST_WHOLE = 3
 # A scheduler is asked at most once a minute, however often the screen is drawn.
 SCHEDULER_SECONDS, SCREEN_SECONDS, STALE_SECONDS = 60.0, 2.0, 120.0
 States = Mapping[str, tuple[str, str]]
+START = re.compile(r"start\|([\d_\[\]-]+)\|(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)")
+
+
+NO_STARTS: Mapping[str, str] = {}
+
+
+def clock(stamp: str) -> str:
+    """The scheduler's time stamp as a person reads it."""
+    return time.strftime("%a %H:%M", time.strptime(stamp, "%Y-%m-%dT%H:%M:%S"))
 
 
 class Scheduler:
@@ -38,6 +54,8 @@ class Scheduler:
         self.known: dict[str, tuple[str, str]] = {}
         self.silence = ""
         """Why the newest states are not known; empty when they are."""
+        self.starts: dict[str, str] = {}
+        """When the scheduler expects jobs to start that wait, as far as it says."""
         self._asked_at = float("-inf")
 
     def states(self) -> States:
@@ -63,10 +81,25 @@ class Scheduler:
             return
         self.silence = ""
         self.known |= {row.number: (row.state, row.reason) for row in rows}
+        self.starts = self._expected([row.number for row in rows if row.state == "PENDING"])
         seen = {row.number for row in rows}
         lost = [number for number in open_ones if number not in seen]
         ended = scheduler.accounted(lost, self.answer_seconds)
         self.known |= {number: ended.get(number, ("GONE", "ended")) for number in lost}
+
+    def _expected(self, waiting: list[str]) -> dict[str, str]:
+        """Clock times at which waiting jobs are expected to start."""
+        if not waiting:
+            return {}
+        try:
+            answer = scheduler.call(
+                ["squeue", "-h", "--start", "-j", ",".join(waiting), "-o", "start|%i|%S"],
+                self.answer_seconds,
+            )
+        except NoAnswer:
+            return {}
+        matches = map(START.fullmatch, answer.out.splitlines())
+        return {match[1]: clock(match[2]) for match in matches if match}
 
     @property
     def has_alive(self) -> bool:
@@ -77,25 +110,24 @@ class Scheduler:
         )
 
 
-def job_state(numbers: Sequence[str], states: States) -> str:
+def job_state(numbers: Sequence[str], states: States, starts: Mapping[str, str] = NO_STARTS) -> str:
     """One word or two for the links of a job: the one that runs, else the first that waits, else
     how the last ended."""
-    known = [states[number] for number in numbers if number in states]
+    named = [(number, *states[number]) for number in numbers if number in states]
+    known = [(state, reason) for _, state, reason in named]
     for wanted in ("RUNNING", ENDING_STATE, "CONFIGURING", "SUSPENDED"):
         if any(state == wanted for state, _ in known):
             return wanted.lower()
-    for state, reason in known:
+    for number, state, reason in named:
         if state not in (*ENDED_STATES, "GONE"):
-            never = "NeverSatisfied" in reason
-            return (
-                "will never start (what it waits for failed)"
-                if never
-                else f"{state.lower()} ({reason})"
-            )
+            if "NeverSatisfied" in reason:
+                return "will never start (what it waits for failed)"
+            expected = f", starts about {starts[number]}" if number in starts else ""
+            return f"{state.lower()} ({reason}{expected})"
     return f"{known[-1][0].lower()} ({known[-1][1]})" if known else ""
 
 
-def rows(run_dir: Path, states: States) -> list[list[str]]:
+def rows(run_dir: Path, states: States, starts: Mapping[str, str] = NO_STARTS) -> list[list[str]]:
     """One row a phase, and evaluation last."""
     config, home = load_run(run_dir), prepare_home(run_dir)
     jobs = jobs_of(run_dir)
@@ -115,7 +147,7 @@ def rows(run_dir: Path, states: States) -> list[list[str]]:
                 if name == EVALUATE
                 else is_done(config, paths, name)
             )
-        state = "done" if done else job_state(job.ids, states)
+        state = "done" if done else job_state(job.ids, states, starts)
         if not state:
             state = "running" if is_fresh(progress) else "stopped" if progress else "waiting"
         if not done and state.split()[0] in ENDED:
@@ -192,20 +224,49 @@ def last_error(paths: RunPaths, name: str) -> str:
 HEADINGS = ["phase", "job", "state", "progress", "ends about", "last error"]
 
 
-def show(run_dir: Path, states: States) -> str:
-    """The table."""
-    return text_table(HEADINGS, rows(run_dir, states))
+def show(run_dir: Path, asked: Scheduler) -> str:
+    """The table of one run, and what is to be said of it."""
+    states = asked.states()
+    found = rows(run_dir, states, asked.starts)
+    config = load_run(run_dir)
+    if asked.numbers and not asked.silence:
+        node_failures.note(run_dir, states, asked.answer_seconds)
+    # Of phases that are under way or cut short; what a finished one met on its way is in its log.
+    open_ones = {row[0]: row[2].startswith("running") for row in found if row[2] != "done"}
+    under_way = {name: open_ones[name] for name in config.phases if name in open_ones}
+    lines = notes(config, run_dir, under_way)
+    return "\n".join([text_table(HEADINGS, found), *(f"  {line}" for line in lines)])
 
 
-def watch(run_dirs: Sequence[Path]) -> None:
+def summary_row(run_dir: Path, asked: Scheduler) -> list[str]:
+    """A whole run in one row: its first phase that runs, else the first that is not done."""
+    found = rows(run_dir, asked.states(), asked.starts)
+    rest = [row for row in found if row[2] != "done" and row[0] != PREPARE] or found[-1:]
+    shown = next((row for row in rest if row[2].startswith("running")), rest[0])
+    failed = next((row for row in rest if row[2].split()[0] in ENDED), None)
+    shown = failed or shown
+    done = sum(row[2] == "done" for row in found)
+    return [str(run_dir), f"{done}/{len(found)}", *shown]
+
+
+def show_all(run_dirs: Sequence[Path], asked: Scheduler, whole: bool) -> str:
+    """The tables of a few runs; of more a row each, unless the whole tables are asked for."""
+    if len(run_dirs) <= MOST_WHOLE or whole:
+        return "\n\n".join(titled(run_dir, asked, len(run_dirs) > 1) for run_dir in run_dirs)
+    table = text_table(["run", "done", *HEADINGS], [summary_row(d, asked) for d in run_dirs])
+    lines = [f"  {d}: {line}" for d in run_dirs for line in reasons(d, load_run(d).cluster)]
+    return "\n".join([table, *lines])
+
+
+def watch(run_dirs: Sequence[Path], whole: bool = False) -> None:
     """Draw the tables again and again until all is done, or nothing is left that could do it."""
     asked = scheduler_of(run_dirs)
     while True:
-        states = asked.states()
-        text = "\n\n".join(titled(run_dir, states, len(run_dirs) > 1) for run_dir in run_dirs)
+        text = show_all(run_dirs, asked, whole)
         print(("\x1b[H\x1b[2J" if sys.stdout.isatty() else "") + text, flush=True)
         if asked.silence:
             print(f"  {asked.silence}", flush=True)
+        states = asked.states()
         if all(row[2] == "done" for run_dir in run_dirs for row in rows(run_dir, states)[-1:]):
             return
         if not may_go_on(run_dirs, asked):
@@ -241,31 +302,50 @@ def scheduler_of(run_dirs: Sequence[Path]) -> Scheduler:
     return Scheduler(list(numbers), load_run(run_dirs[0]).cluster.scheduler_seconds)
 
 
-def titled(run_dir: Path, states: States, with_title: bool) -> str:
+def titled(run_dir: Path, asked: Scheduler, with_title: bool) -> str:
     """The table, under the name of its folder where there are several."""
-    return (f"{run_dir}\n" if with_title else "") + show(run_dir, states)
+    return (f"{run_dir}\n" if with_title else "") + show(run_dir, asked)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line, of `hpc-stres status` and of launch/status.py."""
-    parser.add_argument("run", metavar="RUN", help="run folder, or the folder of three splits")
     parser.add_argument(
-        "--watch", action="store_true", help="refresh until the run is done or nothing of it runs"
+        "run", metavar="RUN", nargs="+", help="run folders, or folders of splits; any number"
+    )
+    parser.add_argument(
+        "--watch", action="store_true", help="refresh until all is done or nothing of it runs"
+    )
+    parser.add_argument(
+        "--whole", action="store_true", help="of many runs: every phase of each, not one row"
     )
 
 
+def run_folders(names: Sequence[str]) -> list[Path]:
+    """The runs that these names mean, each once. Of several, folders that are no runs are left out."""
+    found: list[Path] = []
+    for name in names:
+        place = Path(name)
+        if not place.is_dir():
+            if len(names) == 1 or not place.exists():
+                raise ConfigError(f"{place}: there is no such folder")
+            continue
+        is_run = RunPaths(place).config.is_file()
+        inside = split_folders(place) or ([place] if is_run or len(names) == 1 else [])
+        found += [folder for folder in inside if folder not in found]
+    if not found:
+        raise ConfigError(f"{', '.join(names[:3])}: no run folder among them")
+    return found
+
+
 def run(args: argparse.Namespace) -> int:
-    """Show or watch a run; the exit status."""
-    run_dir = Path(args.run)
-    if not run_dir.is_dir():
-        raise ConfigError(f"{run_dir}: there is no such folder")
-    run_dirs = split_folders(run_dir) or [run_dir]
+    """Show or watch runs; the exit status."""
+    run_dirs = run_folders(args.run)
     if args.watch:
         with contextlib.suppress(KeyboardInterrupt):
-            watch(run_dirs)
+            watch(run_dirs, args.whole)
         return 0
     asked = scheduler_of(run_dirs)
-    print("\n\n".join(titled(folder, asked.states(), len(run_dirs) > 1) for folder in run_dirs))
+    print(show_all(run_dirs, asked, args.whole))
     if asked.silence:
         raise UserError(asked.silence)
     return 0

@@ -16,6 +16,7 @@ from hpc_stres.exact.digits import MOMENT
 from hpc_stres.exact.session import Session
 from hpc_stres.exact.sums import group_sums, group_totals
 from hpc_stres.models import norm_fused, norm_plain
+from hpc_stres.run.waits import waiting
 
 if TYPE_CHECKING:
     from hpc_stres.models.norm import NormGroups, SubBatchNorm2d
@@ -98,7 +99,8 @@ class Team:
         """Each unit's group's sum of what units have (units, columns)."""
         digits = group_sums(values, self.group, self.groups, MOMENT)
         if self.team is not None:
-            torch.distributed.all_reduce(digits, group=self.team)
+            with waiting():
+                torch.distributed.all_reduce(digits, group=self.team)
         return group_totals(digits, MOMENT)[self.group]
 
     def moments(self, count: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, ...]:

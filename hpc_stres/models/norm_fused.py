@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hpc_stres.models import norm_cpu
+from hpc_stres.run.waits import waiting
 
 DTYPES = {"cpu": tuple(norm_cpu.KINDS), "cuda": (torch.float32, torch.bfloat16)}
 
@@ -70,7 +71,8 @@ def _kernels(x: Tensor) -> Any:
 
 def _sum_over(team: str, value: Tensor) -> Tensor:
     if team:
-        torch.distributed.all_reduce(value, group=_team(team))
+        with waiting():
+            torch.distributed.all_reduce(value, group=_team(team))
     return value
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hpc_stres.run.waits import waiting
+
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     """Moments are kept in float32 at least."""
@@ -17,7 +19,8 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _sum_over(team: Any, value: Tensor) -> Tensor:
     if team is not None:
-        torch.distributed.all_reduce(value, group=team)
+        with waiting():
+            torch.distributed.all_reduce(value, group=team)
     return value
 
 

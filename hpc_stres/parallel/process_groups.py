@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from hpc_stres.errors import UserError
 from hpc_stres.layout import Layout
+from hpc_stres.parallel.reach import refuse_unresolvable
 from hpc_stres.parallel.world import World, process_group_environment
 
 
@@ -41,6 +42,9 @@ def start(world: World, device: torch.device, timeout_minutes: float = 10.0) -> 
     os.environ.update(process_group_environment(world))
     if not world.port_is_agreed:
         _choose_free_port()
+    if world.size > 1:
+        # The process group would look for a name that is not there until its time-out is over.
+        refuse_unresolvable(world, os.environ.get("SLURMD_NODENAME") or socket.gethostname())
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
         timeout = timedelta(minutes=timeout_minutes)

@@ -100,6 +100,17 @@ class TrainPhase(Phase):
         assert side is not None, "a phase of a config has it from data.crop"
         return side
 
+    def weight_files(self) -> dict[str, list[str]]:
+        """Values of `weights`, and the streams that start from each; none where other phases are started from."""
+        files: dict[str, list[str]] = {}
+        if self.starts_from:
+            return files
+        for stream in self.family.streams:
+            source = self.weights if self.weights is not None else self.trunk(stream).weights
+            if source is not None:
+                files.setdefault(source, []).append(stream)
+        return files
+
     @property
     def title(self) -> str:
         return self.family.title

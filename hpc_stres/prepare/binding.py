@@ -19,6 +19,7 @@ from hpc_stres.config.schema import BindingConfig, DataConfig
 from hpc_stres.errors import UserError
 from hpc_stres.listings.splits import list_folder, video_folder
 from hpc_stres.run.paths import read_json, write_json, write_text, write_with
+from hpc_stres.run.progress import Progress
 from hpc_stres.store.location import BINDING_MADE_OF as MADE_OF
 
 # Chroma (Cb, Cr) of each colour; luminance comes from the texture alone.
@@ -136,14 +137,18 @@ def write_data_set(videos: Path, lists: Path, config: BindingConfig, seed: int) 
     named = classes()
     per_class = [-(-count // len(named)) for count in (config.train_videos, config.test_videos)]
     clips = sum(per_class)
-    for label, (name, discs) in enumerate(named):
-        for clip in range(clips):
-            path = videos / name / _file_name(name, clip)
-            if path.is_file():
-                continue
-            random = np.random.Generator(np.random.Philox(key=[seed, label * 100_000 + clip]))
+    wanted = [
+        (videos / name / _file_name(name, clip), discs, label * 100_000 + clip)
+        for label, (name, discs) in enumerate(named)
+        for clip in range(clips)
+    ]
+    missing = [row for row in wanted if not row[0].is_file()]
+    with Progress("draw", len(missing), "videos", enabled=bool(missing)) as progress:
+        for done, (path, discs, number) in enumerate(missing, 1):
+            random = np.random.Generator(np.random.Philox(key=[seed, number]))
             frames = draw_video(discs, config.frames, config.side, random)
             write_with(path, partial(_write, frames))
+            progress.update(done)
     _write_lists(lists, [name for name, _ in named], clips, per_class[1])
     return clips * len(named)
 

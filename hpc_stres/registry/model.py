@@ -138,6 +138,16 @@ class Build(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Counted:
+    """What sets a network of bottleneck ResNets apart, for counting it without torch."""
+
+    looks_along_time: bool = False
+    """The second unit of each stage has 1x1x3 convolutions in place of its 1x1 ones."""
+    time_pool: tuple[int, int] | None = None
+    """Window and stride of a max pool over time before the classifier."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelFamily:
     """A model of the registry."""
 
@@ -166,6 +176,8 @@ class ModelFamily:
     """Published accuracy (mean over three splits) by official data set."""
     published_depths: Mapping[str, int] = field(default_factory=dict)
     """Depth of each stream's ResNet in the published network; a stream that is not named has 50."""
+    counted: Counted | None = None
+    """How `describe`, `init` and `submit` count it without torch; none: it is measured where that is needed."""
     probes: tuple[str, ...] = ()
     """What the report may show of it: `junctions`, `temporal_kernels`."""
 

@@ -35,6 +35,10 @@ class Phase:
         """One line for `submit.py --dry-run`; refuses what these ranks cannot do."""
         return ""
 
+    def weight_files(self) -> dict[str, list[str]]:
+        """Weights from outside the run that it starts from: each value of `weights`, and the streams that take it."""
+        return {}
+
     @property
     def job_ranks(self) -> Ranks:
         """What its job asks for."""

@@ -4,7 +4,7 @@ Pure, no torch."""
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,9 @@ def claim_run_folder(
     paths = RunPaths(run_dir)
     lock = run_dir / "config.lock"
     with owned(lock, "this run folder's config.yaml is being written", CLAIM_PATIENCE_SECONDS):
-        wanted = plain(config) | {"extensions": _claim_extensions(config, paths, allowed)}
+        wanted = plain(config) | {
+            "extensions": _claim_extensions(config.extensions, paths, allowed)
+        }
         stored = plain(load_resolved(paths.config)) if paths.config.is_file() else None
         if stored is not None:
             refuse_other_config(stored, wanted, FREE_KEYS + allowed, f"{run_dir}: this run folder")
@@ -79,13 +81,15 @@ def claim_run_folder(
             write_text(paths.config, text)
 
 
-def _claim_extensions(config: Config, paths: RunPaths, allowed: tuple[str, ...]) -> list[str]:
+def _claim_extensions(
+    extensions: Sequence[str], paths: RunPaths, allowed: tuple[str, ...]
+) -> list[str]:
     """Copy the files of one's own into the run folder, so that the run keeps the code that it began with.
 
     Returns their names as config.yaml holds them, relative to itself.
     """
     names = []
-    for file in map(Path, config.extensions):
+    for file in map(Path, extensions):
         copy = paths.extensions / file.name
         content = file.read_bytes()
         if copy.is_file() and copy.read_bytes() != content and "extensions" not in allowed:

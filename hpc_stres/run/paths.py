@@ -48,12 +48,25 @@ class RunPaths:
         return self.root / "jobs.json"
 
     @property
+    def runs(self) -> Path:
+        """Of a folder of runs that were submitted together: their names, in the order of their indices."""
+        return self.root / "runs.json"
+
+    @property
     def plan(self) -> Path:
         return self.root / "plan.json"
 
     @property
     def preflight(self) -> Path:
         return self.root / "preflight.json"
+
+    @property
+    def nodes(self) -> Path:
+        return self.root / "nodes.jsonl"
+
+    @property
+    def attempts(self) -> Path:
+        return self.root / "attempts.jsonl"
 
     @property
     def logs(self) -> Path:
@@ -122,6 +135,13 @@ class PhasePaths:
     def lock(self) -> Path:
         return self.root / "owner.lock"
 
+    @property
+    def stall(self) -> Path:
+        return self.root / "stall"
+
+    def stack(self, rank: int) -> Path:
+        return self.stall / f"rank{rank:05d}.txt"
+
     def heartbeat(self, rank: int) -> Path:
         return self.root / "heartbeat" / f"rank{rank:05d}.json"
 
@@ -131,6 +151,24 @@ def split_folders(root: Path) -> list[Path]:
     if RunPaths(root).config.is_file():
         return []
     return [path for path in _numbered(root) if RunPaths(path).config.is_file()]
+
+
+def runs_together(root: Path) -> list[Path]:
+    """Run folders that were submitted together under this folder, or its splits; none where it is a run itself."""
+    if RunPaths(root).config.is_file():
+        return []
+    named = [root / str(name) for name in read_json(RunPaths(root).runs).get("runs", [])]
+    found = [folder for folder in named if RunPaths(folder).config.is_file()]
+    return found or split_folders(root)
+
+
+def study_folder(run_dir: Path) -> Path | None:
+    """The folder of runs that a run was submitted with; none for a run of its own."""
+    for above in list(run_dir.parents)[:2]:
+        names = read_json(RunPaths(above).runs).get("runs", [])
+        if run_dir.relative_to(above).as_posix() in names:
+            return above
+    return None
 
 
 def _numbered(root: Path) -> list[Path]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_stres.config.schema import Config
+from hpc_stres.config.schema import DataConfig
 from hpc_stres.errors import UserError
 from hpc_stres.store.format import PREPARE
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from hpc_stres.store.reader import Store
 
 
-def label_table(store: "Store", config: Config) -> NDArray[np.int64] | None:
+def label_table(store: "Store", data: DataConfig) -> NDArray[np.int64] | None:
     """A row of 0 and 1 over the classes for each label; none where a label is a class.
 
     Refuses a store that was prepared with the other kind of labels than the config names.
     """
     sets = store.label_sets
-    if (sets is not None) != (config.data.labels == "multi"):
+    if (sets is not None) != (data.labels == "multi"):
         made = "single" if sets is None else "multi"
         raise UserError(
-            f"{store.place}: prepared with data.labels={made}, but the config says {config.data.labels}\n{PREPARE}"
+            f"{store.place}: prepared with data.labels={made}, but the config says {data.labels}\n{PREPARE}"
         )
     return None if sets is None else multi_hot(sets, len(store.classes))
 

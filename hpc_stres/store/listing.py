@@ -216,9 +216,8 @@ def splits_of(config: Config) -> list[int]:
         return list(OFFICIAL_SPLITS)
 
 
-def missing_originals(config: Config) -> list[str]:
-    """What preparing this config's store would fail for, a sentence each: lists, videos, a split that is not here."""
-    data = config.data
+def missing_originals(data: DataConfig) -> list[str]:
+    """What preparing this data set's store would fail for, a sentence each: lists, videos, a split that is not here."""
     if sources.is_made_here(data):
         return []
     if not originals_are_there(data):

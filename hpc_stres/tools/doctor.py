@@ -181,13 +181,19 @@ def _slurm() -> Finding:
         return Finding(
             "Slurm", "warning", "no sinfo here", "jobs run on this machine (--cluster local)"
         )
-    run = subprocess.run(
-        ["sinfo", "-h", "-o", "%P %D %G"], capture_output=True, text=True, check=False, timeout=30
-    )
-    if run.returncode != 0:
-        return Finding(
-            "Slurm", "warning", f"sinfo: {run.stderr.strip()[:80]}", "ask whoever runs the cluster"
+    try:
+        run = subprocess.run(
+            ["sinfo", "-h", "-o", "%P %D %G"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
         )
+    except subprocess.TimeoutExpired:
+        return Finding("Slurm", "warning", "sinfo does not answer", "ask whoever runs the cluster")
+    if run.returncode != 0:
+        said = " ".join(run.stderr.split())[:80]
+        return Finding("Slurm", "warning", f"sinfo: {said}", "ask whoever runs the cluster")
     return Finding(
         "Slurm",
         "ok",

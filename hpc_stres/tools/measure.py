@@ -21,7 +21,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from hpc_stres.config.schema import FLOW_STACK, Config
+from hpc_stres.config.cluster import ClusterConfig
+from hpc_stres.config.recipe import Phases
+from hpc_stres.config.schema import FLOW_STACK, Config, TrainingConfig
 from hpc_stres.data.augment import Levels
 from hpc_stres.data.feed import ClipReader
 from hpc_stres.data.requests import requests_at, sampler
@@ -65,10 +67,10 @@ def measure(
     config: Config, phases: list[str], network_gb_per_s: float, run_dir: Path | None = None
 ) -> Speeds:
     """Speeds of one rank on this machine beside the other ranks of its node."""
-    ranks = ranks_here(config)
+    ranks = ranks_here(config.cluster)
     store = _store(config)
     classes = len(store.classes) if store else DEFAULT_CLASSES
-    phases = trained(config, phases)
+    phases = trained(config.phases, phases)
     figures = side_by_side(config, phases, ranks, classes)
     slowest = _slowest([figure.phases for figure in figures])
     feed = min(figures, key=lambda figure: figure.pictures_per_s)
@@ -84,12 +86,12 @@ def measure(
     )  # fmt: skip
 
 
-def ranks_here(config: Config) -> int:
+def ranks_here(cluster: ClusterConfig) -> int:
     """Ranks that measure at once: those of a node, as far as this machine has GPUs or cores for them."""
-    wanted = config.cluster.ranks_of_a_node
+    wanted = cluster.ranks_of_a_node
     if torch.cuda.is_available():
         return min(wanted, torch.cuda.device_count())
-    return 1 if config.cluster.gpus_per_node else min(wanted, len(os.sched_getaffinity(0)))
+    return 1 if cluster.gpus_per_node else min(wanted, len(os.sched_getaffinity(0)))
 
 
 def network_only(config: Config, network_gb_per_s: float, run_dir: Path | None = None) -> Speeds:
@@ -115,16 +117,16 @@ def count_needs(config: Config, phases: list[str]) -> dict[str, Needs]:
     store = _store(config)
     classes = len(store.classes) if store else DEFAULT_CLASSES
     needs = {}
-    for name in trained(config, phases):
+    for name in trained(config.phases, phases):
         with torch.device("meta"):
             model = build_phase_model(config, name, classes)
-        needs[name] = Needs(_flop(model, config, name), _gradient_bytes(model, config))
+        needs[name] = Needs(_flop(model, config, name), _gradient_bytes(model, config.training))
     return needs
 
 
-def trained(config: Config, phases: list[str]) -> list[str]:
+def trained(known: Phases, phases: list[str]) -> list[str]:
     """Those of some phases that train a network."""
-    return [name for name in phases if config.phases[name].kind == "train"]
+    return [name for name in phases if known[name].kind == "train"]
 
 
 def _store(config: Config) -> Store | None:
@@ -277,13 +279,13 @@ def _speed(config: Config, name: str, classes: int, device: torch.device) -> Spe
     per_video = max((more - few) / (count - FEW), 1e-9)
     return Speed(
         seconds_per_video=per_video, overhead_s=max(few - FEW * per_video, 0.0), update_s=update,
-        gradient_bytes=_gradient_bytes(model, config), flop_per_video=_flop(model, config, name),
+        gradient_bytes=_gradient_bytes(model, config.training), flop_per_video=_flop(model, config, name),
     )  # fmt: skip
 
 
-def _gradient_bytes(model: torch.nn.Module, config: Config) -> int:
+def _gradient_bytes(model: torch.nn.Module, training: TrainingConfig) -> int:
     numbers = sum(p.numel() for p in model.parameters())
-    return numbers * torch.finfo(DTYPES[config.training.precision]).bits // 8
+    return numbers * torch.finfo(DTYPES[training.precision]).bits // 8
 
 
 def _pass(

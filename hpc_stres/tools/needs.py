@@ -3,10 +3,11 @@
 import math
 from collections.abc import Sequence
 
+from hpc_stres.config.recipe import Phases
 from hpc_stres.config.schema import Config
+from hpc_stres.models import counting
 from hpc_stres.models.layer_table import DEPTHS
 from hpc_stres.phases.train import TrainPhase
-from hpc_stres.tools import counting
 
 # Forward and backward together, and a multiply-add is two operations.
 FLOP_OF_A_MULTIPLY_ADD = 3 * 2
@@ -16,23 +17,31 @@ MOST_FLOP_A_CORE = 1e11
 COPIES = 1 + 3 * 2
 
 
-def sizes_of(config: Config, name: str, classes: int) -> counting.Sizes | None:
-    """What a phase's network is counted from; none where it is not one that is counted by arithmetic."""
-    phase = config.phase(name)
-    if not isinstance(phase, TrainPhase) or phase.model.name not in counting.STREAMS:
+def sizes_of(phases: Phases, name: str, classes: int) -> counting.Sizes | None:
+    """What a phase's network is counted from; none where it is not one that is counted by arithmetic.
+
+    Where its streams have different ResNets, both count as the larger: what is asked for is then enough.
+    """
+    phase = phases[name]
+    if not isinstance(phase, TrainPhase) or phase.family.counted is None:
         return None
-    trunk = phase.trunk(phase.family.streams[0])
-    assert trunk.depth is not None, "a phase of a config has it from `model`"
+    trunks = [phase.trunk(stream) for stream in phase.family.streams]
+    known = [(tuple(t.stages or DEPTHS[t.depth]), t.width or 64) for t in trunks if t.depth]
+    if len(known) < len(trunks):  # a trunk of another family
+        return None
+    stages, width = max(known, key=lambda sizes: sum(sizes[0]) * sizes[1] ** 2)
     return counting.Sizes(
-        model=phase.model.name, stages=tuple(trunk.stages or DEPTHS[trunk.depth]), width=trunk.width or 64,
-        variant=trunk.variant or "torchvision", classes=classes, side=phase.side, chunks=phase.clips.chunks,
+        model=phase.model.name, stages=stages, width=width, variant=trunks[0].variant or "torchvision",
+        classes=classes, side=phase.side, chunks=phase.clips.chunks,
     )  # fmt: skip
 
 
 def run_bytes(config: Config, classes: int, phases: Sequence[str] | None = None) -> float:
     """Bytes that a run folder takes at most: of each phase its weights and checkpoints."""
     every = list(config.phases) if phases is None else phases
-    known = [sizes for name in every if (sizes := sizes_of(config, name, classes)) is not None]
+    known = [
+        sizes for name in every if (sizes := sizes_of(config.phases, name, classes)) is not None
+    ]
     bytes_of_number = 8 if config.training.precision == "float64" else 4
     return math.fsum(counting.parameters(sizes) * bytes_of_number * COPIES for sizes in known)
 
@@ -41,7 +50,7 @@ def flop(config: Config, phases: Sequence[str], classes: int) -> float:
     """Operations of training some phases."""
     total = 0.0
     for name in phases:
-        sizes = sizes_of(config, name, classes)
+        sizes = sizes_of(config.phases, name, classes)
         if sizes is not None:
             videos = config.steps(name) * config.phase(name).optimise.global_batch
             total += FLOP_OF_A_MULTIPLY_ADD * counting.multiply_adds(sizes) * videos

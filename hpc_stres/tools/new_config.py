@@ -1,29 +1,26 @@
 """The config of a data set of one's own: what is chosen for it, why, and what it will take."""
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hpc_stres.config.loading import CONFIGS, load_config
 from hpc_stres.config.schema import Config
+from hpc_stres.models import counting
+from hpc_stres.phases.train import TrainPhase
 from hpc_stres.prepare.look import ACCEPTED_SHARE, Look
 from hpc_stres.run.tables import size_text
-from hpc_stres.tools import counting, gpus, planner
+from hpc_stres.tools import gpus, planner
 from hpc_stres.tools.needs import run_bytes, sizes_of
 from hpc_stres.tools.planner import Needs, PhasePlan, Speeds
 
 # Training videos of UCF101's first split, which the published schedules are for.
 PUBLISHED_VIDEOS = 9537
-# A small network learns the demonstration's 256 videos in its schedules.
+# A small network is the demonstration's, which learns its 256 videos in its schedules.
 SMALL_VIDEOS = 256
-SMALL_SCHEDULES = {
-    "motion": "[[80, 2.0e-2], [20, 2.0e-3]]", "appearance": "[[80, 2.0e-2], [20, 2.0e-3]]",
-    "st_resnet": "[[140, 1.0e-2], [30, 1.0e-3]]", "st_resnet_star": "[[20, 1.0e-3], [10, 1.0e-4]]",
-}  # fmt: skip
-# Phases with several chunks and the strides that the paper draws from.
-STRIDES = {"st_resnet": (5, (5, 15)), "st_resnet_star": (11, (1, 15))}
-SMALL_CHUNKS = {"st_resnet_star": 7}
 FLOW_FRAMES = 10
 TYPICAL_PICTURES_PER_S, ALL_REDUCE_BYTES_PER_S = 2_000.0, 10e9
 PLANNED_GPU = "a100"
@@ -79,16 +76,20 @@ def text_of(choice: Choice, look: Look) -> str:
     if choice.kind == "folder":
         lines += [f"  folds: {choice.folds}"] if choice.folds > 1 else ["  test_fraction: 0.25"]
     lines += [f"  max_rejected: {ACCEPTED_SHARE}   # share of videos that may fail to decode"]
-    lines += ["  short_side: 64", "  crop: 56"] if choice.is_small else []
+    small = usual(True)
+    if choice.is_small:
+        lines += [f"  short_side: {small.data.short_side}", f"  crop: {small.data.crop}"]
     lines += ["model:", *_model_lines(choice), "training:", f"  precision: {choice.precision}"]
     scale = schedule_scale(train, choice.is_small)
     lines.append(
         f"  schedule_scale: {scale:g}   # every plateau of every schedule times this: {train} training videos"
     )
-    lines += ["  global_batch: 32", "  norm_group: 8"] if choice.is_small else []
+    if choice.is_small:
+        batch, group = small.training.global_batch, small.training.norm_group
+        lines += [f"  global_batch: {batch}", f"  norm_group: {group}"]
     phases = [line for name in _phases(choice) for line in _phase_lines(choice, look, name)]
     lines += ["phases:", *phases] if phases else []
-    lines += ["evaluation:", "  chunks: 7"] if choice.is_small else []
+    lines += ["evaluation:", f"  chunks: {small.evaluation.chunks}"] if choice.is_small else []
     return "\n".join(lines) + "\n"
 
 
@@ -98,15 +99,17 @@ def quoted(value: object) -> str:
 
 
 def _phases(choice: Choice) -> list[str]:
-    return (
-        list(SMALL_SCHEDULES)
-        if choice.is_small
-        else list(dict.fromkeys([*STRIDES, *choice.starts]))
-    )
+    """Phases of which something is said; of the published ones what fits the videos, and what they start from."""
+    phases = usual_phases(choice.is_small)
+    if choice.is_small:
+        return list(phases)
+    of_several = [name for name, phase in phases.items() if phase.clips.chunks > 1]
+    return list(dict.fromkeys([*of_several, *choice.starts]))
 
 
 def _model_lines(choice: Choice) -> list[str]:
-    given = {"stages": [2, 2, 2], "width": 16} if choice.is_small else {}
+    small = usual(True).model
+    given = {"stages": small.stages, "width": small.width} if choice.is_small else {}
     lines = [
         f"  {key}: {json.dumps(value)}"
         for key, value in {**given, **choice.model}.items()
@@ -119,17 +122,15 @@ def _model_lines(choice: Choice) -> list[str]:
 
 def _phase_lines(choice: Choice, look: Look, name: str) -> list[str]:
     lines = [f"    weights: {quoted(choice.starts[name])}"] if name in choice.starts else []
-    clips = {}
-    if name in STRIDES:
-        chunks, published = STRIDES[name]
-        if choice.is_small and name in SMALL_CHUNKS:
-            clips["chunks"] = chunks = SMALL_CHUNKS[name]
-        stride = stride_for(look.median_frames, chunks, published) if look.probes else published
-        if stride != published:
-            clips["stride"] = list(stride)  # type: ignore[assignment]
+    phase = usual_phases(choice.is_small).get(name)
+    clips = _clips(look, phase, usual_phases(False)[name]) if phase is not None else {}
     if clips:
         lines.append(f"    clips: {json.dumps(clips).replace(chr(34), '')}")
-    optimise = [f"schedule: {SMALL_SCHEDULES[name]}"] if choice.is_small else []
+    optimise = (
+        [f"schedule: {json.dumps(phase.optimise.schedule)}"]
+        if choice.is_small and phase is not None
+        else []
+    )
     optimise += (
         [f"trainable: {choice.trainable}"]
         if choice.trainable != "all" and name in choice.starts
@@ -137,6 +138,31 @@ def _phase_lines(choice: Choice, look: Look, name: str) -> list[str]:
     )
     lines += [f"    optimise: {{{', '.join(optimise)}}}"] if optimise else []
     return [f"  {name}:", *lines] if lines else []
+
+
+def _clips(look: Look, phase: TrainPhase, published: TrainPhase) -> dict[str, Any]:
+    """What a phase's clips have in place of the published ones."""
+    clips: dict[str, Any] = {}
+    chunks, stride = phase.clips.chunks, published.clips.stride
+    if chunks != published.clips.chunks:
+        clips["chunks"] = chunks
+    if chunks > 1 and look.probes:
+        fitting = stride_for(look.median_frames, chunks, stride)
+        if fitting != stride:
+            clips["stride"] = list(fitting)
+    return clips
+
+
+@functools.cache
+def usual(is_small: bool) -> Config:
+    """What is published, or the demonstration with its small network."""
+    return load_config(CONFIGS / ("binding.yaml" if is_small else "ucf101.yaml"))
+
+
+def usual_phases(is_small: bool) -> dict[str, TrainPhase]:
+    """Phases of networks as they are published, or as the demonstration has them."""
+    phases = usual(is_small).phases
+    return {name: phase for name, phase in phases.items() if isinstance(phase, TrainPhase)}
 
 
 def takes(config: Config, look: Look, is_small: bool) -> list[str]:
@@ -154,7 +180,7 @@ def takes(config: Config, look: Look, is_small: bool) -> list[str]:
     if is_small:
         return [*lines, "training: minutes on a few cores; `hpc-stres plan` measures it"]
     plans = plan(config, look)
-    hours = planner.chain_hours(config, {p.name: p for p in plans})
+    hours = planner.chain_hours(config.phases, {p.name: p for p in plans})
     lines.append(
         f"training: about {hours:.2g} hours on one {PLANNED_GPU.upper()} "
         f"({sum(p.steps for p in plans[:-1])} steps; assumed speeds, `hpc-stres plan` measures them on a node)"
@@ -168,7 +194,7 @@ def plan(config: Config, look: Look) -> list[PhasePlan]:
     classes, tests = len(look.listing.classes), len(look.listing.test.get(config.data.split, []))
     needs = {}
     for name in config.phases:
-        sizes = sizes_of(config, name, classes)
+        sizes = sizes_of(config.phases, name, classes)
         if sizes is not None:
             needs[name] = Needs(2.0 * counting.multiply_adds(sizes), 4 * counting.parameters(sizes))
     cost = look.cost

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from hpc_stres.config.recipe import Phases
 from hpc_stres.config.schema import FLOW_STACK, Config
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.layout import plan
@@ -187,7 +188,7 @@ def comparison(
         except ConfigError as error:
             found.append([str(count), "-", "-", str(error).splitlines()[0]])
             continue
-        hours = chain_hours(config, {p.name: p for p in plans})
+        hours = chain_hours(config.phases, {p.name: p for p in plans})
         limits = ", ".join(f"{p.name}: {p.limit}" for p in plans)
         found.append(
             [str(count), f"{hours:.2f}", f"{sum(p.node_hours for p in plans):.1f}", limits]
@@ -235,14 +236,14 @@ def published_speeds(
     return at(figures.slow), at(figures.fast)
 
 
-def range_rows(config: Config, slow: list[PhasePlan], fast: list[PhasePlan]) -> list[list[str]]:
+def range_rows(phases: Phases, slow: list[PhasePlan], fast: list[PhasePlan]) -> list[list[str]]:
     """Hours of each job from the fast to the slow end, and of the chain."""
     found = [
         [a.name, b.limit if b.limit == a.limit else f"{b.limit}, {a.limit}", f"{b.hours:.2f} to {a.hours:.2f}",
          f"{b.node_hours:.1f} to {a.node_hours:.1f}"]
         for a, b in zip(slow, fast, strict=True)
     ]  # fmt: skip
-    hours = [chain_hours(config, {p.name: p for p in plans}) for plans in (fast, slow)]
+    hours = [chain_hours(phases, {p.name: p for p in plans}) for plans in (fast, slow)]
     total = [sum(p.node_hours for p in plans) for plans in (fast, slow)]
     return [
         *found,
@@ -285,10 +286,10 @@ HEADINGS = (
 )  # fmt: skip
 
 
-def chain_hours(config: Config, plans: Mapping[str, PhasePlan]) -> float:
+def chain_hours(phases: Phases, plans: Mapping[str, PhasePlan]) -> float:
     """Hours from the first job to the last when nothing waits in a queue: the longest path through the graph."""
     ends: dict[str, float] = {}
-    for name, phase in config.phases.items():
+    for name, phase in phases.items():
         if name in plans:
             ends[name] = plans[name].hours + max(
                 (ends.get(p, 0.0) for p in phase.starts_from), default=0.0

@@ -18,7 +18,15 @@ from typing import Any
 
 from hpc_stres.config.cluster import ClusterConfig
 from hpc_stres.errors import UserError
+from hpc_stres.parallel import reach
 from hpc_stres.parallel.world import World, kept_environment
+from hpc_stres.run.bad_nodes import (
+    accuse,
+    job_number,
+    node_name,
+    read_accusations,
+    restart_count,
+)
 from hpc_stres.run.paths import RunPaths, write_json
 from hpc_stres.run.provenance import package_versions
 from hpc_stres.run.tables import text_table
@@ -141,6 +149,7 @@ def run(cluster: ClusterConfig, world: World, run_dir: Path | None) -> list[str]
     The training that may follow in the same process finds everything as if this had not run:
     environment, process group, number of threads.
     """
+    _reach_each_other(cluster, world, run_dir)
     import torch
 
     from hpc_stres.parallel import process_groups
@@ -172,6 +181,7 @@ def run(cluster: ClusterConfig, world: World, run_dir: Path | None) -> list[str]
             "ranks": rows,
         }
         write_json(RunPaths(run_dir).preflight, found)
+        _accuse_nodes(run_dir, reports)
     if refused:
         raise UserError("these ranks should not train together:\n" + "\n".join(refused[:2]))
     return [
@@ -179,6 +189,27 @@ def run(cluster: ClusterConfig, world: World, run_dir: Path | None) -> list[str]
         *known,
         f"all-reduce of 64 MB over {world.size} ranks: {speed:.2f} GB/s ({how})",
     ]
+
+
+def _reach_each_other(cluster: ClusterConfig, world: World, run_dir: Path | None) -> None:
+    """Names and connections first: they take a moment, and a process group that misses a rank takes minutes."""
+    try:
+        reach.check(world, node_name(), cluster.arrival_seconds)
+    except reach.Unreachable as error:
+        # Who is named first is the cause: what ranks see when the first one has left is not.
+        if run_dir is not None and (job_number(), restart_count()) not in [
+            (row.job, row.restart) for row in read_accusations(run_dir)
+        ]:
+            for node, kind, reason in error.blamed:
+                accuse(run_dir, kind, reason, node)
+        raise
+
+
+def _accuse_nodes(run_dir: Path, reports: Sequence[RankReport]) -> None:
+    """Nodes that have no GPU while others have one."""
+    if 0 < len([r for r in reports if r.gpu]) < len(reports):
+        for node in dict.fromkeys(report.node for report in reports if not report.gpu):
+            accuse(run_dir, "gpu", "a rank found no GPU there while others have one", node)
 
 
 def _measure(

@@ -58,7 +58,9 @@ class ExactTraining:
         with trainer.cast(), self.mode:
             logits = trainer.engine.forward(last, rgb, flow, trainer.groups[number], masks)
         losses, sums = self.loss(logits, trainer.labels_of(clips))
+        trainer.clock.forward_done()
         trainer.engine.backward_exactly(losses)
+        trainer.clock.backward_done(last)
         trainer.count_loss(torch.stack([loss.detach() for loss in losses]).sum(), sums)
 
     def loss(self, logits: Logits, labels: Tensor) -> tuple[list[Tensor], dict[str, StreamSums]]:
@@ -88,6 +90,12 @@ class ExactTraining:
     def close(self) -> None:
         """End the threads."""
         self.session.close()
+
+
+def exact_training(trainer: "Trainer", model: Any) -> ExactTraining | None:
+    """What the config asks for; None where it asks for nothing."""
+    is_asked = trainer.config.training.reproducible == "bitwise"
+    return ExactTraining(trainer, model) if is_asked else None
 
 
 def fold_statistics(trainer: "Trainer") -> None:

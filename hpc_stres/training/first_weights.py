@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from hpc_stres.config.recipe import Phases
 from hpc_stres.config.schema import Config
 from hpc_stres.models import TwoStream
 from hpc_stres.models.weights import drop_other_streams, is_trunk, load_into, read_state, to_streams
@@ -28,11 +29,11 @@ def load_first_weights(
     phase = train_phase(config, name)
     if phase.starts_from:
         state: dict[str, Tensor] = {}
-        for parent in _sources(config, phase):
+        for parent in _sources(config.phases, phase):
             state |= read_state(finished_weights(paths, parent))
         report = load_into(model, drop_other_streams(state, model), " + ".join(phase.starts_from))
         return f"starts from {' + '.join(phase.starts_from)}: {report}"
-    files = _files_of(phase)
+    files = phase.weight_files()
     if not files:
         return "starts from random weights"
     starts = {
@@ -53,23 +54,11 @@ def load_first_weights(
     return f"starts from {named}: {report}"
 
 
-def _files_of(phase: TrainPhase) -> dict[str, list[str]]:
-    """Values of `weights`, and the streams that start from each."""
-    if phase.weights is not None:
-        return {phase.weights: [*phase.family.streams]}
-    files: dict[str, list[str]] = {}
-    for stream in phase.family.streams:
-        source = phase.trunk(stream).weights
-        if source is not None:
-            files.setdefault(source, []).append(stream)
-    return files
-
-
-def _sources(config: Config, phase: TrainPhase) -> list[str]:
+def _sources(phases: Phases, phase: TrainPhase) -> list[str]:
     """Phases whose weights a phase starts from: in place of a cache, the streams behind it."""
     found: list[str] = []
     for parent in phase.starts_from:
-        kind = config.phases[parent]
+        kind = phases[parent]
         found += kind.starts_from if isinstance(kind, FeaturesPhase) else [parent]
     return found
 

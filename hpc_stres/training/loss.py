@@ -64,6 +64,8 @@ def add_up(
     sums: dict[str, StreamSums], dtype: torch.dtype, group: Any
 ) -> list[tuple[float, float]]:
     """Loss and right answers of each stream, in the order of their names, summed over all ranks."""
+    if any(one.loss.dtype == torch.int64 for one in sums.values()):
+        return _add_up_exactly(sums, group)
     values = torch.stack(
         [torch.stack([sums[name].loss, sums[name].right.to(dtype)]) for name in sorted(sums)]
     )
@@ -72,9 +74,7 @@ def add_up(
     return [(loss, right) for loss, right in values.tolist()]
 
 
-def add_up_exactly(
-    sums: dict[str, StreamSums], dtype: torch.dtype, group: Any
-) -> list[tuple[float, float]]:
+def _add_up_exactly(sums: dict[str, StreamSums], group: Any) -> list[tuple[float, float]]:
     """The same of a bitwise training, whose losses are digits and how many had none."""
     values = torch.stack(
         [torch.cat([sums[name].loss, sums[name].right.long()[None]]) for name in sorted(sums)]

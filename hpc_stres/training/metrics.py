@@ -1,7 +1,5 @@
 """What the first rank writes while it trains: metrics.jsonl (the truth), TensorBoard events,
 progress, heartbeats.
-
-And how long steps take, which goes into them.
 """
 
 import json
@@ -10,18 +8,17 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
+from hpc_stres.run.bad_nodes import node_name
 from hpc_stres.run.paths import PhasePaths, write_text
 from hpc_stres.run.product import metrics_line, sift_metrics
 
 HEARTBEAT_INTERVAL_SECONDS = 5.0
 WAITING = "waiting for other ranks"
-Item = TypeVar("Item")
 
 
 class MetricsLog:
@@ -78,7 +75,13 @@ class Heartbeat:
             write_text(
                 self.path,
                 json.dumps(
-                    {"step": step, "where": where, "time": now, "host": os.uname().nodename}
+                    {
+                        "step": step,
+                        "where": where,
+                        "time": now,
+                        "host": os.uname().nodename,
+                        "node": node_name(),
+                    }
                 ),
             )
 
@@ -101,32 +104,3 @@ def memory_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-class Stopwatch:
-    """Time of steps, and the share of it that was spent waiting for data."""
-
-    def __init__(self) -> None:
-        self.lap_start = self.step_start = time.monotonic()
-        self.waited_s, self.steps = 0.0, 0
-
-    def waiting(self, feed: Iterator[Item]) -> Item:
-        """Take the next item and count the wait."""
-        started = time.monotonic()
-        item = next(feed)
-        self.waited_s += time.monotonic() - started
-        return item
-
-    def step(self) -> float:
-        """Seconds of the step that ends now."""
-        now = time.monotonic()
-        seconds, self.step_start = now - self.step_start, now
-        self.steps += 1
-        return seconds
-
-    def lap(self) -> tuple[int, float, float]:
-        """Steps, seconds, and seconds of waiting since the last call."""
-        now = time.monotonic()
-        result = (self.steps, now - self.lap_start, self.waited_s)
-        self.lap_start, self.waited_s, self.steps = now, 0.0, 0
-        return result

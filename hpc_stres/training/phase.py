@@ -24,6 +24,7 @@ from hpc_stres.run.provenance import write_provenance
 from hpc_stres.store.listing import check_matches, facts_of
 from hpc_stres.store.location import store_folder
 from hpc_stres.store.reader import Store
+from hpc_stres.training import stall
 from hpc_stres.training.metrics import WAITING, late_ranks
 from hpc_stres.training.trainer import Trainer
 
@@ -54,6 +55,7 @@ def train(
         # One thread a kernel; a rank's threads take a unit each (exact/session.py).
         torch.set_num_threads(1)
     with kept_environment():
+        stall.record_flights(RunPaths(run_dir).phase(name))
         process_groups.start(world, device, config.training.start_timeout_minutes)
         try:
             finished = _train_in_group(config, name, run_dir, world, device, allowed, profile)
@@ -174,11 +176,16 @@ def lost_ranks(trainer: Any, error: RuntimeError) -> UserError | None:
 
 def _name_late_ranks(trainer: Trainer, error: RuntimeError) -> None:
     """Ranks that wait say so in their heartbeats; those that do not are the ones that are waited
-    for."""
+    for. After a time-out their stacks are told as well."""
     if trainer.world.size == 1:
         return
     trainer.heartbeat.beat(trainer.step, WAITING, force=True)
     time.sleep(HEARTBEAT_GRACE_SECONDS)
+    if any(word in str(error).lower() for word in ("timed out", "timeout")):
+        minutes = trainer.config.training.step_timeout_minutes
+        for line in stall.report(trainer, error, WAITING, minutes):
+            print(line, file=sys.stderr, flush=True)
+        return
     late = late_ranks(trainer.paths, trainer.world.size)
     if late:
         text = f"rank {trainer.world.rank} at step {trainer.step}: ranks {late} did not arrive"

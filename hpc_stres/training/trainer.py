@@ -36,11 +36,12 @@ from hpc_stres.store.staging import open_store
 from hpc_stres.training import checkpoint
 from hpc_stres.training.cached import open_features
 from hpc_stres.training.engine import Engine, make_engine
-from hpc_stres.training.exact import ExactTraining, fold_statistics
+from hpc_stres.training.exact import exact_training, fold_statistics
 from hpc_stres.training.first_weights import load_first_weights
 from hpc_stres.training.hashes import hashes_of_line, line_is_due, start_fingerprint
-from hpc_stres.training.loss import StreamSums, add_up, add_up_exactly, phase_loss
-from hpc_stres.training.metrics import Heartbeat, MetricsLog, Stopwatch, memory_gib
+from hpc_stres.training.instruments import Instruments
+from hpc_stres.training.loss import StreamSums, add_up, phase_loss
+from hpc_stres.training.metrics import Heartbeat, MetricsLog, memory_gib
 from hpc_stres.training.micro_batch import agreed_micro_batch
 from hpc_stres.training.profile import StepProfile
 from hpc_stres.training.refusals import refuse_bad_loss, refuse_bad_state
@@ -72,7 +73,7 @@ class Trainer:
         self.input_dtype = torch.bfloat16 if config.training.precision == "bfloat16" else self.dtype
         self.store = open_store(config)
         self.sampler = sampler(config, name, self.store)
-        table = label_table(self.store, config)
+        table = label_table(self.store, config.data)
         self.label_table = None if table is None else torch.from_numpy(table).to(device)
         self.stop = StopFlag()
         self.heartbeat = Heartbeat(self.paths.heartbeat(world.rank))
@@ -83,7 +84,6 @@ class Trainer:
         self.last_loss: float | None = None
         self.writer = checkpoint.Writer(self.paths)
         self.profile: StepProfile | None = None
-        self.exact: ExactTraining | None = None
 
     # -- setting up -----------------------------------------------------------------------------------------------
 
@@ -108,8 +108,7 @@ class Trainer:
         defer_statistics(model)
         self.team = process_groups.make_teams(self.layout, self.world)
         self.model = model
-        if self.config.training.reproducible == "bitwise":
-            self.exact = ExactTraining(self, model)
+        self.exact = exact_training(self, model)
         self.engine: Engine = make_engine(
             model, self.config.training, self.device, self.layout.micro_steps,
             self.exact.session if self.exact else None,
@@ -187,13 +186,15 @@ class Trainer:
         log = MetricsLog(self.paths, self.step) if self.world.is_first else None
         title = Progress(self.name, self.steps, "steps", self.world.is_first, self.step)
         saved_at, first_step = time.monotonic(), self.step + 1
-        with Ahead(self.micro_batches(reader), training.prefetch) as feed, title as progress:
-            clock = Stopwatch()
+        ahead = Ahead(self.micro_batches(reader), training.prefetch)
+        with ahead as feed, title as progress, Instruments(self) as clock:
+            self.clock = clock
             if self.profile is not None:
                 self.profile.begin(self.step, self.steps)
             while self.step < self.steps:
                 for micro in range(self.layout.micro_steps):
                     self.micro_step(micro, clock.waiting(feed))
+                clock.began()
                 alone = self.phase.optimise.scaled_classifier_only_steps
                 if self.step == alone > 0:
                     self.engine.forget_trunk_momentum()
@@ -211,6 +212,7 @@ class Trainer:
                     process_groups.shorten_timeouts(
                         [self.team, self.control], training.step_timeout_minutes
                     )
+                    clock.first_step_done()
                 if line_is_due(self):
                     self.report(log, progress, clock)
                 stop, due = self.agree_on_stop(self.save_due(saved_at))
@@ -272,6 +274,7 @@ class Trainer:
             self.engine.backward(None, last)
             return
         clips, masks = work
+        self.clock.began()
         if self.exact is not None:
             self.exact.micro_step(number, clips, masks)
             return
@@ -279,7 +282,9 @@ class Trainer:
             rgb, flow = self.as_input(clips.rgb), self.as_input(clips.flow)
             logits = self.engine.forward(last, rgb, flow, self.groups[number], masks)
         loss, sums = phase_loss(logits, self.labels_of(clips), self.phase)
+        self.clock.forward_done()
         self.engine.backward(loss / self.phase.optimise.global_batch, last)
+        self.clock.backward_done(last)
         self.count_loss(loss.detach(), sums)
 
     def count_loss(self, loss: Tensor, sums: dict[str, StreamSums]) -> None:
@@ -324,12 +329,11 @@ class Trainer:
         wishes = process_groups.agree([float(self.stop.wanted()), float(due)], self.control)
         return wishes[0] > 0, wishes[1] > 0
 
-    def report(self, log: MetricsLog | None, progress: Progress, clock: "Stopwatch") -> None:
+    def report(self, log: MetricsLog | None, progress: Progress, clock: Instruments) -> None:
         """The only place where numbers leave the device between checkpoints."""
         refuse_bad_loss(self)
         names = sorted(self.sums)
-        reduce = add_up_exactly if self.exact is not None else add_up
-        values = reduce(self.sums, self.dtype, self.control)
+        values = add_up(self.sums, self.dtype, self.control)
         steps, seconds, waited = clock.lap()
         videos = steps * self.phase.optimise.global_batch
         rate = learning_rate(self.phase.optimise.scaled_schedule, self.step - 1)
@@ -338,18 +342,13 @@ class Trainer:
             row[f"loss_{name}"] = loss / videos
             row[f"accuracy_{name}"] = right / videos
         self.last_loss = sum(loss for loss, _ in values) / videos
-        row |= {
-            "loss": self.last_loss,
-            "videos_per_s": videos / seconds,
-            "data_wait": waited / seconds,
-        }
-        row |= {"seconds": seconds}
-        row |= {
-            "memory_gib": memory_gib(self.device),
-            "clips_per_statistic": self.phase.optimise.norm_group,
-        }
         self.trail = self.marks.after(self.step, self.control)
-        row |= {"requests": self.trail, "world_size": self.world.size, **hashes_of_line(self)}
+        row |= {
+            "loss": self.last_loss, "videos_per_s": videos / seconds, "data_wait": waited / seconds,
+            "seconds": seconds, "memory_gib": memory_gib(self.device),
+            "clips_per_statistic": self.phase.optimise.norm_group, "requests": self.trail,
+            "world_size": self.world.size, **clock.times(steps), **hashes_of_line(self),
+        }  # fmt: skip
         self.sums = {}
         if log is not None:
             log.write(row)
@@ -381,6 +380,7 @@ class Trainer:
         self.stop.save_s = max(self.stop.save_s, time.monotonic() - started)
         # The others wait here, so that no rank runs on after a failed save.
         (any_failed,) = process_groups.agree([float(bool(failed))], self.control)
+        self.clock.saved(time.monotonic() - started)
         if any_failed:
             raise UserError(failed or "the first rank could not write the checkpoint")
 

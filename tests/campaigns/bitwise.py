@@ -50,7 +50,6 @@ def cases() -> dict[str, Case]:
         "training.dropout=0.5", "training.norm_group=5", LOW,
         "phases.motion.optimise.schedule=[[100, 1.0e-3]]",
     ]  # fmt: skip
-    stm = {"clips": {"chunks": 5, "stride": [1, 3]}}
     segments = {"segments": 3, "crop": "centre", "frame_grid": 2}
     inception = {"family": "inception_v3", "width": 4, "side": 75}
     return {
@@ -62,7 +61,8 @@ def cases() -> dict[str, Case]:
         "dropout 0.5, bfloat16": ("motion", dropout, {}),
         "STM-ResNet": (
             "stm_resnet", [],
-            joint("stm_paper", "stm_resnet", model={"appearance": TRUNK, "motion": TRUNK, "learned_scale": True}, **stm),
+            joint("stm_paper", "stm_resnet", clips={"chunks": 5, "stride": [1, 3]},
+                  model={"appearance": TRUNK, "motion": TRUNK, "learned_scale": True}),
         ),
         "STFN, trunks trained": (
             "stfn", [],

@@ -149,22 +149,6 @@ def test_one_rank_of_two_killed_ends_the_run_and_it_goes_on(data_root, tmp_path,
     assert largest_difference(weights(straight), weights(tmp_path)) < 1e-9
 
 
-def test_a_rank_that_hangs_is_named_by_the_others(data_root, tmp_path):
-    process = start(
-        data_root, tmp_path, "st_resnet", 2, "training.log_every_steps=1", "training.step_timeout_minutes=0.1",
-        "phases.st_resnet.optimise.schedule=[[100000, 0.001]]",
-    )  # fmt: skip
-    try:
-        wait_for_step(process, tmp_path, 3)
-        os.kill(pid_of_rank(process, 1), signal.SIGSTOP)
-        output = ""
-        while "did not arrive" not in output and process.poll() is None:
-            output += process.stdout.readline()
-    finally:
-        kill_session(process)
-    assert "ranks [1] did not arrive" in output
-
-
 def test_the_wall_clock_stops_it_in_time(data_root, tmp_path):
     end = time.time() + 25
     process = start(

@@ -46,7 +46,8 @@ def test_variants_of_a_phase_share_a_run_and_its_streams(tmp_path):
     assert plain(added) == plain(base.phases["st_resnet"])
     assert (gated.model.operation, gated.optimise.loss_over_time) == ("multiply", "mean")
     assert (
-        ablation.wanted_phases(grid, made[0], config) == "motion,st_resnet_add_it,st_resnet_gate_it"
+        ablation.wanted_phases(grid, made[0], config.phases)
+        == "motion,st_resnet_add_it,st_resnet_gate_it"
     )
     assert ablation.config_of(grid, made[1], [], "local").training.weight_decay == 0.0
 
@@ -118,7 +119,7 @@ def test_every_shipped_ablation_loads(path):
     grid = ablation.read_grid(path)
     for run in ablation.runs(grid):
         config = ablation.config_of(grid, run, [], "local")
-        assert grid.column not in ablation.wanted_phases(grid, run, config).split(",")
+        assert grid.column not in ablation.wanted_phases(grid, run, config.phases).split(",")
 
 
 def test_ablate_trains_tests_and_prints_one_table(data_root, tmp_path):

@@ -1,5 +1,6 @@
 """The command line for people: misspelt words, narrow terminals, completion, Ctrl-C."""
 
+import argparse
 import contextlib
 import io
 import os
@@ -235,3 +236,37 @@ def test_ctrl_c_before_a_command_has_begun_is_one_sentence(monkeypatch):
     code, _, err = said("train")
     assert code == 130
     assert err == "hpc-stres: interrupted; the same command resumes from here\n"
+
+
+# ---- one name for one thing
+
+
+def parser_of(name):
+    """The parser of one command."""
+    (subparsers,) = (
+        a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction)
+    )
+    return subparsers.choices[name]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_no_argument_takes_the_place_of_the_command_itself(name):
+    """An argument of the same name would be called in place of the command."""
+    sub = parser_of(name)
+    assert not {action.dest for action in sub._actions} & set(sub._defaults)
+
+
+@pytest.mark.parametrize("name", sorted({*EVERY} - {"bench", "completion", "demo", "doctor"}))
+def test_a_path_where_nothing_is_costs_one_sentence(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [name]
+    for action in parser_of(name)._actions:
+        is_path = action.dest in ("config", "run_dir")
+        if not (is_path or action.required) or isinstance(action, argparse._HelpAction):
+            continue
+        value = str(next(iter(action.choices), "nothing")) if action.choices else "nothing"
+        words += [*action.option_strings[-1:], value]
+    code, _, err = said(*words)
+    assert code in (1, 2), err
+    assert 1 <= len(err.splitlines()) <= 3, err
+    assert "unexpected" not in err

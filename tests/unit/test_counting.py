@@ -7,10 +7,11 @@ import sys
 import pytest
 import torch
 
-from hpc_stres.models import build_model
+from hpc_stres.config.loading import CONFIGS, load_config
+from hpc_stres.models import build_model, counting
 from hpc_stres.models import describe as measured
-from hpc_stres.tools import counting
-from hpc_stres.tools.counting import Sizes
+from hpc_stres.models.counting import Sizes
+from hpc_stres.tools import needs
 from tests.conftest import ROOT
 
 CASES = [
@@ -65,3 +66,18 @@ def test_describe_of_a_published_network_imports_no_torch():
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert result.returncode == 0, result.stderr
     assert "conv5_x" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted(path.name for path in (CONFIGS / "recipes").glob("*.yaml"))
+)
+def test_what_any_recipe_needs_is_known_or_left_open_before_it_is_submitted(recipe, tmp_path):
+    name, _, rest = recipe.removesuffix(".yaml").partition(".")
+    (tmp_path / "config.yaml").write_text(f"recipe: {name}\ndata: {{kind: {rest or 'ucf101'}}}\n")
+    config = load_config(tmp_path / "config.yaml")
+    counted = [n for n in config.phases if needs.sizes_of(config.phases, n, 101) is not None]
+    assert (
+        (needs.run_bytes(config, 101) > 0)
+        == (needs.flop(config, counted, 101) > 0)
+        == bool(counted)
+    )

@@ -1,4 +1,4 @@
-"""Exact sums, units and their guard: against fractions, against ordinary float64 gradients, in other cuts and orders."""
+"""Exact sums, units and their guard: against fractions and ordinary float64 gradients, in other cuts and orders."""
 
 import math
 from fractions import Fraction
@@ -37,7 +37,9 @@ def test_a_sum_is_the_fractions_sum_in_any_order(form, scale):
     assert sums == {float(wanted)}
     assert abs(float(wanted) - math.fsum(values)) <= 999 * grain / 2
     # Else this would show nothing: float32 sums of the same numbers do depend on their order.
-    floats = {float(np.cumsum(values[random.permutation(999)], dtype=np.float32)[-1]) for _ in range(5)}
+    floats = {
+        float(np.cumsum(values[random.permutation(999)], dtype=np.float32)[-1]) for _ in range(5)
+    }
     assert len(floats) > 1
 
 
@@ -98,11 +100,14 @@ def assert_units_are_whole(layout, groups, unit):
 
 
 def test_a_unit_that_does_not_divide_the_groups_is_refused_with_the_nearest():
-    with pytest.raises(ConfigError, match=r"8 videos are not whole numbers of units of 3.\nNearest training.unit: 2, 4"):
+    with pytest.raises(
+        ConfigError,
+        match=r"8 videos are not whole numbers of units of 3.\nNearest training.unit: 2, 4",
+    ):
         plan(32, 8, 1, None, 3)
     with pytest.raises(ConfigError, match=r"5/4 videos .* units of 2"):
         plan(14, 5, 1, None, 2)
-    with pytest.raises(ConfigError, match="training.unit 4"):
+    with pytest.raises(ConfigError, match=r"training.unit 4"):
         plan(8, 8, 2, None, 8)
 
 

@@ -1,6 +1,7 @@
 """The house rules: short files, short functions, nothing that imports more than it needs."""
 
 import ast
+import dataclasses
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy
 import pytest
 import yaml
 
+from hpc_stres.config.schema import Config
 from tests.conftest import ROOT
 
 FILES = sorted(
@@ -78,3 +80,44 @@ def test_pure_parts_do_not_import_torch():
         "assert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+# What the registry calls in each kind of phase has one form for all kinds.
+OF_A_CONTRACT = ("scores",)
+
+
+def read_sections(source: str) -> dict[str, set[str]]:
+    """Functions of a file that take a whole config and never pass it on: what they read of it."""
+    found = {}
+    for function in ast.walk(ast.parse(source)):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        for argument in [*function.args.args, *function.args.kwonlyargs]:
+            if (
+                argument.annotation is None
+                or ast.unparse(argument.annotation).strip("'") != "Config"
+            ):
+                continue
+            uses = [
+                n for n in ast.walk(function) if isinstance(n, ast.Name) and n.id == argument.arg
+            ]
+            read = [
+                n for n in ast.walk(function) if isinstance(n, ast.Attribute) and n.value in uses
+            ]
+            if len(read) == len(uses):
+                found[function.name] = {node.attr for node in read}
+    return found
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "hpc_stres").rglob("*.py")), ids=lambda path: path.name
+)
+def test_a_function_takes_the_section_that_it_reads(path):
+    sections = {field.name for field in dataclasses.fields(Config)}
+    for name, read in read_sections(path.read_text(encoding="utf-8")).items():
+        assert len(read) > 1 or read - sections or name in OF_A_CONTRACT, f"{name} reads {read}"
+
+
+@pytest.mark.parametrize("body", ["config.data.root", "f(config.data) + config.data.split"])
+def test_a_whole_config_for_one_section_is_noticed(body):
+    assert read_sections(f"def f(config: 'Config'):\n    return {body}") == {"f": {"data"}}

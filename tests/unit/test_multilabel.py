@@ -169,11 +169,11 @@ def test_a_store_of_the_other_kind_of_labels_is_refused_where_its_lists_are_gone
     store = SimpleNamespace(label_sets=sets, classes=["a", "b"], place="store")
     config = tiny_config("data", "data.kind=csv", f"data.labels={labels}")
     with pytest.raises(UserError, match=f"the config says {labels}"):
-        label_table(store, config)
+        label_table(store, config.data)
     other = tiny_config(
         "data", "data.kind=csv", f"data.labels={'single' if labels == 'multi' else 'multi'}"
     )
-    table = label_table(store, other)
+    table = label_table(store, other.data)
     assert table is None or table.tolist() == [[1, 0], [1, 1]]
 
 

@@ -228,7 +228,7 @@ def test_the_command_in_the_box_means_this_run(run_dir):
 
 def test_times_add_up(run_dir):
     """Each made-up phase: ten steps of 2 s, and half a minute between the fifth and the sixth."""
-    log = laps.read_log(load_run(run_dir), RunPaths(run_dir), "motion")
+    log = laps.read_log(load_run(run_dir).phases["motion"], RunPaths(run_dir), "motion")
     assert log.trained_seconds == pytest.approx(20.0)
     assert log.waited_seconds == pytest.approx(5.0)
     assert log.lost_seconds == pytest.approx(30.0)
@@ -241,7 +241,7 @@ def test_times_add_up(run_dir):
 def test_rows_of_older_versions_give_training_time(tmp_path):
     config = make_finished_run(tmp_path / "run", 4, 3, timed=False)
     logs = {
-        name: laps.read_log(config, RunPaths(tmp_path / "run"), name)
+        name: laps.read_log(config.phases[name], RunPaths(tmp_path / "run"), name)
         for name in ("motion", "st_resnet")
     }
     assert logs["motion"].lost_seconds is None

@@ -91,7 +91,7 @@ def test_the_chain_is_its_longest_path(config, speeds):
     total = (
         longest + plans["st_resnet"].hours + plans["st_resnet_star"].hours + plans["evaluate"].hours
     )
-    assert planner.chain_hours(config, plans) == pytest.approx(total)
+    assert planner.chain_hours(config.phases, plans) == pytest.approx(total)
 
 
 def test_other_numbers_of_nodes_are_compared_and_what_cannot_be_cut_is_said(config, speeds):
@@ -197,10 +197,12 @@ def test_as_many_ranks_measure_as_the_machine_has_room_for(monkeypatch):
         (("ranks_per_node=64",), 3),
         (("gpus_per_node=8",), 1),
     ):
-        assert ranks_here(load_config(TINY, [f"cluster.{word}" for word in words])) == expected
+        assert (
+            ranks_here(load_config(TINY, [f"cluster.{word}" for word in words]).cluster) == expected
+        )
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    assert ranks_here(load_config(TINY, ["cluster.gpus_per_node=8"])) == 4
+    assert ranks_here(load_config(TINY, ["cluster.gpus_per_node=8"]).cluster) == 4
 
 
 def killed(_):

@@ -143,7 +143,7 @@ def test_metrics_of_the_report_are_whole_or_named(evaluated):
 
 def test_damaged_junctions_are_named_and_measured_again(evaluated, store, capsys, monkeypatch):
     config = load_run(evaluated)
-    right = junctions.strengths(config, evaluated, "st_resnet", store)
+    right = junctions.strengths(config.data, evaluated, "st_resnet", store)
     monkeypatch.setattr(junctions, "_measure", lambda *_: right)
     path = RunPaths(evaluated).junctions("st_resnet")
     whole, draw = path.read_bytes(), random.Random(5)
@@ -151,7 +151,7 @@ def test_damaged_junctions_are_named_and_measured_again(evaluated, store, capsys
         torn = bytearray(whole)
         torn[draw.randrange(len(torn))] ^= 1 << draw.randrange(8)
         path.write_bytes(torn)
-        assert junctions.strengths(config, evaluated, "st_resnet", store) == right
+        assert junctions.strengths(config.data, evaluated, "st_resnet", store) == right
     assert capsys.readouterr().err.count("junctions_st_resnet.json: ") > 80
 
 

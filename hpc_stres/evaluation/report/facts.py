@@ -45,7 +45,7 @@ class Facts:
 
     def title(self, name: str | None) -> str:
         """A column or phase as the table names it."""
-        return titles(self.config).get(name or "", name or "")
+        return titles(self.config.phases).get(name or "", name or "")
 
     def shown(self, name: str | None) -> str:
         """`title` as HTML."""
@@ -80,7 +80,9 @@ def gather(config: Config, run_dir: Path) -> Facts:
         store = Store(store_folder(config))
     except UserError as error:
         missing = str(error).splitlines()[0]
-    logs = {name: read_log(config, paths, name) for name in ordered_phases(config.phases)}
+    logs = {
+        name: read_log(config.phases[name], paths, name) for name in ordered_phases(config.phases)
+    }
     return Facts(config, paths, results, columns(config, run_dir), logs, store, missing)
 
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_stres.config.schema import Config
+from hpc_stres.config.recipe import ordered_phases
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation.junctions import VIDEOS, strengths
 from hpc_stres.evaluation.report.charts import table
 from hpc_stres.evaluation.report.facts import Facts
-from hpc_stres.evaluation.report.laps import order_of
 from hpc_stres.models.weights import read_state
 from hpc_stres.phases.train import TrainPhase
+from hpc_stres.registry.phase import Phase
 from hpc_stres.run.paths import PhasePaths
 
 # The name that STM's added convolutions have in a unit; they start as the identity.
@@ -53,18 +53,17 @@ def kernel(key: str, taps: NDArray[np.float64]) -> Kernel:
     return Kernel(key, moved, differences, tuple(float(value) for value in mean))
 
 
-def shows(config: Config, name: str, probe: str) -> bool:
+def shows(phase: Phase, probe: str) -> bool:
     """Whether a phase trains a network that has this to show."""
-    phase = config.phases[name]
     return isinstance(phase, TrainPhase) and probe in phase.family.probes
 
 
 def kernels(facts: Facts) -> str:
     """How far each temporal kernel moved from its start, and how many of its filters became differences."""
     rows = []
-    for name in order_of(facts.config):
+    for name in ordered_phases(facts.config.phases):
         paths = facts.paths.phase(name)
-        if not shows(facts.config, name, "temporal_kernels") or not paths.done.is_file():
+        if not shows(facts.config.phases[name], "temporal_kernels") or not paths.done.is_file():
             continue
         for one in read_kernels(paths):
             moved, differences = f"{100 * one.moved:.1f} %", f"{100 * one.differences:.1f} %"
@@ -104,11 +103,14 @@ def junctions(facts: Facts) -> str:
     if facts.store is None:
         return f"<p>Not measured: {html.escape(facts.no_store)}</p>"
     rows = []
-    for name in order_of(facts.config):
-        if not shows(facts.config, name, "junctions") or not facts.paths.phase(name).done.is_file():
+    for name in ordered_phases(facts.config.phases):
+        if (
+            not shows(facts.config.phases[name], "junctions")
+            or not facts.paths.phase(name).done.is_file()
+        ):
             continue
         try:
-            measured = strengths(facts.config, facts.paths.root, name, facts.store)
+            measured = strengths(facts.config.data, facts.paths.root, name, facts.store)
         except UserError as error:
             return f"<p>Not measured: {html.escape(str(error).splitlines()[0])}</p>"
         for one in measured:

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_stres.config.recipe import ordered_phases
-from hpc_stres.config.schema import Config
 from hpc_stres.errors import UserError
 from hpc_stres.phases.train import TrainPhase
+from hpc_stres.registry.phase import Phase
 from hpc_stres.run.paths import SEAL, RunPaths, read_json_lines, unsealed
 
 Row = dict[str, float]
@@ -65,10 +64,10 @@ class PhaseLog:
         )
 
 
-def read_log(config: Config, paths: RunPaths, name: str) -> PhaseLog:
+def read_log(phase: Phase, paths: RunPaths, name: str) -> PhaseLog:
     """The log of a phase; empty where it has not run."""
     rows = metric_rows(paths.phase(name).metrics)
-    batch, laps, before = _batch(config, name), [], 0.0
+    batch, laps, before = _batch(phase), [], 0.0
     for row in rows:
         rate = row.get("videos_per_s", 0.0)
         laps.append(row.get("seconds", (row["step"] - before) * batch / rate if rate > 0 else 0.0))
@@ -77,9 +76,8 @@ def read_log(config: Config, paths: RunPaths, name: str) -> PhaseLog:
     return PhaseLog(rows, laps, ends if rows and len(ends) == len(rows) else None)
 
 
-def _batch(config: Config, name: str) -> int:
+def _batch(phase: Phase) -> int:
     """Videos in a step; phases of other kinds say the seconds of their laps themselves."""
-    phase = config.phases[name]
     return phase.optimise.global_batch if isinstance(phase, TrainPhase) else 0
 
 
@@ -133,8 +131,3 @@ def timeline(logs: dict[str, PhaseLog]) -> Timeline:
     return Timeline(
         ends, starts, max((max(values) for values in ends.values()), default=0.0), by_clock
     )
-
-
-def order_of(config: Config) -> list[str]:
-    """Phases in the order in which they train."""
-    return list(ordered_phases(config.phases))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpc_stres.config.schema import Config
-from hpc_stres.evaluation.report import answer, classes, curves, examples, inside, repeat
+from hpc_stres.evaluation.report import answer, classes, costs, curves, examples, inside, repeat
 from hpc_stres.evaluation.report.facts import Facts, gather
 from hpc_stres.evaluation.report.script import SCRIPT, policy
 from hpc_stres.evaluation.report.style import SHEET
@@ -34,6 +34,7 @@ def run_page(facts: Facts, shots: dict[str, examples.Shots]) -> str:
         ("changes", "What each phase repaired and broke", classes.changes(facts)),
         ("curves", "Learning curves", curves.curves(facts)),
         ("time", "Time", curves.times(facts) + curves.speed(facts)),
+        ("costs", "What it cost", costs.box(facts)),
         ("kernels", "Temporal kernels", inside.kernels(facts)),
         ("junctions", "Motion in the appearance stream", inside.junctions(facts)),
         ("repeat", "Provenance", repeat.box(facts)),

@@ -9,12 +9,12 @@ from urllib.parse import quote
 
 import numpy as np
 
+from hpc_stres.config.recipe import ordered_phases
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation.report import matrix
 from hpc_stres.evaluation.report.charts import Line, axis, nice_step, plot, table
 from hpc_stres.evaluation.report.curves import STREAM_SERIES
 from hpc_stres.evaluation.report.facts import Facts, is_right
-from hpc_stres.evaluation.report.laps import order_of
 from hpc_stres.evaluation.report.page import Section, page
 from hpc_stres.run.paths import write_text
 
@@ -150,7 +150,7 @@ def _each(runs: Sequence[Facts], out: Path) -> str:
 def _curves(runs: Sequence[Facts]) -> str:
     """Each phase once: all runs thin, their mean thick, over steps."""
     parts = []
-    for name in order_of(runs[0].config):
+    for name in ordered_phases(runs[0].config.phases):
         logs = [facts.logs[name] for facts in runs if name in facts.logs and facts.logs[name].rows]
         lines: list[Line] = []
         streams = sorted({s for log in logs for s in log.series("accuracy_")})

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from hpc_stres.registry import MODELS
 from hpc_stres.registry.model import (
     AppearanceOptions,
+    Counted,
     ModelFamily,
     MotionOptions,
     NetworkRequest,
@@ -28,7 +29,7 @@ MODELS.register(
     ModelFamily(
         name="appearance", title="Appearance", streams=("appearance",), options=AppearanceOptions,
         build=build, clips=False, trunks=("resnet", "inception_v3"), usual_chunks=1, drops=("appearance",), rank=0,
-        published={"ucf101": 82.29, "hmdb51": 43.42},
+        published={"ucf101": 82.29, "hmdb51": 43.42}, counted=Counted(),
     )
 )  # fmt: skip
 MODELS.register(
@@ -36,5 +37,6 @@ MODELS.register(
         name="motion", title="Motion", streams=("motion",), options=MotionOptions, build=build,
         trunks=("resnet", "inception_v3"),
         usual_chunks=1, drops=("motion",), rank=1, published={"ucf101": 79.05, "hmdb51": 55.47},
+        counted=Counted(),
     )
 )  # fmt: skip

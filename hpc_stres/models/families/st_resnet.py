@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from hpc_stres.registry import MODELS
-from hpc_stres.registry.model import JointOptions, ModelFamily, NetworkRequest
+from hpc_stres.registry.model import Counted, JointOptions, ModelFamily, NetworkRequest
 
 if TYPE_CHECKING:
     from torch import nn
 
-POOL_WINDOW = 5
+POOL_WINDOW, POOL_STRIDE = 5, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ def build(request: NetworkRequest) -> "nn.Module":
     options = request.options
     pool = None
     if isinstance(options, StarOptions):
-        pool = TemporalPool(options.temporal_pool, window=POOL_WINDOW, stride=2)
+        pool = TemporalPool(options.temporal_pool, window=POOL_WINDOW, stride=POOL_STRIDE)
     trunks = trunks_of(request, "inflated")
     return TwoStream(
         request.num_classes, trunks, interaction=interaction_of(options, trunks), pool=pool
@@ -39,7 +39,7 @@ MODELS.register(
     ModelFamily(
         name="st_resnet", title="ST-ResNet", streams=("appearance", "motion"), options=JointOptions,
         build=build, rank=2, published={"ucf101": 92.76, "hmdb51": 65.57},
-        probes=("junctions", "temporal_kernels"),
+        counted=Counted(looks_along_time=True), probes=("junctions", "temporal_kernels"),
     )
 )  # fmt: skip
 MODELS.register(
@@ -47,5 +47,6 @@ MODELS.register(
         name="st_resnet_star", title="ST-ResNet*", streams=("appearance", "motion"),
         options=StarOptions, build=build, least_chunks=POOL_WINDOW, usual_chunks=11, rank=3,
         published={"ucf101": 93.46, "hmdb51": 66.41}, probes=("junctions", "temporal_kernels"),
+        counted=Counted(looks_along_time=True, time_pool=(POOL_WINDOW, POOL_STRIDE)),
     )
 )  # fmt: skip

@@ -40,6 +40,10 @@ PARTS = {
     "growth": Part(
         "growth", "requests, opening and packing from 10^2 to 10^6 videos and from 1 to 256 ranks"
     ),
+    "restart": Part(
+        "restart",
+        "from a kill to the next new step, the stall of a checkpoint, the watching of steps",
+    ),
     "plan": Part(
         "plan", "what `hpc-stres plan` predicts against real runs on one and two processes"
     ),

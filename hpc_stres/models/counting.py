@@ -1,25 +1,18 @@
-"""Parameters, multiply-adds, sizes and receptive fields of the published networks by arithmetic alone: no torch.
+"""Parameters, multiply-adds, sizes and receptive fields of networks of ResNets by arithmetic alone: no torch.
 
 `hpc-stres describe` answers from here in a fraction of a second, and submit and init know what a recipe takes without
 building it. A test compares every row with what `hpc_stres.models.describe` measures on the network itself; what is
 not counted here is measured there.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from hpc_stres.models.layer_table import DEPTHS, Row, table_text
+from hpc_stres.registry import MODELS
+from hpc_stres.registry.model import Counted, ModelFamily
 
 EXPANSION, POOL_SIDE, PLANES = 4, 7, {"appearance": 3, "motion": 20}
-TEMPORAL_WINDOW, TEMPORAL_STRIDE = 5, 2
-# Streams of each network that is counted here, and whether the second unit of a stage looks along time.
-STREAMS: Mapping[str, tuple[tuple[str, ...], bool]] = {
-    "appearance": (("appearance",), False),
-    "motion": (("motion",), False),
-    "st_resnet": (("appearance", "motion"), True),
-    "st_resnet_star": (("appearance", "motion"), True),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,24 +28,33 @@ class Sizes:
     chunks: int = 1
 
     @property
-    def pools_time(self) -> bool:
-        """Whether the network has a max pool over time."""
-        return self.model == "st_resnet_star"
+    def family(self) -> ModelFamily:
+        """The registry's entry, which says what streams there are."""
+        return MODELS.get(self.model)
+
+    @property
+    def form(self) -> Counted:
+        """What the registry says for counting it."""
+        form = self.family.counted
+        if form is None:
+            raise ValueError(f"{self.model} is not counted by arithmetic")
+        return form
+
+    @property
+    def time_window(self) -> int:
+        """Window of the max pool over time; 1: it has none."""
+        return self.form.time_pool[0] if self.form.time_pool else 1
 
     @property
     def times_left(self) -> int:
         """Time steps behind the temporal pool."""
-        return (
-            (self.chunks - TEMPORAL_WINDOW) // TEMPORAL_STRIDE + 1
-            if self.pools_time
-            else self.chunks
-        )
+        window, stride = self.form.time_pool or (1, 1)
+        return (self.chunks - window) // stride + 1
 
 
 def streams(sizes: Sizes) -> dict[str, list[Row]]:
     """The rows of each stream."""
-    names, looks_along_time = STREAMS[sizes.model]
-    return {name: _stream(sizes, PLANES[name], looks_along_time) for name in names}
+    return {name: _stream(sizes, PLANES[name]) for name in sizes.family.streams}
 
 
 def parameters(sizes: Sizes) -> int:
@@ -65,8 +67,9 @@ def multiply_adds(sizes: Sizes) -> int:
     return sum(row.multiply_adds for rows in streams(sizes).values() for row in rows)
 
 
-def _stream(sizes: Sizes, planes: int, looks_along_time: bool) -> list[Row]:
+def _stream(sizes: Sizes, planes: int) -> list[Row]:
     width, chunks, is_msra = sizes.width, sizes.chunks, sizes.variant == "msra"
+    looks_along_time = sizes.form.looks_along_time
     side = (sizes.side - 1) // 2 + 1
     filters = planes * 49 * width
     # MSRA's conv1 has a bias beside its normalisation.
@@ -117,10 +120,9 @@ def _unit(
 def _head(sizes: Sizes, side: int, field: int, jump: int, times: int, channels: int) -> list[Row]:
     left, window = sizes.times_left, min(POOL_SIDE, side)
     places = max(1, side - POOL_SIDE + 1)
-    pooled = times + (TEMPORAL_WINDOW - 1 if sizes.pools_time else 0)
-    text = f"{window}x{window} average" + (
-        f", {TEMPORAL_WINDOW} max in time" if sizes.pools_time else ""
-    )
+    pooled = times + sizes.time_window - 1
+    text = f"{window}x{window} average"
+    text += f", {sizes.time_window} max in time" if sizes.form.time_pool else ""
     wide = field + (window - 1) * jump
     count, cost = channels * sizes.classes + sizes.classes, channels * sizes.classes * left
     return [

@@ -1,0 +1,228 @@
+"""After a job that failed: who was to blame, and what its successors are told. Called by the job's own script.
+
+  sinfo -h -N -o %N | python -m hpc_stres.launch.aftermath RUN PHASE JOB RESTART STATUS NODELIST RANKS_PER_NODE
+
+It prints orders, a line each, which the script carries out with scontrol and scancel (inside an image there are
+none): `exclude JOB NODES` for each job of the run that waits, and `cancel JOB` for the later links of a chain that has
+given up. It runs without torch and ends with 0 whatever it meets: the job's own exit status is what counts.
+"""
+
+import re
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc_stres.errors import UserError
+from hpc_stres.launch.bad_nodes import avoided
+from hpc_stres.launch.jobs import MESSAGE, Job
+from hpc_stres.run import attempts
+from hpc_stres.run.bad_nodes import Kind, accuse, affordable
+from hpc_stres.run.paths import RunPaths, read_json
+from hpc_stres.tools.node_health import names_of
+
+TAIL_BYTES = 256 * 1024
+# srun's word on the first task that ended; those after it are ended because of the first.
+FIRST_DEATH = re.compile(
+    r"srun: error: (?P<node>[A-Za-z0-9._-]+): tasks? (?P<task>\d+)\S*: (?P<how>Exited with exit code \d+|"
+    r"Killed|Segmentation fault|Bus error|Aborted|Illegal instruction|Floating point exception)"
+)
+LAUNCH_FAILED = re.compile(
+    r"srun: error: Task launch for \S+ failed on node (?P<node>[A-Za-z0-9._-]+): (?P<how>.*)"
+)
+# What machines say of themselves; a rank whose log has one of these was let down by its node.
+MACHINE_WORDS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
+    ("gpu", re.compile(r"NVRM: Xid|\bXid \d+|\bXid \(PCI", re.IGNORECASE)),
+    ("gpu", re.compile(r"uncorrectable ECC|ECC error|double.bit error", re.IGNORECASE)),
+    (
+        "gpu",
+        re.compile(
+            r"GPU has fallen off the bus|GPU is lost|CUDA_ERROR_NO_DEVICE|no CUDA-capable device",
+            re.IGNORECASE,
+        ),
+    ),
+    ("disk", re.compile(r"\[Errno 5\]|Input/output error|Stale file handle|Bus error")),
+)
+# Endings that are nobody's fault, or the job's own. (When one task fails, the rest of its STEP is cancelled as well.)
+OWN_FAULT = re.compile(
+    r"oom.?kill|out of memory|\*\*\* JOB \S+ .*CANCELLED|DUE TO TIME LIMIT|DUE TO PREEMPTION",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job that failed."""
+
+    run_dir: Path
+    phase: str
+    job: str
+    restart: int
+    status: int
+    nodes: tuple[str, ...]
+    ranks_per_node: int
+
+    @property
+    def folder(self) -> Path:
+        return RunPaths(self.run_dir).logs / self.phase
+
+    def log(self, rank: int) -> str:
+        """The end of a rank's log; the first one's holds the words of srun too."""
+        try:
+            with (self.folder / f"{self.job}_{rank}_log.out").open("rb") as stream:
+                stream.seek(0, 2)
+                stream.seek(max(0, stream.tell() - TAIL_BYTES))
+                return stream.read().decode("utf-8", "replace")
+        except OSError:
+            return ""
+
+    def accuse(self, node: str, kind: Kind, reason: str) -> None:
+        """Write a node down, as of this job."""
+        if node in self.nodes:
+            accuse(
+                self.run_dir, kind, f"{node}: {reason}", node, job=self.job, restart=self.restart,
+                job_nodes=len(self.nodes),
+            )  # fmt: skip
+
+
+def blame(ended: Ended) -> None:
+    """Write down the nodes that the job's logs and its missing ranks accuse."""
+    text = _of_this_restart(ended.log(0))
+    arrived = _arrived(ended)
+    for rank in range(len(ended.nodes) * ended.ranks_per_node):
+        kind, line = machine_word(_of_this_restart(ended.log(rank)))
+        if kind is not None:
+            node = arrived.get(rank) or ended.nodes[rank // ended.ranks_per_node]
+            ended.accuse(node, kind, f"rank {rank}: {line}")
+    launch = LAUNCH_FAILED.search(text)
+    if launch:
+        ended.accuse(
+            launch["node"], "arrival", f"its rank could not be started: {launch['how'].strip()}"
+        )
+    if OWN_FAULT.search(text) or launch:
+        return
+    first = FIRST_DEATH.search(text)
+    if first is not None:
+        rank = int(first["task"])
+        if not _spoke(_of_this_restart(ended.log(rank)), rank):
+            how = first["how"][0].lower() + first["how"][1:]
+            when = "after it had started" if rank in arrived else "before it had started"
+            ended.accuse(
+                first["node"], "crash", f"rank {rank} ended {when}, without a message: {how}"
+            )
+        return
+    per_node = Counter(arrived.values())
+    for node in ended.nodes if arrived else ():
+        if per_node[node] < ended.ranks_per_node:
+            lacking = ended.ranks_per_node - per_node[node]
+            ended.accuse(
+                node, "arrival", f"{lacking} of its {ended.ranks_per_node} ranks never started"
+            )
+
+
+def machine_word(text: str) -> tuple[Kind | None, str]:
+    """The first line in which a machine speaks of itself, and what it is about."""
+    for line in text.splitlines():
+        for kind, words in MACHINE_WORDS:
+            # srun tells of the ends of all tasks in the first rank's log: that is not that rank's word.
+            if words.search(line) and not line.startswith("srun: "):
+                return kind, line.strip()[:200]
+    return None, ""
+
+
+def _of_this_restart(text: str) -> str:
+    """What a log holds of the newest run of its job: a job that is queued again appends to it."""
+    return (
+        text.rsplit("submitit INFO", 1)[-1]
+        if text.count("Starting with JobEnvironment") > 1
+        else text
+    )
+
+
+def _spoke(text: str, rank: int) -> bool:
+    """Whether a rank gave a reason of its own."""
+    return any(MESSAGE.match(line) for line in text.splitlines())
+
+
+def _arrived(ended: Ended) -> dict[int, str]:
+    """The node of each rank that has started in this job."""
+    found = {}
+    for path in (ended.folder / "arrived").glob("rank*.json"):
+        word = read_json(path)
+        if (word.get("job"), word.get("restart")) == (ended.job, ended.restart):
+            found[int(word["rank"])] = str(word["node"])
+    return found
+
+
+def orders(ended: Ended, available: Sequence[str]) -> list[str]:
+    """What the scheduler is to be told."""
+    waiting = _later_jobs(ended)
+    if has_given_up(ended):
+        return [f"cancel {number}" for number in waiting.get(ended.phase, [])]
+    kept = affordable(list(avoided(ended.run_dir)), available, len(ended.nodes))
+    return [
+        f"exclude {number} {','.join(sorted(kept))}"
+        for ids in waiting.values()
+        for number in ids
+        if kept
+    ]
+
+
+def has_given_up(ended: Ended) -> bool:
+    """Whether the job ended because its chain makes no progress."""
+    return "attempts in a row ended without a new checkpoint" in _of_this_restart(ended.log(0))
+
+
+def _later_jobs(ended: Ended) -> Mapping[str, list[str]]:
+    """Jobs of the run that come after this one, by phase; whether they still wait the scheduler knows."""
+    jobs = read_json(RunPaths(ended.run_dir).jobs).get("jobs", {})
+    found = {}
+    for phase, job in jobs.items():
+        ids = [
+            str(number) for number in job.get("ids", []) if re.fullmatch(r"\d+(_\d+)?", str(number))
+        ]
+        if ended.job in ids:
+            ids = ids[ids.index(ended.job) + 1 :]
+        found[phase] = ids
+    return found
+
+
+def main(words: Sequence[str]) -> int:
+    """See the top of this file."""
+    run_dir, phase, job, restart, status, nodelist, per_node = words
+    ended = Ended(
+        Path(run_dir), phase, job, int(restart or 0), int(status), names_of(nodelist), max(1, int(per_node))
+    )  # fmt: skip
+    attempts.write_end(ended.run_dir, ended.job, ended.restart, ended.status)
+    blame(ended)
+    print("\n".join(orders(ended, sys.stdin.read().split())))
+    return 0
+
+
+def script_lines(python: str, run_dir: Path, job: Job) -> list[str]:
+    """Lines of a job script, after its ranks have failed with `$status`."""
+    arguments = f"{shlex.quote(str(run_dir))} {shlex.quote(job.name)}"
+    variables = '"$SLURM_JOB_ID" "${SLURM_RESTART_COUNT:-0}" "$status" "$SLURM_JOB_NODELIST"'
+    return [
+        'if [ "$status" != 0 ]; then',
+        '  sinfo -h -N -o %N -p "$SLURM_JOB_PARTITION" -t idle,alloc,mix,comp,resv,plnd 2>/dev/null | sort -u |',
+        f"  {python} -m hpc_stres.launch.aftermath {arguments} {variables} {job.ranks_per_node} |",
+        "  while read -r order number nodes; do",
+        '    case "$order" in',
+        '      exclude) scontrol update JobId="$number" ExcNodeList="$nodes" 2>/dev/null ;;',
+        '      cancel) scancel --state=PENDING "$number" ;;',
+        "    esac",
+        "  done",
+        "fi",
+    ]
+
+
+if __name__ == "__main__":
+    try:
+        code = main(sys.argv[1:])
+    except (UserError, OSError, ValueError) as error:
+        print(f"aftermath: {error}", file=sys.stderr)
+        code = 0
+    sys.exit(code)
