@@ -46,7 +46,8 @@ FREE_KEYS = (
     "data.videos", "data.lists", "data.frames", "data.flow_frames",
     "data.max_rejected", "data.shard_mib", "training.engine", "training.zero_stage",
     "training.max_micro_batch", "training.checkpoint_every_steps", "training.checkpoint_every_minutes",
-    "training.log_every_steps", "training.prefetch", "training.start_timeout_minutes", "training.step_timeout_minutes",
+    "training.log_every_steps", "training.hash_every_steps",
+    "training.prefetch", "training.start_timeout_minutes", "training.step_timeout_minutes",
     "training.compile", "training.activation_checkpointing",
     "training.channels_last", "training.deepspeed", "training.max_steps",
 )  # fmt: skip

@@ -48,8 +48,13 @@ def train(
     device = process_groups.choose_device(world)
     torch.backends.cuda.matmul.allow_tf32 = config.training.tf32
     torch.backends.cudnn.allow_tf32 = config.training.tf32
-    torch.backends.cudnn.benchmark = not config.training.deterministic
-    torch.use_deterministic_algorithms(config.training.deterministic)
+    is_bitwise = config.training.reproducible == "bitwise"
+    is_deterministic = config.training.deterministic or is_bitwise
+    torch.backends.cudnn.benchmark = not is_deterministic
+    torch.use_deterministic_algorithms(is_deterministic)
+    if is_bitwise:
+        # One thread a kernel; a rank's threads take a unit each (exact/session.py).
+        torch.set_num_threads(1)
     with kept_environment():
         stall.record_flights(RunPaths(run_dir).phase(name))
         process_groups.start(world, device, config.training.start_timeout_minutes)
@@ -148,6 +153,8 @@ def _train_owned(trainer: Trainer, allowed: tuple[str, ...], profile: bool) -> b
         with contextlib.suppress(OSError):
             trainer.heartbeat.beat(trainer.step, "left", force=True)
     trainer.engine.close()
+    if trainer.exact is not None:
+        trainer.exact.close()
     return finished
 
 
