@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     if args.shapes:
         from hpc_stres.launch.shapes import parse_shapes
 
-        parse_shapes(args.shapes, config)  # refuses before anything is measured
+        parse_shapes(args.shapes, config.cluster)  # refuses before anything is measured
     if args.network_gb_per_s <= 0:
         raise ConfigError("--network-gb-per-s: expected a number above 0")
     if args.bench and not args.gpu:
@@ -93,7 +93,7 @@ def _plan_measured(config: Config, phases: list[str], args: argparse.Namespace) 
     hours = planner.chain_hours(config.phases, {p.name: p for p in plans})
     print(f"\nfrom the first job to the last, without queueing: {hours:.2f} hours\n")
     _print_other_nodes(config, phases, speeds)
-    _print_shapes(args, config, phases, speeds)
+    _print_shapes(args, config.cluster, phases, speeds)
     _write(args, planner.as_json(plans, speeds))
     return 0
 
@@ -122,7 +122,7 @@ def _plan_published(config: Config, phases: list[str], args: argparse.Namespace)
     )
     print("\non other numbers of nodes, at the slow end:\n")
     _print_other_nodes(config, phases, ends[0])
-    _print_shapes(args, config, phases, ends[0])
+    _print_shapes(args, config.cluster, phases, ends[0])
     _write(args, planner.as_json(slow, ends[0]))
     return 0
 
@@ -160,7 +160,7 @@ def _print_other_nodes(config: Config, phases: list[str], speeds: "Speeds") -> N
 
 
 def _print_shapes(
-    args: argparse.Namespace, config: Config, phases: list[str], speeds: "Speeds"
+    args: argparse.Namespace, cluster: "ClusterConfig", phases: list[str], speeds: "Speeds"
 ) -> None:
     """The shapes that were asked for, side by side."""
     if not args.shapes:
@@ -172,7 +172,7 @@ def _print_shapes(
     from hpc_stres.tools import planner
 
     costs: dict[shapes.Shape, shapes.Cost | str] = {}
-    for shape in shapes.parse_shapes(args.shapes, config):
+    for shape in shapes.parse_shapes(args.shapes, cluster):
         try:
             own = load_config(config_path(args), [*args.overrides, *shape.overrides])
             plans = planner.predict_all(own, phases, shape.nodes, speeds)

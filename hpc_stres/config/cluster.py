@@ -3,13 +3,46 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from hpc_stres.config.sbatch import wrong_sbatch, wrong_srun
 from hpc_stres.errors import check_field
 
-# What the launcher tells jobs apart and chains them by.
-OWN_SBATCH_OPTIONS = frozenset((
-    "job-name", "comment", "dependency", "kill-on-invalid-dep", "output", "error", "open-mode", "signal", "array",
-    "wait", "test-only", "parsable", "nodes", "ntasks", "ntasks-per-node",
-))  # fmt: skip
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareJobConfig:
+    """How the job that prepares the store is asked for, where it differs from the jobs that train."""
+
+    partition: str | None = None
+    """Slurm partition; none: that of the other jobs."""
+    account: str | None = None
+    """Slurm account; none: that of the other jobs."""
+    qos: str | None = None
+    """Slurm quality of service; none: that of the other jobs."""
+    memory_gib: int | None = None
+    """Memory of a node in GiB; none: `memory_gib_per_node`."""
+    cores: int | None = None
+    """Cores of a node; none: as many as the ranks of one node together."""
+    minutes: int | None = None
+    """Wall time in minutes; none: that of the other jobs."""
+    nodes: int = 1
+    """Nodes; more than one needs the launcher mpi."""
+    launcher: Literal["processes", "mpi"] = "processes"
+    """processes: one task whose processes share the cores; mpi: a rank a core, through srun or mpirun."""
+    sbatch: dict[str, str | int | bool] = field(default_factory=dict)
+    """Further sbatch options of this job alone, laid over `cluster.sbatch`; false leaves one out."""
+
+    def __post_init__(self) -> None:
+        for key in ("memory_gib", "cores", "minutes", "nodes"):
+            value = getattr(self, key)
+            check_field(value is None or value >= 1, key, "expected 1 or more")
+        is_mpi = self.launcher == "mpi"
+        check_field(self.nodes == 1 or is_mpi, "nodes", "expected 1, or launcher mpi")
+        check_field(not is_mpi or self.cores is not None, "cores", "expected ranks a node for mpi")
+        given = {
+            "partition": self.partition, "account": self.account, "qos": self.qos, "minutes": True,
+            "memory_gib_per_node": self.memory_gib, "cpus_per_rank": self.cores,
+        }  # fmt: skip
+        wrong = wrong_sbatch(self.sbatch, given)
+        check_field(wrong is None, "sbatch", str(wrong))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,32 +61,33 @@ class ClusterConfig:
     """Cores of each rank; none: the scheduler's default, and on one machine the cores shared evenly."""
     memory_gib_per_node: int | None = None
     """Memory of a node in GiB."""
-    prepare_memory_gib: int | None = None
-    """Memory of the job that prepares the store in GiB; none: `memory_gib_per_node`."""
     minutes: int = 1440
     """Wall time of one job in minutes."""
     links: int = 1
     """Jobs chained with afterany inside one phase, for phases longer than the wall time."""
     partition: str | None = None
     """Slurm partition."""
-    cpu_partition: str | None = None
-    """Slurm partition of the job that prepares the store; none: that of the other jobs."""
-    prepare_cpus: int | None = None
-    """Cores of the job that prepares the store; none: as many as the ranks of one node together."""
+    prepare: PrepareJobConfig = field(default_factory=PrepareJobConfig)
+    """The job that prepares the store."""
     account: str | None = None
     """Slurm account."""
     qos: str | None = None
     """Slurm quality of service."""
+    wckey: str | None = None
+    """Slurm workload characterisation key; none: none is given."""
     constraint: str | None = None
     """Slurm node constraint."""
     gpu_type: str | None = None
     """Type of GPU asked for, as in --gpus-per-node=TYPE:4; `hpc-stres plan` knows some types by name."""
+    gpus_by: Literal["gpus-per-node", "gres", "gpus-per-task"] = "gpus-per-node"
+    """How GPUs are asked for: --gpus-per-node=4, --gres=gpu:4, or --gpus-per-task=1; ranks see all of their node."""
     exclusive: bool = False
     """Ask for whole nodes."""
     continuation: Literal["chain", "requeue"] = "chain"
     """After a wall time that was too short: chain (`links` jobs queued at once), or requeue (the same job again)."""
     sbatch: dict[str, str | int | bool] = field(default_factory=dict)
-    """Further sbatch options by their long names: {reservation: course, mail-type: END}; false leaves one out."""
+    """Further sbatch options by their long names: {reservation: course, mail-type: END}; false leaves one out.
+    What is about GPUs is for jobs that have any."""
     srun_args: tuple[str, ...] = ()
     """Further arguments of the srun in each job: ["--mpi=pmi2"]."""
     scheduler_seconds: float = 60.0
@@ -65,7 +99,9 @@ class ClusterConfig:
     setup: tuple[str, ...] = ()
     """Shell lines that run before a job's command, after modules and environment."""
     image: str | None = None
-    """Apptainer image in which jobs run; none: the environment that submits."""
+    """Image in which jobs run; none: the environment that submits."""
+    image_with: Literal["apptainer", "singularity", "pyxis"] = "apptainer"
+    """What runs the image: apptainer or singularity in srun, or srun's own --container-image (enroot with pyxis)."""
     binds: tuple[str, ...] = ()
     """Folders visible inside the image besides the repository, the run folder and the data, as SOURCE[:TARGET]."""
     preflight: bool = True
@@ -85,10 +121,10 @@ class ClusterConfig:
         check_field(self.minutes >= 1, "minutes", "expected 1 or more")
         check_field(self.links >= 1, "links", "expected 1 or more")
         check_field(self.scheduler_seconds > 0, "scheduler_seconds", "expected a number above 0")
-        taken = sorted(OWN_SBATCH_OPTIONS & {key.replace("_", "-") for key in self.sbatch})
-        check_field(
-            not taken, "sbatch", f"expected no {', '.join(taken)}: submit.py sets that itself"
-        )
+        wrong = wrong_sbatch(self.sbatch, self.__dict__)
+        check_field(wrong is None, "sbatch", str(wrong))
+        wrong = wrong_srun(self.srun_args, self.image is not None and self.image_with == "pyxis")
+        check_field(wrong is None, "srun_args", str(wrong))
         check_field(
             self.min_all_reduce_gb_per_s >= 0, "min_all_reduce_gb_per_s", "expected 0 or more"
         )
@@ -103,8 +139,6 @@ class ClusterConfig:
             "ranks_per_node",
             "cpus_per_rank",
             "memory_gib_per_node",
-            "prepare_cpus",
-            "prepare_memory_gib",
         ):
             value = getattr(self, key)
             check_field(value is None or value >= 1, key, "expected 1 or more")

@@ -20,7 +20,7 @@ from hpc_stres.config.places import make_absolute
 from hpc_stres.config.recipe import ordered_phases
 from hpc_stres.config.schema import Config, DataConfig
 from hpc_stres.config.tree import Node, merge, origins, parse_overrides, read_file, shown
-from hpc_stres.config.upgrade import upgrade
+from hpc_stres.config.upgrade import gather_prepare, upgrade
 from hpc_stres.config.values import NEAR, build, expect
 from hpc_stres.errors import ConfigError
 from hpc_stres.registry import load_extension
@@ -80,6 +80,7 @@ def _overrides(texts: Sequence[str]) -> Node:
 def _whole(tree: Node) -> Config:
     """The config of a tree; refuses what only shows when all of it is known."""
     make_absolute(tree)
+    gather_prepare(tree)
     config = typing.cast(Config, build(Config, tree, ""))
     ordered_phases(config.phases)
     return config

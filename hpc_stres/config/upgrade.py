@@ -24,6 +24,24 @@ MOVED = {
         )
     },
 }  # fmt: skip
+# Keys of the `cluster` section before `prepare` was a section of it.
+OF_PREPARE = {
+    "cpu_partition": "partition",
+    "prepare_cpus": "cores",
+    "prepare_memory_gib": "memory_gib",
+}
+
+
+def gather_prepare(node: Node) -> None:
+    """Move what profiles and run folders of older versions say about the job that prepares into its section."""
+    cluster = node.value.get("cluster")
+    if cluster is None or not isinstance(cluster.value, dict):
+        return
+    for old, new in OF_PREPARE.items():
+        given = cluster.value.pop(old, None)
+        section = cluster.value.setdefault("prepare", Node({}, cluster.origin))
+        if given is not None and isinstance(section.value, dict):
+            section.value.setdefault(new, given)
 
 
 def upgrade(node: Node, place: str) -> None:

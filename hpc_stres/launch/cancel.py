@@ -20,7 +20,7 @@ from hpc_stres.launch.chain import SUBMIT_PATIENCE_SECONDS, locked, sbatch_lock
 from hpc_stres.launch.journal import Journal
 from hpc_stres.launch.scheduler import Row, Token
 from hpc_stres.launch.survey import fates_of, inherited_lock, rows_of_folder, settle
-from hpc_stres.run.paths import RunPaths, read_json, split_folders
+from hpc_stres.run.paths import RunPaths, read_json, runs_together
 
 GONE_PATIENCE_SECONDS = 60.0
 LOCAL_PATIENCE_SECONDS = 60.0
@@ -29,7 +29,7 @@ LOCAL_PATIENCE_SECONDS = 60.0
 def cancel_run(run_dir: Path) -> None:
     """End everything of a run, also of the splits in a folder that `--split all` was given; says
     what it ended."""
-    folders = [folder for folder in (run_dir, *split_folders(run_dir)) if _is_run(folder)]
+    folders = [folder for folder in (run_dir, *runs_together(run_dir)) if _is_run(folder)]
     if not folders:
         raise ConfigError(
             f"{run_dir}: this is no run folder: it has neither config.yaml nor jobs.json"
@@ -78,7 +78,7 @@ def _cancel_jobs(run_dir: Path) -> int:
             raise UserError(
                 f"{run_dir}: cancelled, but still in the queue: {numbers}\nCancel again, or ask squeue."
             )
-        for number, name in sorted(names.items(), key=lambda item: int(item[0])):
+        for number, name in sorted(names.items(), key=lambda item: scheduler.order(item[0])):
             print(f"  {name:<16} job {number} cancelled")
     if damage is not None:
         text = str(damage).splitlines()[0]
@@ -112,7 +112,7 @@ def _journal(run_dir: Path) -> tuple[Journal | None, UserError | None]:
 
 
 def _seconds(run_dir: Path) -> float:
-    for folder in (run_dir, *split_folders(run_dir)):
+    for folder in (run_dir, *runs_together(run_dir)):
         path = RunPaths(folder).config
         with contextlib.suppress(UserError):
             if path.is_file():

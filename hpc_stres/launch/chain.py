@@ -16,12 +16,13 @@ from hpc_stres.errors import UserError
 from hpc_stres.launch import checks
 from hpc_stres.launch import jobs as job_list
 from hpc_stres.launch.bad_nodes import reasons
+from hpc_stres.launch.code import take_code
 from hpc_stres.launch.jobs import EVALUATE, PREPARE, Job
 from hpc_stres.launch.journal import Journal
-from hpc_stres.launch.survey import Survey
+from hpc_stres.launch.survey import Seen, Survey
 from hpc_stres.run.experiment import claim_run_folder
 from hpc_stres.run.ownership import owned
-from hpc_stres.run.paths import RunPaths
+from hpc_stres.run.paths import RunPaths, read_json, study_folder
 from hpc_stres.run.provenance import write_provenance
 from hpc_stres.store.location import store_folder, store_is_ready
 
@@ -45,12 +46,18 @@ class Request:
     """Ids of jobs that the user is certain have ended."""
     allow_cpu: bool = False
     """Whether a recipe for GPUs is meant for CPU ranks."""
+    adopt_code: bool = False
+    """Whether the run is to resume with the code of today, whatever it began with."""
 
     @property
     def prepare_home(self) -> Path:
         """Folder whose journal holds the job that prepares the store."""
         if self.group is not None:
             return self.group
+        above = study_folder(self.run_dir)
+        if above is not None and read_json(RunPaths(above).runs).get("shared_store"):
+            return above
+        # Splits that version 0.4 submitted together.
         above = self.run_dir.parent
         is_split = (
             re.fullmatch(r"split[1-9]\d?", self.run_dir.name)
@@ -61,7 +68,9 @@ class Request:
     @property
     def journal_folders(self) -> list[Path]:
         """Folders of the journals that this run's jobs are in."""
-        return list(dict.fromkeys([self.run_dir, self.prepare_home]))
+        # First the folder whose arrays this run may be an element of.
+        above = study_folder(self.run_dir) or self.prepare_home
+        return list(dict.fromkeys([above, self.prepare_home, self.run_dir]))
 
     def jobs(self, queued: Mapping[str, list[str]], partial: Sequence[str] = ()) -> list[Job]:
         """Jobs to submit when these are in the queue; those of `partial` phases lack links."""
@@ -161,7 +170,7 @@ def preview(requests: Sequence[Request]) -> None:
         queued = {PREPARE: ["<prepare>"]} if prepared_by_another else {}
         jobs = request.jobs(queued)
         show(request, jobs, queued)
-        _show_faults(request, jobs)
+        show_faults(request, jobs)
         if request.config.cluster.scheduler == "slurm":
             _show_scripts(request, jobs, queued)
         prepared_by_another |= (
@@ -169,7 +178,7 @@ def preview(requests: Sequence[Request]) -> None:
         )
 
 
-def _show_faults(request: Request, jobs: Sequence[Job]) -> None:
+def show_faults(request: Request, jobs: Sequence[Job]) -> None:
     """What a submit would refuse."""
     found = checks.faults(request.config, request.run_dir, jobs, request.allow_cpu)
     if request.config.cluster.scheduler == "slurm" and shutil.which("sbatch"):
@@ -210,7 +219,7 @@ def submit(request: Request) -> None:
     if (jobs and on_slurm) or queued:
         print(f"watch: python launch/status.py {shlex.quote(str(request.run_dir))} --watch")
     else:
-        _show_results(request.run_dir)
+        show_results(request.run_dir)
 
 
 def _submit_here(request: Request) -> tuple[list[Job], Mapping[str, list[str]]]:
@@ -222,12 +231,14 @@ def _submit_here(request: Request) -> tuple[list[Job], Mapping[str, list[str]]]:
         if jobs:
             claim_run_folder(request.config, request.run_dir, update=True)
             write_provenance(request.run_dir, request.config)
-            LocalRun(request.config, request.run_dir, jobs).run()
+            code = take_code(request.run_dir, [request.run_dir], request.adopt_code, {})
+            LocalRun(request.config, request.run_dir, jobs, code).run()
     return jobs, {}
 
 
 def _submit_slurm(request: Request) -> tuple[list[Job], Mapping[str, list[str]]]:
     from hpc_stres.launch import scheduler
+    from hpc_stres.launch.arrays import catch_up
     from hpc_stres.launch.survey import inherited_lock, read_journal
 
     seconds = request.config.cluster.scheduler_seconds
@@ -240,9 +251,13 @@ def _submit_slurm(request: Request) -> tuple[list[Job], Mapping[str, list[str]]]
                     inherited_lock(sbatch_lock(folder), SUBMIT_PATIENCE_SECONDS)
                 )
             journals = {folder: read_journal(folder, seconds) for folder in request.journal_folders}
+            above = journals[request.journal_folders[0]]
+            if above.run_dir != request.run_dir:
+                catch_up(above, seconds)
+                journals[request.run_dir] = Journal.read(request.run_dir)
             for journal in journals.values():
                 forget(journal, request.forget)
-            queue = _survey(request, journals, cluster)
+            queue = survey_of(request, journals, cluster)
             refuse_changes(request.config, request.run_dir, queue.alive)
             scheduler.cancel(queue.hopeless, seconds)
         except scheduler.NoAnswer as error:
@@ -276,16 +291,20 @@ def _submit_missing(
         claim_run_folder(config, run_dir, update=True)
     write_provenance(run_dir, config)
     ids = {name: list(numbers) for name, numbers in queue.alive.items()}
+    queued = {run_dir: [number for numbers in ids.values() for number in numbers]}
+    code = take_code(run_dir, [run_dir], request.adopt_code, queued)
     journal_of = {
         job.name: journals[request.prepare_home if job.name == PREPARE else run_dir] for job in jobs
     }
-    Submission(config, run_dir, cluster, lock).send_all(jobs, journal_of, queue, ids)
+    Submission(config, run_dir, cluster, lock, code).send_all(jobs, journal_of, queue, ids)
     for job in jobs:
         print(f"  {job.name:<16} job {', '.join(ids[job.name])}")
     return jobs
 
 
-def _survey(request: Request, journals: Mapping[Path, Journal], cluster: str) -> Survey:
+def survey_of(
+    request: Request, journals: Mapping[Path, Journal], cluster: str, seen: Seen | None = None
+) -> Survey:
     """What the queue has of this run: its own jobs, and the one that prepares its store."""
     from hpc_stres.launch.survey import survey
 
@@ -301,7 +320,7 @@ def _survey(request: Request, journals: Mapping[Path, Journal], cluster: str) ->
 
     queue, seconds = Survey(), request.config.cluster.scheduler_seconds
     for journal in journals.values():
-        part = survey(journal, cluster, seconds, matters)
+        part = survey(journal, cluster, seconds, matters, seen)
         queue.alive |= part.alive
         queue.ending |= part.ending
         queue.open |= part.open
@@ -330,7 +349,8 @@ def sbatch_lock(run_dir: Path) -> Path:
     return RunPaths(run_dir).lock.with_name("sbatch.lock")
 
 
-def _show_results(run_dir: Path) -> None:
+def show_results(run_dir: Path) -> None:
+    """The table of a run, and where its report is."""
     from hpc_stres.evaluation.table import read_results, results_table
 
     paths = RunPaths(run_dir)

@@ -16,7 +16,7 @@ from hpc_stres.launch import scheduler
 from hpc_stres.launch.jobs import PREPARE, Job
 from hpc_stres.launch.journal import folder_tag
 from hpc_stres.launch.scheduler import NoAnswer, Token
-from hpc_stres.launch.slurm import sbatch_text
+from hpc_stres.launch.slurm import Members, sbatch_text
 from hpc_stres.run.paths import RunPaths
 from hpc_stres.run.starts import find_start
 from hpc_stres.run.tables import size_text
@@ -119,13 +119,14 @@ def _processors(config: Config, jobs: Sequence[Job]) -> list[str]:
 
 
 def ask_scheduler(
-    config: Config, run_dir: Path, jobs: Sequence[Job]
+    config: Config, run_dir: Path, jobs: Sequence[Job], members: Members | None = None
 ) -> tuple[list[str], list[str]]:
-    """What `sbatch --test-only` says against each job, and notes where it says nothing; no job is made."""
+    """What `sbatch --test-only` says against each job, or against arrays of such, and notes where it says nothing; no
+    job is made."""
     refused: list[str] = []
     notes: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        for job, text in _different(config, run_dir, jobs):
+        for job, text in _different(config, run_dir, jobs, members):
             script = Path(folder) / f"{job.name}.sh"
             script.write_text(text, encoding="utf-8")
             words = ["sbatch", "--test-only", str(script)]
@@ -142,7 +143,9 @@ def ask_scheduler(
     return refused, notes
 
 
-def _different(config: Config, run_dir: Path, jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
+def _different(
+    config: Config, run_dir: Path, jobs: Sequence[Job], members: Members | None
+) -> Iterator[tuple[Job, str]]:
     """One job of each kind of request, without what it waits for."""
     seen = set()
     for number, job in enumerate(jobs, 1):
@@ -156,4 +159,5 @@ def _different(config: Config, run_dir: Path, jobs: Sequence[Job]) -> Iterator[t
         if request not in seen:
             seen.add(request)
             token = Token(f"{folder_tag(run_dir)}-000000", job.name, 0, number)
-            yield job, sbatch_text(config, run_dir, job, "", token)
+            many = None if job.name == PREPARE else members
+            yield job, sbatch_text(config, run_dir, job, "", token, members=many)

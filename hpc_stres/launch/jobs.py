@@ -53,6 +53,8 @@ class Job:
     links: int = 1
     is_alone: bool = False
     """One process that shares its work out among the cores of a node's ranks itself."""
+    uses_mpi: bool = False
+    """Ranks that find each other through MPI, whichever launcher of the site can start that."""
 
     @property
     def ranks(self) -> int:
@@ -72,8 +74,7 @@ def make_jobs(
     _refuse_missing_parents(config, paths, phases, queued)
     jobs: list[Job] = []
     if not store_ready and PREPARE not in queued:
-        prepare = ("prepare", "--config", str(paths.config))
-        jobs.append(Job(PREPARE, (prepare,), (), 1, 1, 0, cluster.minutes, cluster.links, True))
+        jobs.append(_prepare_job(cluster, paths))
     needed = [name for name in phases if not is_done(config, paths, name)]
     todo = [name for name in needed if name not in queued]
     first = () if store_ready else (PREPARE,)
@@ -93,6 +94,18 @@ def make_jobs(
             Job(EVALUATE, commands, last or first, cluster.nodes, per_node, gpus, minutes, links)
         )
     return jobs
+
+
+def _prepare_job(cluster: ClusterConfig, paths: RunPaths) -> Job:
+    """The job that prepares the store: one process for the cores of a node, or MPI ranks."""
+    command = ("prepare", "--config", str(paths.config))
+    own = cluster.prepare
+    minutes, is_mpi = own.minutes or cluster.minutes, own.launcher == "mpi"
+    if is_mpi and cluster.scheduler == "slurm":
+        return Job(
+            PREPARE, (command,), (), own.nodes, own.cores or 1, 0, minutes, cluster.links, False, True
+        )  # fmt: skip
+    return Job(PREPARE, (command,), (), 1, 1, 0, minutes, cluster.links, True)
 
 
 def _refuse_missing_parents(
@@ -253,6 +266,8 @@ class JobCall:
         progress: Path,
         run_dir: Path,
         token: Token | None = None,
+        journal_folder: Path | None = None,
+        code: Path | None = None,
     ) -> None:
         self.job, self.environment, self.progress, self.run_dir = (
             job,
@@ -261,6 +276,10 @@ class JobCall:
             run_dir,
         )
         self.token = token
+        self.journal_folder = journal_folder or run_dir
+        """Where the submission is written down: that of an array is in the folder of its runs."""
+        self.code = code
+        """Folder of the code that was submitted."""
 
     def checkpoint(self) -> None:
         """submitit's word for `may be requeued`; the state is on disk, and who continues is decided
@@ -270,6 +289,7 @@ class JobCall:
         os.environ.update(self.environment)
         os.environ["HPC_STRES_PROGRESS"] = str(self.progress)
         self._name_rank()
+        self._check_code()
         if self._is_abandoned():
             print(
                 f"{self.job.name}: a later submit has replaced this job; it does nothing",
@@ -298,6 +318,18 @@ class JobCall:
         start.end(0)
         return "done"
 
+    def _check_code(self) -> None:
+        """End where this is not the code that was submitted."""
+        if self.code is None or not self._is_first:
+            return
+        from hpc_stres.launch.code import refuse_changed_copy
+
+        try:
+            refuse_changed_copy(self.code)
+        except UserError as error:
+            print(f"hpc-stres {self.job.commands[0][0]}: {error}", file=sys.stderr, flush=True)
+            os._exit(error.code)
+
     @property
     def _on_slurm(self) -> bool:
         return os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
@@ -316,7 +348,8 @@ class JobCall:
         place."""
         if self.token is None:
             return False
-        return self.token.comment in read_json(RunPaths(self.run_dir).jobs).get("abandoned", [])
+        journal = read_json(RunPaths(self.journal_folder).jobs)
+        return self.token.comment in journal.get("abandoned", [])
 
     def _nothing_left(self) -> bool:
         """Whether an earlier link has finished the phase: then this one ends before anything heavy

@@ -9,12 +9,13 @@ import hashlib
 import os
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hpc_stres.errors import UserError
-from hpc_stres.launch.scheduler import Token
+from hpc_stres.launch.scheduler import Token, base
 from hpc_stres.run.paths import RunPaths, read_sealed, write_sealed
 
 
@@ -55,6 +56,8 @@ class Journal:
 
     def __init__(self, run_dir: Path, state: dict[str, Any]) -> None:
         self.run_dir, self.path, self._state = run_dir, RunPaths(run_dir).jobs, state
+        self.accepted: dict[int, str] = {}
+        """Ids of this process's submissions, by attempt."""
 
     @classmethod
     def read(cls, run_dir: Path) -> "Journal":
@@ -63,11 +66,12 @@ class Journal:
         path = RunPaths(run_dir).jobs
         fresh = {
             "run": f"{folder_tag(run_dir)}-{secrets.token_hex(3)}", "folder": str(run_dir.resolve()), "cluster": "",
-            "attempts": 0, "asked": None, "abandoned": [], "jobs": {},
+            "attempts": 0, "asked": None, "abandoned": [], "jobs": {}, "arrays": [],
         }  # fmt: skip
         if not path.exists():
             return cls(run_dir, fresh)
-        state = read_sealed(path, damage_remedy(run_dir))
+        # Before version 0.5 there were no arrays.
+        state = {"arrays": [], **read_sealed(path, damage_remedy(run_dir))}
         if missing := set(fresh) - set(state):
             raise UserError(
                 f"{path}: it has no {', '.join(sorted(missing))}\n{damage_remedy(run_dir)}"
@@ -125,8 +129,9 @@ class Journal:
         return token.comment in self._state["abandoned"]
 
     def knows(self, number: str) -> bool:
-        """Whether a job is in the journal."""
-        return any(number in job.all_ids for job in self.jobs.values())
+        """Whether a job, or the array that it is of, is in the journal."""
+        arrays = {array["id"] for array in self._state["arrays"]}
+        return base(number) in arrays or any(number in job.all_ids for job in self.jobs.values())
 
     def begin(
         self, phase: str, links: int, after: tuple[str, ...], earlier: tuple[str, ...]
@@ -136,9 +141,11 @@ class Journal:
             "ids": [], "links": links, "after": list(after), "user": this_user(), "earlier": list(earlier)
         }  # fmt: skip
 
-    def ask(self, phase: str, link: int, cluster: str) -> Token:
-        """Write down that sbatch is about to be called for a link of a phase; returns the job's
-        token."""
+    def ask(
+        self, phase: str, link: int, cluster: str, array: Mapping[str, Any] | None = None
+    ) -> Token:
+        """Write down that sbatch is about to be called for a link of a phase, or for that of an array of runs; returns
+        the job's token."""
         self._state.pop("moved_from", None)
         self._state["attempts"] += 1
         attempt = self._state["attempts"]
@@ -147,6 +154,7 @@ class Journal:
             "link": link,
             "attempt": attempt,
             "time": time.time(),
+            "array": dict(array) if array is not None else None,
         }
         self._state["cluster"] = cluster
         self.write()
@@ -155,7 +163,13 @@ class Journal:
     def accept(self, number: str) -> None:
         """Write down the id of the job that was asked for."""
         asked = self._state["asked"]
-        self._state["jobs"][asked["phase"]]["ids"].append(number)
+        array = asked.get("array")
+        if array is None:
+            self._state["jobs"][asked["phase"]]["ids"].append(number)
+        else:
+            place = {"id": number, "phase": asked["phase"], "link": asked["link"], "is_told": False}
+            self._state["arrays"].append(array | place)
+        self.accepted[asked["attempt"]] = number
         self._state["asked"] = None
         self.write()
 
@@ -168,8 +182,31 @@ class Journal:
         self._state["asked"] = None
         self.write()
 
+    @property
+    def untold(self) -> list[dict[str, Any]]:
+        """Arrays that are in the queue, and not yet in the journals of all their runs."""
+        return [array for array in self._state["arrays"] if not array["is_told"]]
+
+    def told(self, number: str) -> None:
+        """Write down that each run's journal has its element of an array."""
+        for array in self._state["arrays"]:
+            array["is_told"] |= array["id"] == number
+        self.write()
+
+    def hear(self, array: Mapping[str, Any], index: int) -> None:
+        """An element of an array is a job of this run, as if it had been submitted alone."""
+        number = f"{array['id']}_{index}"
+        if self.knows(number):
+            return
+        phase, own = array["phase"], array["runs"][str(index)]
+        if array["link"] == 0 or phase not in self._state["jobs"]:
+            self.begin(phase, array["links"], tuple(own["after"]), tuple(own["earlier"]))
+        self._state["jobs"][phase]["ids"].append(number)
+        self.write()
+
     def drop(self, numbers: set[str]) -> None:
         """Leave jobs out that have ended, or that somebody is certain of."""
+        self._state["arrays"] = [a for a in self._state["arrays"] if a["id"] not in numbers]
         for job in self._state["jobs"].values():
             job["ids"] = [number for number in job["ids"] if number not in numbers]
             job["earlier"] = [number for number in job["earlier"] if number not in numbers]

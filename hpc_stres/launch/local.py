@@ -1,11 +1,12 @@
 """The same jobs as processes of this machine: submitit's local executor, one progress view."""
 
+import itertools
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,53 +28,57 @@ STOP_SECONDS = 45.0
 class LocalRun:
     """Runs jobs as their predecessors finish; a job whose predecessor failed never starts."""
 
-    def __init__(self, config: Config, run_dir: Path, jobs: list[Job]) -> None:
+    def __init__(
+        self, config: Config, run_dir: Path, jobs: list[Job], code: Path | None = None
+    ) -> None:
         self.config, self.paths, self.jobs = config, RunPaths(run_dir), jobs
+        self.code = code
         self.running: dict[str, Any] = {}
         self.links: dict[str, int] = {}
         self.done: set[str] = set()
         self.failed: dict[str, str] = {}
         self.begun: dict[str, float] = {}
         self.started = time.monotonic()
+        self.beside = 1
+        """How many runs share this machine's cores."""
+        self.title = ""
+        """What is written before its lines, where there are several."""
 
     def run(self) -> None:
         """All jobs, to the end or to the first failure."""
-        screen = Screen()
-        tell_of_missing_kernels()
-        # A script's background job begins with SIGINT ignored; `--cancel` must end it all the same.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
-            while len(self.done) < len(self.jobs):
-                self._start_ready()
-                self._collect(screen)
-                screen.show([self._line(name) for name in self.running])
-                if self.failed and not self.running:
-                    break
-                time.sleep(POLL_SECONDS)
-        except KeyboardInterrupt:
-            self._stop_all()
-            raise Interrupted(
-                f"interrupted; what is done is kept: {self.paths.root}\nThe same command resumes there."
-            ) from None
-        screen.close()
+        for failure in run_together([self], 1):
+            raise UserError(failure)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all jobs are done, or one failed and no other runs."""
+        return len(self.done) == len(self.jobs) or (bool(self.failed) and not self.running)
+
+    def step(self, screen: "Screen") -> None:
+        """Start what may start, and look at what runs."""
+        self._start_ready()
+        self._collect(screen)
+
+    def lines(self) -> list[str]:
+        """How far each running job is."""
+        return [self.title + self._line(name) for name in self.running]
+
+    def outcome(self, screen: "Screen") -> str:
+        """Say how it ended; what failed, or an empty text."""
         if not self.failed and len(self.jobs) > 1:
-            screen.say(f"  {'all jobs':<16} done, took {duration(time.monotonic() - self.started)}")
-        if self.failed:
-            name, log = next(iter(self.failed.items()))
-            waiting = [
-                job.name
-                for job in self.jobs
-                if job.name not in self.done and job.name not in self.failed
-            ]
-            text = f"job {name} failed; its log: {log}\n{_last_lines(Path(log))}"
-            raise UserError(
-                text
-                + (
-                    f"\nnot started, because they wait for it: {', '.join(waiting)}"
-                    if waiting
-                    else ""
-                )
-            )
+            took = duration(time.monotonic() - self.started)
+            screen.say(f"  {self.title}{'all jobs':<16} done, took {took}")
+        if not self.failed:
+            return ""
+        name, log = next(iter(self.failed.items()))
+        waiting = [
+            job.name
+            for job in self.jobs
+            if job.name not in self.done and job.name not in self.failed
+        ]
+        text = f"job {name} failed; its log: {log}\n{_last_lines(Path(log))}"
+        never = f"\nnot started, because they wait for it: {', '.join(waiting)}" if waiting else ""
+        return text + never
 
     def _start_ready(self) -> None:
         ready = [
@@ -83,7 +88,7 @@ class LocalRun:
             and not self.failed
             and all(name in self.done for name in job.after)
         ]  # fmt: skip
-        together = len(ready) + len(self.running)
+        together = (len(ready) + len(self.running)) * self.beside
         for job in ready:
             self.begun.setdefault(job.name, time.monotonic())
             self.running[job.name] = self._submit(job, together)
@@ -107,8 +112,9 @@ class LocalRun:
         environment = {"MASTER_PORT": str(_free_port()), "HPC_STRES_THREADS": str(threads)}
         progress = self.progress_file(job.name)
         progress.unlink(missing_ok=True)
-        with _stderr_to(folder / "controller.log"):
-            return executor.submit(JobCall(job, environment, progress, self.paths.root))
+        call = JobCall(job, environment, progress, self.paths.root, code=self.code)
+        with _stderr_to(folder / "controller.log"), _imports_from(self.code):
+            return executor.submit(call)
 
     def _ranks(self, job: Job) -> int:
         """Evaluation is single-threaded by rank, so it takes a rank a core."""
@@ -129,7 +135,9 @@ class LocalRun:
             if code == 0:
                 self.done.add(name)
                 took = duration(time.monotonic() - self.begun[name])
-                screen.say(f"  {name:<16} done, took {took}  {self._note(name)}".rstrip())
+                screen.say(
+                    f"  {self.title}{name:<16} done, took {took}  {self._note(name)}".rstrip()
+                )
             elif code == EXIT_CONTINUE and self.links.get(name, 1) < MAX_LINKS:
                 self.links[name] = self.links.get(name, 1) + 1
             else:
@@ -141,13 +149,44 @@ class LocalRun:
     def _line(self, name: str) -> str:
         return str(read_json(self.progress_file(name)).get("line") or f"{name:<16} starting")
 
-    def _stop_all(self) -> None:
+    def stop(self) -> None:
         """End what runs, and wait for its end: whoever submits again must not meet it."""
         for job in self.running.values():
             job.cancel()
         deadline = time.monotonic() + STOP_SECONDS
         while time.monotonic() < deadline and not all(job.done() for job in self.running.values()):
             time.sleep(POLL_SECONDS)
+
+
+def run_together(runs: Iterable[LocalRun], at_once: int) -> list[str]:
+    """Some runs at once, to the end; a run that fails ends no other. What failed, a text a run."""
+    screen, waiting, active = Screen(), iter(runs), list[LocalRun]()
+    failures: list[str] = []
+    tell_of_missing_kernels()
+    # A script's background job begins with SIGINT ignored; `--cancel` must end it all the same.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        while True:
+            active += itertools.islice(waiting, at_once - len(active))
+            if not active:
+                break
+            for run in list(active):
+                run.step(screen)
+                if run.is_over:
+                    active.remove(run)
+                    failures += filter(None, [run.outcome(screen)])
+            screen.show([line for run in active for line in run.lines()])
+            if active:
+                time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        for run in active:
+            run.stop()
+        kept = ", ".join(str(run.paths.root) for run in active)
+        raise Interrupted(
+            f"interrupted; what is done is kept: {kept}\nThe same command resumes there."
+        ) from None
+    screen.close()
+    return failures
 
 
 @contextmanager
@@ -163,6 +202,26 @@ def _stderr_to(path: Path) -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+@contextmanager
+def _imports_from(code: Path | None) -> Iterator[None]:
+    """Processes that are started in this block find the package there first, and not in the folder that they are
+    started in."""
+    changes = {} if code is None else {"PYTHONSAFEPATH": "1"}
+    if code is not None:
+        before = os.environ.get("PYTHONPATH")
+        changes["PYTHONPATH"] = os.pathsep.join(filter(None, [str(code), before]))
+    kept = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _exit_code(job: Any) -> int:

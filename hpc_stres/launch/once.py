@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hpc_stres.config.schema import Config
 from hpc_stres.errors import UserError
@@ -19,6 +20,10 @@ LOOKS = 3
 CANCEL_PATIENCE_SECONDS = 60.0
 
 
+# What the journal notes of an array, and its runs.
+Array = tuple[dict[str, Any], slurm.Members]
+
+
 class Refused(UserError):
     """sbatch refused a job, and the job is not in the queue."""
 
@@ -32,11 +37,18 @@ class Submission:
     cluster: str
     lock: int
     """Descriptor of the lock that each sbatch inherits."""
+    code: Path | None = None
+    """Folder of the code that jobs run; none: the live one."""
     made: list[tuple[Journal, str]] = field(default_factory=list)
 
     @property
     def _seconds(self) -> float:
         return self.config.cluster.scheduler_seconds
+
+    @property
+    def _numbers(self) -> list[str]:
+        """Ids of jobs and arrays; those of elements are in the journals of their runs alone."""
+        return list(dict.fromkeys(scheduler.base(number) for _, number in self.made))
 
     def send_all(
         self,
@@ -63,21 +75,32 @@ class Submission:
                 journal.begin(job.name, links, job.after, tuple(earlier))
             for link in range(len(ids[job.name]), links):
                 dependency = slurm.dependency_of(job, ids, link, earlier)
-                try:
-                    ids[job.name].append(self._send(journal, job, link, dependency))
-                except Refused as error:
-                    raise UserError(f"{error}\n{self._take_back()}") from None
-                except NoAnswer as error:
-                    raise NoAnswer(f"{str(error).splitlines()[0]}\n{self.state()}") from None
-                except KeyboardInterrupt:
-                    raise Interrupted(f"interrupted at {job.name}\n{self.state()}") from None
+                ids[job.name].append(self.guarded(journal, job, link, dependency))
 
-    def _send(self, journal: Journal, job: Job, link: int, dependency: str) -> str:
+    def guarded(
+        self, journal: Journal, job: Job, link: int, dependency: str, array: Array | None = None
+    ) -> str:
+        """One job or array; what goes wrong says what is left in the queue."""
+        try:
+            return self._send(journal, job, link, dependency, array)
+        except Refused as error:
+            raise UserError(f"{error}\n{self._take_back()}") from None
+        except NoAnswer as error:
+            raise NoAnswer(f"{str(error).splitlines()[0]}\n{self.state()}") from None
+        except KeyboardInterrupt:
+            raise Interrupted(f"interrupted at {job.name}\n{self.state()}") from None
+
+    def _send(
+        self, journal: Journal, job: Job, link: int, dependency: str, array: Array | None = None
+    ) -> str:
         """One job; a controller that is busy is asked again, but only after a look whether it took
         the job."""
+        note, members = array or (None, None)
         for pause in (*RETRY_SECONDS, None):
-            token = journal.ask(job.name, link, self.cluster)
-            script = slurm.write_job(self.config, journal.run_dir, job, dependency, token)
+            token = journal.ask(job.name, link, self.cluster, note)
+            script = slurm.write_job(
+                self.config, journal.run_dir, job, dependency, token, self.code, members
+            )
             answer: Answer | None = None
             try:
                 answer = scheduler.sbatch(script, token, self._seconds, (self.lock,))
@@ -124,13 +147,12 @@ class Submission:
                         "answer either"
                     ) from None
             else:
-                ids = journal.jobs[token.phase].ids
-                return ids[token.link] if len(ids) > token.link else ""
+                return journal.accepted.get(token.attempt, "")
         raise AssertionError("the last look returns or raises")
 
     def _take_back(self) -> str:
         """Cancel what this submission has submitted; says what came of that."""
-        numbers = [number for _, number in self.made]
+        numbers = self._numbers
         if not numbers:
             return "Nothing of this submission was left in the queue."
         try:
@@ -143,10 +165,10 @@ class Submission:
         if left:
             return f"Jobs {', '.join(row.number for row in left)} were cancelled and are still in the queue."
         for journal in {id(journal): journal for journal, _ in self.made}.values():
-            journal.drop(set(numbers))
+            journal.drop({number for _, number in self.made})
         return "Nothing of this submission was left in the queue."
 
     def state(self) -> str:
         """What is in the queue of this submission, and what the same command does."""
-        numbers = ", ".join(number for _, number in self.made) or "none"
+        numbers = ", ".join(self._numbers) or "none"
         return f"Submitted so far: {numbers}. The same command looks for the rest and submits only what is missing."

@@ -82,6 +82,16 @@ class Token:
         return cls(match["run"], match["phase"], int(match["link"]), int(match["attempt"]))
 
 
+def base(number: str) -> str:
+    """Id of the array that an element is of: 17 of 17_3; a job's own id elsewhere."""
+    return number.partition("_")[0]
+
+
+def order(number: str) -> tuple[int, ...]:
+    """Ids in the order in which they were given."""
+    return tuple(int(part) for part in number.split("_"))
+
+
 @dataclass(frozen=True)
 class Row:
     """One job as squeue shows it."""
@@ -159,6 +169,7 @@ def look(seconds: float, numbers: Sequence[str] = ()) -> list[Row]:
     words = [
         "squeue",
         "-h",
+        "-r",  # a row for each element of an array
         "-t",
         "all",
         "-o",
@@ -242,8 +253,9 @@ def number_of(token: Token, seconds: float) -> str:
             f"the scheduler does not answer: scontrol: {answer.reason}\nTry again when it does."
         )
     for line in answer.out.splitlines():
-        if f"JobName={token.name} " in line and (match := re.match(r"JobId=(\d+)", line)):
-            return match[1]
+        match = re.match(r"JobId=(\d+)(?: ArrayJobId=(\d+))?", line)
+        if f"JobName={token.name} " in line and match:
+            return match[2] or match[1]
     return ""
 
 
@@ -288,7 +300,7 @@ def number_in(answer: Answer) -> str:
 def cancel(numbers: Iterable[str], seconds: float) -> None:
     """Cancel jobs, waiting ones first and the last submitted first, so that none starts because
     another ended."""
-    wanted = sorted(set(numbers), key=int, reverse=True)
+    wanted = sorted(set(numbers), key=order, reverse=True)
     if not wanted:
         return
     call(["scancel", "--state=PENDING", *wanted], seconds)
@@ -300,12 +312,12 @@ def cancel(numbers: Iterable[str], seconds: float) -> None:
 
 
 def wait_until_gone(numbers: Iterable[str], seconds: float, patience_seconds: float) -> list[Row]:
-    """Wait until none of these jobs waits or runs; returns those that still do when the patience is
+    """Wait until none of these jobs or arrays waits or runs; returns those that still do when the patience is
     over."""
     wanted, deadline = set(numbers), time.monotonic() + patience_seconds
     while True:
-        rows = {row.number: row for row in look(seconds) if row.number in wanted}
-        for number in sorted(wanted - set(rows)):
+        rows = {row.number: row for row in look(seconds) if wanted & {row.number, base(row.number)}}
+        for number in sorted(wanted - {name for n in rows for name in (n, base(n))}):
             state = state_of(number, seconds)
             rows[number] = Row(
                 number, "UNKNOWN" if state is None else state or "COMPLETED", "", "", None

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpc_stres.config.cluster import ClusterConfig
 from hpc_stres.config.recipe import ordered_phases
 from hpc_stres.config.schema import Config
 from hpc_stres.errors import ConfigError
@@ -57,9 +58,8 @@ class Shape:
         ]  # fmt: skip
 
 
-def parse_shapes(text: str, config: Config) -> list[Shape]:
+def parse_shapes(text: str, cluster: ClusterConfig) -> list[Shape]:
     """`4x8x1440,8x8x720`, or `auto`: 1 to 8 nodes as the config asks for them."""
-    cluster = config.cluster
     if text == "auto":
         return [Shape(nodes, cluster.gpus_per_node, cluster.minutes) for nodes in AUTO_NODES]
     found = []

@@ -2,12 +2,14 @@
 
   python launch/submit.py --config configs/binding.yaml --phase all --cluster local
   python launch/submit.py --config configs/ucf101.yaml --nodes 4 --gpus-per-node 4 --phase all
+  python launch/submit.py --config configs/ucf101.yaml --nodes 4 --split all --seeds 1,2,3 --at-once 4
   python launch/submit.py --cancel runs/ucf101
 
 Phases that are done or in the queue are not submitted again; the same command resumes after a
 failure, a time-out or a kill, and looks first for what the scheduler has. --dry-run prints the
-jobs, the cut of each global batch and the sbatch scripts, and submits nothing. --cancel ends all
-jobs of a run.
+jobs, the cut of each global batch and the sbatch scripts, and submits nothing. --split all and
+--seeds submit several runs as one job array a phase. --cancel ends all jobs of a run, or of the
+folder of several.
 
 Exit status: 0 submitted (or nothing to do), 1 failed (a scheduler that does not answer, a failed job), 2 wrong command
 line or config, 130 interrupted.
@@ -20,12 +22,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hpc_stres import SOURCES
 from hpc_stres.config.cluster import ClusterConfig
 from hpc_stres.config.loading import CONFIGS, load_config
 from hpc_stres.config.schema import Config
 from hpc_stres.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from hpc_stres.launch.study import Study
 
 INTERRUPTED = 130
 MOST_SPLITS = 99
@@ -60,8 +66,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split", metavar="N", help="number of a split, or all: a run folder for each"
     )
     parser.add_argument(
+        "--seeds", metavar="1,2,3", help="a run folder for each of these seeds, and for each split"
+    )
+    parser.add_argument(
+        "--at-once", type=int, metavar="N", help="of several runs, the most jobs that run at once"
+    )
+    parser.add_argument(
         "--allow-cpu", action="store_true", help="train on CPUs what would take them weeks"
     )
+    parser.add_argument(
+        "--adopt-code", action="store_true", help="resume with newer code than the run began with"
+    )
+    parser.add_argument(
+        "--remove-old-code", metavar="RUNS",
+        help="remove copies of code under this folder of runs that none of them names, and submit nothing",
+    )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted")
     parser.add_argument(
         "--watch", action="store_true", help="on Slurm: watch the jobs after submitting them"
@@ -85,12 +104,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def resolve(args: argparse.Namespace, split: int | None) -> Config:
+def resolve(args: argparse.Namespace, split: int | None, seed: int | None = None) -> Config:
     """The config with the command line laid over it."""
     overrides = list(args.overrides)
     for key, value in (("nodes", args.nodes), ("gpus_per_node", args.gpus_per_node)):
         overrides += [f"cluster.{key}={value}"] if value is not None else []
     overrides += [f"data.split={split}"] if split is not None else []
+    overrides += [f"seed={seed}"] if seed is not None else []
     return load_config(args.config, overrides, profile_of(args.cluster))
 
 
@@ -141,40 +161,78 @@ def refuse_without_scheduler(cluster: ClusterConfig, is_dry_run: bool) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from hpc_stres.launch.chain import Request, preview, share_a_store, submit
+    from hpc_stres.launch.study import Study
 
     if args.cancel is not None:
         from hpc_stres.launch.cancel import cancel_run
 
         cancel_run(Path(args.cancel).absolute())
         return
-    every = args.split == "all"
-    splits = _splits(args)
-    configs = [resolve(args, split) for split in splits]
-    refuse_without_scheduler(configs[0].cluster, args.dry_run)
+    if args.remove_old_code is not None:
+        from hpc_stres.launch.code import remove_old_code
+
+        remove_old_code(Path(args.remove_old_code).resolve())
+        return
     root = Path(args.run_dir or Path("runs") / Path(args.config).stem).resolve()
     if root.exists() and not root.is_dir():
         raise ConfigError(f"--run-dir {root}: this is a file; name a folder")
-    group = root if every and share_a_store(configs) else None
+    made = {root / name: resolve(args, split, seed) for name, (split, seed) in _runs(args).items()}
+    configs = list(made.values())
+    refuse_without_scheduler(configs[0].cluster, args.dry_run)
+    together = list(made) != [root]
+    group = root if together and share_a_store(configs) else None
     requests = [
-        Request(
-            config,
-            root / f"split{split}" if every else root,
-            args.phase,
-            group,
-            args.forget,
-            args.allow_cpu,
-        )
-        for split, config in zip(splits, configs, strict=True)
+        Request(config, folder, args.phase, group, args.forget, args.allow_cpu, args.adopt_code)
+        for folder, config in made.items()
     ]
-    if args.dry_run:
+    if together:
+        submit_together(Study(root, requests, args.at_once), args.dry_run)
+    elif args.dry_run:
         preview(requests)
-        return
-    for request in requests:
-        submit(request)
-    if args.watch and configs[0].cluster.scheduler == "slurm":
+    else:
+        submit(requests[0])
+    if args.watch and not args.dry_run and configs[0].cluster.scheduler == "slurm":
         from hpc_stres.launch.status import watch
 
         watch([request.run_dir for request in requests])
+
+
+def submit_together(study: "Study", is_dry_run: bool) -> None:
+    """Submit several runs, or print what would be submitted."""
+    from hpc_stres.launch.chain import preview
+    from hpc_stres.launch.study import preview_study, submit_study
+
+    if study.at_once is not None and study.at_once < 1:
+        raise ConfigError(f"--at-once {study.at_once}: expected 1 or more")
+    if not is_dry_run:
+        submit_study(study)
+    elif study.requests[0].config.cluster.scheduler == "slurm":
+        preview_study(study)
+    else:
+        preview(study.requests)
+
+
+def _runs(args: argparse.Namespace) -> dict[str, tuple[int | None, int | None]]:
+    """Split and seed of each run, by the name of its folder under that of the submission."""
+    seeds = [None] if args.seeds is None else list(seeds_of(args.seeds))
+    splits = _splits(args)
+    every = args.split == "all"
+    return {
+        "/".join(
+            [*([f"seed{seed}"] if seed is not None else []), *([f"split{split}"] if every else [])]
+        ): (split, seed)
+        for seed in seeds
+        for split in splits
+    }
+
+
+def seeds_of(text: str) -> tuple[int, ...]:
+    """The numbers of --seeds."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    is_numbers = all(word.isascii() and word.isdigit() for word in words)
+    if not words or not is_numbers or len({int(word) for word in words}) < len(words):
+        raise ConfigError(f"--seeds {text}: expected different whole numbers with commas between")
+    return tuple(map(int, words))
 
 
 def _splits(args: argparse.Namespace) -> list[int | None]:

@@ -7,7 +7,7 @@ Where nobody says, the submit ends.
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,12 +42,26 @@ class Survey:
     """What was learnt on the way, to be shown."""
 
 
+# State and exit status by id, as the accounting has them.
+Ends = Mapping[str, tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One look at the queue, and what the accounting says of what it does not list."""
+
+    rows: list[Row]
+    ended: Ends
+
+
 def survey(
-    journal: Journal, cluster: str, seconds: float, matters: Callable[[str], bool]
-) -> Survey:
-    """Look at the queue; `matters` says whether the fate of a phase's jobs decides anything."""
+    journal: Journal, cluster: str, seconds: float, matters: Callable[[str], bool], seen: Seen | None = None
+) -> Survey:  # fmt: skip
+    """Look at the queue; `matters` says whether the fate of a phase's jobs decides anything. Runs that are submitted
+    together share one look."""
     _refuse_other_cluster(journal, cluster, matters)
-    rows = scheduler.look(seconds)
+    seen = seen or Seen(scheduler.look(seconds), {})
+    rows = seen.rows
     queue = Survey()
     if journal.asked is not None:
         rows = settle(journal, rows, seconds, queue.notes)
@@ -55,7 +69,7 @@ def survey(
     by_number = {row.number: row for row in rows}
     for phase, job in journal.jobs.items():
         if matters(phase):
-            _sort(queue, phase, job, fates_of(job, by_number, seconds))
+            _sort(queue, phase, job, fates_of(job, by_number, seconds, seen.ended))
     return queue
 
 
@@ -71,11 +85,14 @@ def _sort(queue: Survey, phase: str, job: Submitted, fates: dict[str, Row]) -> N
     queue.hopeless += [number for number in job.all_ids if fates[number].never_starts]
 
 
-def fates_of(job: Submitted, rows: dict[str, Row], seconds: float) -> dict[str, Row]:
+def fates_of(
+    job: Submitted, rows: dict[str, Row], seconds: float, known: Ends | None = None
+) -> dict[str, Row]:
     """What became of each of a phase's jobs; refuses when that cannot be known."""
     fates = {number: rows[number] for number in job.all_ids if number in rows}
     missing = [number for number in job.all_ids if number not in rows]
-    ended = scheduler.accounted(missing, seconds)
+    ended = dict(known or {})
+    ended |= scheduler.accounted([number for number in missing if number not in ended], seconds)
     for number in missing:
         state = ended[number][0] if number in ended else ""
         if state not in ENDED_STATES:
@@ -138,7 +155,7 @@ def settle(journal: Journal, rows: list[Row], seconds: float, notes: list[str]) 
 
 def number_in(rows: list[Row], token: Token) -> str:
     """Id of the job with this token; empty: none."""
-    return next((row.number for row in rows if row.token == token), "")
+    return next((scheduler.base(row.number) for row in rows if row.token == token), "")
 
 
 def _treat_strays(journal: Journal, rows: list[Row], seconds: float, notes: list[str]) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from hpc_stres.config.schema import Config
+from hpc_stres.config.recipe import Phases
 from hpc_stres.errors import UserError
 from hpc_stres.run.attempts import Attempt, read_attempts
 from hpc_stres.run.paths import RunPaths, read_json, read_sealed
@@ -75,7 +75,7 @@ class Account:
         return found
 
 
-def account(config: Config, run_dir: Path, now: float | None = None) -> Account:
+def account(phases: Phases, run_dir: Path, now: float | None = None) -> Account:
     """What became of the time of a run's jobs."""
     moment = time.time() if now is None else now
     paths, found = (
@@ -83,19 +83,19 @@ def account(config: Config, run_dir: Path, now: float | None = None) -> Account:
         Account(planned_node_hours=planned_node_hours(RunPaths(run_dir))),
     )
     attempts = read_attempts(run_dir)
-    rows = {phase: sift_metrics(paths.phase(phase))[0] for phase in config.phases}
+    rows = {phase: sift_metrics(paths.phase(phase))[0] for phase in phases}
     ends = {
         (a.job, a.restart): _end(paths, a, attempts, rows.get(a.phase, []), moment)
         for a in attempts
     }
     for number, attempt in enumerate(attempts):
         end = ends[attempt.job, attempt.restart]
-        if attempt.phase in rows and config.phases[attempt.phase].kind == "train":
+        if attempt.phase in rows and phases[attempt.phase].kind == "train":
             costs = _of_training(attempt, end, rows[attempt.phase])
         else:
             took = end - attempt.begin
             costs = Costs(evaluation=took) if attempt.phase == EVALUATE else Costs(other=took)
-        costs.queue = _queue(config, attempt, attempts[:number], ends)
+        costs.queue = _queue(phases, attempt, attempts[:number], ends)
         costs.attempts, count = 1, max(1, len(attempt.nodes))
         lost = costs.startup + costs.checkpoints + costs.repeated
         costs.node_hours, costs.lost_node_hours = costs.busy * count / 3600, lost * count / 3600
@@ -159,18 +159,18 @@ def _steps(mine: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]])
 
 
 def _queue(
-    config: Config, attempt: Attempt, earlier: Sequence[Attempt], ends: Mapping[tuple[str, int], float]
+    phases: Phases, attempt: Attempt, earlier: Sequence[Attempt], ends: Mapping[tuple[str, int], float]
 ) -> float:  # fmt: skip
     """How long an attempt waited once nothing was left that it had to wait for."""
     if attempt.submitted is None:
         return 0.0
-    if attempt.phase in config.phases:
-        waits_for = {PREPARE, attempt.phase, *config.phases[attempt.phase].starts_from}
+    if attempt.phase in phases:
+        waits_for = {PREPARE, attempt.phase, *phases[attempt.phase].starts_from}
     else:
         waits_for = (
             {PREPARE, attempt.phase}
             if attempt.phase == PREPARE
-            else {PREPARE, attempt.phase, *config.phases}
+            else {PREPARE, attempt.phase, *phases}
         )
     ready = [attempt.submitted]
     ready += [ends[a.job, a.restart] for a in earlier if a.phase in waits_for]

@@ -6,7 +6,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,16 @@ class RunPaths:
     @property
     def jobs(self) -> Path:
         return self.root / "jobs.json"
+
+    @property
+    def code(self) -> Path:
+        """Which code the run is of."""
+        return self.root / "code.json"
+
+    @property
+    def runs(self) -> Path:
+        """Of a folder of runs that were submitted together: their names, in the order of their indices."""
+        return self.root / "runs.json"
 
     @property
     def plan(self) -> Path:
@@ -148,6 +158,24 @@ def split_folders(root: Path) -> list[Path]:
     return [path for path in _numbered(root) if RunPaths(path).config.is_file()]
 
 
+def runs_together(root: Path) -> list[Path]:
+    """Run folders that were submitted together under this folder, or its splits; none where it is a run itself."""
+    if RunPaths(root).config.is_file():
+        return []
+    named = [root / str(name) for name in read_json(RunPaths(root).runs).get("runs", [])]
+    found = [folder for folder in named if RunPaths(folder).config.is_file()]
+    return found or split_folders(root)
+
+
+def study_folder(run_dir: Path) -> Path | None:
+    """The folder of runs that a run was submitted with; none for a run of its own."""
+    for above in list(run_dir.parents)[:2]:
+        names = read_json(RunPaths(above).runs).get("runs", [])
+        if run_dir.relative_to(above).as_posix() in names:
+            return above
+    return None
+
+
 def _numbered(root: Path) -> list[Path]:
     """Its folders split1, split2 and so on, in the order of their numbers."""
     found = [path for path in root.glob("split*") if re.fullmatch(r"split[1-9]\d?", path.name)]
@@ -160,12 +188,25 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
+        with naming(path):
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what failed first must be said
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """The kernel's errors know no name where a file is open already: give them this one, for whoever tells the user."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def _sync(path: Path) -> None:

@@ -76,6 +76,26 @@ PartitionName=main Nodes=n[1-4] Default=YES MaxTime=UNLIMITED State=UP PriorityT
 PartitionName=urgent Nodes=n[1-4] MaxTime=UNLIMITED State=UP PriorityTier=10 PreemptMode=OFF
 """
 
+# What a site adds: accounts, QOS limits and wckeys that are enforced, GPUs on three of its nodes, and a partition
+# without any.
+SITE_CONF = """GresTypes=gpu
+NodeName=DEFAULT NodeHostname=localhost NodeAddr=127.0.0.1 CPUs=4 RealMemory=4000 State=UNKNOWN
+AccountingStorageEnforce=associations,limits,qos,wckeys
+TrackWCKey=yes
+NodeName=n[1-3] Port=[{node}-{node_gpu}] Gres=gpu:a100:4 Feature=a100
+NodeName=n4 Port={node_last}
+PartitionName=gpu Nodes=n[1-3] MaxTime=2-0 State=UP AllowQos=normal,long
+PartitionName=cpu Nodes=n4 MaxTime=1-0 State=UP
+"""
+SITE_GRES = "NodeName=n[1-3] Name=gpu Type=a100 File={root}/gpu[0-3]\n"
+SITE_ACCOUNTS = (
+    "add account proj1234",
+    "add qos long",
+    "add qos small MaxSubmitJobsPerUser=2",
+    "add user root account=proj1234 wckey=thesis",
+    "modify user root set qos=normal,long,small DefaultWCKey=thesis",
+)
+
 SLURMDBD_CONF = """AuthType=auth/munge
 AuthInfo={root}/munge.socket
 DbdHost=localhost
@@ -120,14 +140,15 @@ def free_ports(count):
 class PrivateSlurm:
     """The daemons, started in order, and the environment that points commands at them."""
 
-    def __init__(self, root):
-        self.root = Path(root)
+    def __init__(self, root, is_site=False):
+        self.root, self.is_site = Path(root), is_site
         first = free_ports(7)
         ports = {
             "ctld": first,
             "dbd": first + 1,
             "db": first + 2,
             "node": first + 3,
+            "node_gpu": first + 5,
             "node_last": first + 6,
         }
         self.ports = {"root": self.root, **ports}
@@ -148,14 +169,23 @@ class PrivateSlurm:
             *(f"{kind}/{node}" for kind in ("spool", "tmp") for node in NODES),
         ):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
-        (self.root / "slurm.conf").write_text(SLURM_CONF.format(**self.ports))
-        (self.root / "slurmdbd.conf").write_text(SLURMDBD_CONF.format(**self.ports))
+        conf, accounting = SLURM_CONF, SLURMDBD_CONF
+        if self.is_site:
+            conf = conf.partition("NodeName=")[0] + SITE_CONF
+            accounting += "TrackWCKey=yes\n"
+            (self.root / "gres.conf").write_text(SITE_GRES.format(**self.ports))
+            for number in range(4):
+                (self.root / f"gpu{number}").touch()
+        (self.root / "slurm.conf").write_text(conf.format(**self.ports))
+        (self.root / "slurmdbd.conf").write_text(accounting.format(**self.ports))
         (self.root / "slurmdbd.conf").chmod(0o600)
         self._start_munge()
         self._start_database()
         self._spawn("slurmdbd", ["slurmdbd", "-D"])
         self.wait(lambda: self.ok("sacctmgr", "-n", "list", "cluster"), "slurmdbd")
         self.run("sacctmgr", "-i", "add", "cluster", "stres", check=False)
+        for words in SITE_ACCOUNTS if self.is_site else ():
+            self.run("sacctmgr", "-i", *words.split())
         self._spawn("slurmctld", ["slurmctld", "-D", "-f", str(self.root / "slurm.conf")])
         for node in NODES:
             self.start_node(node)
@@ -284,10 +314,13 @@ class PrivateSlurm:
 
     def all_idle(self):
         """Whether all nodes wait for work."""
-        return (
-            self.run("sinfo", "-h", "-p", "main", "-N", "-o", "%t", check=False).stdout.split()
-            == ["idle"] * 4
-        )
+        return set(self.node_states()) == {"idle"}
+
+    def node_states(self):
+        """State of each node."""
+        shown = self.run("sinfo", "-h", "-N", "-o", "%N %t", check=False).stdout.splitlines()
+        states = dict(line.split() for line in shown)
+        return [states.get(node, "") for node in NODES]
 
     def queue(self):
         """Ids of jobs that are pending, running or ending."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hpc_stres.config.cluster import PrepareJobConfig
 from hpc_stres.config.loading import load_config
 from hpc_stres.errors import UserError
 from hpc_stres.launch import jobs as job_list
@@ -113,8 +114,9 @@ def test_sbatch_text_is_the_golden_one(config, elsewhere):
 
 def test_a_profile_with_image_modules_and_requeue_is_in_the_sbatch_text(config, elsewhere):
     cluster = dataclasses.replace(
-        config.cluster, partition="gpu", cpu_partition="serial", cpus_per_rank=8, gpu_type="h100", exclusive=True,
-        continuation="requeue", modules=("cuda/12", "openmpi"), image="/images/hpc stres.sif", binds=("/scratch",),
+        config.cluster, partition="gpu", prepare=PrepareJobConfig(partition="serial"),
+        cpus_per_rank=8, gpu_type="h100", exclusive=True, continuation="requeue",
+        modules=("cuda/12", "openmpi"), image="/images/hpc stres.sif", binds=("/scratch",),
         environment={"NCCL_SOCKET_IFNAME": "ib0", "NCCL_IB_DISABLE": 0}, constraint="a100",
     )  # fmt: skip
     data = dataclasses.replace(config.data, root="/data")
@@ -137,7 +139,9 @@ def test_one_process_of_a_phase_has_the_cores_of_a_nodes_ranks_and_a_single_rank
     }
     assert cores_of(wide, jobs["all_idt"]) == 12
     assert cores_of(wide, jobs["motion"]) == 3
-    single = tiny_config(tmp_path, *settings, "cluster.ranks_per_node=1", "cluster.prepare_cpus=16")
+    single = tiny_config(
+        tmp_path, *settings, "cluster.ranks_per_node=1", "cluster.prepare.cores=16"
+    )
     jobs = {
         job.name: job for job in job_list.make_jobs(single, tmp_path, ["all_idt", "motion"], True)
     }
@@ -146,7 +150,7 @@ def test_one_process_of_a_phase_has_the_cores_of_a_nodes_ranks_and_a_single_rank
 
 
 def cores_of(config, job):
-    return parameters(config.cluster, Path("/run"), job, "", token(job.name))["cpus_per_task"]
+    return parameters(config.cluster, job, "", token(job.name))["cpus_per_task"]
 
 
 def test_dry_run_is_fast_and_needs_neither_torch_nor_slurm(tmp_path):

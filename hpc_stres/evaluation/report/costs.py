@@ -17,7 +17,7 @@ MOST_NODES = 12
 
 def box(facts: Facts) -> str:
     """The section; empty where no job of the run has written down when it began."""
-    found = account(facts.config, facts.paths.root)
+    found = account(facts.config.phases, facts.paths.root)
     if not found.jobs:
         return ""
     total, planned = found.total, found.planned_node_hours

@@ -82,10 +82,11 @@ def _until(words: list[str], paths: PhasePaths, step: int) -> None:
     """Train until a step has been logged, and kill all ranks at once then."""
     from hpc_stres.tools.measure import free_port
 
-    port, ranks = free_port(), []
-    for rank in range(RANKS):
+    port = free_port()
+    ranks: list[subprocess.Popen[bytes]] = []
+    for number in range(RANKS):
         names = {
-            "RANK": rank, "WORLD_SIZE": RANKS, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": RANKS,
+            "RANK": number, "WORLD_SIZE": RANKS, "LOCAL_RANK": number, "LOCAL_WORLD_SIZE": RANKS,
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "HPC_STRES_THREADS": 1,
         }  # fmt: skip
         environment = {**os.environ, **{name: str(value) for name, value in names.items()}}
