@@ -1,5 +1,6 @@
 """Preparing over killed processes and over MPI ranks ends in the same bytes."""
 
+import contextlib
 import json
 import os
 import random
@@ -70,17 +71,25 @@ def test_mpi_ranks_share_the_work(store, tmp_path):
     assert digests(store_folder(tiny_config(tmp_path))) == digests(store.paths.root)
 
 
-def test_workers_do_not_outlive_a_killed_command(tmp_path):
-    # So many videos that the workers have more to do when the command is killed.
-    many = ["--set", "data.binding.train_videos=400", "--set", "data.binding.frames=64"]
-    process = Command([*command(tmp_path), *many])
+def workers_of_a_killed_command(root):
+    """Processes that a command had, which was killed when it had prepared a video; none where it ended first."""
+    process = Command(command(root))
     try:
-        wait_for_videos(process, tmp_path, 1)
-        workers = psutil.Process(process.pid).children(recursive=True)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait(PATIENCE_SECONDS)
+        wait_for_videos(process, root, 1)
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            workers = psutil.Process(process.pid).children(recursive=True)
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait(PATIENCE_SECONDS)
+            return workers
+        return []
     finally:
         process.kill()
+
+
+def test_workers_do_not_outlive_a_killed_command(tmp_path):
+    # A machine may be so fast that the command ends first: then it is tried again.
+    tries = (workers_of_a_killed_command(tmp_path / str(attempt)) for attempt in range(5))
+    workers = next(filter(None, tries), [])
     assert workers
     gone, alive = psutil.wait_procs(workers, timeout=PATIENCE_SECONDS)
     for worker in alive:
