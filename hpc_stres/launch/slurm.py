@@ -106,15 +106,7 @@ def _own_options(cluster: ClusterConfig, job: Job, chosen: Mapping[str, Any]) ->
         options.pop("gres", None)
     if options.get("no_requeue"):
         options["requeue"] = False
-    excluded = [str(options["exclude"])] if options.get("exclude") else []
-    if nodes := [*excluded, *bad_nodes(cluster)]:
-        options["exclude"] = ",".join(nodes)
     return options
-
-
-def bad_nodes(cluster: ClusterConfig) -> list[str]:
-    """Nodes that jobs stay away from for a time."""
-    return []
 
 
 def _srun_args(cluster: ClusterConfig, job: Job, cores: int | None) -> list[str]:
@@ -249,8 +241,11 @@ def sbatch_text(
     folder = RunPaths(run_dir).logs / job.name
     chosen = parameters(cluster, job, dependency, token)
     folders = [folder for folder, _ in members.jobs.values()] if members is not None else [home]
-    if avoided := {node for folder in folders for node in excluded(folder, cluster)}:
-        chosen["exclude"] = ",".join(sorted(avoided))
+    avoided = {node for folder in folders for node in excluded(folder, cluster)}
+    if own := chosen["additional_parameters"].get("exclude"):
+        avoided.add(str(own))
+    if avoided:
+        chosen["additional_parameters"]["exclude"] = ",".join(sorted(avoided))
     chosen["setup"] = [*_setup(cluster, code), _take_call(run_dir, job, token, number)]
     chosen["teardown"] = _teardown(cluster, run_dir, job, code)
     if cluster.image is not None and cluster.image_with == "pyxis":
