@@ -69,7 +69,7 @@ def _run_one(args: argparse.Namespace, run_dir: Path) -> int:
     overrides += [f"evaluation.protocol={args.protocol}"] if args.protocol else []
     overrides += ["evaluation.allow_missing=true"] if args.allow_missing else []
     config = load_trained(run_dir, overrides)
-    pin_kernels(config)
+    pin_kernels(config.training)
     phases = None if args.phase == "all" else select_phases(config.phases, args.phase)
     pair = [name.strip() for name in (args.mcnemar or "").split(",") if name.strip()]
     if args.mcnemar is not None and len(pair) != 2:

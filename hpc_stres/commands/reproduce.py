@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{name} {getattr(args, name)}: expected 1 or more")
     run_dir = Path(args.run_dir)
     config = load_run(run_dir, args.overrides)
-    phase = phase_to_repeat(config, run_dir, args.phase)
+    phase = phase_to_repeat(config.phases, run_dir, args.phase)
     theirs = checked_hashes(RunPaths(run_dir).phase(phase), args.steps)
     if args.against:
         ours = checked_hashes(RunPaths(Path(args.against)).phase(phase), args.steps)

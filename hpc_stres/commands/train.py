@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if args.weights is not None:
         args.overrides.append(f"model.weights={json.dumps(args.weights)}")
     config = config_of(args)
-    pin_kernels(config)
+    pin_kernels(config.training)
     kind = PHASE_KINDS.get(config.phase(args.phase).kind)
     world = find_world()
     from hpc_stres.run.signals import EXIT_CONTINUE

@@ -8,8 +8,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from hpc_stres.config.recipe import ordered_phases
-from hpc_stres.config.schema import Config
+from hpc_stres.config.recipe import Phases, ordered_phases
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.run.paths import RunPaths
 from hpc_stres.run.pinning import LEVEL
@@ -18,11 +17,9 @@ POLL_SECONDS = 0.2
 LAST_LINES = 3
 
 
-def phase_to_repeat(config: Config, run_dir: Path, wanted: str | None) -> str:
+def phase_to_repeat(phases: Phases, run_dir: Path, wanted: str | None) -> str:
     """The phase that was named, or the first of the recipe that has metrics."""
-    trained = [
-        name for name in ordered_phases(config.phases) if config.phases[name].kind == "train"
-    ]
+    trained = [name for name in ordered_phases(phases) if phases[name].kind == "train"]
     if wanted is not None:
         if wanted not in trained:
             raise ConfigError(f"--phase {wanted}: this run trains {', '.join(trained)}")

@@ -4,7 +4,7 @@ import os
 import platform
 import sys
 
-from hpc_stres.config.schema import Config
+from hpc_stres.config.schema import TrainingConfig
 
 # What bits depend on beside versions: the vectors that torch, oneDNN and MKL compute with. AVX2 is
 # the widest level that every processor of the last ten years has. cuBLAS needs a fixed workspace.
@@ -16,12 +16,12 @@ LEVEL = {
 }
 
 
-def pin_kernels(config: Config) -> None:
+def pin_kernels(training: TrainingConfig) -> None:
     """For a bitwise config: fix the level, unless the environment names one already.
 
     It must be called before torch is loaded; after that it leaves things as they are.
     """
-    if config.training.reproducible == "bitwise" and "torch" not in sys.modules:
+    if training.reproducible == "bitwise" and "torch" not in sys.modules:
         for name, value in LEVEL.items():
             os.environ.setdefault(name, value)
 

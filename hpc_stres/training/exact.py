@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hpc_stres.config.schema import Config
 from hpc_stres.data.feed import Clips
 from hpc_stres.errors import UserError
 from hpc_stres.exact.digits import MOMENT, MOST_TERMS, digits_of
@@ -46,7 +45,9 @@ class ExactTraining:
         _refuse_unlike_ranks(device, trainer.control)
         trainer.say(f"bitwise: units of {self.unit}, {kernels_of(device)['kernels']} kernels")
         self.session = Session(model, device, self.threads)
-        self.mode = UnitByUnit(self.session, torch.bfloat16 if _is_low(config) else None)
+        self.mode = UnitByUnit(
+            self.session, torch.bfloat16 if config.training.precision == "bfloat16" else None
+        )
         self.layers = attach(model, self.session, self.mode)
 
     def micro_step(self, number: int, clips: Clips, masks: Masks) -> None:
@@ -133,7 +134,3 @@ def _added(parts: list[StreamSums]) -> StreamSums:
     digits, misfits = digits_of(torch.stack([part.loss for part in parts]), MOMENT)
     loss = torch.cat([digits.sum(dim=1), misfits[None]])
     return StreamSums(loss, torch.stack([part.right for part in parts]).sum())
-
-
-def _is_low(config: Config) -> bool:
-    return config.training.precision == "bfloat16"

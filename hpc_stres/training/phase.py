@@ -27,6 +27,7 @@ from hpc_stres.store.location import store_folder
 from hpc_stres.store.reader import Store
 from hpc_stres.training import stall
 from hpc_stres.training.metrics import WAITING, late_ranks
+from hpc_stres.training.profile import profile_of
 from hpc_stres.training.trainer import Trainer
 
 # What the slowest of the ranks that did arrive needs to say so after a time-out.
@@ -131,7 +132,7 @@ def _train_owned(trainer: Trainer, allowed: tuple[str, ...], profile: bool) -> b
     try:
         trainer.set_up(allowed)
         if profile and trainer.world.is_first:
-            trainer.profile_steps()
+            trainer.profile = profile_of(trainer)
         finished = trainer.train()
         if finished:
             trainer.finish()

@@ -230,18 +230,6 @@ class Trainer:
             log.close()
         return self.step == self.steps
 
-    def profile_steps(self) -> None:
-        """Record where the time of some steps goes; after `set_up`, on the first rank."""
-        share = sum(len(share.positions) for share in self.layout.shares[self.world.rank])
-        training = self.config.training
-        facts = [
-            f"{self.name}: {training.precision} on {self.device}, {torch.get_num_threads()} threads, "
-            f"{self.world.size} ranks; {share} videos a step on this rank in {self.layout.micro_steps} micro-steps "
-            f"of {self.layout.largest_micro_batch} or fewer",
-        ]
-        low = torch.bfloat16 if training.precision == "bfloat16" else self.dtype
-        self.profile = StepProfile(self.paths, self.device, low, share, facts)
-
     def make_reader(self) -> ClipReader | FeatureReader:
         """What requests are read by: clips from the store, or features where a phase has cached them."""
         for parent in self.phase.starts_from:
