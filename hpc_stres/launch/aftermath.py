@@ -74,6 +74,7 @@ class Ended:
 
     @property
     def folder(self) -> Path:
+        """Where the job's ranks write."""
         return RunPaths(self.run_dir).logs / self.phase
 
     def log(self, rank: int) -> str:

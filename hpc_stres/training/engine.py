@@ -123,7 +123,7 @@ class Engine(ABC):
 
 def _add_up(
     _state: object,
-    bucket: dist.GradBucket,  # type: ignore[name-defined]  # torch wants this very type
+    bucket: dist.GradBucket,  # type: ignore[name-defined]  # torch reads this and refuses any other
 ) -> torch.futures.Future[Tensor]:
     """DDP's reduction of one bucket: the sum over the ranks, for the loss is normalised already."""
     reduction = dist.all_reduce(bucket.buffer(), async_op=True)

@@ -50,10 +50,11 @@ class Round:
         words = "{" + ", ".join(f"{key}: {value}" for key, value in environment.items()) + "}"
         with person(self.slurm, self.data_root, self.folder / "run") as user:
             started = time.monotonic()
-            user.submit(
-                nodes=2, phase="motion", cluster__links=LINKS, cluster__environment=words,
-                cluster__arrival_seconds=5, **settings,
-            )  # fmt: skip
+            chosen = {
+                "nodes": 2, "phase": "motion", "cluster__links": LINKS, "cluster__environment": words,
+                "cluster__arrival_seconds": 5, **settings,
+            }  # fmt: skip
+            user.submit(**chosen)
             jobs = user.jobs()
             if self.mode == "slow":
                 # As at the end of a wall time, once the slow rank has been named.
