@@ -217,7 +217,7 @@ def _elements(
     numbers = [
         n for journal in journals.values() for job in journal.jobs.values() for n in job.all_ids
     ]
-    missing = [number for number in dict.fromkeys(numbers) if number not in listed]
+    missing = [n for n in dict.fromkeys(numbers) if n not in listed and base(n) not in listed]
     ended: dict[str, tuple[str, str]] = {}
     for start in range(0, len(missing), MOST_ASKED):
         ended |= scheduler.accounted(missing[start : start + MOST_ASKED], seconds)
