@@ -158,7 +158,7 @@ def _is_submit(pid: int) -> bool:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
-    return any(re.search(rb"(^|/)(submit(\.py)?|demo)$", word) for word in words)
+    return any(re.search(rb"(^|/)(submit(\.py)?|demo|ablate)$", word) for word in words)
 
 
 def _is_free(path: Path) -> bool:

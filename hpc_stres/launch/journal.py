@@ -195,10 +195,10 @@ class Journal:
 
     def hear(self, array: Mapping[str, Any], index: int) -> None:
         """An element of an array is a job of this run, as if it had been submitted alone."""
-        number = f"{array['id']}_{index}"
+        phase, own = array["phase"], array["runs"][str(index)]
+        number = f"{array['id']}_{own.get('element', index)}"
         if self.knows(number):
             return
-        phase, own = array["phase"], array["runs"][str(index)]
         if array["link"] == 0 or phase not in self._state["jobs"]:
             self.begin(phase, array["links"], tuple(own["after"]), tuple(own["earlier"]))
         self._state["jobs"][phase]["ids"].append(number)

@@ -92,6 +92,11 @@ def order(number: str) -> tuple[int, ...]:
     return tuple(int(part) for part in number.split("_"))
 
 
+def is_of(number: str, row: "Row") -> bool:
+    """Whether a row speaks of a job or element: elements that ended before they began are one row, their array's."""
+    return row.number in (number, base(number)) or base(row.number) == number
+
+
 @dataclass(frozen=True)
 class Row:
     """One job as squeue shows it."""
@@ -305,10 +310,17 @@ def cancel(numbers: Iterable[str], seconds: float) -> None:
         return
     call(["scancel", "--state=PENDING", *wanted], seconds)
     answer = call(["scancel", *wanted], seconds)
-    if answer.code != 0 and not _denies(answer):
+    # An element that has ended meanwhile is an error to some versions: what is left decides.
+    if answer.code != 0 and not _denies(answer) and _are_left(wanted, seconds):
         raise NoAnswer(
             f"scancel failed: {answer.reason}\nJobs {', '.join(wanted)} may still be in the queue."
         )
+
+
+def _are_left(numbers: Iterable[str], seconds: float) -> bool:
+    wanted = set(numbers)
+    rows = [row for row in look(seconds) if any(is_of(number, row) for number in wanted)]
+    return any(row.is_alive or row.never_starts for row in rows)
 
 
 def wait_until_gone(numbers: Iterable[str], seconds: float, patience_seconds: float) -> list[Row]:
@@ -316,8 +328,11 @@ def wait_until_gone(numbers: Iterable[str], seconds: float, patience_seconds: fl
     over."""
     wanted, deadline = set(numbers), time.monotonic() + patience_seconds
     while True:
-        rows = {row.number: row for row in look(seconds) if wanted & {row.number, base(row.number)}}
-        for number in sorted(wanted - {name for n in rows for name in (n, base(n))}):
+        bases = {base(number) for number in wanted}
+        listed = [row for row in look(seconds) if base(row.number) in bases]
+        rows = {row.number: row for row in listed if any(is_of(n, row) for n in wanted)}
+        seen = {name for n in rows for name in (n, base(n))} if rows else set()
+        for number in sorted(n for n in wanted if n not in seen and base(n) not in rows):
             state = state_of(number, seconds)
             rows[number] = Row(
                 number, "UNKNOWN" if state is None else state or "COMPLETED", "", "", None

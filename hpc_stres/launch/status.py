@@ -26,7 +26,7 @@ from hpc_stres.launch.jobs import EVALUATE, PREPARE, evaluation_is_done, is_done
 from hpc_stres.launch.journal import Journal, Submitted
 from hpc_stres.launch.scheduler import ENDED_STATES, ENDING_STATE, NoAnswer
 from hpc_stres.launch.status_notes import notes
-from hpc_stres.run.paths import RunPaths, read_json, split_folders
+from hpc_stres.run.paths import RunPaths, read_json, runs_together
 from hpc_stres.run.tables import text_table
 
 # Of more runs than this each is one row.
@@ -330,7 +330,7 @@ def run_folders(names: Sequence[str]) -> list[Path]:
                 raise ConfigError(f"{place}: there is no such folder")
             continue
         is_run = RunPaths(place).config.is_file()
-        inside = split_folders(place) or ([place] if is_run or len(names) == 1 else [])
+        inside = runs_together(place) or ([place] if is_run or len(names) == 1 else [])
         found += [folder for folder in inside if folder not in found]
     if not found:
         raise ConfigError(f"{', '.join(names[:3])}: no run folder among them")

@@ -30,6 +30,7 @@ from hpc_stres.launch.survey import Seen, Survey, inherited_lock, partial, read_
 from hpc_stres.run.experiment import claim_run_folder
 from hpc_stres.run.paths import RunPaths, read_json, write_sealed
 from hpc_stres.run.provenance import write_provenance
+from hpc_stres.store.location import store_folder
 
 # How many ids one question to the accounting names.
 MOST_ASKED = 500
@@ -89,6 +90,11 @@ class Element:
         words = []
         for name in job.after:
             if ids := self.ids.get(name):
+                if name == PREPARE:
+                    words.append(
+                        f"afterok:{base(ids[-1])}"
+                    )  # every store, so that one array may wait
+                    continue
                 is_mine = ids[-1] == f"{base(ids[-1])}_{self.index}"
                 words.append(f"aftercorr:{base(ids[-1])}" if is_mine else f"afterok:{ids[-1]}")
         return (*sorted(words), *(f"afterany:{number}" for number in self.earlier(job)))
@@ -140,7 +146,7 @@ def run_here(study: Study) -> None:
     with contextlib.ExitStack() as stack:
         for request in study.requests:
             stack.enter_context(locked(request.run_dir, 0.0))
-        if at_once > 1 and study.shares_store:
+        if at_once > 1:
             failures = run_together(_local_runs(study, {PREPARE}, 1), 1)
         if not failures:
             failures = run_together(_local_runs(study, None, at_once), at_once)
@@ -154,14 +160,15 @@ def run_here(study: Study) -> None:
 
 
 def _local_runs(study: Study, names: set[str] | None, at_once: int) -> Iterator[LocalRun]:
-    """The runs, each made when it is its turn; only some jobs of the first that has them, where `names` says so."""
+    """The runs, each made when it is its turn; only some jobs of each, where `names` says so."""
     for number, request in enumerate(study.requests, 1):
         jobs = [job for job in request.jobs({}) if names is None or job.name in names]
         if names is None:
             print(f"run {number} of {len(study.requests)}: {request.run_dir}", flush=True)
             chain.show(request, jobs, {})
         if not jobs:
-            print("  every phase is done; nothing to submit")
+            if names is None:
+                print("  every phase is done; nothing to submit")
             continue
         claim_run_folder(request.config, request.run_dir, update=True)
         write_provenance(request.run_dir, request.config)
@@ -170,8 +177,6 @@ def _local_runs(study: Study, names: set[str] | None, at_once: int) -> Iterator[
         run.beside = at_once
         run.title = f"{request.run_dir.relative_to(study.folder)}: " if at_once > 1 else ""
         yield run
-        if names is not None:
-            return
 
 
 def _may_be_queued(request: Request) -> dict[str, list[str]]:
@@ -212,7 +217,7 @@ def _elements(
     numbers = [
         n for journal in journals.values() for job in journal.jobs.values() for n in job.all_ids
     ]
-    missing = [number for number in dict.fromkeys(numbers) if number not in listed]
+    missing = [n for n in dict.fromkeys(numbers) if n not in listed and base(n) not in listed]
     ended: dict[str, tuple[str, str]] = {}
     for start in range(0, len(missing), MOST_ASKED):
         ended |= scheduler.accounted(missing[start : start + MOST_ASKED], seconds)
@@ -345,22 +350,30 @@ def _array(study: Study, members: Sequence[Element], name: str) -> Array:
 
 
 def _send_prepare(study: Study, home: Journal, elements: Sequence[Element], send: Send) -> None:
-    """One job that prepares the store, or one for each store."""
-    ids: list[str] = []
-    for element in elements:
-        job = element.jobs.get(PREPARE)
-        if job is None:
-            continue
-        if not ids or not study.shares_store:
-            journal = home if study.shares_store else element.journal
-            begun = len(element.ids[PREPARE]) if PREPARE in element.queue.alive else 0
-            ids = list(element.ids[PREPARE]) if begun else []
-            if not begun:
-                journal.begin(PREPARE, job.links, (), tuple(element.queue.ending.get(PREPARE, ())))
-            for link in range(begun, job.links):
-                dependency = f"afterany:{ids[-1]}" if ids else ""
-                ids.append(send(element.request.config, journal, job, link, dependency, None))
-            print(f"  {PREPARE:<16} job {', '.join(ids)}")
+    """One job that prepares the store of all; where runs have different stores, one array with an element a store."""
+    lacking = [element for element in elements if PREPARE in element.jobs]
+    if not lacking:
+        return
+    first = lacking[0]
+    job, begun = first.jobs[PREPARE], first.begun(first.jobs[PREPARE])
+    ids = list(first.ids[PREPARE]) if begun else []
+    if study.shares_store and not begun:
+        home.begin(PREPARE, job.links, (), tuple(first.queue.ending.get(PREPARE, ())))
+    of_store = {store_folder(e.request.config): e for e in reversed(lacking)}
+    rows = {e.index: of_store[store_folder(e.request.config)].index for e in lacking}
+    for link in range(begun, job.links):
+        array = None
+        if not study.shares_store:
+            note, _ = _array(study, lacking, PREPARE)
+            for index, place in rows.items():
+                note["runs"][str(index)]["element"] = place
+            jobs = {e.index: (e.request.run_dir, e.jobs[PREPARE]) for e in of_store.values()}
+            array = note, slurm.Members(jobs, study.at_once)
+        dependency = f"afterany:{base(ids[-1])}" if ids else ""
+        ids.append(send(first.request.config, home, job, link, dependency, array))
+        tell(home, {element.request.run_dir: element.journal for element in elements})
+    print(f"  {PREPARE:<16} job {', '.join(ids)}")
+    for element in lacking:
         element.ids[PREPARE] = list(ids)
 
 
@@ -383,6 +396,7 @@ def preview_study(study: Study) -> None:
         members = array[1] if array else None
         text = slurm.sbatch_text(config, journal.run_dir, job, dependency, token, members=members)
         print(f"\n# ---- {job.name}\n{text.rstrip()}\n")
-        return f"<{job.name}>"
+        # Ids have an underscore between array and index only.
+        return f"<{job.name.replace('_', '-')}>"
 
     _send_all(study, home, elements, send, [])

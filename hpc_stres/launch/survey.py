@@ -89,8 +89,12 @@ def fates_of(
     job: Submitted, rows: dict[str, Row], seconds: float, known: Ends | None = None
 ) -> dict[str, Row]:
     """What became of each of a phase's jobs; refuses when that cannot be known."""
-    fates = {number: rows[number] for number in job.all_ids if number in rows}
-    missing = [number for number in job.all_ids if number not in rows]
+    # Elements that ended before they began are one row, under the array's own id.
+    listed = {
+        number: rows.get(number) or rows.get(scheduler.base(number)) for number in job.all_ids
+    }
+    fates = {number: row for number, row in listed.items() if row is not None}
+    missing = [number for number, row in listed.items() if row is None]
     ended = dict(known or {})
     ended |= scheduler.accounted([number for number in missing if number not in ended], seconds)
     for number in missing:

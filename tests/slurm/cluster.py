@@ -79,11 +79,11 @@ PartitionName=urgent Nodes=n[1-4] MaxTime=UNLIMITED State=UP PriorityTier=10 Pre
 # What a site adds: accounts, QOS limits and wckeys that are enforced, GPUs on three of its nodes, and a partition
 # without any.
 SITE_CONF = """GresTypes=gpu
-NodeName=DEFAULT NodeHostname=localhost NodeAddr=127.0.0.1 CPUs=4 RealMemory=4000 State=UNKNOWN
+NodeName=DEFAULT CPUs=4 RealMemory=4000 State=UNKNOWN
 AccountingStorageEnforce=associations,limits,qos,wckeys
 TrackWCKey=yes
-NodeName=n[1-3] Port=[{node}-{node_gpu}] Gres=gpu:a100:4 Feature=a100
-NodeName=n4 Port={node_last}
+NodeName=n[1-3] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{node}-{node_gpu}] Gres=gpu:a100:4 Feature=a100
+NodeName=n4 NodeHostname=localhost NodeAddr=127.0.0.1 Port={node_last}
 PartitionName=gpu Nodes=n[1-3] MaxTime=2-0 State=UP AllowQos=normal,long
 PartitionName=cpu Nodes=n4 MaxTime=1-0 State=UP
 """

@@ -271,7 +271,7 @@ def test_three_splits_wait_for_one_job_that_prepares(who, tmp_path):
     for _ in range(2):
         code, output = who.try_submit("--split", "all", **settings)
         assert code == 0, output
-    rows = who.slurm.run("squeue", "-h", "-o", "%i|%k|%E").stdout.splitlines()
+    rows = who.slurm.run("squeue", "-h", "-r", "-o", "%i|%k|%E").stdout.splitlines()
     marks = [(row.split("|")[0], row.split(":")[2], row.split("|")[2]) for row in rows]
     (prepare,) = [number for number, phase, _ in marks if phase == "prepare"]
     waiting = [after for _, phase, after in marks if phase == "motion"]

@@ -93,6 +93,7 @@ def test_a_copy_that_was_changed_is_made_again_and_no_job_runs_in_it(
     run = tmp_path / "runs" / "a"
     copy = snapshots.take_code(run, [run], False, {})
     monkeypatch.setattr(snapshots, "SOURCES", copy)
+    monkeypatch.setattr(snapshots, "CONFIGS", copy / "configs")
     snapshots.refuse_changed_copy(copy)
     (copy / "hpc_stres").chmod(0o755)
     (copy / "hpc_stres" / "layout.py").chmod(0o644)
@@ -102,6 +103,7 @@ def test_a_copy_that_was_changed_is_made_again_and_no_job_runs_in_it(
     with pytest.raises(ConfigError, match="Python finds"):
         snapshots.refuse_changed_copy(tmp_path)
     monkeypatch.setattr(snapshots, "SOURCES", sources)
+    monkeypatch.setattr(snapshots, "CONFIGS", sources / "configs")
     assert snapshots.take_code(run, [run], False, {}) == copy
     assert snapshots.code_of(copy).files == snapshots.code_of(sources).files
 
