@@ -103,7 +103,10 @@ class Engine(ABC):
         """Release what the engine holds."""
 
 
-def _add_up(_state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def _add_up(
+    _state: object,
+    bucket: dist.GradBucket,  # type: ignore[name-defined]
+) -> torch.futures.Future[Tensor]:
     """DDP's reduction of one bucket: the sum over the ranks, for the loss is normalised already."""
     reduction = dist.all_reduce(bucket.buffer(), async_op=True)
     return reduction.get_future().then(lambda done: done.value()[0])
