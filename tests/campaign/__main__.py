@@ -95,7 +95,9 @@ def rounds(args: argparse.Namespace, base: Path) -> int:
             break
         drawn = plan.draw(args.seed, number, kinds)
         if drawn.kind in left_out:
-            print(f"{number:4d}          left out {drawn.kind}: it starts whole programs", flush=True)
+            print(
+                f"{number:4d}          left out {drawn.kind}: it starts whole programs", flush=True
+            )
             continue
         began = time.monotonic()
         try:

@@ -1,5 +1,6 @@
-"""Three ranks that step a small network: straight, and begun again from what they had in the middle. Run as a script; the
-ranks are forked, for importing torch is what costs here."""
+"""Three ranks that step a small network: straight, and begun again from what they had in the middle.
+
+Run as a script; the ranks are forked, for importing torch is what costs here."""
 
 import os
 import sys
