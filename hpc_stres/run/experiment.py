@@ -31,10 +31,14 @@ ALLOWED_CHANGES = "allowed_changes.json"
 
 # Options of testing that change no weights. The others decide which videos are held out, and so not trained on.
 FREE_EVALUATION = tuple(
-    f"evaluation.{key}" for key in ("protocol", "chunks", "flips", "allow_missing")
+    f"evaluation.{key}"
+    for key in ("protocol", "chunks", "flips", "allow_missing", "validation_every_steps")
 )
 # What was done before an option existed, in configs that do not have it.
-BEFORE = {"data.labels": "single", "evaluation.validation_share": 0.0, "evaluation.groups": "auto"}
+BEFORE = {
+    "data.labels": "single", "evaluation.validation_share": 0.0, "evaluation.groups": "auto",
+    "evaluation.validation_column": None,
+}  # fmt: skip
 # What may differ between a checkpoint and the run that resumes from it: layout and logging, not learning.
 FREE_KEYS = (
     "cluster", "profile", *FREE_EVALUATION, "extensions", "data.root", "data.workers", "data.stage",
@@ -42,7 +46,8 @@ FREE_KEYS = (
     "data.videos", "data.lists", "data.frames", "data.flow_frames",
     "data.max_rejected", "data.shard_mib", "training.engine", "training.zero_stage",
     "training.max_micro_batch", "training.checkpoint_every_steps", "training.checkpoint_every_minutes",
-    "training.log_every_steps", "training.prefetch", "training.start_timeout_minutes", "training.step_timeout_minutes",
+    "training.log_every_steps", "training.hash_every_steps",
+    "training.prefetch", "training.start_timeout_minutes", "training.step_timeout_minutes",
     "training.compile", "training.activation_checkpointing",
     "training.channels_last", "training.deepspeed", "training.max_steps",
 )  # fmt: skip

@@ -48,6 +48,11 @@ class RunPaths:
         return self.root / "jobs.json"
 
     @property
+    def code(self) -> Path:
+        """Which code the run is of."""
+        return self.root / "code.json"
+
+    @property
     def runs(self) -> Path:
         """Of a folder of runs that were submitted together: their names, in the order of their indices."""
         return self.root / "runs.json"

@@ -21,6 +21,7 @@ from hpc_stres.config.loading import dump
 from hpc_stres.config.schema import Config
 from hpc_stres.config.seal import sealed_text
 from hpc_stres.run.paths import RunPaths, write_json, write_text
+from hpc_stres.run.pinning import level
 
 PACKAGES = (
     "torch", "deepspeed", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "submitit", "mpi4py", "numpy",
@@ -86,6 +87,7 @@ def provenance(config: Config) -> dict[str, Any]:
             "cores": os.cpu_count(),
         },
         "packages": package_versions(),
+        "kernels": level(),
         "environment": kept_environment(os.environ),
     }
 

@@ -38,6 +38,7 @@ class MetricsLog:
                 file=sys.stderr,
             )
         kept = [row for row in rows if row["step"] <= start_step]
+        self.kept = kept
         write_text(paths.metrics, "".join(metrics_line(row) for row in kept))
         self.stream = paths.metrics.open("a", encoding="utf-8")
         from torch.utils.tensorboard import SummaryWriter
@@ -56,6 +57,10 @@ class MetricsLog:
     def sync(self) -> None:
         """Bring the rows to the disk: before a checkpoint, for a run that resumes from it does not make them again."""
         os.fsync(self.stream.fileno())
+
+    def has(self, step: int, key: str) -> bool:
+        """Whether a row of an earlier link holds a figure of a step."""
+        return any(row["step"] == step and key in row for row in self.kept)
 
     def close(self) -> None:
         """Flush both files."""
