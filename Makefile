@@ -43,7 +43,7 @@ test-commands:
 	@bash env/setup.sh
 	@$(PYTHON) -m tests.commands
 
-CAMPAIGN ?= --short --seed 1
+CAMPAIGN ?= --short --seed 2
 campaign:
 	@bash env/setup.sh --tests
 	@$(PYTHON) -m tests.campaign $(CAMPAIGN)

@@ -188,9 +188,9 @@ def _failing_together(control: Any) -> Iterator[None]:
     except UserError as error:
         failed = error
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
+        where = error.filename or "a file of this run or of its store"
         kept = "What was scored is kept in scores/parts: evaluate again."
-        failed = UserError(f"{where}{error.strerror or error}\n{kept}")
+        failed = UserError(f"{where}: {error.strerror or error}\n{kept}")
     (any_failed,) = process_groups.agree([float(failed is not None)], control)
     if any_failed:
         raise failed or UserError("another rank of this evaluation stopped; its message says why")

@@ -86,15 +86,19 @@ def rounds(args: argparse.Namespace, base: Path) -> int:
 
     # The undisturbed ends are those of the whole product; only rounds run without the guard.
     shop, outcomes = Workshop(base.resolve()), dict[str, list[Outcome]]()
-    kinds = (args.only,) if args.only else tuple(plan.WEIGHTS)
-    if not args.only and args.rounds < 100:
-        kinds = tuple(kind for kind in kinds if kind not in plan.LONG_KINDS)
+    kinds = (args.only,) if args.only else ()
+    left_out = plan.LONG_KINDS if args.short else ()
     deadline = time.monotonic() + 60 * args.minutes
     for number in range(args.first, args.first + args.rounds):
         if time.monotonic() > deadline:
             print(f"stopped before round {number}: {args.minutes:g} minutes are over", flush=True)
             break
         drawn = plan.draw(args.seed, number, kinds)
+        if drawn.kind in left_out:
+            print(
+                f"{number:4d}          left out {drawn.kind}: it starts whole programs", flush=True
+            )
+            continue
         began = time.monotonic()
         try:
             outcome = perform(shop.with_undisturbed(drawn.experiment, args.without), drawn)

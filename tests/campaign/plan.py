@@ -9,7 +9,7 @@ WEIGHTS = {
     "kill": 6, "torn": 3, "signal": 3, "pause": 3, "error": 8, "read": 4, "power": 8, "damage": 14, "together": 7,
     "clock": 2, "slow": 1, "port": 1, "disk": 2, "place": 1, "launcher": 1, "scheduler": 3,
 }  # fmt: skip
-# Kinds that start whole programs: left out of short runs unless they are asked for.
+# Kinds that start whole programs: the short form leaves them out.
 LONG_KINDS = ("launcher", "place")
 ERRORS = {"ENOSPC": 28, "EIO": 5, "EDQUOT": 122, "EROFS": 30, "EACCES": 13}
 LIES = ("busy", "taken_but_error", "taken_but_garbage", "hangs", "no_queue", "half_row", "empty_queue", "killed",
