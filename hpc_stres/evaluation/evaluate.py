@@ -39,16 +39,17 @@ from hpc_stres.run.ownership import owned
 from hpc_stres.run.paths import RunPaths
 from hpc_stres.run.product import checked_product, finished_weights
 from hpc_stres.run.progress import Progress
-from hpc_stres.store.held_out import held_out
+from hpc_stres.store.held_out import held_out, trained_facts
 from hpc_stres.store.labels import label_table
-from hpc_stres.store.listing import facts_of
 from hpc_stres.store.reader import Store, VideoRow
 from hpc_stres.store.staging import open_store
 
 # How long a second evaluation of the same run waits for the first one.
 PATIENCE_SECONDS = 300.0
 # Options of testing on which no video's scores depend.
-UNSCORED = ("allow_missing", "groups", "validation_share")
+UNSCORED = (
+    "allow_missing", "groups", "validation_share", "validation_column", "validation_every_steps",
+)  # fmt: skip
 # A network file system may show other hosts' new files this late.
 LATE_FILE_SECONDS = 60.0
 
@@ -90,7 +91,7 @@ def _evaluate_in_group(
     with _failing_together(control):
         store = open_store(config, check=world.is_first)
         if world.is_first:
-            refuse_other_data_set(run_dir, facts_of(store, config.data.split))
+            refuse_other_data_set(run_dir, trained_facts(store, config))
         chosen = _finished_phases(config.phases, paths, phases)
         label_table(store, config.data)  # refuses a store of the other kind of labels
         videos = _test_videos(config, store)

@@ -90,7 +90,7 @@ def scores(config: Config, name: str, run_dir: Path, store: "Store") -> Scores:
             raise UserError(
                 f"{paths.phase(part).root}: phase {part} was made again after {name} was\n{again}"
             )
-    tested = _load_parts(config, name, paths, fuses["parts"], of_held_out=False)
+    tested = _load_parts(config.data.split, name, paths, fuses["parts"], of_held_out=False)
     held = _load_held_out(config, name, paths, fuses["parts"])
     words = " + ".join(
         f"{weight:.3g} {part}" for part, weight in zip(tested, fuses["weights"], strict=True)
@@ -111,10 +111,10 @@ def scores(config: Config, name: str, run_dir: Path, store: "Store") -> Scores:
 
 
 def _load_parts(
-    config: Config, name: str, paths: RunPaths, sums: dict[str, str], of_held_out: bool
+    split: int, name: str, paths: RunPaths, sums: dict[str, str], of_held_out: bool
 ) -> dict[str, Scores]:
     """Scores of the parts; refuses those of older products, and parts that were tested on different videos."""
-    files = {part: score_path(paths, config.data.split, part, of_held_out) for part in sums}
+    files = {part: score_path(paths, split, part, of_held_out) for part in sums}
     parts = {part: Scores.load(file) for part, file in files.items()}
     first = next(iter(parts.values()))
     for part, loaded in parts.items():
@@ -139,9 +139,9 @@ def _load_held_out(
 ) -> dict[str, Scores] | None:
     """The parts' scores of held-out videos; none where there are no such videos, or a part does not know them."""
     files = [score_path(paths, config.data.split, part, held_out=True) for part in sums]
-    if not config.evaluation.validation_share or not all(file.is_file() for file in files):
+    if not config.evaluation.holds_out or not all(file.is_file() for file in files):
         return None
-    return _load_parts(config, name, paths, sums, of_held_out=True)
+    return _load_parts(config.data.split, name, paths, sums, of_held_out=True)
 
 
 def _chosen(config: Config, held: dict[str, Scores]) -> Chosen:

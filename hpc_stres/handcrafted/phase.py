@@ -29,9 +29,9 @@ from hpc_stres.run.ownership import owned
 from hpc_stres.run.paths import PhasePaths, RunPaths
 from hpc_stres.run.product import phase_is_done, write_product
 from hpc_stres.run.provenance import write_provenance
-from hpc_stres.store.held_out import held_out, trained_on
+from hpc_stres.store.held_out import held_out, trained_facts, trained_on
 from hpc_stres.store.labels import label_table
-from hpc_stres.store.listing import check_matches, facts_of
+from hpc_stres.store.listing import check_matches
 from hpc_stres.store.location import store_folder
 from hpc_stres.store.reader import Store
 
@@ -69,7 +69,7 @@ def _run(
         return True
     store = Store(store_folder(config))
     check_matches(store, config)
-    claim_data_set(run_dir, facts_of(store, config.data.split), allowed)
+    claim_data_set(run_dir, trained_facts(store, config), allowed)
     patience = LINK_PATIENCE_SECONDS if "SLURM_JOB_ID" in os.environ else 0.0
     with owned(paths.lock, "this phase is being made", patience):
         # It may have been finished while this process waited for its owner.

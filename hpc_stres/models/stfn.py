@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from hpc_stres.models.dropout import DropoutShape, Masks, drop
 from hpc_stres.models.norm import NormGroups, interleaved_groups, statistics_dtype
@@ -61,6 +61,8 @@ class Stfn(nn.Module):
         self.num_classes, self.options = num_classes, options
         self.dropout = dropout or {}
         self.activation_checkpointing = False
+        # What units are computed in, and computed again in; a bitwise training watches both.
+        self.recompute_context = noop_context_fn
         self.frames_at_once = FRAMES_AT_ONCE
         self.appearance, self.motion = appearance, motion
         features = appearance.features
@@ -129,7 +131,7 @@ class Stfn(nn.Module):
         if self.activation_checkpointing:
             y: Tensor = checkpoint(
                 trunk_features, trunk, frames, groups,
-                use_reentrant=False, preserve_rng_state=False,
+                use_reentrant=False, preserve_rng_state=False, context_fn=self.recompute_context,
             )  # fmt: skip
             return y
         return trunk_features(trunk, frames, groups)

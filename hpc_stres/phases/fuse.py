@@ -62,7 +62,7 @@ class FusePhase(Phase):
                 raise ConfigError(
                     f"starts_from: {name} is of kind {phase.kind}, which has no scores to fuse"
                 )
-        if self.weights_from == "held_out" and not config.evaluation.validation_share:
+        if self.weights_from == "held_out" and not config.evaluation.holds_out:
             raise ConfigError(
                 "weights_from: held_out needs held-out videos, and evaluation.validation_share is 0\n"
                 "Set it to the share of training recordings to hold out, as 0.2."

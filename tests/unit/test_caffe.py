@@ -213,7 +213,7 @@ def test_other_networks_are_refused_by_the_name_of_the_layer(tmp_path, change, m
     [
         (lambda layers: layers.pop("res3b_branch2b"), "the weights lack appearance.layer2.1.conv2.weight"),
         (lambda layers: layers.pop("bn2a_branch1"), "the weights lack appearance.layer1.0.downsample.1.running_mean"),
-        (lambda layers: layers.pop("scale_conv1"), "the weights lack appearance.bn1.bias"),
+        (lambda layers: layers.pop("scale_conv1"), "the weights lack appearance.bn1.weight, appearance.bn1.bias"),
         (lambda layers: layers.update(res5c_branch2a=layers["res5b_branch2a"]), "no place in this network for"),
         (lambda layers: layers["res2b_branch2a"].__setitem__(0, np.ones((4, 8, 1, 1), np.float32)),
          r"appearance.layer1.1.conv1.weight is \(4, 8, 1, 1\), the network has \(4, 16, 1, 1\)"),
