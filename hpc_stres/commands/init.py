@@ -294,8 +294,9 @@ def _said(choice: "Choice", config: "Config") -> list[str]:
     """What was chosen, and why."""
     from hpc_stres.run.starts import published_path
 
+    sizes = f"{config.data.short_side} pixels, width {config.model.width}"
     lines = [
-        f"small networks ({config.data.short_side} pixels, width {config.model.width}), made to train in minutes here; {choice.name} at full size: --size full"
+        f"small networks ({sizes}), made to train in minutes here; {choice.name} at full size: --size full"
         if choice.is_small
         else f"the published networks: {_network(config)}"
     ]

@@ -7,7 +7,7 @@ Descriptors of a whole data set fill no disk: a video's are made when they are n
 for its Fisher vector.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -56,21 +56,33 @@ class Extraction:
     """One phase's way through its stages; each skips what an earlier run has made."""
 
     def __init__(
-        self, job: tasks.Job, store: Store, split: int, executor: Executor, quiet: bool = False
+        self,
+        job: tasks.Job,
+        store: Store,
+        split: int,
+        executor: Executor,
+        quiet: bool = False,
+        left_out: Collection[int] = (),
     ) -> None:
+        """`left_out` are rows of held-out videos: nothing is learned from them."""
         self.job, self.store, self.executor, self.quiet = job, store, executor, quiet
         self.stop = StopFlag()
-        self.train, self.test = self._videos(split, "train"), self._videos(split, "test")
+        self.train = self._videos(split, "train", frozenset(left_out))
+        self.test = self._videos(split, "test")
         if not self.train or not self.test:
             raise UserError(
                 f"{store.place}: split {split} has no {'test' if self.train else 'training'} videos"
             )
         self.all_keys = dict(self.train + self.test)
 
-    def _videos(self, split: int, kind: Any) -> Keyed:
+    def _videos(self, split: int, kind: Any, left_out: Collection[int] = ()) -> Keyed:
         """Sorted ids of the prepared videos with the keys of their contents."""
         rows = sorted(
-            (self.store.rows[number] for number in self.store.present(split, kind)),
+            (
+                self.store.rows[number]
+                for number in self.store.present(split, kind)
+                if number not in left_out
+            ),
             key=lambda row: row.id,
         )
         return [(row.id, self.job.video_key(row)) for row in rows]

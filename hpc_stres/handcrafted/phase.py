@@ -29,7 +29,7 @@ from hpc_stres.run.ownership import owned
 from hpc_stres.run.paths import PhasePaths, RunPaths
 from hpc_stres.run.product import phase_is_done, write_product
 from hpc_stres.run.provenance import write_provenance
-from hpc_stres.store.held_out import trained_facts
+from hpc_stres.store.held_out import held_out, trained_facts
 from hpc_stres.store.listing import check_matches
 from hpc_stres.store.location import store_folder
 from hpc_stres.store.reader import Store
@@ -76,7 +76,8 @@ def _run(
             return True
         write_provenance(run_dir, config)
         job = job_of(config, name, run_dir)
-        extraction = Extraction(job, store, config.data.split, executor)
+        left_out = held_out(store, config)
+        extraction = Extraction(job, store, config.data.split, executor, left_out=left_out)
         extraction.stop.install()
         try:
             result = extraction.run()

@@ -17,7 +17,7 @@ from hpc_stres.evaluation.published import HANDCRAFTED_PROTOCOL, PUBLISHED_PROTO
 from hpc_stres.evaluation.scores import Scores
 from hpc_stres.evaluation.table import MIXED
 from hpc_stres.handcrafted import phase
-from hpc_stres.handcrafted.extraction import Extraction
+from hpc_stres.handcrafted.extraction import Extraction, StoppedEarly
 from hpc_stres.handcrafted.parts import read_arrays, write_arrays
 from hpc_stres.launch.jobs import is_done, make_jobs
 from hpc_stres.parallel.world import find_world
@@ -25,6 +25,7 @@ from hpc_stres.registry import PHASE_KINDS
 from hpc_stres.registry.phase import entry_point
 from hpc_stres.run.paths import RunPaths
 from hpc_stres.run.product import read_done
+from hpc_stres.store.held_out import held_out
 from tests.conftest import ROOT, TINY
 from tests.unit.untrained import evaluate_here
 
@@ -312,3 +313,26 @@ def test_a_split_without_training_videos_is_refused(data_root, store, tmp_path, 
     job = phase.job_of(load_config(TINY, [f"data.root={data_root}", *PHASES]), "idt", tmp_path)
     with pytest.raises(UserError, match="no training videos"):
         Extraction(job, store, 1, None, quiet=True)
+
+
+def test_nothing_is_learned_from_held_out_videos(data_root, store, tmp_path, monkeypatch):
+    seen = {}
+
+    def stop(self):
+        seen.update(train={name for name, _ in self.train}, test={name for name, _ in self.test})
+        raise StoppedEarly("seen enough")
+
+    monkeypatch.setattr(Extraction, "run", stop)
+    words = [
+        f"data.root={data_root}",
+        *PHASES,
+        "data.workers=1",
+        "evaluation.validation_share=0.34",
+    ]
+    config = load_config(TINY, words)
+    kind = PHASE_KINDS.get(config.phase("idt").kind)
+    assert not entry_point(kind.run)(config, "idt", tmp_path / "run", find_world({}), ())
+    held = {store.rows[row].id for row in held_out(store, config)}
+    assert held
+    assert seen["train"] == set(store.ids(1, "train")) - held
+    assert seen["test"] == set(store.ids(1, "test"))
