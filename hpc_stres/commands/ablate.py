@@ -28,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", metavar="1,2,3", help="seeds in place of the grid's")
     parser.add_argument("--at-once", type=int, metavar="N", help="the most jobs that run at once")
+    parser.add_argument(
+        "--adopt-code", action="store_true", help="resume with newer code than the runs began with"
+    )
     add_override_argument(parser)
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted")
     parser.add_argument(
@@ -70,7 +73,11 @@ def _submit_all(args: argparse.Namespace, grid: "Grid", folder: Path) -> bool:
     group = folder if share_a_store([config for _, config in made]) else None
     requests = [
         Request(
-            config, folder / run.name, ablation.wanted_phases(grid, run, config.phases), group, ""
+            config,
+            folder / run.name,
+            ablation.wanted_phases(grid, run, config.phases),
+            group,
+            adopt_code=args.adopt_code,
         )
         for run, config in made
     ]

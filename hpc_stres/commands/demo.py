@@ -16,6 +16,9 @@ from hpc_stres.commands import add_override_argument
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", metavar="D", help="run folder (default: runs/binding)")
+    parser.add_argument(
+        "--adopt-code", action="store_true", help="resume with newer code than the run began with"
+    )
     add_override_argument(parser)
 
 
@@ -29,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     chosen = parser.parse_args(
         [*words, *(word for text in args.overrides for word in ("--set", text))]
     )
-    chosen.debug = args.debug
+    chosen.debug, chosen.adopt_code = args.debug, args.adopt_code
     code = submit(chosen)
     if code == 0:
         _say_what_next(Path(args.run_dir or "runs/binding"))

@@ -17,6 +17,7 @@ MOST: dict[str, float] = {
     "data.short_side": 4096, "data.crop": 4096, "data.shard_mib": 1_000_000, "data.workers": 4096,
     "model.width": 2048, "model.stages": 500,
     "training.global_batch": 1_000_000, "training.norm_group": 1_000_000, "training.max_micro_batch": 1_000_000,
+    "training.unit": 1_000_000, "training.hash_every_steps": 1_000_000_000,
     "training.max_steps": 1_000_000_000, "training.checkpoint_every_steps": 1_000_000_000,
     "training.checkpoint_every_minutes": 1_000_000, "training.log_every_steps": 1_000_000_000,
     "training.start_timeout_minutes": 100_000, "training.step_timeout_minutes": 100_000, "training.prefetch": 1000,

@@ -195,6 +195,15 @@ class TrainingConfig:
     """Compute each residual unit's activations again in the backward pass instead of keeping them."""
     deterministic: bool = False
     """Ask torch for deterministic algorithms only."""
+    reproducible: Literal["off", "bitwise"] = "off"
+    """bitwise: weights, statistics and losses with the same bits on any number of ranks, in any micro-steps, with
+    either engine (docs/bitwise.md); it computes unit by unit, which costs time where units are small."""
+    unit: int = 1
+    """With bitwise: videos that go through each kernel together; a divisor of every norm group's size. Part of the
+    bits."""
+    hash_every_steps: int = 0
+    """Steps between hashes of the weights in metrics.jsonl, which `hpc-stres reproduce` compares; 0: none, with bitwise
+    in each line."""
     tf32: bool = False
     """Allow TF32 products on GPUs that have them."""
     start_timeout_minutes: float = 10.0
@@ -232,6 +241,8 @@ class TrainingConfig:
         )
         check_field(self.log_every_steps >= 1, "log_every_steps", "expected 1 or more")
         check_field(self.prefetch >= 1, "prefetch", "expected 1 or more")
+        check_field(self.hash_every_steps >= 0, "hash_every_steps", "expected 0 or more")
+        self._check_bitwise()
         if self.engine != "deepspeed":
             check_field(
                 self.zero_stage == 0, "zero_stage", f"no effect with the engine {self.engine}"
@@ -239,6 +250,15 @@ class TrainingConfig:
             check_field(not self.deepspeed, "deepspeed", f"no effect with the engine {self.engine}")
         for key in ("start_timeout_minutes", "step_timeout_minutes"):
             check_field(getattr(self, key) > 0, key, "expected a number above 0")
+
+    def _check_bitwise(self) -> None:
+        check_field(self.unit >= 1, "unit", "expected 1 or more")
+        if self.reproducible != "bitwise":
+            check_field(self.unit == 1, "unit", "no effect without training.reproducible: bitwise")
+            return
+        for key, only in (("zero_stage", 0), ("compile", False), ("channels_last", True)):
+            is_only = getattr(self, key) == only
+            check_field(is_only, key, f"expected {str(only).lower()} with reproducible: bitwise")
 
 
 def has_part(pattern: str) -> bool:

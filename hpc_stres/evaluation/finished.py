@@ -19,11 +19,14 @@ from hpc_stres.run.product import read_done
 
 @dataclass(frozen=True)
 class Finished:
-    """Checksum of a phase's weights, the classes that its scores are of, and by what videos were held out."""
+    """Checksum of a phase's weights, the classes that its scores are of, and by what videos were held out.
+
+    The last is empty where none were, and none where a phase does not say its config: it may be trained on nothing.
+    """
 
     weights_sha256: str
     classes: list[str]
-    held_out_by: str = ""
+    held_out_by: str | None = ""
 
 
 def read_finished(paths: RunPaths, phase: str) -> Finished:
@@ -33,8 +36,8 @@ def read_finished(paths: RunPaths, phase: str) -> Finished:
         raise UserError(
             f"{paths.phase(phase).root}: phase {phase} is not finished\nTrain it first: --phase {phase}"
         )
-    evaluation = done.get("config", {}).get("evaluation", {})
-    return Finished(done["sha256"], list(done.get("classes", ())), _held_out_by(evaluation))
+    known = _held_out_by(done["config"].get("evaluation", {})) if "config" in done else None
+    return Finished(done["sha256"], list(done.get("classes", ())), known)
 
 
 def held_out_by(evaluation: EvaluationConfig) -> str:

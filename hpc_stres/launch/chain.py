@@ -16,6 +16,7 @@ from hpc_stres.errors import UserError
 from hpc_stres.launch import checks
 from hpc_stres.launch import jobs as job_list
 from hpc_stres.launch.bad_nodes import reasons
+from hpc_stres.launch.code import take_code
 from hpc_stres.launch.jobs import EVALUATE, PREPARE, Job
 from hpc_stres.launch.journal import Journal
 from hpc_stres.launch.survey import Seen, Survey
@@ -45,6 +46,8 @@ class Request:
     """Ids of jobs that the user is certain have ended."""
     allow_cpu: bool = False
     """Whether a recipe for GPUs is meant for CPU ranks."""
+    adopt_code: bool = False
+    """Whether the run is to resume with the code of today, whatever it began with."""
 
     @property
     def prepare_home(self) -> Path:
@@ -228,7 +231,8 @@ def _submit_here(request: Request) -> tuple[list[Job], Mapping[str, list[str]]]:
         if jobs:
             claim_run_folder(request.config, request.run_dir, update=True)
             write_provenance(request.run_dir, request.config)
-            LocalRun(request.config, request.run_dir, jobs).run()
+            code = take_code(request.run_dir, [request.run_dir], request.adopt_code, {})
+            LocalRun(request.config, request.run_dir, jobs, code).run()
     return jobs, {}
 
 
@@ -287,10 +291,12 @@ def _submit_missing(
         claim_run_folder(config, run_dir, update=True)
     write_provenance(run_dir, config)
     ids = {name: list(numbers) for name, numbers in queue.alive.items()}
+    queued = {run_dir: [number for numbers in ids.values() for number in numbers]}
+    code = take_code(run_dir, [run_dir], request.adopt_code, queued)
     journal_of = {
         job.name: journals[request.prepare_home if job.name == PREPARE else run_dir] for job in jobs
     }
-    Submission(config, run_dir, cluster, lock).send_all(jobs, journal_of, queue, ids)
+    Submission(config, run_dir, cluster, lock, code).send_all(jobs, journal_of, queue, ids)
     for job in jobs:
         print(f"  {job.name:<16} job {', '.join(ids[job.name])}")
     return jobs

@@ -289,6 +289,7 @@ class JobCall:
         os.environ.update(self.environment)
         os.environ["HPC_STRES_PROGRESS"] = str(self.progress)
         self._name_rank()
+        self._check_code()
         if self._is_abandoned():
             print(
                 f"{self.job.name}: a later submit has replaced this job; it does nothing",
@@ -316,6 +317,18 @@ class JobCall:
                 leave(code)
         start.end(0)
         return "done"
+
+    def _check_code(self) -> None:
+        """End where this is not the code that was submitted."""
+        if self.code is None or not self._is_first:
+            return
+        from hpc_stres.launch.code import refuse_changed_copy
+
+        try:
+            refuse_changed_copy(self.code)
+        except UserError as error:
+            print(f"hpc-stres {self.job.commands[0][0]}: {error}", file=sys.stderr, flush=True)
+            os._exit(error.code)
 
     @property
     def _on_slurm(self) -> bool:

@@ -28,8 +28,11 @@ STOP_SECONDS = 45.0
 class LocalRun:
     """Runs jobs as their predecessors finish; a job whose predecessor failed never starts."""
 
-    def __init__(self, config: Config, run_dir: Path, jobs: list[Job]) -> None:
+    def __init__(
+        self, config: Config, run_dir: Path, jobs: list[Job], code: Path | None = None
+    ) -> None:
         self.config, self.paths, self.jobs = config, RunPaths(run_dir), jobs
+        self.code = code
         self.running: dict[str, Any] = {}
         self.links: dict[str, int] = {}
         self.done: set[str] = set()
@@ -109,8 +112,9 @@ class LocalRun:
         environment = {"MASTER_PORT": str(_free_port()), "HPC_STRES_THREADS": str(threads)}
         progress = self.progress_file(job.name)
         progress.unlink(missing_ok=True)
-        with _stderr_to(folder / "controller.log"):
-            return executor.submit(JobCall(job, environment, progress, self.paths.root))
+        call = JobCall(job, environment, progress, self.paths.root, code=self.code)
+        with _stderr_to(folder / "controller.log"), _imports_from(self.code):
+            return executor.submit(call)
 
     def _ranks(self, job: Job) -> int:
         """Evaluation is single-threaded by rank, so it takes a rank a core."""
@@ -198,6 +202,26 @@ def _stderr_to(path: Path) -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+@contextmanager
+def _imports_from(code: Path | None) -> Iterator[None]:
+    """Processes that are started in this block find the package there first, and not in the folder that they are
+    started in."""
+    changes = {} if code is None else {"PYTHONSAFEPATH": "1"}
+    if code is not None:
+        before = os.environ.get("PYTHONPATH")
+        changes["PYTHONPATH"] = os.pathsep.join(filter(None, [str(code), before]))
+    kept = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _exit_code(job: Any) -> int:

@@ -106,15 +106,7 @@ def _own_options(cluster: ClusterConfig, job: Job, chosen: Mapping[str, Any]) ->
         options.pop("gres", None)
     if options.get("no_requeue"):
         options["requeue"] = False
-    excluded = [str(options["exclude"])] if options.get("exclude") else []
-    if nodes := [*excluded, *bad_nodes(cluster)]:
-        options["exclude"] = ",".join(nodes)
     return options
-
-
-def bad_nodes(cluster: ClusterConfig) -> list[str]:
-    """Nodes that jobs stay away from for a time."""
-    return []
 
 
 def _srun_args(cluster: ClusterConfig, job: Job, cores: int | None) -> list[str]:
@@ -164,11 +156,12 @@ def _teardown(cluster: ClusterConfig, run_dir: Path, job: Job, code: Path) -> li
     link takes over."""
     marker = continue_marker(run_dir, job.name, "$SLURM_JOB_ID", "${SLURM_RESTART_COUNT:-0}")
     lines = ["status=$?", f'marker={shlex.quote(str(marker.parent))}/"{marker.name}"']
+    python = python_command(cluster, run_dir, job, str(run_dir), code)
+    lines += script_lines(python, run_dir, job)
     lines += ['if [ -e "$marker" ]; then', '  rm -f "$marker"']
     if cluster.continuation == "requeue":
         lines += ['  scontrol requeue "$SLURM_JOB_ID" && sleep 120']
-    after = script_lines(python_command(cluster, run_dir, job, str(run_dir), code), run_dir, job)
-    return [*lines, f"  exit {EXIT_CONTINUE}", "fi", *after, 'exit "$status"']
+    return [*lines, f"  exit {EXIT_CONTINUE}", "fi", 'exit "$status"']
 
 
 def _binds(cluster: ClusterConfig, run_dir: Path, code: Path, data_root: str) -> list[str]:
@@ -248,8 +241,11 @@ def sbatch_text(
     folder = RunPaths(run_dir).logs / job.name
     chosen = parameters(cluster, job, dependency, token)
     folders = [folder for folder, _ in members.jobs.values()] if members is not None else [home]
-    if avoided := {node for folder in folders for node in excluded(folder, cluster)}:
-        chosen["exclude"] = ",".join(sorted(avoided))
+    avoided = {node for folder in folders for node in excluded(folder, cluster)}
+    if own := chosen["additional_parameters"].get("exclude"):
+        avoided.add(str(own))
+    if avoided:
+        chosen["additional_parameters"]["exclude"] = ",".join(sorted(avoided))
     chosen["setup"] = [*_setup(cluster, code), _take_call(run_dir, job, token, number)]
     chosen["teardown"] = _teardown(cluster, run_dir, job, code)
     if cluster.image is not None and cluster.image_with == "pyxis":

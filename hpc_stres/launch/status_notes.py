@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hpc_stres.config.recipe import Phases
 from hpc_stres.config.schema import Config
 from hpc_stres.errors import UserError
 from hpc_stres.launch.bad_nodes import reasons
@@ -25,7 +26,7 @@ def notes(config: Config, run_dir: Path, is_running: Mapping[str, bool]) -> list
     found = reasons(run_dir, config.cluster)
     for phase, running in is_running.items():
         found += [f"{phase}: {line}" for line in _of_phase(paths.phase(phase), running)]
-    return [*found, *costs(config, run_dir)]
+    return [*found, *costs(config.phases, run_dir)]
 
 
 def _of_phase(paths: PhasePaths, is_running: bool) -> list[str]:
@@ -66,10 +67,10 @@ def late(beats: list[dict[str, Any]], now: float) -> list[str]:
     return [f"late: {shown}{more}"] if behind else []
 
 
-def costs(config: Config, run_dir: Path) -> list[str]:
+def costs(phases: Phases, run_dir: Path) -> list[str]:
     """What became of the time, in one line, and on which nodes it was lost."""
     try:
-        found = account(config.phases, run_dir)
+        found = account(phases, run_dir)
     except UserError as error:
         return [str(error).splitlines()[0]]
     total = found.total

@@ -20,6 +20,7 @@ from hpc_stres.errors import UserError
 from hpc_stres.launch import chain, checks, scheduler, slurm
 from hpc_stres.launch.arrays import catch_up, tell
 from hpc_stres.launch.chain import Request, locked, sbatch_lock
+from hpc_stres.launch.code import take_code
 from hpc_stres.launch.jobs import EVALUATE, PREPARE, Job
 from hpc_stres.launch.journal import Journal, folder_tag
 from hpc_stres.launch.local import LocalRun, run_together
@@ -118,7 +119,8 @@ def _submit_arrays(study: Study) -> None:
             text = "\n".join([f"{first}; nothing was submitted", *rest])
             raise scheduler.NoAnswer(text) from None
         _claim(study, elements)
-        submission = Submission(study.requests[0].config, study.folder, cluster, lock)
+        code = _take_code(study, elements)
+        submission = Submission(study.requests[0].config, study.folder, cluster, lock, code)
 
         def send(
             config: Config, journal: Journal, job: Job, link: int, dependency: str, array: Array | None
@@ -163,7 +165,8 @@ def _local_runs(study: Study, names: set[str] | None, at_once: int) -> Iterator[
             continue
         claim_run_folder(request.config, request.run_dir, update=True)
         write_provenance(request.run_dir, request.config)
-        run = LocalRun(request.config, request.run_dir, jobs)
+        code = take_code(study.folder, [request.run_dir], request.adopt_code, {})
+        run = LocalRun(request.config, request.run_dir, jobs, code)
         run.beside = at_once
         run.title = f"{request.run_dir.relative_to(study.folder)}: " if at_once > 1 else ""
         yield run
@@ -253,6 +256,16 @@ def _claim(study: Study, elements: Sequence[Element]) -> None:
         if not element.queue.alive or not RunPaths(request.run_dir).config.is_file():
             claim_run_folder(request.config, request.run_dir, update=True)
         write_provenance(request.run_dir, request.config)
+
+
+def _take_code(study: Study, elements: Sequence[Element]) -> Path:
+    """The code of runs that have something to submit; one array runs one code."""
+    going = [element for element in elements if element.jobs]
+    queued = {
+        element.request.run_dir: [n for ids in element.queue.alive.values() for n in ids]
+        for element in going
+    }
+    return take_code(study.folder, list(queued), study.requests[0].adopt_code, queued)
 
 
 def _shape(job: Job) -> tuple[Any, ...]:

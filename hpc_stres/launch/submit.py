@@ -74,6 +74,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-cpu", action="store_true", help="train on CPUs what would take them weeks"
     )
+    parser.add_argument(
+        "--adopt-code", action="store_true", help="resume with newer code than the run began with"
+    )
+    parser.add_argument(
+        "--remove-old-code", metavar="RUNS",
+        help="remove copies of code under this folder of runs that none of them names, and submit nothing",
+    )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted")
     parser.add_argument(
         "--watch", action="store_true", help="on Slurm: watch the jobs after submitting them"
@@ -161,6 +168,11 @@ def _run(args: argparse.Namespace) -> None:
 
         cancel_run(Path(args.cancel).absolute())
         return
+    if args.remove_old_code is not None:
+        from hpc_stres.launch.code import remove_old_code
+
+        remove_old_code(Path(args.remove_old_code).resolve())
+        return
     root = Path(args.run_dir or Path("runs") / Path(args.config).stem).resolve()
     if root.exists() and not root.is_dir():
         raise ConfigError(f"--run-dir {root}: this is a file; name a folder")
@@ -170,7 +182,7 @@ def _run(args: argparse.Namespace) -> None:
     together = list(made) != [root]
     group = root if together and share_a_store(configs) else None
     requests = [
-        Request(config, folder, args.phase, group, args.forget, args.allow_cpu)
+        Request(config, folder, args.phase, group, args.forget, args.allow_cpu, args.adopt_code)
         for folder, config in made.items()
     ]
     if together:

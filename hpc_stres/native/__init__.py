@@ -20,10 +20,18 @@ import threading
 from pathlib import Path
 
 from hpc_stres.errors import UserError
-from hpc_stres.native.cache import cache_folder, cached, load_from_memory, pack, unpack
+from hpc_stres.native.cache import (
+    cache_folder,
+    cached,
+    load_from_memory,
+    pack,
+    read_library,
+    unpack,
+)
 
 __all__ = [
     "cache_folder",
+    "carry",
     "compiler",
     "cuda_compiler",
     "find",
@@ -155,6 +163,19 @@ def prebuild(folder: Path) -> list[Path]:
             file.write_bytes(pack(_compiled(source, parts, (_require_compiler(), *flags)), key))
             made.append(file)
     return made
+
+
+def carry(folder: Path) -> None:
+    """Copy the kernels that came with the package, or that this user's cache has, into a folder."""
+    for source in sorted(SOURCES.glob("*.cpp")):
+        for is_modern in (False, True):
+            _, key = _parts_and_key(source, source.stem, _cpp_flags(is_modern))
+            came = _prebuilt_file(SOURCES / PREBUILT, source.stem, key)
+            library = unpack(came.read_bytes(), key) if came.is_file() else None
+            library = library or read_library(_prebuilt_file(cache_folder(), source.stem, key), key)
+            if library is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                _prebuilt_file(folder, source.stem, key).write_bytes(pack(library, key))
 
 
 def _prebuilt_file(folder: Path, name: str, key: str) -> Path:

@@ -12,6 +12,7 @@ import yaml
 
 from hpc_stres.config.loading import from_plain, load_resolved, plain
 from hpc_stres.config.schema import Config
+from hpc_stres.config.seal import sealed_text
 from hpc_stres.errors import UserError
 from hpc_stres.run.ownership import owned
 from hpc_stres.run.paths import (
@@ -45,7 +46,8 @@ FREE_KEYS = (
     "data.videos", "data.lists", "data.frames", "data.flow_frames",
     "data.max_rejected", "data.shard_mib", "training.engine", "training.zero_stage",
     "training.max_micro_batch", "training.checkpoint_every_steps", "training.checkpoint_every_minutes",
-    "training.log_every_steps", "training.prefetch", "training.start_timeout_minutes", "training.step_timeout_minutes",
+    "training.log_every_steps", "training.hash_every_steps",
+    "training.prefetch", "training.start_timeout_minutes", "training.step_timeout_minutes",
     "training.compile", "training.activation_checkpointing",
     "training.channels_last", "training.deepspeed", "training.max_steps",
 )  # fmt: skip
@@ -81,7 +83,7 @@ def claim_run_folder(
         new = wanted if stored is None or update else _with_values(stored, wanted, allowed)
         if new != stored:
             text = yaml.safe_dump(new, sort_keys=False, allow_unicode=True)
-            write_text(paths.config, text)
+            write_text(paths.config, sealed_text(text))
 
 
 def _claim_extensions(

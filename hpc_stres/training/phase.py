@@ -27,6 +27,7 @@ from hpc_stres.store.location import store_folder
 from hpc_stres.store.reader import Store
 from hpc_stres.training import stall
 from hpc_stres.training.metrics import WAITING, late_ranks
+from hpc_stres.training.profile import profile_of
 from hpc_stres.training.trainer import Trainer
 
 # What the slowest of the ranks that did arrive needs to say so after a time-out.
@@ -48,8 +49,13 @@ def train(
     device = process_groups.choose_device(world)
     torch.backends.cuda.matmul.allow_tf32 = config.training.tf32
     torch.backends.cudnn.allow_tf32 = config.training.tf32
-    torch.backends.cudnn.benchmark = not config.training.deterministic
-    torch.use_deterministic_algorithms(config.training.deterministic)
+    is_bitwise = config.training.reproducible == "bitwise"
+    is_deterministic = config.training.deterministic or is_bitwise
+    torch.backends.cudnn.benchmark = not is_deterministic
+    torch.use_deterministic_algorithms(is_deterministic)
+    if is_bitwise:
+        # One thread a kernel; a rank's threads take a unit each (exact/session.py).
+        torch.set_num_threads(1)
     with kept_environment():
         stall.record_flights(RunPaths(run_dir).phase(name))
         process_groups.start(world, device, config.training.start_timeout_minutes)
@@ -126,7 +132,7 @@ def _train_owned(trainer: Trainer, allowed: tuple[str, ...], profile: bool) -> b
     try:
         trainer.set_up(allowed)
         if profile and trainer.world.is_first:
-            trainer.profile_steps()
+            trainer.profile = profile_of(trainer)
         finished = trainer.train()
         if finished:
             trainer.finish()
@@ -148,6 +154,8 @@ def _train_owned(trainer: Trainer, allowed: tuple[str, ...], profile: bool) -> b
         with contextlib.suppress(OSError):
             trainer.heartbeat.beat(trainer.step, "left", force=True)
     trainer.engine.close()
+    if trainer.exact is not None:
+        trainer.exact.close()
     return finished
 
 

@@ -28,7 +28,8 @@ PROGRAMS = (
     "sacct",
 )
 NODES = ("n1", "n2", "n3", "n4")
-START_SECONDS = 30.0
+# What comes, comes sooner.
+START_SECONDS = 600.0
 FIRST_PORT, LAST_PORT = 28100, 32700
 
 SLURM_CONF = """ClusterName=stres
@@ -78,11 +79,11 @@ PartitionName=urgent Nodes=n[1-4] MaxTime=UNLIMITED State=UP PriorityTier=10 Pre
 # What a site adds: accounts, QOS limits and wckeys that are enforced, GPUs on three of its nodes, and a partition
 # without any.
 SITE_CONF = """GresTypes=gpu
+NodeName=DEFAULT NodeHostname=localhost NodeAddr=127.0.0.1 CPUs=4 RealMemory=4000 State=UNKNOWN
 AccountingStorageEnforce=associations,limits,qos,wckeys
 TrackWCKey=yes
-NodeName=n[1-3] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{node}-{node_gpu}] \
-  CPUs=4 RealMemory=4000 Gres=gpu:a100:4 Feature=a100 State=UNKNOWN
-NodeName=n4 NodeHostname=localhost NodeAddr=127.0.0.1 Port={node_last} CPUs=4 RealMemory=4000 State=UNKNOWN
+NodeName=n[1-3] Port=[{node}-{node_gpu}] Gres=gpu:a100:4 Feature=a100
+NodeName=n4 Port={node_last}
 PartitionName=gpu Nodes=n[1-3] MaxTime=2-0 State=UP AllowQos=normal,long
 PartitionName=cpu Nodes=n4 MaxTime=1-0 State=UP
 """
@@ -271,7 +272,7 @@ class PrivateSlurm:
                 process = self.processes.pop(name)
                 process.terminate()
                 try:
-                    process.wait(timeout=10)
+                    process.wait(timeout=60)
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
@@ -280,7 +281,7 @@ class PrivateSlurm:
         for process in left:
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        psutil.wait_procs(left, timeout=10)
+        psutil.wait_procs(left, timeout=60)
         return names
 
     @staticmethod
@@ -302,7 +303,7 @@ class PrivateSlurm:
             "capture_output": True,
             "text": True,
             "env": self.environment,
-            "timeout": 120,
+            "timeout": START_SECONDS,
             **more,
         }
         return subprocess.run([str(part) for part in command], check=check, **options)

@@ -105,7 +105,7 @@ def test_what_a_rank_begins_with_is_its_step_its_requests_and_every_number():
 
     def fingerprint(step=3, trail="a"):
         rank = SimpleNamespace(step=step, trail=trail, world=SimpleNamespace(size=2))
-        return trainer.Trainer.fingerprint(rank, model)
+        return trainer.start_fingerprint(rank, model)
 
     found = [fingerprint(), fingerprint(step=4), fingerprint(trail="b")]
     with torch.no_grad():

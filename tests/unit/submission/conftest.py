@@ -60,7 +60,9 @@ class MadeUpSlurm:
                 else DENIED
             )
         return Answer(
-            0, "".join(f"JobId={n} JobName={j['name']} UserId\n" for n, j in self.jobs.items()), ""
+            0,
+            "".join(f"{shown_id(n)} JobName={j['name']} UserId\n" for n, j in self.jobs.items()),
+            "",
         )
 
     def sbatch(self, words):
@@ -72,15 +74,22 @@ class MadeUpSlurm:
             for line in script.splitlines()
             if line.startswith("#SBATCH --dependency")
         ]
-        self.jobs[number] = {
-            "state": "PENDING", "reason": "Priority", "name": options["job-name"], "comment": options["comment"],
-            "after": "".join(after),
-        }  # fmt: skip
+        array = [
+            line.split("=", 1)[1]
+            for line in script.splitlines()
+            if line.startswith("#SBATCH --array")
+        ]
+        for name in elements(number, array):
+            self.jobs[name] = {
+                "state": "PENDING", "reason": "Priority", "name": options["job-name"], "comment": options["comment"],
+                "after": "".join(after),
+            }  # fmt: skip
         self.on_sbatch(number)
         return Answer(0, f"{number}\n", "")
 
     def scancel(self, words):
-        for number in words[1:]:
+        named = {n for word in words[1:] for n in self.jobs if word in (n, n.partition("_")[0])}
+        for number in named:
             if number in self.jobs and (
                 words[1] != "--state=PENDING" or self.jobs[number]["state"] == "PENDING"
             ):
@@ -93,6 +102,27 @@ class MadeUpSlurm:
         return sorted(
             job["comment"].split(":")[2] for job in self.jobs.values() if job["state"] not in over
         )
+
+
+def elements(number, array):
+    """Ids that an array's specification makes; the number itself where there is none."""
+    if not array:
+        return [number]
+    names = []
+    for part in array[0].partition("%")[0].split(","):
+        first, _, last = part.partition("-")
+        names += [f"{number}_{index}" for index in range(int(first), int(last or first) + 1)]
+    return names
+
+
+def shown_id(number):
+    """As scontrol shows it: an element that has been split off has an id of its own as well."""
+    array, _, index = number.partition("_")
+    return (
+        f"JobId={int(array) + 5000} ArrayJobId={array} ArrayTaskId={index}"
+        if index
+        else f"JobId={number}"
+    )
 
 
 @pytest.fixture
