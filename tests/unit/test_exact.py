@@ -16,6 +16,7 @@ from hpc_stres.exact.sums import ExactSums
 from hpc_stres.layout import group_sizes, plan
 from hpc_stres.models import assign_groups, build_model
 from hpc_stres.models.exact_network import attach
+from hpc_stres.training.hashes import state_hashes
 
 # -- sums ----------------------------------------------------------------------------------------
 
@@ -214,6 +215,22 @@ def test_ordinary_gradients_do_show_the_micro_batches():
         logits = model(rgb[start : start + 4], flow[start : start + 4], groups_of(4, torch.float32))
         weighted_sum(logits).backward()
     assert any(not torch.equal(p.grad, whole[n]) for n, p in model.named_parameters())
+
+
+def test_one_bit_of_one_number_is_another_hash():
+    model = network("st_resnet")
+    first = state_hashes(model)
+    assert state_hashes(network("st_resnet")) == first
+    for name, tensor in [
+        *model.named_parameters(),
+        ("motion.bn1.running_var", model.motion.bn1.running_var),
+    ]:
+        tensor.detach().reshape(-1).view(torch.int32)[-1] ^= 1
+        changed = state_hashes(model)
+        differing = [n for n in first["tensors"] if changed["tensors"][n] != first["tensors"][n]]
+        assert differing == [name]
+        assert changed["weights_sha256"] != first["weights_sha256"]
+        tensor.detach().reshape(-1).view(torch.int32)[-1] ^= 1
 
 
 # -- the guard -----------------------------------------------------------------------------------
