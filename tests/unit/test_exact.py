@@ -17,6 +17,7 @@ from hpc_stres.layout import group_sizes, plan
 from hpc_stres.models import assign_groups, build_model
 from hpc_stres.models.exact_network import attach
 from hpc_stres.training.hashes import state_hashes
+from hpc_stres.training.trainable import freeze, set_training_mode
 
 # -- sums ----------------------------------------------------------------------------------------
 
@@ -141,10 +142,10 @@ def groups_of(videos, dtype):
 
 
 def ordinary_gradients(model, rgb, flow):
-    model.train()
+    set_training_mode(model)
     logits = model(rgb, flow, groups_of(VIDEOS, rgb.dtype))
     weighted_sum(logits).backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters()}
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
 def weighted_sum(logits):
@@ -158,7 +159,7 @@ def weighted_sum(logits):
 
 def exact_gradients(model, rgb, flow, cuts, unit=1, low=None, threads=1):
     """In micro-batches of whole groups, unit by unit."""
-    model.train()
+    set_training_mode(model)
     session = Session(model, torch.device("cpu"), threads)
     mode = UnitByUnit(session, low)
     layers = attach(model, session, mode)
@@ -193,6 +194,21 @@ def test_gradients_of_units_are_the_gradient(name, order):
         for key, value in wanted.items():
             scale = max(float(value.abs().max()), 1e-3)
             assert float((got[key] - value).abs().max()) < 1e-9 * scale, key
+
+
+@pytest.mark.parametrize("part", ["head", "last_stage"])
+def test_gradients_of_a_part_are_its_gradients(part):
+    """The rest is frozen, and its normalisations use their running statistics."""
+    rgb, flow = (c.double() for c in clips())
+    one, other = network("st_resnet").double(), network("st_resnet").double()
+    for model in (one, other):
+        freeze(model, part)
+    wanted = ordinary_gradients(one, rgb, flow)
+    got = exact_gradients(other, rgb, flow, [(0, 4), (4, 8)])
+    assert len(wanted) < len(list(one.parameters()))
+    for key, value in wanted.items():
+        scale = max(float(value.abs().max()), 1e-3)
+        assert float((got[key] - value).abs().max()) < 1e-9 * scale, key
 
 
 @pytest.mark.parametrize("low", [None, torch.bfloat16])
