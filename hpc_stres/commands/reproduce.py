@@ -12,12 +12,13 @@ another one. Its folder is only read. Exit status: 0 identical, 1 not.
 import argparse
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hpc_stres.commands import add_override_argument
 
 if TYPE_CHECKING:
-    from hpc_stres.config.schema import Config
+    from hpc_stres.run.hash_trail import Comparison
+    from hpc_stres.run.paths import RunPaths
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,13 +60,14 @@ def run(args: argparse.Namespace) -> int:
     phase = phase_to_repeat(config.phases, run_dir, args.phase)
     theirs = checked_hashes(RunPaths(run_dir).phase(phase), args.steps)
     if args.against:
-        ours = checked_hashes(RunPaths(Path(args.against)).phase(phase), args.steps)
-        return _say(phase, compare(theirs, ours), run_dir, config)
+        other = RunPaths(Path(args.against))
+        ours = checked_hashes(other.phase(phase), args.steps)
+        return _say(phase, compare(theirs, ours), RunPaths(run_dir), other)
     with tempfile.TemporaryDirectory(prefix="hpc_stres_reproduce_") as folder:
         scratch = Path(args.scratch) if args.scratch else Path(folder) / "run"
         _train(args, phase, run_dir, scratch)
         ours = hashes_of(RunPaths(scratch).phase(phase))
-    return _say(phase, compare(theirs, ours), run_dir, config)
+        return _say(phase, compare(theirs, ours), RunPaths(run_dir), RunPaths(scratch))
 
 
 def _train(args: argparse.Namespace, phase: str, run_dir: Path, scratch: Path) -> None:
@@ -80,17 +82,15 @@ def _train(args: argparse.Namespace, phase: str, run_dir: Path, scratch: Path) -
     train_again(run_dir, phase, scratch, args.steps, args.ranks, args.overrides, level)
 
 
-def _say(phase: str, result: Any, run_dir: Path, config: "Config") -> int:
+def _say(phase: str, result: "Comparison", theirs: "RunPaths", ours: "RunPaths") -> int:
     from hpc_stres.errors import UserError
     from hpc_stres.run.hash_trail import provenance_of, unlike
-    from hpc_stres.run.paths import RunPaths
-    from hpc_stres.run.provenance import provenance
 
     if result.equal is None and result.different is None:
-        raise UserError(f"{run_dir}: the two have no hash at the same step of {phase}")
+        raise UserError(f"{theirs.root}: the two have no hash at the same step of {phase}")
     print(f"{phase}: {result.explain()}")
     if result.different is None:
         return 0
-    for line in unlike(provenance_of(RunPaths(run_dir)), provenance(config)):
+    for line in unlike(provenance_of(theirs), provenance_of(ours)):
         print(f"  {line}")
     return 1

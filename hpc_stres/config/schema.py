@@ -259,6 +259,12 @@ class TrainingConfig:
         for key, only in (("zero_stage", 0), ("compile", False), ("channels_last", True)):
             is_only = getattr(self, key) == only
             check_field(is_only, key, f"expected {str(only).lower()} with reproducible: bitwise")
+        others = sorted(self.deepspeed.keys() - {"gradient_clipping"})
+        check_field(
+            not others,
+            "deepspeed",
+            f"only gradient_clipping with reproducible: bitwise, got {others}",
+        )
 
 
 def has_part(pattern: str) -> bool:

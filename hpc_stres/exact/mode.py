@@ -34,7 +34,7 @@ SAFE = frozenset((
     "relu_", "clamp", "clamp_min", "maximum", "minimum", "where", "masked_fill", "eq", "ne", "lt", "le",
     "gt", "ge", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__and__", "__or__", "sqrt",
     "repeat_interleave", "add_", "sub_", "mul_", "div_", "copy_", "is_autocast_enabled",
-    "get_autocast_dtype", "is_grad_enabled", "is_same_size",
+    "get_autocast_dtype", "is_grad_enabled", "_set_grad_enabled", "is_same_size",
 ))  # fmt: skip
 # Operations that never look from one video to another, but may round by shape or place.
 BY_UNIT = frozenset((

@@ -39,6 +39,17 @@ def normalise(
     return result
 
 
+def by_running_statistics(
+    session: Session, x: Tensor, residual: Tensor | None, *given: Any
+) -> Tensor:
+    """What a layer that does not move gives: by its running statistics, unit by unit."""
+    with torch._C.DisableTorchFunction():
+        rows = session.rows(x)
+        residuals = [None] * session.units if residual is None else residual.split(rows)
+        parts = zip(x.split(rows), residuals, strict=True)
+        return torch.cat([norm_plain.normalise_by(part, other, *given) for part, other in parts])
+
+
 class ExactNormalise(torch.autograd.Function):
     """Values, and the moments of each unit's group (units, channels) in float64."""
 

@@ -12,7 +12,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hpc_stres.config.schema import TrainingConfig
-from hpc_stres.errors import UserError
 from hpc_stres.exact.session import Session
 from hpc_stres.models.norm import SubBatchNorm2d
 from hpc_stres.models.temporal import TemporalConv
@@ -200,11 +199,6 @@ class DeepSpeedEngine(Engine):
         self.reduces_itself = config.precision == "float64" and config.zero_stage == 0
         if self.reduces_itself or exact is not None:
             self.engine.enable_backward_allreduce = False
-        if exact is not None and self.engine.zero_optimization_stage() > 0:
-            raise UserError(
-                "training.deepspeed: ZeRO shares out what training.reproducible: bitwise adds up itself\n"
-                "Remove zero_optimization there."
-            )
 
     def forward(self, last: bool, *arguments: Any) -> Any:
         # Its own forward pass prepares a reduction.

@@ -53,6 +53,8 @@ def train(
     is_deterministic = config.training.deterministic or is_bitwise
     torch.backends.cudnn.benchmark = not is_deterministic
     torch.use_deterministic_algorithms(is_deterministic)
+    # Nobody reads memory before it is written, and to fill it costs a pass over each tensor.
+    torch.utils.deterministic.fill_uninitialized_memory = not is_bitwise  # type: ignore[attr-defined]
     if is_bitwise:
         # One thread a kernel; a rank's threads take a unit each (exact/session.py).
         torch.set_num_threads(1)

@@ -9,6 +9,7 @@ where two layouts of a case differ, or where the control in ordinary float32 doe
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import subprocess
@@ -116,12 +117,19 @@ def train_all(works):
     return output
 
 
+# What a training imports when it needs it.
+HEAVY = (
+    "hpc_stres.training.phase", "torch.utils.tensorboard", "nvidia.dali.fn", "safetensors.torch",
+    "torch._dynamo",
+)  # fmt: skip
+
+
 def fork_ranks(works):
     """Every work on its ranks; ends at the first that fails."""
-    import hpc_stres.training.phase
     from hpc_stres.training.engine import import_deepspeed
 
-    assert hpc_stres.training.phase
+    for name in HEAVY:
+        importlib.import_module(name)
     import_deepspeed()
     for work in works:
         children = [os.fork() or _train(work, rank) for rank in range(work["world"])]

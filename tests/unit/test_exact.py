@@ -16,6 +16,8 @@ from hpc_stres.exact.sums import ExactSums
 from hpc_stres.layout import group_sizes, plan
 from hpc_stres.models import assign_groups, build_model
 from hpc_stres.models.exact_network import attach
+from hpc_stres.training.hashes import state_hashes
+from hpc_stres.training.trainable import freeze, set_training_mode
 
 # -- sums ----------------------------------------------------------------------------------------
 
@@ -140,10 +142,10 @@ def groups_of(videos, dtype):
 
 
 def ordinary_gradients(model, rgb, flow):
-    model.train()
+    set_training_mode(model)
     logits = model(rgb, flow, groups_of(VIDEOS, rgb.dtype))
     weighted_sum(logits).backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters()}
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
 def weighted_sum(logits):
@@ -157,7 +159,7 @@ def weighted_sum(logits):
 
 def exact_gradients(model, rgb, flow, cuts, unit=1, low=None, threads=1):
     """In micro-batches of whole groups, unit by unit."""
-    model.train()
+    set_training_mode(model)
     session = Session(model, torch.device("cpu"), threads)
     mode = UnitByUnit(session, low)
     layers = attach(model, session, mode)
@@ -194,8 +196,24 @@ def test_gradients_of_units_are_the_gradient(name, order):
             assert float((got[key] - value).abs().max()) < 1e-9 * scale, key
 
 
-@pytest.mark.parametrize("low", [None, torch.bfloat16])
-@pytest.mark.parametrize("name", ["st_resnet", "stm_resnet"])
+@pytest.mark.parametrize("part", ["head", "last_stage"])
+def test_gradients_of_a_part_are_its_gradients(part):
+    """The rest is frozen, and its normalisations use their running statistics."""
+    rgb, flow = (c.double() for c in clips())
+    one, other = network("st_resnet").double(), network("st_resnet").double()
+    for model in (one, other):
+        freeze(model, part)
+    wanted = ordinary_gradients(one, rgb, flow)
+    got = exact_gradients(other, rgb, flow, [(0, 4), (4, 8)])
+    assert len(wanted) < len(list(one.parameters()))
+    for key, value in wanted.items():
+        scale = max(float(value.abs().max()), 1e-3)
+        assert float((got[key] - value).abs().max()) < 1e-9 * scale, key
+
+
+@pytest.mark.parametrize(
+    ("name", "low"), [("st_resnet", None), ("st_resnet", torch.bfloat16), ("stm_resnet", None)]
+)
 def test_micro_batches_and_threads_do_not_show_in_any_bit(name, low):
     rgb, flow = clips()
     whole = exact_gradients(network(name), rgb, flow, [(0, 8)], 2, low)
@@ -214,6 +232,22 @@ def test_ordinary_gradients_do_show_the_micro_batches():
         logits = model(rgb[start : start + 4], flow[start : start + 4], groups_of(4, torch.float32))
         weighted_sum(logits).backward()
     assert any(not torch.equal(p.grad, whole[n]) for n, p in model.named_parameters())
+
+
+def test_one_bit_of_one_number_is_another_hash():
+    model = network("st_resnet")
+    first = state_hashes(model)
+    assert state_hashes(network("st_resnet")) == first
+    for name, tensor in [
+        *model.named_parameters(),
+        ("motion.bn1.running_var", model.motion.bn1.running_var),
+    ]:
+        tensor.detach().reshape(-1).view(torch.int32)[-1] ^= 1
+        changed = state_hashes(model)
+        differing = [n for n in first["tensors"] if changed["tensors"][n] != first["tensors"][n]]
+        assert differing == [name]
+        assert changed["weights_sha256"] != first["weights_sha256"]
+        tensor.detach().reshape(-1).view(torch.int32)[-1] ^= 1
 
 
 # -- the guard -----------------------------------------------------------------------------------
