@@ -60,6 +60,9 @@ def test_each_phase_is_one_array_and_each_run_knows_its_element(fake, study, cap
     cancel_run(made.folder)
     assert not fake.alive()
     assert capsys.readouterr().out.count("cancelled") == 9
+    # What was cancelled before it began is known to have ended, and is submitted again.
+    submit_study(study(3, 5, 9))
+    assert fake.alive() == ["appearance"] * 3 + ["evaluate"] * 3 + ["motion"] * 3
 
 
 def test_a_run_that_fails_is_submitted_again_alone_and_holds_nobody_up(fake, study):
