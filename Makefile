@@ -4,6 +4,7 @@
 # make setup   set up only
 # make bench   measure everything against its references, about 15 minutes; figures in bench.json
 # make test-commands   run every command that README.md and docs/ print, as another user (some minutes)
+# make campaign   faults drawn from a seed, a little of each kind (make campaign CAMPAIGN="--rounds 500 --seed 3" for more)
 # make image   build the apptainer image; make image-test proves its recipe where there is no apptainer
 SHELL := /bin/bash
 # HPC_STRES_VENV=DIR names another environment than .venv, here as for env/setup.sh and the job scripts.
@@ -12,7 +13,7 @@ export HPC_STRES_VENV
 PYTHON := "$(HPC_STRES_VENV)"/bin/python
 PATHS := hpc_stres launch tests env examples setup.py
 
-.PHONY: demo test unit lint setup bench test-commands image image-test
+.PHONY: demo test unit lint setup bench test-commands campaign image image-test
 
 setup:
 	@bash env/setup.sh
@@ -41,6 +42,11 @@ lint:
 test-commands:
 	@bash env/setup.sh
 	@$(PYTHON) -m tests.commands
+
+CAMPAIGN ?= --short --seed 2
+campaign:
+	@bash env/setup.sh --tests
+	@$(PYTHON) -m tests.campaign $(CAMPAIGN)
 
 image:
 	@bash env/build_image.sh

@@ -27,6 +27,10 @@ COMMANDS = {
     ),
     "train": ("train", "train one phase (what every launcher calls)"),
     "evaluate": ("evaluate", "test the finished phases of a run and print the table"),
+    "reproduce": (
+        "reproduce",
+        "train a run's first steps again and say whether the weights are the same bits",
+    ),
     "compare": ("compare", "say what changed from one run to another, and what came of it"),
     "study": (
         "study",

@@ -4,6 +4,7 @@ The ranks are cut into teams of equal size. A norm group belongs to one team, wh
 a team of one. A micro-step of a team takes one or more whole groups.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -99,22 +100,29 @@ class Layout:
 
 
 def plan(
-    global_batch: int, norm_group: int, world_size: int, max_micro_batch: int | None = None
+    global_batch: int,
+    norm_group: int,
+    world_size: int,
+    max_micro_batch: int | None = None,
+    unit: int = 1,
 ) -> Layout:
     """Cut the global batch; whole groups on one rank first, then the fewest ranks a group, then the fewest micro-steps.
 
-    Refuses with the nearest sizes that can be cut.
+    No `unit` of a group, so many of its videos in their order, is cut. Refuses with the nearest sizes that can be cut.
     """
     _check_sizes(global_batch, norm_group, world_size, max_micro_batch)
     sizes = group_sizes(global_batch, norm_group)
+    refuse_unit(sizes, unit)
     limit = max_micro_batch or global_batch
     candidates = [
-        team for team in range(1, world_size + 1) if _feasible(sizes, world_size, team, limit)
+        team for team in range(1, world_size + 1) if _feasible(sizes, world_size, team, limit, unit)
     ]
     if not candidates:
-        raise ConfigError(_refusal(global_batch, norm_group, world_size, limit))
+        raise ConfigError(_refusal(global_batch, norm_group, world_size, limit, unit))
     even = -(-global_batch // world_size)
-    layouts = (_lay_out(global_batch, norm_group, world_size, team, limit) for team in candidates)
+    layouts = (
+        _lay_out(global_batch, norm_group, world_size, team, limit, unit) for team in candidates
+    )
     best: Layout | None = None
     for layout in layouts:
         if layout.busiest <= TOLERATED_IMBALANCE * even:
@@ -140,21 +148,39 @@ def _check_sizes(
         )
 
 
-def _feasible(sizes: list[int], world_size: int, team: int, limit: int) -> bool:
+def refuse_unit(sizes: list[int], unit: int) -> None:
+    """A group is a whole number of units, so that no layout needs a kernel of another shape."""
+    common = math.gcd(*sizes)
+    if unit < 1 or common % unit:
+        divisors = sorted(
+            (n for n in range(1, common + 1) if common % n == 0), key=lambda n: abs(n - unit)
+        )
+        distinct = "/".join(str(size) for size in sorted(set(sizes), reverse=True))
+        raise ConfigError(
+            f"norm groups of {distinct} videos are not whole numbers of units of {unit}.\n"
+            f"Nearest training.unit: {', '.join(str(n) for n in sorted(divisors[:2]))}"
+        )
+
+
+def _largest_share(sizes: list[int], team: int, unit: int) -> int:
+    """Videos of the largest group that the busiest rank of a team takes."""
+    return -(-(max(sizes) // unit) // team) * unit
+
+
+def _feasible(sizes: list[int], world_size: int, team: int, limit: int, unit: int = 1) -> bool:
     """Every rank has work in each group of its team, and its share fits."""
     if world_size % team:
         return False
-    return (
-        world_size // team <= len(sizes) and team <= min(sizes) and -(-max(sizes) // team) <= limit
-    )
+    has_work = world_size // team <= len(sizes) and team <= min(sizes) // unit
+    return has_work and _largest_share(sizes, team, unit) <= limit
 
 
 def _lay_out(
-    global_batch: int, norm_group: int, world_size: int, team_size: int, limit: int
+    global_batch: int, norm_group: int, world_size: int, team_size: int, limit: int, unit: int
 ) -> Layout:
     sizes = group_sizes(global_batch, norm_group)
     teams = world_size // team_size
-    groups_at_once = _groups_at_once(sizes, team_size, limit)
+    groups_at_once = _groups_at_once(sizes, team_size, limit, unit)
     # Even numbers of groups a team, dealt so that the longer groups are spread as well.
     hands = [list(range(team, len(sizes), teams)) for team in range(teams)]
     micro_steps = -(-max(len(hand) for hand in hands) // groups_at_once)
@@ -164,18 +190,18 @@ def _lay_out(
         steps = _deal(hand, micro_steps)
         shares.append(
             tuple(
-                _share(groups, global_batch, len(sizes), team_size, rank % team_size)
+                _share(groups, global_batch, len(sizes), team_size, rank % team_size, unit)
                 for groups in steps
             )
         )
     return Layout(global_batch, norm_group, world_size, team_size, tuple(shares))
 
 
-def _groups_at_once(sizes: list[int], team_size: int, limit: int) -> int:
+def _groups_at_once(sizes: list[int], team_size: int, limit: int, unit: int) -> int:
     """Whole groups whose shares fit one rank together, the largest ones taken."""
     count, videos = 0, 0
     for size in sorted(sizes, reverse=True):
-        videos += -(-size // team_size)
+        videos += _largest_share([size], team_size, unit)
         if videos > limit:
             break
         count += 1
@@ -194,25 +220,29 @@ def _deal(hand: list[int], micro_steps: int) -> list[list[int]]:
 
 
 def _share(
-    groups: list[int], global_batch: int, group_count: int, team_size: int, member: int
+    groups: list[int], global_batch: int, group_count: int, team_size: int, member: int, unit: int
 ) -> Share:
-    """The positions that one member of a team takes of some groups: contiguous cuts as even as can be."""
+    """The positions that one member of a team takes of some groups: contiguous cuts between units, as even as can
+    be."""
     positions: list[int] = []
     owners: list[int] = []
     for group in groups:
         everyone = range(group, global_batch, group_count)
-        start, stop = (len(everyone) * edge // team_size for edge in (member, member + 1))
+        units = len(everyone) // unit
+        start, stop = (units * edge // team_size * unit for edge in (member, member + 1))
         positions += everyone[start:stop]
         owners += [group] * (stop - start)
     return Share(tuple(positions), tuple(owners))
 
 
-def _refusal(global_batch: int, norm_group: int, world_size: int, limit: int) -> str:
-    def works(batch: int, group: int, world: int, most: int) -> bool:
+def _refusal(global_batch: int, norm_group: int, world_size: int, limit: int, unit: int) -> str:
+    def works(batch: int, group: int, world: int, most: int, unit: int = unit) -> bool:
         if not (1 <= group <= batch and world >= 1):
             return False
         sizes = group_sizes(batch, group)
-        return any(_feasible(sizes, world, team, most) for team in range(1, world + 1))
+        if math.gcd(*sizes) % unit:
+            return False
+        return any(_feasible(sizes, world, team, most, unit) for team in range(1, world + 1))
 
     worlds = [w for w in range(1, 2 * world_size + 1) if works(global_batch, norm_group, w, limit)]
     below = max((w for w in worlds if w < world_size), default=None)
@@ -228,11 +258,18 @@ def _refusal(global_batch: int, norm_group: int, world_size: int, limit: int) ->
     )
     if larger is not None:
         hints.append(f"max_micro_batch {larger}")
+    smaller = (
+        u for u in range(unit - 1, 0, -1) if works(global_batch, norm_group, world_size, limit, u)
+    )
+    fewer = next(smaller, None)
+    if fewer is not None:
+        hints.append(f"training.unit {fewer}")
     nearest = sorted(range(1, global_batch + 1), key=lambda g: abs(g - norm_group))
     group = next((g for g in nearest if works(global_batch, g, world_size, limit)), None)
     if group is not None:
         hints.append(f"norm_group {group}")
+    units = f" in units of {unit}" if unit > 1 else ""
     return (
         f"a global batch of {global_batch} in norm groups of {norm_group} cannot be cut over {world_size} ranks "
-        f"with at most {limit} videos a rank at once.\nNearest that can: {', or '.join(hints) or 'none'}"
+        f"with at most {limit} videos a rank at once{units}.\nNearest that can: {', or '.join(hints) or 'none'}"
     )

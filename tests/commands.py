@@ -15,6 +15,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -42,6 +43,7 @@ SMALL = {
 SMALL_BINDING = {"binding": {"train_videos": 24, "test_videos": 8, "frames": 24, "side": 48}}
 QUEUE = {"sbatch", "squeue", "sinfo", "scancel", "srun", "scontrol", "sacct", "sacctmgr"}
 COMPILERS = {"g++", "gcc", "c++", "cc", "clang", "clang++"}
+ACTIVATE = "source .venv/bin/activate"
 DRY = "submits to a queue; tests/slurm runs the chain on one"
 # A pattern of a command; what runs in its place (None: nothing); why.
 EXCEPTIONS: list[tuple[str, str | None, str]] = [
@@ -54,6 +56,7 @@ EXCEPTIONS: list[tuple[str, str | None, str]] = [
     (r"(python launch/status\.py|hpc-stres status) \S*ucf101.*", r"\1 --help", "watches a run in a queue"),
     (r"hpc-stres (bench|reproduce|ablate|study)\b.*", r"hpc-stres \1 --help", "takes minutes to hours"),
     (r"hpc-stres weights fetch.*", "hpc-stres weights --help", "wants a network"),
+    (r"hpc-stres submit --config mydata\.yaml.*", r"\g<0> --set training.max_steps=4", "four steps a phase"),
     (r"git clone .*", None, "this is the clone"),
 ]  # fmt: skip
 
@@ -176,10 +179,14 @@ def make_environment(python: str, venv: Path, checkout: Path) -> None:
 
 
 def run_page(
-    commands: list[Command], checkout: Path, user: int | None, home: Path, tools: str
-) -> list[str]:
+    commands: list[Command], checkout: Path, user: int | None, home: Path, tools: str,
+    limit: float = LIMIT_SECONDS,
+) -> list[str]:  # fmt: skip
     """Run a page's commands one after another in one shell's environment; a line for each that failed."""
     failed, before = [], ":"
+    if not any(command.run == ACTIVATE for command in commands):
+        # A page that does not say so is read by somebody who has done it, by the README.
+        before = ACTIVATE
     environment = {
         "PATH": tools, "HOME": str(home), "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "TMPDIR": str(home),
         "OMPI_MCA_rmaps_base_oversubscribe": "1", "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
@@ -191,19 +198,31 @@ def run_page(
         if command.run.startswith(("source ", "export ", "cd ")):
             before += f"\n{command.run}"
         begun = time.monotonic()
-        done = subprocess.run(
-            ["bash", "-ec", f"{before}\n{command.run}"], cwd=checkout, env=environment, user=user, group=user,
-            extra_groups=[] if user else None, capture_output=True, text=True, errors="replace", check=False,
-            timeout=LIMIT_SECONDS,
-        )  # fmt: skip
+        words = ["bash", "-ec", f"{before}\n{command.run}"]
+        code, output = run_limited(words, limit, cwd=checkout, env=environment, user=user)
         took = time.monotonic() - begun
-        state = "ok    " if done.returncode == 0 else "FAILED"
+        state = "ok    " if code == 0 else "FAILED"
         instead = f"   (as: {command.run}: {command.why})" if command.run != command.line else ""
         print(f"  {state} {took:5.0f} s  {command.line}{instead}", flush=True)
-        if done.returncode != 0:
-            tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-8:])
+        if code != 0:
+            tail = "\n".join(output.strip().splitlines()[-8:])
             failed.append(f"{command.page}: {command.run}\n{tail}")
     return failed
+
+
+def run_limited(words: list[str], limit: float, user: int | None, **where) -> tuple[int, str]:
+    """Exit status and output; a command that takes too long is ended with all that it started, and has failed."""
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", user=user,
+        group=user, extra_groups=[] if user else None, start_new_session=True, **where,
+    )  # fmt: skip
+    try:
+        output, _ = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        return 124, f"{output}\nended after {limit:.0f} seconds"
+    return process.returncode, output
 
 
 def own_videos(checkout: Path) -> None:
@@ -234,6 +253,9 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print what would run")
     parser.add_argument("--keep", action="store_true", help="keep the folder")
     parser.add_argument("--no-compiler", action="store_true", help="as on a machine without g++")
+    parser.add_argument(
+        "--limit", type=float, default=LIMIT_SECONDS, metavar="SECONDS", help="most for one command"
+    )
     args = parser.parse_args()
     planned = {
         page: plan(str(page.relative_to(ROOT)), page.read_text("utf-8"))
@@ -267,7 +289,7 @@ def main() -> int:
         for page, commands in planned.items():
             if commands:
                 print(page.relative_to(ROOT), flush=True)
-                failed += run_page(commands, checkout, user, home, tools)
+                failed += run_page(commands, checkout, user, home, tools, args.limit)
     finally:
         print(f"kept: {base}") if args.keep else shutil.rmtree(base, ignore_errors=True)
     for text in failed:

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import os
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -18,6 +17,11 @@ if str(ROOT) not in sys.path:
 # Many processes share few cores in these tests.
 os.environ.setdefault("HPC_STRES_THREADS", "1")
 
+from tests.forks import Command, keep_freed_memory  # noqa: E402
+from tests.waiting import PATIENCE_SECONDS  # noqa: E402
+
+keep_freed_memory()
+
 
 def tiny_config(data_root, *overrides):
     """The tiny config with its data under `data_root`."""
@@ -26,16 +30,16 @@ def tiny_config(data_root, *overrides):
     return load_config(TINY, [f"data.root={data_root}", *overrides])
 
 
-def run_python(*arguments, env=None, cwd=ROOT, timeout=300):
-    """A Python command of this environment; returns the finished process with its output as text."""
+def run_python(*arguments, env=None, cwd=ROOT, timeout=PATIENCE_SECONDS, fresh=False):
+    """A Python command of this environment; returns the finished process with its output as text.
+
+    One of ours is a fork of a process that has imported what is heavy, unless `fresh` is asked for.
+    """
     environment = {**os.environ, **(env or {})}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         if name not in (env or {}):
             environment.pop(name, None)
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        capture_output=True, text=True, env=environment, cwd=cwd, timeout=timeout, check=False,
-    )  # fmt: skip
+    return Command(arguments, environment, cwd, fresh=fresh).finished(timeout)
 
 
 def digests(folder):

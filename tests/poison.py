@@ -23,6 +23,7 @@ if is_rank and (mode == "crashes" or (is_bad and mode in ("slow", "hangs", "slow
 
     def patch(trainer):
         real = trainer.Trainer.micro_step
+        took = [0.0]
 
         def step(self, *arguments):
             if mode == "crashes" and self.step == 3:
@@ -30,10 +31,14 @@ if is_rank and (mode == "crashes" or (is_bad and mode in ("slow", "hangs", "slow
             if mode == "hangs" and self.step == 7:
                 time.sleep(600)
             if mode.startswith("slow"):
-                time.sleep(0.2)
+                # On a slow machine, too, it is slower than the others.
+                time.sleep(max(0.2, 2 * took[0]))
             if mode == "slow, then hangs" and self.step == 28:
                 time.sleep(600)
-            return real(self, *arguments)
+            begun = time.monotonic()
+            result = real(self, *arguments)
+            took[0] = time.monotonic() - begun
+            return result
 
         trainer.Trainer.micro_step = step
 

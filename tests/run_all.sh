@@ -1,15 +1,19 @@
 #!/usr/bin/env bash
-# All tests in two streams side by side: those of the private Slurm and the unit tests wait more than they work. The
-# second stream's output comes after the first one's.
+# All tests in three streams side by side: those of the private Slurm wait more than they work. The
+# other streams' output comes after the first one's.
 #   bash tests/run_all.sh PYTHON
 set -uo pipefail
 python=${1:-.venv/bin/python}
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
-"$python" -m pytest --durations=20 tests/slurm tests/image tests/unit >"$log" 2>&1 &
-second=$!
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
+"$python" -m pytest --durations=10 tests/slurm tests/image >"$logs/slurm" 2>&1 &
+slurm=$!
+"$python" -m pytest --durations=20 tests/unit >"$logs/unit" 2>&1 &
+unit=$!
 status=0
 "$python" -m pytest --durations=10 tests/distributed || status=$?
-wait "$second" || status=$?
-cat "$log"
+wait "$slurm" || status=$?
+cat "$logs/slurm"
+wait "$unit" || status=$?
+cat "$logs/unit"
 exit "$status"

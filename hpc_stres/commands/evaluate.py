@@ -63,11 +63,13 @@ def _run_one(args: argparse.Namespace, run_dir: Path) -> int:
     from hpc_stres.errors import ConfigError
     from hpc_stres.evaluation.finished import load_trained
     from hpc_stres.parallel.world import find_world
+    from hpc_stres.run.pinning import pin_kernels
 
     overrides = list(args.overrides)
     overrides += [f"evaluation.protocol={args.protocol}"] if args.protocol else []
     overrides += ["evaluation.allow_missing=true"] if args.allow_missing else []
     config = load_trained(run_dir, overrides)
+    pin_kernels(config.training)
     phases = None if args.phase == "all" else select_phases(config.phases, args.phase)
     pair = [name.strip() for name in (args.mcnemar or "").split(",") if name.strip()]
     if args.mcnemar is not None and len(pair) != 2:

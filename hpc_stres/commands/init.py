@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from hpc_stres.tools.new_config import Choice
 
 DEFAULT_WEIGHTS = "resnet50"
-# Values of `model` and `data` that weights of another run want as they are.
+# Values of `model` that weights of another run want as they are.
 SIZES = ("depth", "stages", "width", "variant")
+# Short side of the frames that a small network is made for.
+SMALL_SIDE = 64
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -142,16 +144,22 @@ def _choose(args: argparse.Namespace) -> "tuple[Choice, Look]":
     listing = read(data)
     model, starts, weights = _first_weights(args, root)
     has_cluster = bool(shutil.which("sbatch") or shutil.which("nvidia-smi"))
+    frames = _frames_of(args.source)
+    # What learned on small frames is fine-tuned on such frames, with schedules made for them.
     is_small = args.size == "small" or (
-        args.size == "auto" and not has_cluster and args.source is None
+        args.size == "auto"
+        and (frames[0] <= SMALL_SIDE if frames else not has_cluster and args.source is None)
     )
     choice = Choice(
         name=Path(args.name).name, kind=kind, root=root, videos=videos, lists=lists, folds=args.folds,
         is_small=is_small, precision="bfloat16" if has_cluster and not is_small else "float32",
         weights=None if is_small else weights, starts=starts, trainable=args.trainable, model=model,
+        frames=frames,
     )  # fmt: skip
-    short_side = 64 if is_small else DataConfig().short_side
-    settings = Settings(short_side, data.jpeg_quality, data.flow_backend, data.flow_pyramid)
+    short_side = SMALL_SIDE if is_small else DataConfig().short_side
+    settings = Settings(
+        frames[0] if frames else short_side, data.jpeg_quality, data.flow_backend, data.flow_pyramid
+    )
     return choice, look(listing, settings, data.max_pixels)
 
 
@@ -223,16 +231,29 @@ def _streams_of(path: Path) -> set[str]:
     return streams
 
 
-def _model_of(source: Path) -> dict[str, Any]:
-    """Values of `model` as the run has them whose weights are taken."""
+def _config_of(source: Path) -> "Config | None":
+    """The config of the run whose weights are taken."""
     from hpc_stres.config.loading import load_resolved
 
     for folder in (source, source.parent, source.parent.parent, source.parent.parent.parent):
         if (folder / "config.yaml").is_file():
-            model = load_resolved(folder / "config.yaml").model
-            values = {key: getattr(model, key) for key in SIZES}
-            return {**values, "stages": list(model.stages) if model.stages else None}
-    return {}
+            return load_resolved(folder / "config.yaml")
+    return None
+
+
+def _model_of(source: Path) -> dict[str, Any]:
+    """Values of `model` as that run has them."""
+    config = _config_of(source)
+    if config is None:
+        return {}
+    values = {key: getattr(config.model, key) for key in SIZES}
+    return {**values, "stages": list(config.model.stages) if config.model.stages else None}
+
+
+def _frames_of(source: str | None) -> tuple[int, int] | None:
+    """Short side of stored frames and crop of the run whose weights are taken; none where there is no such run."""
+    config = None if source is None else _config_of(Path(source).expanduser().absolute())
+    return None if config is None else (config.data.short_side, config.data.crop)
 
 
 def _sizes_of(source: object) -> dict[str, Any]:
@@ -273,8 +294,9 @@ def _said(choice: "Choice", config: "Config") -> list[str]:
     """What was chosen, and why."""
     from hpc_stres.run.starts import published_path
 
+    sizes = f"{config.data.short_side} pixels, width {config.model.width}"
     lines = [
-        f"small networks (64 pixels, width 16), made to train in minutes here; {choice.name} at full size: --size full"
+        f"small networks ({sizes}), made to train in minutes here; {choice.name} at full size: --size full"
         if choice.is_small
         else f"the published networks: {_network(config)}"
     ]

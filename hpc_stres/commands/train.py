@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from hpc_stres.registry import PHASE_KINDS
     from hpc_stres.registry.phase import entry_point
     from hpc_stres.run.large_pages import use_large_pages
+    from hpc_stres.run.pinning import pin_kernels
 
     use_large_pages()
     if args.max_micro_batch is not None:
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if args.weights is not None:
         args.overrides.append(f"model.weights={json.dumps(args.weights)}")
     config = config_of(args)
+    pin_kernels(config.training)
     kind = PHASE_KINDS.get(config.phase(args.phase).kind)
     world = find_world()
     from hpc_stres.run.signals import EXIT_CONTINUE

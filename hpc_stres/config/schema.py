@@ -195,6 +195,15 @@ class TrainingConfig:
     """Compute each residual unit's activations again in the backward pass instead of keeping them."""
     deterministic: bool = False
     """Ask torch for deterministic algorithms only."""
+    reproducible: Literal["off", "bitwise"] = "off"
+    """bitwise: weights, statistics and losses with the same bits on any number of ranks, in any micro-steps, with
+    either engine (docs/bitwise.md); it computes unit by unit, which costs time where units are small."""
+    unit: int = 1
+    """With bitwise: videos that go through each kernel together; a divisor of every norm group's size. Part of the
+    bits."""
+    hash_every_steps: int = 0
+    """Steps between hashes of the weights in metrics.jsonl, which `hpc-stres reproduce` compares; 0: none, with bitwise
+    in each line."""
     tf32: bool = False
     """Allow TF32 products on GPUs that have them."""
     start_timeout_minutes: float = 10.0
@@ -232,6 +241,8 @@ class TrainingConfig:
         )
         check_field(self.log_every_steps >= 1, "log_every_steps", "expected 1 or more")
         check_field(self.prefetch >= 1, "prefetch", "expected 1 or more")
+        check_field(self.hash_every_steps >= 0, "hash_every_steps", "expected 0 or more")
+        self._check_bitwise()
         if self.engine != "deepspeed":
             check_field(
                 self.zero_stage == 0, "zero_stage", f"no effect with the engine {self.engine}"
@@ -239,6 +250,21 @@ class TrainingConfig:
             check_field(not self.deepspeed, "deepspeed", f"no effect with the engine {self.engine}")
         for key in ("start_timeout_minutes", "step_timeout_minutes"):
             check_field(getattr(self, key) > 0, key, "expected a number above 0")
+
+    def _check_bitwise(self) -> None:
+        check_field(self.unit >= 1, "unit", "expected 1 or more")
+        if self.reproducible != "bitwise":
+            check_field(self.unit == 1, "unit", "no effect without training.reproducible: bitwise")
+            return
+        for key, only in (("zero_stage", 0), ("compile", False), ("channels_last", True)):
+            is_only = getattr(self, key) == only
+            check_field(is_only, key, f"expected {str(only).lower()} with reproducible: bitwise")
+        others = sorted(self.deepspeed.keys() - {"gradient_clipping"})
+        check_field(
+            not others,
+            "deepspeed",
+            f"only gradient_clipping with reproducible: bitwise, got {others}",
+        )
 
 
 def has_part(pattern: str) -> bool:
@@ -266,7 +292,12 @@ class EvaluationConfig:
     column, names, none, or a regular expression over ids whose part in parentheses is the recording."""
     validation_share: float = 0.0
     """Share of each class's training recordings that is held out: not trained on, scored beside the test videos, and
-    what the temperature of probabilities is fitted on. Recordings are those of `groups`, a column excepted."""
+    what the temperature of probabilities is fitted on. Recordings are those of `groups`."""
+    validation_column: str | None = None
+    """Column of the CSV that names the held-out training videos (`val`, `yes`, `1`), in place of a share."""
+    validation_every_steps: int | None = None
+    """Steps between two looks at the held-out videos while a phase trains (quick protocol; into metrics.jsonl).
+    None: a tenth of the phase; 0: no looks."""
 
     def __post_init__(self) -> None:
         check_field(self.chunks >= 5, "chunks", "expected 5 or more (ST-ResNet* pools over 5)")
@@ -275,12 +306,29 @@ class EvaluationConfig:
             "validation_share",
             "expected a share from 0 to 0.5",
         )
+        check_field(
+            not (self.validation_share and self.validation_column),
+            "validation_column",
+            "no effect beside validation_share; give one of the two",
+        )
+        every = self.validation_every_steps
+        check_field(every is None or every >= 0, "validation_every_steps", "expected 0 or more")
+        check_field(
+            every is None or self.holds_out,
+            "validation_every_steps",
+            "no effect without held-out videos: set validation_share or validation_column",
+        )
         is_word = self.groups in ("auto", "column", "names", "none")
         check_field(
             is_word or has_part(self.groups),
             "groups",
             "expected auto, column, names, none, or a pattern with ()",
         )
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether training videos are held out."""
+        return self.validation_share > 0 or self.validation_column is not None
 
 
 @dataclass(frozen=True, kw_only=True)

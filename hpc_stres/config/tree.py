@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from hpc_stres.config.seal import refuse_changed
 from hpc_stres.errors import ConfigError
 
 MOST_BYTES, MOST_NODES, MOST_DEPTH = 256 * 1024, 20_000, 50
@@ -54,6 +55,7 @@ def read_file(path: Path) -> Node:
         ) from None
     if len(data) > MOST_BYTES:
         raise ConfigError(f"{path}: more than {MOST_BYTES // 1024} KiB; this is no config file")
+    refuse_changed(path, data)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

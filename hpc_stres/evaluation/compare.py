@@ -79,7 +79,7 @@ def data_changes(first: Run, second: Run) -> list[dict[str, Any]]:
     found = []
     for name, path in (("data_set", RunPaths.data_set), ("results", RunPaths.results)):
         keys = (
-            ("split", "classes", "train", "digest")
+            ("split", "classes", "train", "digest", "held_out")
             if name == "data_set"
             else ("store", "flow", "protocol")
         )

@@ -39,16 +39,17 @@ from hpc_stres.run.ownership import owned
 from hpc_stres.run.paths import RunPaths
 from hpc_stres.run.product import checked_product, finished_weights
 from hpc_stres.run.progress import Progress
-from hpc_stres.store.held_out import held_out
+from hpc_stres.store.held_out import held_out, trained_facts
 from hpc_stres.store.labels import label_table
-from hpc_stres.store.listing import facts_of
 from hpc_stres.store.reader import Store, VideoRow
 from hpc_stres.store.staging import open_store
 
 # How long a second evaluation of the same run waits for the first one.
 PATIENCE_SECONDS = 300.0
 # Options of testing on which no video's scores depend.
-UNSCORED = ("allow_missing", "groups", "validation_share")
+UNSCORED = (
+    "allow_missing", "groups", "validation_share", "validation_column", "validation_every_steps",
+)  # fmt: skip
 # A network file system may show other hosts' new files this late.
 LATE_FILE_SECONDS = 60.0
 
@@ -90,7 +91,7 @@ def _evaluate_in_group(
     with _failing_together(control):
         store = open_store(config, check=world.is_first)
         if world.is_first:
-            refuse_other_data_set(run_dir, facts_of(store, config.data.split))
+            refuse_other_data_set(run_dir, trained_facts(store, config))
         chosen = _finished_phases(config.phases, paths, phases)
         label_table(store, config.data)  # refuses a store of the other kind of labels
         videos = _test_videos(config, store)
@@ -100,7 +101,7 @@ def _evaluate_in_group(
             if PHASE_KINDS.get(config.phases[name].kind).scores is not None:
                 with _failing_together(control):
                     if world.is_first:
-                        _take_scores(config, name, paths, store, videos)
+                        _take_scores(config, name, paths, store, videos, held)
                 continue
             with _failing_together(control):
                 scoring = _scoring(config, name, paths, store, [*videos, *held])
@@ -121,9 +122,11 @@ def _evaluate_in_group(
 
 
 def _take_scores(
-    config: Config, name: str, paths: RunPaths, store: Store, videos: list[str]
+    config: Config, name: str, paths: RunPaths, store: Store, videos: list[str], held: list[str]
 ) -> None:
-    """The scores that a phase's own product holds, of this split's test videos."""
+    """The scores that a phase's own product holds: of this split's test videos, and of those held out where it has
+    them."""
+    _refuse_trained_on_held_out(config, paths, name)
     function = entry_point(PHASE_KINDS.get(config.phases[name].kind).scores or "")
     made: scores.Scores = function(config, name, paths.root, store)
     missing = sorted(set(videos) - set(made.ids))
@@ -135,8 +138,27 @@ def _take_scores(
     product = checked_product(paths.phase(name))
     made.made_by.setdefault("protocol", f"scores of a phase of kind {config.phases[name].kind}")
     made.made_by.update({"phase": name, "split": config.data.split, "weights": product["sha256"]})
-    groups = groups_of(config.evaluation.groups, config.data, made.ids, class_names(made))
-    replace(made, groups=groups).save(paths.scores(config.data.split, name))
+    for chosen in (videos, held if held and set(held) <= set(made.ids) else []):
+        if chosen:
+            part = made.only(chosen)
+            groups = groups_of(config.evaluation.groups, config.data, part.ids, class_names(part))
+            path = score_path(paths, config.data.split, name, chosen is held)
+            replace(part, groups=groups).save(path)
+
+
+def _refuse_trained_on_held_out(config: Config, paths: RunPaths, name: str) -> None:
+    """Held-out videos must be held out of every network, and of other phases that say what they were trained with."""
+    held_out_then, held_out_now = (
+        read_finished(paths, name).held_out_by, held_out_by(config.evaluation)
+    )  # fmt: skip
+    has_network = PHASE_KINDS.get(config.phases[name].kind).scores is None
+    is_silent = held_out_then is None and not has_network
+    if not held_out_now or is_silent or held_out_then == held_out_now:
+        return
+    raise UserError(
+        f"{paths.phase(name).root}: trained with {held_out_then or 'nothing'} held out, not with "
+        f"{held_out_now}: its held-out videos were trained on\nTrain it again in another --run-dir."
+    )
 
 
 def _finished_phases(known: Phases, paths: RunPaths, named: list[str] | None) -> list[str]:
@@ -166,9 +188,9 @@ def _failing_together(control: Any) -> Iterator[None]:
     except UserError as error:
         failed = error
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
+        where = error.filename or "a file of this run or of its store"
         kept = "What was scored is kept in scores/parts: evaluate again."
-        failed = UserError(f"{where}{error.strerror or error}\n{kept}")
+        failed = UserError(f"{where}: {error.strerror or error}\n{kept}")
     (any_failed,) = process_groups.agree([float(failed is not None)], control)
     if any_failed:
         raise failed or UserError("another rank of this evaluation stopped; its message says why")
@@ -221,12 +243,7 @@ def _scoring(
 ) -> Scoring:
     """What the scores of a phase depend on; refuses a store of other classes than the phase was trained on."""
     finished = read_finished(paths, name)
-    held_out = held_out_by(config.evaluation)
-    if held_out and finished.held_out_by != held_out:
-        raise UserError(
-            f"{paths.phase(name).root}: trained with {finished.held_out_by or 'nothing'} held out, not with "
-            f"{held_out}: its held-out videos were trained on\nTrain it again in another --run-dir."
-        )
+    _refuse_trained_on_held_out(config, paths, name)
     weights = finished_weights(paths, name)
     if finished.classes != store.classes:
         differing = sorted(set(finished.classes) ^ set(store.classes))[:3] or ["their order"]

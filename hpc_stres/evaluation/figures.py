@@ -231,8 +231,14 @@ def write_curves(found: Mapping[str, Any], folder: Path) -> int:
                     for key, rows in keys.items()
                     if key.startswith(f"{kind}_" if several else kind)
                 }
+                held = f"validation_{kind}_"
                 if chosen:
                     series = {key.removeprefix(f"{kind}_"): rows for key, rows in chosen.items()}
+                    series |= {
+                        f"held out: {key.removeprefix(held)}": rows
+                        for key, rows in keys.items()
+                        if key.startswith(held)
+                    }
                     drawn = bands(series, f"{one['titles'][phase]}: {kind}", kind)
                     count += len(write(drawn, folder, f"experiment{number}_{phase}_{kind}"))
     return count

@@ -19,11 +19,14 @@ from hpc_stres.run.product import read_done
 
 @dataclass(frozen=True)
 class Finished:
-    """Checksum of a phase's weights, the classes that its scores are of, and by what videos were held out."""
+    """Checksum of a phase's weights, the classes that its scores are of, and by what videos were held out.
+
+    The last is empty where none were, and none where a phase does not say its config: it may be trained on nothing.
+    """
 
     weights_sha256: str
     classes: list[str]
-    held_out_by: str = ""
+    held_out_by: str | None = ""
 
 
 def read_finished(paths: RunPaths, phase: str) -> Finished:
@@ -33,8 +36,8 @@ def read_finished(paths: RunPaths, phase: str) -> Finished:
         raise UserError(
             f"{paths.phase(phase).root}: phase {phase} is not finished\nTrain it first: --phase {phase}"
         )
-    evaluation = done.get("config", {}).get("evaluation", {})
-    return Finished(done["sha256"], list(done.get("classes", ())), _held_out_by(evaluation))
+    known = _held_out_by(done["config"].get("evaluation", {})) if "config" in done else None
+    return Finished(done["sha256"], list(done.get("classes", ())), known)
 
 
 def held_out_by(evaluation: EvaluationConfig) -> str:
@@ -43,7 +46,9 @@ def held_out_by(evaluation: EvaluationConfig) -> str:
 
 
 def _held_out_by(evaluation: Mapping[str, Any]) -> str:
-    share = evaluation.get("validation_share", 0.0)
+    share, column = evaluation.get("validation_share", 0.0), evaluation.get("validation_column")
+    if column is not None:
+        return f"the column {column}"
     return f"a share of {share:g} by {evaluation.get('groups', 'auto')}" if share else ""
 
 
@@ -51,11 +56,9 @@ def load_trained(run_dir: Path, overrides: list[str]) -> Config:
     """The config of a run for the use of its weights; refuses overrides that they were not trained for."""
     trained, config = load_run(run_dir), load_run(run_dir, overrides)
     changed = ["data.split"] if config.data.split != trained.data.split else []
-    changed += (
-        ["evaluation.validation_share"]
-        if held_out_by(config.evaluation) != held_out_by(trained.evaluation)
-        else []
-    )
+    if held_out_by(config.evaluation) != held_out_by(trained.evaluation):
+        key = "validation_column" if config.evaluation.validation_column else "validation_share"
+        changed.append(f"evaluation.{key}")
     changed += ["data.labels"] if config.data.labels != trained.data.labels else []
     for name, phase in trained.phases.items():
         changed += _changed_options(config, name, phase)

@@ -78,6 +78,8 @@ def look(
     model: Any = network.call
     named = {name: getattr(model, name, None) for name in ("appearance", "motion")}
     trunks = {name: trunk for name, trunk in named.items() if isinstance(trunk, Trunk)}
+    if len(trunks) < sum(trunk is not None for trunk in named.values()):
+        trunks = {}  # trunks of another family have cells elsewhere, and take frames of another size
     maps: dict[str, list[Map]] = {name: [] for name in trunks}
     for request in requests if trunks else ():
         answer, seen = _look_at_clip(network, trunks, reader, request, answer)

@@ -26,12 +26,15 @@ SAID = (
     "data.frames", "model.depth", "model.stages", "model.width", "model.variant", "model.weights",
     "training.momentum", "training.weight_decay", "training.precision", "training.global_batch",
     "training.norm_group", "training.dropout", "seed", "recipe", "evaluation.protocol",
-    "evaluation.chunks", "evaluation.flips", "evaluation.validation_share", "evaluation.groups",
+    "evaluation.chunks", "evaluation.flips", "evaluation.validation_share",
+    "evaluation.validation_column", "evaluation.groups",
 )  # fmt: skip
 # What changes neither weights nor scores.
-SILENT = (*(key for key in FREE_KEYS if not key.startswith("evaluation") and key != "training.max_steps"), "phases",
-          "evaluation.allow_missing", "data.binding", "data.max_pixels", "data.video_memory_gib",
-          "data.video_minutes", "training.max_steps", "extensions")  # fmt: skip
+SILENT = (
+    *(key for key in FREE_KEYS if not key.startswith("evaluation") and key != "training.max_steps"),
+    "phases", "evaluation.allow_missing", "evaluation.validation_every_steps", "data.binding", "data.max_pixels",
+    "data.video_memory_gib", "data.video_minutes", "training.max_steps", "extensions",
+)  # fmt: skip
 
 
 def paragraph(config: Config, results: Mapping[str, Any]) -> str:
@@ -150,8 +153,10 @@ def _schedule(phase: TrainPhase, steps: int) -> str:
 
 def _training(config: Config) -> str:
     training = config.training
-    share = config.evaluation.validation_share
+    share, column = config.evaluation.validation_share, config.evaluation.validation_column
     held = f" {100 * share:g} % of each class's training recordings were held out." if share else ""
+    if column is not None:
+        held = f" The training videos that the list's column `{column}` names were held out."
     return (
         f"We used SGD with momentum {training.momentum:g} and weight decay {training.weight_decay:g} in "
         f"{training.precision}, recipe `{config.recipe}`, seed {config.seed}.{held}"
@@ -176,7 +181,7 @@ def _testing(evaluation: EvaluationConfig, results: Mapping[str, Any]) -> str:
             "corrected by Holm's procedure."
         )
     fitted = any((column.get("calibration") or {}).get("temperature") for column in columns)
-    if evaluation.validation_share and fitted:
+    if evaluation.holds_out and fitted:
         sentence += " Temperatures were fitted on the held-out training videos."
     return sentence
 

@@ -116,7 +116,7 @@ def summarise(config: Config, run_dir: Path, store: Store) -> dict[str, Any]:
     """results.json of the run folder from its score files."""
     wanted = len(store.ids(config.data.split, "test"))
     found = columns(config, run_dir)
-    held_out = columns(config, run_dir, held_out=True) if config.evaluation.validation_share else {}
+    held_out = columns(config, run_dir, held_out=True) if config.evaluation.holds_out else {}
     table = {
         name: scores.summary(column, wanted, column.made_by["protocol"], held_out.get(name))
         for name, column in found.items()

@@ -55,6 +55,21 @@ class Scores:
             return recordings.by_names(self.ids, [""] * len(self.ids))
         return recordings.by_names(self.ids, [self.classes[label] for label in self.labels])
 
+    def only(self, ids: Sequence[str]) -> "Scores":
+        """The scores of some of the videos, which must be there."""
+        place = {name: number for number, name in enumerate(self.ids)}
+        rows = [place[name] for name in sorted(ids)]
+        kept = (
+            None
+            if self.groups is None
+            else Groups([self.groups.names[row] for row in rows], self.groups.source)
+        )
+        streams = {name: value[rows] for name, value in self.streams.items()}
+        return Scores(
+            [self.ids[row] for row in rows], self.labels[rows], self.classes, self.logits[rows],
+            streams, dict(self.made_by), kept,
+        )  # fmt: skip
+
     def save(self, path: Path) -> None:
         """An .npz with ids, labels, classes, recordings, fused logits, each stream's over time, and a digest."""
         arrays: dict[str, Any] = {

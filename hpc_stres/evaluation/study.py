@@ -33,7 +33,7 @@ VARIED = (
 )
 # Folders of an array: by recipe, by seed, by split.
 MOST_FOLDERS_DEEP = 4
-CURVES = ("loss", "accuracy")
+CURVES = ("loss", "accuracy", "validation_loss", "validation_accuracy")
 
 
 @dataclass(frozen=True)

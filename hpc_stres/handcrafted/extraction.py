@@ -42,52 +42,56 @@ class StoppedEarly(Exception):
 
 @dataclass(frozen=True)
 class Result:
-    """What a phase makes."""
+    """What a phase makes: scores of the videos that are not trained on, by id, and what they were made by."""
 
     ids: list[str]
-    labels: NDArray[np.int64]
     scores: NDArray[np.float64]
     classifier: Classifier
     vocabularies: dict[str, dict[str, NDArray[Any]]]
     without_trajectories: int
 
 
+@dataclass(frozen=True)
+class Videos:
+    """Rows of the store: those that are trained on and those that are scored; and the classes of each row's label."""
+
+    train: list[int]
+    scored: list[int]
+    members: NDArray[np.bool_]
+    """(labels, classes): which classes a label stands for, itself alone where videos have one class each."""
+
+
 class Extraction:
     """One phase's way through its stages; each skips what an earlier run has made."""
 
     def __init__(
-        self, job: tasks.Job, store: Store, split: int, executor: Executor, quiet: bool = False
+        self, job: tasks.Job, store: Store, videos: Videos, executor: Executor, quiet: bool = False
     ) -> None:
         self.job, self.store, self.executor, self.quiet = job, store, executor, quiet
         self.stop = StopFlag()
-        self.train, self.test = self._videos(split, "train"), self._videos(split, "test")
-        if not self.train or not self.test:
-            raise UserError(
-                f"{store.place}: split {split} has no {'test' if self.train else 'training'} videos"
-            )
-        self.all_keys = dict(self.train + self.test)
+        if not videos.train or not videos.scored:
+            missing = "test" if videos.train else "training"
+            raise UserError(f"{store.place}: the split has no {missing} videos")
+        self.members = videos.members
+        self.train, self.scored = self._keyed(videos.train), self._keyed(videos.scored)
+        self.all_keys = dict(self.train + self.scored)
 
-    def _videos(self, split: int, kind: Any) -> Keyed:
-        """Sorted ids of the prepared videos with the keys of their contents."""
-        rows = sorted(
-            (self.store.rows[number] for number in self.store.present(split, kind)),
-            key=lambda row: row.id,
-        )
+    def _keyed(self, numbers: list[int]) -> Keyed:
+        """Sorted ids of the videos with the keys of their contents."""
+        rows = sorted((self.store.rows[number] for number in numbers), key=lambda row: row.id)
         return [(row.id, self.job.video_key(row)) for row in rows]
 
     def run(self) -> Result:
         """All stages; raises StoppedEarly."""
         self.job.parts.root.mkdir(parents=True, exist_ok=True)
         vocabularies = self._vocabularies()
-        train, test = self._encode(vocabularies)
-        labels = [self._label(video) for video, _ in train]
+        train, scored = self._encode(vocabularies)
         basis = self._basis(train)
-        machines = self._machines(labels, basis)
-        conclusion = [(tasks.conclude, (self.job, machines, basis, train, test))]
+        machines = self._machines(train, basis)
+        conclusion = [(tasks.conclude, (self.job, machines, basis, train, scored))]
         ((classifier, scores, empty),) = self._all("scores", conclusion, 0)
         return Result(
-            [video for video, _ in test],
-            np.array([self._label(video) for video, _ in test], np.int64),
+            [video for video, _ in scored],
             scores,
             classifier,
             {
@@ -96,9 +100,6 @@ class Extraction:
             },
             empty,
         )
-
-    def _label(self, video: str) -> int:
-        return self.store.rows[self.store.number[video]].label
 
     # -- stages ----------------------------------------------------------------------------------------------------
 
@@ -131,7 +132,7 @@ class Extraction:
         return keys
 
     def _encode(self, vocabularies: tuple[tuple[str, str], ...]) -> tuple[Keyed, Keyed]:
-        """Training and test videos with the keys of their Fisher vectors."""
+        """Training videos and those to be scored, with the keys of their Fisher vectors."""
         keys = {
             video: self.job.key("fisher", vocabularies, key) for video, key in self.all_keys.items()
         }
@@ -146,7 +147,7 @@ class Extraction:
             (tasks.encode, (self.job, v, self.all_keys[v], keys[v], vocabularies)) for v in todo
         ]
         self._all("Fisher vectors", work, len(keys) - len(work))
-        return [(v, keys[v]) for v, _ in self.train], [(v, keys[v]) for v, _ in self.test]
+        return [(v, keys[v]) for v, _ in self.train], [(v, keys[v]) for v, _ in self.scored]
 
     def _basis(self, train: Keyed) -> str:
         """Key of the training videos' short vectors."""
@@ -159,17 +160,16 @@ class Extraction:
             self._all("basis", [(tasks.find_basis, (self.job, blocks, key))], 0)
         return key
 
-    def _machines(self, labels: list[int], basis: str) -> list[str]:
+    def _machines(self, train: Keyed, basis: str) -> list[str]:
         """Keys of all classes' machines."""
-        classes = len(self.store.classes)
-        keys = [
-            self.job.key("machine", basis, [label == own for own in labels])
-            for label in range(classes)
-        ]
+        labels = [self.store.rows[self.store.number[video]].label for video, _ in train]
+        # One column a class: whether each training video is of it.
+        columns = np.ascontiguousarray(self.members[labels].T)
+        keys = [self.job.key("machine", basis, is_class.tobytes().hex()) for is_class in columns]
         work = [
-            (tasks.train_machine, (self.job, label, labels, basis, key))
-            for label, key in enumerate(keys)
-            if read_arrays(self.job.parts.machine(label), key) is None
+            (tasks.train_machine, (self.job, number, is_class, basis, key))
+            for number, (is_class, key) in enumerate(zip(columns, keys, strict=True))
+            if read_arrays(self.job.parts.machine(number), key) is None
         ]
         at_once = max(1, MACHINES_BYTES // (BYTES_A_NUMBER * len(labels) ** 2))
         self._all("classifiers", work, len(keys) - len(work), min(at_once, PENDING))

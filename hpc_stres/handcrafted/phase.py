@@ -17,7 +17,7 @@ from hpc_stres.config.schema import Config
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation.published import HANDCRAFTED_PROTOCOL
 from hpc_stres.evaluation.scores import Scores
-from hpc_stres.handcrafted.extraction import Extraction, Result, StoppedEarly
+from hpc_stres.handcrafted.extraction import Extraction, Result, StoppedEarly, Videos
 from hpc_stres.handcrafted.parts import Parts, read_arrays, write_arrays
 from hpc_stres.handcrafted.tasks import Job
 from hpc_stres.phases.handcrafted import FeatureOptions
@@ -29,7 +29,9 @@ from hpc_stres.run.ownership import owned
 from hpc_stres.run.paths import PhasePaths, RunPaths
 from hpc_stres.run.product import phase_is_done, write_product
 from hpc_stres.run.provenance import write_provenance
-from hpc_stres.store.listing import check_matches, facts_of
+from hpc_stres.store.held_out import held_out, trained_facts, trained_on
+from hpc_stres.store.labels import label_table
+from hpc_stres.store.listing import check_matches
 from hpc_stres.store.location import store_folder
 from hpc_stres.store.reader import Store
 
@@ -67,7 +69,7 @@ def _run(
         return True
     store = Store(store_folder(config))
     check_matches(store, config)
-    claim_data_set(run_dir, facts_of(store, config.data.split), allowed)
+    claim_data_set(run_dir, trained_facts(store, config), allowed)
     patience = LINK_PATIENCE_SECONDS if "SLURM_JOB_ID" in os.environ else 0.0
     with owned(paths.lock, "this phase is being made", patience):
         # It may have been finished while this process waited for its owner.
@@ -75,7 +77,7 @@ def _run(
             return True
         write_provenance(run_dir, config)
         job = job_of(config, name, run_dir)
-        extraction = Extraction(job, store, config.data.split, executor)
+        extraction = Extraction(job, store, videos_of(store, config), executor)
         extraction.stop.install()
         try:
             result = extraction.run()
@@ -105,8 +107,18 @@ def job_of(config: Config, name: str, run_dir: Path) -> Job:
     return Job(store_folder(config).absolute(), parts, name, config.seed, options)
 
 
+def videos_of(store: Store, config: Config) -> Videos:
+    """What is trained on, what is scored (test videos, and training videos that are held out), and labels' classes."""
+    table = label_table(store, config.data)
+    return Videos(
+        trained_on(store, config).tolist(),
+        [*store.present(config.data.split, "test"), *held_out(store, config)],
+        np.eye(len(store.classes), dtype=bool) if table is None else table.astype(bool),
+    )
+
+
 def _write(config: Config, name: str, run_dir: Path, store: Store, result: Result) -> None:
-    """The product: scores of the test videos, and all that it takes to score another one."""
+    """The product: scores of the test and the held-out videos, and all that it takes to score another one."""
     root = RunPaths(run_dir).phase(name).root
     words: dict[str, Any] = {
         f"{descriptor}_{key}": value
@@ -118,7 +130,13 @@ def _write(config: Config, name: str, run_dir: Path, store: Store, result: Resul
         "biases": result.classifier.biases,
     }
     write_arrays(root / "classifier.npz", name, {**words, **machines})
-    scored = {"ids": np.array(result.ids, str), "labels": result.labels, "logits": result.scores}
+    labels = np.array([store.rows[store.number[video]].label for video in result.ids], np.int64)
+    table = label_table(store, config.data)
+    scored = {
+        "ids": np.array(result.ids, str),
+        "labels": labels if table is None else table[labels],
+        "logits": result.scores,
+    }
     write_arrays(root / "scores.npz", name, {**scored, "classes": np.array(store.classes, str)})
     facts = {
         "classes": store.classes,
@@ -131,7 +149,7 @@ def _write(config: Config, name: str, run_dir: Path, store: Store, result: Resul
 
 
 def scores(config: Config, name: str, run_dir: Path, store: Store) -> Scores:
-    """The test videos' distances from each class's plane."""
+    """The test and held-out videos' distances from each class's plane."""
     path = RunPaths(run_dir).phase(name).root / "scores.npz"
     arrays = read_arrays(path, name)
     if arrays is None:

@@ -163,12 +163,14 @@ def _basis(job: Job, key: str) -> classifier.Basis:
     return classifier.Basis(**_piece(job.parts.basis, key))
 
 
-def train_machine(job: Job, label: int, labels: list[int], basis_key: str, key: str) -> None:
-    """The machine of one class."""
+def train_machine(
+    job: Job, number: int, is_class: NDArray[np.bool_], basis_key: str, key: str
+) -> None:
+    """The machine of one class, from whether each training video is of it."""
     _settle()
     vectors = _basis(job, basis_key).vectors
-    weights, bias = classifier.train_machine(vectors, np.array(labels) == label, job.options.cost)
-    write_arrays(job.parts.machine(label), key, {"weights": weights, "bias": np.array(bias)})
+    weights, bias = classifier.train_machine(vectors, is_class, job.options.cost)
+    write_arrays(job.parts.machine(number), key, {"weights": weights, "bias": np.array(bias)})
 
 
 def conclude(
@@ -176,9 +178,9 @@ def conclude(
     machines: list[str],
     basis_key: str,
     train: list[tuple[str, str]],
-    test: list[tuple[str, str]],
+    scored: list[tuple[str, str]],
 ) -> tuple[classifier.Classifier, NDArray[np.float64], int]:
-    """All machines in the space of Fisher vectors, the test videos' scores, and how many have no trajectory."""
+    """All machines in the space of Fisher vectors, the scores, and how many videos have no trajectory."""
     _settle()
     pieces = [_piece(job.parts.machine(label), key) for label, key in enumerate(machines)]
     shares = classifier.weights_of([piece["weights"] for piece in pieces], _basis(job, basis_key))
@@ -189,10 +191,10 @@ def conclude(
     made = classifier.Classifier(
         np.asarray(weights, np.float32), np.array([float(p["bias"]) for p in pieces])
     )
-    blocks = [test[first : first + BLOCK_VIDEOS] for first in range(0, len(test), BLOCK_VIDEOS)]
+    blocks = [scored[first : first + BLOCK_VIDEOS] for first in range(0, len(scored), BLOCK_VIDEOS)]
     scores = np.concatenate([made.scores(_vectors(job, block)) for block in blocks])
     empty = sum(
         int(_piece(job.parts.fisher(video), key)["trajectories"]) == 0
-        for video, key in [*train, *test]
+        for video, key in [*train, *scored]
     )
     return made, scores, empty

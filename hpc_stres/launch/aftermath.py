@@ -1,26 +1,32 @@
-"""After a job that failed: who was to blame, and what its successors are told. Called by the job's own script.
+"""After a job that failed or stopped early: who was to blame, and what its successors are told. Called by the job's
+own script.
 
-  sinfo -h -N -o %N | python -m hpc_stres.launch.aftermath RUN PHASE JOB RESTART STATUS NODELIST RANKS_PER_NODE
+  sinfo -h -N -o %N | python -m hpc_stres.launch.aftermath RUN PHASE JOB RESTART STATUS NODELIST SECONDS RANKS_PER_NODE
 
 It prints orders, a line each, which the script carries out with scontrol and scancel (inside an image there are
 none): `exclude JOB NODES` for each job of the run that waits, and `cancel JOB` for the later links of a chain that has
 given up. It runs without torch and ends with 0 whatever it meets: the job's own exit status is what counts.
 """
 
+import os
 import re
 import shlex
 import sys
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_stres.errors import UserError
+from hpc_stres.launch.attempt import call_file, settings_and_mark, why_given_up
 from hpc_stres.launch.bad_nodes import avoided
 from hpc_stres.launch.jobs import MESSAGE, Job
+from hpc_stres.launch.scheduler import Token
 from hpc_stres.run import attempts
-from hpc_stres.run.bad_nodes import Kind, accuse, affordable
+from hpc_stres.run.bad_nodes import Kind, accuse, affordable, withdraw
 from hpc_stres.run.paths import RunPaths, read_json
+from hpc_stres.run.signals import EXIT_CONTINUE
 from hpc_stres.tools.node_health import names_of
 
 TAIL_BYTES = 256 * 1024
@@ -63,20 +69,17 @@ class Ended:
     status: int
     nodes: tuple[str, ...]
     ranks_per_node: int
+    script_log: Path | None = None
+    """Where srun wrote to, where that is not the first rank's log: the log of an array."""
 
     @property
     def folder(self) -> Path:
+        """Where the job's ranks write."""
         return RunPaths(self.run_dir).logs / self.phase
 
     def log(self, rank: int) -> str:
         """The end of a rank's log; the first one's holds the words of srun too."""
-        try:
-            with (self.folder / f"{self.job}_{rank}_log.out").open("rb") as stream:
-                stream.seek(0, 2)
-                stream.seek(max(0, stream.tell() - TAIL_BYTES))
-                return stream.read().decode("utf-8", "replace")
-        except OSError:
-            return ""
+        return _tail(self.folder / f"{self.job}_{rank}_log.out")
 
     def accuse(self, node: str, kind: Kind, reason: str) -> None:
         """Write a node down, as of this job."""
@@ -87,9 +90,20 @@ class Ended:
             )  # fmt: skip
 
 
+def _tail(path: Path | None) -> str:
+    """The last part of a log; empty where there is none."""
+    try:
+        with open(path or os.devnull, "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            stream.seek(max(0, size - TAIL_BYTES))
+            return stream.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
 def blame(ended: Ended) -> None:
     """Write down the nodes that the job's logs and its missing ranks accuse."""
-    text = _of_this_restart(ended.log(0))
+    text = _of_this_restart(ended.log(0) + _tail(ended.script_log))
     arrived = _arrived(ended)
     for rank in range(len(ended.nodes) * ended.ranks_per_node):
         kind, line = machine_word(_of_this_restart(ended.log(rank)))
@@ -159,7 +173,9 @@ def _arrived(ended: Ended) -> dict[int, str]:
 def orders(ended: Ended, available: Sequence[str]) -> list[str]:
     """What the scheduler is to be told."""
     waiting = _later_jobs(ended)
-    if has_given_up(ended):
+    if why := given_up(ended):
+        # Status finds it in the log, as what the command has said.
+        print(f"hpc-stres submit: {why}", file=sys.stderr, flush=True)
         return [f"cancel {number}" for number in waiting.get(ended.phase, [])]
     kept = affordable(list(avoided(ended.run_dir)), available, len(ended.nodes))
     return [
@@ -170,9 +186,20 @@ def orders(ended: Ended, available: Sequence[str]) -> list[str]:
     ]
 
 
-def has_given_up(ended: Ended) -> bool:
-    """Whether the job ended because its chain makes no progress."""
-    return "attempts in a row ended without a new checkpoint" in _of_this_restart(ended.log(0))
+def given_up(ended: Ended) -> str:
+    """Why no further attempt is made; empty where one is."""
+    found = attempts.read_attempts(ended.run_dir)
+    mine = next((a for a in found if (a.job, a.restart) == (ended.job, ended.restart)), None)
+    if mine is None or ended.status == 0:
+        return ""
+    cluster, mark = settings_and_mark(ended.run_dir, ended.phase)
+    vain = attempts.without_progress(
+        found, ended.phase, "", -1, mark, mine.link + 1, mine.submission
+    )
+    if len(vain) < cluster.restarts_without_checkpoint:
+        return ""
+    withdraw(ended.run_dir, [attempt.job for attempt in vain])
+    return why_given_up(ended.run_dir, ended.phase, vain, cluster)
 
 
 def _later_jobs(ended: Ended) -> Mapping[str, list[str]]:
@@ -191,22 +218,42 @@ def _later_jobs(ended: Ended) -> Mapping[str, list[str]]:
 
 def main(words: Sequence[str]) -> int:
     """See the top of this file."""
-    run_dir, phase, job, restart, status, nodelist, per_node = words
+    run_dir, phase, job, restart, status, nodelist, seconds, per_node = words
+    log = Path(os.path.realpath("/proc/self/fd/2"))
     ended = Ended(
-        Path(run_dir), phase, job, int(restart or 0), int(status), names_of(nodelist), max(1, int(per_node))
+        Path(run_dir), phase, job, int(restart or 0), int(status), names_of(nodelist), max(1, int(per_node)),
+        log if log.is_file() and log.name != f"{job}_0_log.out" else None,
     )  # fmt: skip
-    attempts.write_end(ended.run_dir, ended.job, ended.restart, ended.status)
-    blame(ended)
+    _write_down(ended, float(seconds))
+    if ended.status != EXIT_CONTINUE:
+        blame(ended)
     print("\n".join(orders(ended, sys.stdin.read().split())))
     return 0
 
 
+def _write_down(ended: Ended, seconds: float) -> None:
+    """The attempt's end, and its begin where no rank came so far as to write it."""
+    known = {(a.job, a.restart) for a in attempts.read_attempts(ended.run_dir)}
+    token = Token.find(os.environ.get("SLURM_JOB_NAME", ""))
+    if (ended.job, ended.restart) not in known and token is not None:
+        _, mark = settings_and_mark(ended.run_dir, ended.phase)
+        row = attempts.begin_row(
+            ended.phase, link=token.link, submission=token.attempt, nodes=ended.nodes,
+            ranks=len(ended.nodes) * ended.ranks_per_node, gpus=0, mark=mark,
+            call=call_file(ended.run_dir, ended.phase, token), begun=time.time() - seconds,
+        )  # fmt: skip
+        attempts.write_begin(ended.run_dir, row | {"job": ended.job, "restart": ended.restart})
+    attempts.write_end(ended.run_dir, ended.job, ended.restart, ended.status)
+
+
 def script_lines(python: str, run_dir: Path, job: Job) -> list[str]:
-    """Lines of a job script, after its ranks have failed with `$status`."""
+    """Lines of a job script, after its ranks have ended with `$status` or left word in `$marker` for more."""
     arguments = f"{shlex.quote(str(run_dir))} {shlex.quote(job.name)}"
-    variables = '"$SLURM_JOB_ID" "${SLURM_RESTART_COUNT:-0}" "$status" "$SLURM_JOB_NODELIST"'
+    variables = '"$me" "${SLURM_RESTART_COUNT:-0}" "$ended" "$SLURM_JOB_NODELIST" "$SECONDS"'
     return [
-        'if [ "$status" != 0 ]; then',
+        'if [ "$status" != 0 ] || [ -e "$marker" ]; then',
+        f'  ended="$status"; [ -e "$marker" ] && ended={EXIT_CONTINUE}',
+        '  me="${SLURM_ARRAY_TASK_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}"; me="${me:-$SLURM_JOB_ID}"',
         '  sinfo -h -N -o %N -p "$SLURM_JOB_PARTITION" -t idle,alloc,mix,comp,resv,plnd 2>/dev/null | sort -u |',
         f"  {python} -m hpc_stres.launch.aftermath {arguments} {variables} {job.ranks_per_node} |",
         "  while read -r order number nodes; do",

@@ -34,11 +34,12 @@ class Start:
     def begin(self) -> None:
         """Refuses a node that cannot work, and a chain that makes no progress; both with a sentence."""
         self._arrive()
-        cluster, mark = self._cluster_and_mark()
+        cluster, mark = settings_and_mark(self.run_dir, self.phase)
         row = attempts.begin_row(
-            self.run_dir, self.phase, link=self.token.link if self.token else 0,
+            self.phase, link=self.token.link if self.token else 0,
             submission=self.token.attempt if self.token else 0, nodes=node_health.nodes_of_job(), ranks=self.ranks,
             gpus=self.gpus_per_node * max(1, self.ranks // max(1, self.ranks_per_node)), mark=mark,
+            call=call_file(self.run_dir, self.phase, self.token) if self.token else None,
         )  # fmt: skip
         if self.token is not None:
             self._stop_without_progress(cluster, mark)
@@ -63,15 +64,6 @@ class Start:
         folder = paths.logs / self.phase / "arrived"
         write_text(folder / f"rank{self.rank:05d}.json", json.dumps(word))
 
-    def _cluster_and_mark(self) -> tuple[ClusterConfig, int]:
-        """The run's settings, and how far the job's work is kept."""
-        paths = RunPaths(self.run_dir)
-        if not paths.config.is_file():
-            return ClusterConfig(), attempts.progress_mark(paths, self.phase, False)
-        config = load_resolved(paths.config)
-        trains = self.phase in config.phases and config.phases[self.phase].kind == "train"
-        return config.cluster, attempts.progress_mark(paths, self.phase, trains)
-
     def _look_at_node(self) -> None:
         found = node_health.complaints(self.gpus_per_node > 0)
         for kind, reason in found:
@@ -88,19 +80,40 @@ class Start:
             attempts.read_attempts(self.run_dir), self.phase, job_number(), restart_count(), mark,
             self.token.link, self.token.attempt,
         )  # fmt: skip
-        if len(vain) < cluster.restarts_without_checkpoint:
-            return
-        from hpc_stres.launch.jobs import last_message
-
-        log = RunPaths(self.run_dir).logs / self.phase / f"{vain[0].job}_0_log.out"
-        why = last_message(log).partition(": ")[2] or "it left no message"
-        raise GaveUp(
-            f"{self.phase}: {len(vain)} attempts in a row ended without a new checkpoint (jobs "
-            f"{', '.join(a.name for a in reversed(vain))}); the last: {why}\n"
-            f"Fix what they name ({log}), then submit again; "
-            f"cluster.restarts_without_checkpoint={cluster.restarts_without_checkpoint} is the limit."
-        )
+        if len(vain) >= cluster.restarts_without_checkpoint:
+            raise GaveUp(why_given_up(self.run_dir, self.phase, vain, cluster))
 
 
 class GaveUp(UserError):
     """A chain that starts again and again without getting anywhere."""
+
+
+def why_given_up(
+    run_dir: Path, phase: str, vain: list[attempts.Attempt], cluster: ClusterConfig
+) -> str:
+    """The sentence; `vain` are the attempts that came to nothing, the newest first."""
+    from hpc_stres.launch.jobs import last_message
+
+    log = RunPaths(run_dir).logs / phase / f"{vain[0].job}_0_log.out"
+    why = last_message(log).partition(": ")[2] or "it left no message"
+    return (
+        f"{phase}: {len(vain)} attempts in a row ended without a new checkpoint (jobs "
+        f"{', '.join(a.name for a in reversed(vain))}); the last: {why}\n"
+        f"Fix what they name ({log}), then submit again; "
+        f"cluster.restarts_without_checkpoint={cluster.restarts_without_checkpoint} is the limit."
+    )
+
+
+def settings_and_mark(run_dir: Path, phase: str) -> tuple[ClusterConfig, int]:
+    """The run's settings, and how far a job's work is kept."""
+    paths = RunPaths(run_dir)
+    if not paths.config.is_file():
+        return ClusterConfig(), attempts.progress_mark(paths, phase, False)
+    config = load_resolved(paths.config)
+    trains = phase in config.phases and config.phases[phase].kind == "train"
+    return config.cluster, attempts.progress_mark(paths, phase, trains)
+
+
+def call_file(run_dir: Path, phase: str, token: Token) -> Path:
+    """What was written for a job when it was submitted."""
+    return RunPaths(run_dir).logs / phase / f"{token.name}.pkl"

@@ -47,6 +47,7 @@ class Shape:
 
     @property
     def name(self) -> str:
+        """As a table tells it."""
         return f"{self.nodes} x {self.gpus_per_node} x {self.minutes}"
 
     @property

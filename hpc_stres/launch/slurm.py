@@ -156,11 +156,12 @@ def _teardown(cluster: ClusterConfig, run_dir: Path, job: Job, code: Path) -> li
     link takes over."""
     marker = continue_marker(run_dir, job.name, "$SLURM_JOB_ID", "${SLURM_RESTART_COUNT:-0}")
     lines = ["status=$?", f'marker={shlex.quote(str(marker.parent))}/"{marker.name}"']
+    python = python_command(cluster, run_dir, job, str(run_dir), code)
+    lines += script_lines(python, run_dir, job)
     lines += ['if [ -e "$marker" ]; then', '  rm -f "$marker"']
     if cluster.continuation == "requeue":
         lines += ['  scontrol requeue "$SLURM_JOB_ID" && sleep 120']
-    after = script_lines(python_command(cluster, run_dir, job, str(run_dir), code), run_dir, job)
-    return [*lines, f"  exit {EXIT_CONTINUE}", "fi", *after, 'exit "$status"']
+    return [*lines, f"  exit {EXIT_CONTINUE}", "fi", 'exit "$status"']
 
 
 def _binds(cluster: ClusterConfig, run_dir: Path, code: Path, data_root: str) -> list[str]:

@@ -1,11 +1,12 @@
 """How the two streams act on each other at the second unit of each stage."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from hpc_stres.exact.layers import UnitScale
 from hpc_stres.models.initialise import Normal
 
 Operation = Literal["add", "multiply", "concatenate"]
@@ -29,6 +30,8 @@ class ChannelScale(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels))
         self.bias = nn.Parameter(torch.empty(channels))
+        # A bitwise training's session, which adds up the gradients of both.
+        self.exact: Any = None
         self.reset_parameters()
 
     @torch.no_grad()
@@ -38,6 +41,9 @@ class ChannelScale(nn.Module):
         self.bias.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.exact is not None and self.training:
+            y: Tensor = UnitScale.apply(x, self.weight, self.bias, self.exact)
+            return y
         return torch.addcmul(self.bias[:, None, None], x, self.weight[:, None, None])
 
 

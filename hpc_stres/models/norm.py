@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from hpc_stres.models import norm_fused, norm_plain
+from hpc_stres.models import norm_exact, norm_fused, norm_plain
 from hpc_stres.models.norm_plain import statistics_dtype
 
 __all__ = [
@@ -100,6 +100,9 @@ class SubBatchNorm2d(nn.Module):
         )
         self.relu = relu
         self.deferred = False
+        # In a bitwise training: its sums (an exact.session.Session), and this layer's name there.
+        self.exact: Any = None
+        self.exact_name = ""
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -126,6 +129,8 @@ class SubBatchNorm2d(nn.Module):
         if groups is None:
             dtype = statistics_dtype(x.dtype)
             groups = interleaved_groups(x.shape[0], self.group_size, 1, x.device, dtype)
+        if self.exact is not None:
+            return norm_exact.normalise(self, x, groups, residual, rectifies)
         if norm_fused.suits(x, self.weight, residual):
             y, count, mean, variance = norm_fused.sub_batch_norm(
                 x, residual, self.weight, self.bias, groups.owner, len(groups.videos), self.eps, rectifies,
@@ -153,6 +158,8 @@ class SubBatchNorm2d(nn.Module):
             self.eps,
             relu,
         )
+        if self.exact is not None:
+            return norm_exact.by_running_statistics(self.exact, *given)
         # A traced network is to run elsewhere, without our kernels; theirs has no gradient here.
         traced = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined]
         if traced or torch.is_grad_enabled() or not norm_fused.suits(x, self.weight, residual):

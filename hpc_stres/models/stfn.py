@@ -9,13 +9,12 @@ Input are clips, one chunk a segment, or features of the trunks that were comput
 both ways give the same numbers to rounding.
 """
 
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from hpc_stres.models.dropout import DropoutShape, Masks, drop
 from hpc_stres.models.norm import NormGroups, interleaved_groups, statistics_dtype
@@ -62,6 +61,8 @@ class Stfn(nn.Module):
         self.num_classes, self.options = num_classes, options
         self.dropout = dropout or {}
         self.activation_checkpointing = False
+        # What units are computed in, and computed again in; a bitwise training watches both.
+        self.recompute_context = noop_context_fn
         self.frames_at_once = FRAMES_AT_ONCE
         self.appearance, self.motion = appearance, motion
         features = appearance.features
@@ -121,15 +122,16 @@ class Stfn(nn.Module):
         if clips.ndim == 3:
             return frames[:, :, None, None]
         if self.options.trunks_frozen or not self.training:
-            with torch.no_grad() if self.options.trunks_frozen else nullcontext():
-                # Traced for export, a clip goes through as a whole: its length is then free.
-                is_traced = torch.compiler.is_exporting()
-                parts = (frames,) if is_traced else frames.split(self.frames_at_once)
-                return torch.cat([trunk_features(trunk, part, None) for part in parts])
+            # Nothing is recorded in frozen trunks, whose parameters want no gradient; but whoever asks for the
+            # gradients of their activations (Grad-CAM) gets them.
+            # Traced for export, a clip goes through as a whole: its length is then free.
+            is_traced = torch.compiler.is_exporting()
+            parts = (frames,) if is_traced else frames.split(self.frames_at_once)
+            return torch.cat([trunk_features(trunk, part, None) for part in parts])
         if self.activation_checkpointing:
             y: Tensor = checkpoint(
                 trunk_features, trunk, frames, groups,
-                use_reentrant=False, preserve_rng_state=False,
+                use_reentrant=False, preserve_rng_state=False, context_fn=self.recompute_context,
             )  # fmt: skip
             return y
         return trunk_features(trunk, frames, groups)

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from hpc_stres.models.dropout import DropoutShape, Masks, drop
 from hpc_stres.models.interaction import Interaction, UnitInput
@@ -77,6 +77,8 @@ class TwoStream(nn.Module):
         self.norm_group = next(iter(trunks.values())).norm_group
         self.dropout = dropout or {}
         self.activation_checkpointing = False
+        # What units are computed in, and computed again in; a bitwise training watches both.
+        self.recompute_context = noop_context_fn
         # At test time memory for what lies between two units is bounded by so many frames.
         self.frames_at_once = FRAMES_AT_ONCE
         self.appearance = _trunk(RGB_PLANES, num_classes, trunks.get("appearance"))
@@ -211,7 +213,10 @@ class TwoStream(nn.Module):
         if self.activation_checkpointing and self.training:
             # Nothing in between is random, so no generator's state has to be kept for the second
             # pass.
-            return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+            return checkpoint(
+                function, *arguments, use_reentrant=False, preserve_rng_state=False,
+                context_fn=self.recompute_context,
+            )  # fmt: skip
         return function(*arguments)
 
     def _classify(self, trunk: AnyTrunk, x: Tensor, frames: int, masks: Masks | None) -> Tensor:

@@ -117,14 +117,19 @@ def refuse_together(refusal: UserError | None, control: Any, what: str) -> None:
         raise UserError(f"another rank refused {what}; its own message says why")
 
 
-def refuse_different_starts(fingerprint: str, control: Any) -> None:
-    """Refuse ranks that begin with different weights or steps, which a file system that lags behind
-    can cause."""
+def is_same_everywhere(fingerprint: str, control: Any) -> bool:
+    """Whether all ranks have this SHA-256."""
     # Four bytes at a time, which a float64 holds exactly.
     parts = [float(int(fingerprint[start : start + 8], 16)) for start in (0, 8, 16, 24)]
-    if agree(parts, control) != agree(parts, control, largest=False):
+    return agree(parts, control) == agree(parts, control, largest=False)
+
+
+def refuse_different_starts(fingerprint: str, control: Any) -> None:
+    """Refuse ranks that begin with different weights, steps or videos, which a file system that lags
+    behind can cause."""
+    if not is_same_everywhere(fingerprint, control):
         raise UserError(
-            "the ranks do not start from the same weights and step: they read different files\n"
+            "the ranks do not start from the same weights, step and videos: they read different files\n"
             "Start again when every node sees the same run folder; a network file system may lag by a minute."
         )
 

@@ -152,6 +152,7 @@ class _Line:
         self.connection, self.rest = connection, b""
 
     def send(self, value: Any) -> None:
+        """One value."""
         self.connection.sendall(json.dumps(value).encode() + b"\n")
 
     def receive(self, seconds: float) -> Any:

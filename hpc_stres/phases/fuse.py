@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from hpc_stres.errors import ConfigError, check_field
 from hpc_stres.registry import PHASE_KINDS
@@ -23,6 +23,9 @@ class FusePhase(Phase):
     """Kind of phase: what is done in it."""
     weights: tuple[float, ...] = ()
     """Weight of each phase in `starts_from`, in that order; none: all the same, as published."""
+    weights_from: Literal["given", "held_out"] = "given"
+    """The weights are those given, or are chosen by cross-validation over the recordings of the training list that
+    `evaluation.validation_share` holds out of all training; test videos are never looked at for it."""
 
     def __post_init__(self) -> None:
         parts = self.starts_from
@@ -39,6 +42,10 @@ class FusePhase(Phase):
             not self.weights or sum(self.weights) > 0
         )
         check_field(fits, "weights", "expected numbers of 0 or more, not all 0")
+        is_chosen = self.weights_from == "held_out"
+        check_field(
+            not (is_chosen and self.weights), "weights", "no effect: weights_from is held_out"
+        )
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -55,6 +62,11 @@ class FusePhase(Phase):
                 raise ConfigError(
                     f"starts_from: {name} is of kind {phase.kind}, which has no scores to fuse"
                 )
+        if self.weights_from == "held_out" and not config.evaluation.holds_out:
+            raise ConfigError(
+                "weights_from: held_out needs held-out videos, and evaluation.validation_share is 0\n"
+                "Set it to the share of training recordings to hold out, as 0.2."
+            )
         applied = replace(self)
         object.__setattr__(
             applied, "_titles", tuple(phase.title or name for name, phase in parts.items())
@@ -77,7 +89,7 @@ class FusePhase(Phase):
 
     @property
     def published(self) -> Mapping[str, float]:
-        is_average = len(set(self.shares)) == 1
+        is_average = len(set(self.shares)) == 1 and self.weights_from == "given"
         titles = self.titles if len(self.titles) == 2 else ("", "")
         return PUBLISHED.get((titles[0], titles[1]), {}) if is_average else {}
 

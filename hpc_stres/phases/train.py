@@ -135,7 +135,9 @@ class TrainPhase(Phase):
     def explain(self, config: Any, ranks: int) -> str:
         limit = config.training.max_micro_batch
         most = None if limit == "auto" else limit
-        layout = plan(self.optimise.global_batch, self.optimise.norm_group, ranks, most)
+        layout = plan(
+            self.optimise.global_batch, self.optimise.norm_group, ranks, most, config.training.unit
+        )
         return layout.explain() + (" (micro-batch: what fits in memory)" if limit == "auto" else "")
 
     # -- options that have no effect are refused ------------------------------------------------------------------

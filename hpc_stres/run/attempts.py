@@ -44,15 +44,14 @@ class Attempt:
 
 
 def begin_row(
-    run_dir: Path, phase: str, *, link: int, submission: int, nodes: tuple[str, ...], ranks: int, gpus: int,
-    mark: int,
+    phase: str, *, link: int, submission: int, nodes: tuple[str, ...], ranks: int, gpus: int, mark: int,
+    call: Path | None, begun: float | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """What is written when a job begins."""
-    job = job_number() or f"process{os.getpid()}"
+    """What is written when a job begins; `call` is the file that was written for it when it was submitted."""
     return {
-        "event": "begin", "phase": phase, "job": job, "restart": restart_count(), "link": link,
-        "submission": submission, "time": round(time.time(), 3), "submitted": _submitted(run_dir, phase, job),
-        "nodes": list(nodes), "ranks": ranks, "gpus": gpus, "mark": mark,
+        "event": "begin", "phase": phase, "job": job_number() or f"process{os.getpid()}", "restart": restart_count(),
+        "link": link, "submission": submission, "time": round(begun or time.time(), 3),
+        "submitted": _time_of(call), "nodes": list(nodes), "ranks": ranks, "gpus": gpus, "mark": mark,
     }  # fmt: skip
 
 
@@ -73,11 +72,10 @@ def write_end(run_dir: Path, job: str, restart: int, code: int) -> None:
     append_row(RunPaths(run_dir).attempts, row)
 
 
-def _submitted(run_dir: Path, phase: str, job: str) -> float | None:
-    """When the job's script was written, which is just before it was submitted."""
-    script = RunPaths(run_dir).logs / phase / f"{job}_submission.sh"
+def _time_of(path: Path | None) -> float | None:
+    """When a file was written; none where there is none."""
     try:
-        return round(script.stat().st_mtime, 3)
+        return None if path is None else round(path.stat().st_mtime, 3)
     except OSError:
         return None
 

@@ -52,7 +52,11 @@ def node_name() -> str:
 
 
 def job_number() -> str:
-    """The job that this process belongs to; empty outside of jobs."""
+    """The job that this process belongs to, as the run's journal has it: 17_3 is an element of an array. Empty outside
+    of jobs."""
+    array, index = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    if array and index:
+        return f"{array}_{index}"
     return os.environ.get("SLURM_JOB_ID") or os.environ.get("SUBMITIT_LOCAL_JOB_ID", "")
 
 
@@ -111,6 +115,24 @@ def _accusation_of(row: Mapping[str, Any]) -> Accusation | None:
         return None
 
 
+def withdraw(run_dir: Path, jobs: Sequence[str]) -> None:
+    """Attempts that came to nothing one after another on different nodes: it was not the nodes. What each node's own
+    disk or GPU said stays."""
+    of_jobs = [
+        row for row in read_accusations(run_dir) if row.job in jobs and row.kind not in CERTAIN
+    ]
+    if len({row.node for row in of_jobs}) > 1:
+        append_row(
+            RunPaths(run_dir).nodes, {"time": round(time.time(), 3), "withdrawn": list(jobs)}
+        )
+
+
+def _withdrawn(run_dir: Path) -> set[str]:
+    """Jobs whose nodes are not to blame."""
+    rows = [row.get("withdrawn") for row in read_rows(RunPaths(run_dir).nodes)[0]]
+    return {str(job) for row in rows if isinstance(row, list) for job in row}
+
+
 def excluded_nodes(run_dir: Path, hours: float, now: float | None = None) -> dict[str, Accusation]:
     """Nodes that are avoided, the newest accusation of each, newest first; 0 hours: none.
 
@@ -125,7 +147,10 @@ def excluded_nodes(run_dir: Path, hours: float, now: float | None = None) -> dic
     for row in young:
         accused[row.job, row.restart].add(row.node)
     counted: dict[str, Accusation] = {}
+    withdrawn = _withdrawn(run_dir)
     for row in reversed(young):
+        if row.job in withdrawn and row.kind not in CERTAIN:
+            continue
         everyone = row.job_nodes > 1 and len(accused[row.job, row.restart]) >= row.job_nodes
         if NODE_NAME.fullmatch(row.node) and (row.kind in CERTAIN or not everyone):
             counted.setdefault(row.node, row)

@@ -53,6 +53,8 @@ def _difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             lines.append(f"classes {words}: {', '.join(names[:3])}{more}")
+    if then.get("held_out") != now.get("held_out"):
+        lines.append("other training videos are held out, by the list's columns")
     if then.get("train") != now.get("train"):
         lines.append(f"{then.get('train')} training videos then, {now.get('train')} now")
     return "; ".join(lines) or "labels, splits or contents of training videos differ"

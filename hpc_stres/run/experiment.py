@@ -12,6 +12,7 @@ import yaml
 
 from hpc_stres.config.loading import from_plain, load_resolved, plain
 from hpc_stres.config.schema import Config
+from hpc_stres.config.seal import sealed_text
 from hpc_stres.errors import UserError
 from hpc_stres.run.ownership import owned
 from hpc_stres.run.paths import (
@@ -30,10 +31,14 @@ ALLOWED_CHANGES = "allowed_changes.json"
 
 # Options of testing that change no weights. The others decide which videos are held out, and so not trained on.
 FREE_EVALUATION = tuple(
-    f"evaluation.{key}" for key in ("protocol", "chunks", "flips", "allow_missing")
+    f"evaluation.{key}"
+    for key in ("protocol", "chunks", "flips", "allow_missing", "validation_every_steps")
 )
 # What was done before an option existed, in configs that do not have it.
-BEFORE = {"data.labels": "single", "evaluation.validation_share": 0.0, "evaluation.groups": "auto"}
+BEFORE = {
+    "data.labels": "single", "evaluation.validation_share": 0.0, "evaluation.groups": "auto",
+    "evaluation.validation_column": None,
+}  # fmt: skip
 # What may differ between a checkpoint and the run that resumes from it: layout and logging, not learning.
 FREE_KEYS = (
     "cluster", "profile", *FREE_EVALUATION, "extensions", "data.root", "data.workers", "data.stage",
@@ -41,7 +46,8 @@ FREE_KEYS = (
     "data.videos", "data.lists", "data.frames", "data.flow_frames",
     "data.max_rejected", "data.shard_mib", "training.engine", "training.zero_stage",
     "training.max_micro_batch", "training.checkpoint_every_steps", "training.checkpoint_every_minutes",
-    "training.log_every_steps", "training.prefetch", "training.start_timeout_minutes", "training.step_timeout_minutes",
+    "training.log_every_steps", "training.hash_every_steps",
+    "training.prefetch", "training.start_timeout_minutes", "training.step_timeout_minutes",
     "training.compile", "training.activation_checkpointing",
     "training.channels_last", "training.deepspeed", "training.max_steps",
 )  # fmt: skip
@@ -77,7 +83,7 @@ def claim_run_folder(
         new = wanted if stored is None or update else _with_values(stored, wanted, allowed)
         if new != stored:
             text = yaml.safe_dump(new, sort_keys=False, allow_unicode=True)
-            write_text(paths.config, text)
+            write_text(paths.config, sealed_text(text))
 
 
 def _claim_extensions(

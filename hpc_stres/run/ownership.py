@@ -11,11 +11,12 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from hpc_stres.errors import UserError
+from hpc_stres.run.paths import naming
 
 BEAT_SECONDS = 5.0
 # An owner on another host that has not touched its file for so long is dead.
@@ -32,7 +33,8 @@ def owned(path: Path, what: str, patience_seconds: float = 0.0) -> Iterator[None
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as stream:
-        _take(stream, path, what, patience_seconds)
+        with naming(path):
+            _take(stream, path, what, patience_seconds)
         stop = threading.Event()
         beat = threading.Thread(target=_beat, args=(path, stop), name="owner", daemon=True)
         beat.start()
@@ -41,7 +43,9 @@ def owned(path: Path, what: str, patience_seconds: float = 0.0) -> Iterator[None
         finally:
             stop.set()
             beat.join()
-            stream.truncate(0)
+            # On a disk that fails, what failed first must be said; the kernel gives the lock back in any case.
+            with suppress(OSError):
+                stream.truncate(0)
 
 
 def _take(stream: IO[str], path: Path, what: str, patience_seconds: float) -> None:
@@ -124,8 +128,8 @@ def _write_owner(stream: IO[str]) -> None:
         owner["job"] = job
     stream.seek(0)
     stream.truncate(0)
-    stream.write(json.dumps(owner) + "\n")
-    stream.flush()
+    # Not through the stream's buffer: what a full disk leaves there would fail once more when the stream is closed.
+    os.write(stream.fileno(), f"{json.dumps(owner)}\n".encode())
 
 
 def describe(owner: Owner) -> str:

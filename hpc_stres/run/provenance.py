@@ -19,7 +19,9 @@ from typing import Any
 from hpc_stres import SOURCES, __version__
 from hpc_stres.config.loading import dump
 from hpc_stres.config.schema import Config
+from hpc_stres.config.seal import sealed_text
 from hpc_stres.run.paths import RunPaths, write_json, write_text
+from hpc_stres.run.pinning import level
 
 PACKAGES = (
     "torch", "deepspeed", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "submitit", "mpi4py", "numpy",
@@ -61,7 +63,7 @@ def write_provenance(run_dir: Path, config: Config) -> None:
     """Write the resolved config and the provenance where they are missing; the first writer stays."""
     paths = RunPaths(run_dir)
     if not paths.config.is_file():
-        write_text(paths.config, dump(config))
+        write_text(paths.config, sealed_text(dump(config)))
     if not paths.provenance.is_file():
         write_text(paths.code_diff, code_diff())
         write_json(paths.provenance, provenance(config))
@@ -85,6 +87,7 @@ def provenance(config: Config) -> dict[str, Any]:
             "cores": os.cpu_count(),
         },
         "packages": package_versions(),
+        "kernels": level(),
         "environment": kept_environment(os.environ),
     }
 

@@ -37,13 +37,17 @@ class Stall:
         return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
-def frames(text: str) -> list[str]:
-    """Frames of the main thread, innermost first, of what faulthandler wrote: `function (file:line)`."""
+def frames(text: str) -> list[tuple[str, bool]]:
+    """Frames of the main thread, innermost first, of what faulthandler wrote: `function (file:line)`, and whether it
+    is of this package."""
     blocks = re.split(r"\n(?=(?:Current thread|Thread) 0x)", text)
     # The main thread is written last; the first that knows the loop is surer.
     chosen = next((b for b in blocks if " in train\n" in b or b.endswith(" in train")), blocks[-1])
     return [
-        f"{match['function'].strip()} ({'/'.join(Path(match['file']).parts[-2:])}:{match['line']})"
+        (
+            f"{match['function'].strip()} ({'/'.join(Path(match['file']).parts[-2:])}:{match['line']})",
+            "hpc_stres" in Path(match["file"]).parts,
+        )
         for match in map(FRAME.match, chosen.splitlines())
         if match
     ]
@@ -58,15 +62,9 @@ def where(paths: PhasePaths, rank: int) -> str:
     found = frames(text)
     if not found:
         return "left no stack: its process is stopped, or gone with its node"
-    own = next(
-        (
-            f
-            for f in found
-            if "hpc_stres" in f or re.search(r"\((training|data|models|parallel|store)/", f)
-        ),
-        "",
-    )
-    return f"was in {found[0]}" + (f", called from {own}" if own and own != found[0] else "")
+    inner, is_own = found[0]
+    caller = "" if is_own else next((text for text, own in found if own), "")
+    return f"was in {inner}" + (f", called from {caller}" if caller else "")
 
 
 def examine(paths: PhasePaths, world_size: int, waiting_word: str) -> Stall | None:

@@ -45,6 +45,8 @@ class Choice:
     trainable: str
     model: Mapping[str, Any]
     """Further values of `model`, as the run that fine-tuning starts from has them."""
+    frames: tuple[int, int] | None = None
+    """Short side of stored frames and crop, as that run has them."""
 
 
 def schedule_scale(train_videos: int, is_small: bool) -> float:
@@ -77,8 +79,9 @@ def text_of(choice: Choice, look: Look) -> str:
         lines += [f"  folds: {choice.folds}"] if choice.folds > 1 else ["  test_fraction: 0.25"]
     lines += [f"  max_rejected: {ACCEPTED_SHARE}   # share of videos that may fail to decode"]
     small = usual(True)
-    if choice.is_small:
-        lines += [f"  short_side: {small.data.short_side}", f"  crop: {small.data.crop}"]
+    usual_sides = (small.data.short_side, small.data.crop) if choice.is_small else None
+    if sides := choice.frames or usual_sides:
+        lines += [f"  short_side: {sides[0]}", f"  crop: {sides[1]}"]
     lines += ["model:", *_model_lines(choice), "training:", f"  precision: {choice.precision}"]
     scale = schedule_scale(train, choice.is_small)
     lines.append(

@@ -135,6 +135,7 @@ def predict(config: Config, name: str, nodes: int, speeds: Speeds) -> PhasePlan:
         phase.optimise.norm_group,
         ranks,
         None if limit == "auto" else limit,
+        config.training.unit,
     )
     videos = layout.busiest
     rgb, flow = pictures(phase)

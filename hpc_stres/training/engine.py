@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import shlex
+import warnings
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hpc_stres.config.schema import TrainingConfig
+from hpc_stres.exact.session import Session
 from hpc_stres.models.norm import SubBatchNorm2d
 from hpc_stres.models.temporal import TemporalConv
 
@@ -47,8 +49,12 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 class Engine(ABC):
     """Forward, backward and step of one network over all ranks."""
 
-    def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
+    def __init__(
+        self, model: nn.Module, config: TrainingConfig, exact: Session | None = None
+    ) -> None:
         self.model = model
+        # In a bitwise training who adds up the gradients, in place of the engine.
+        self.exact = exact
         groups = parameter_groups(model, config.weight_decay)
         self.optimizer = torch.optim.SGD(groups, lr=1.0, momentum=config.momentum)
 
@@ -59,9 +65,21 @@ class Engine(ABC):
         `loss` is None where this rank has nothing in the micro-step; the last one is never empty.
         """
 
+    def backward_exactly(self, losses: list[Tensor]) -> None:
+        """Go back from the units' losses of one micro-step; what they add goes into the exact sums."""
+        torch.autograd.backward(losses)
+
     @abstractmethod
     def forward(self, last: bool, *arguments: Any) -> Any:
         """The network's output for one micro-step."""
+
+    def _take_exact_gradients(self) -> None:
+        """Give the exact sums of all ranks to the parameters."""
+        assert self.exact is not None
+        for name, parameter in self.exact.parameters.items():
+            if parameter.grad is not None:
+                raise AssertionError(f"{name} got a gradient beside the exact sums")
+        self.exact.write_gradients()
 
     @abstractmethod
     def step(self, rate: float, classifier_only: bool = False) -> None:
@@ -102,18 +120,40 @@ class Engine(ABC):
         """Release what the engine holds."""
 
 
+def _add_up(
+    _state: object,
+    bucket: dist.GradBucket,  # type: ignore[name-defined]  # torch reads this and refuses any other
+) -> torch.futures.Future[Tensor]:
+    """DDP's reduction of one bucket: the sum over the ranks, for the loss is normalised already."""
+    reduction = dist.all_reduce(bucket.buffer(), async_op=True)
+    return reduction.get_future().then(lambda done: done.value()[0])
+
+
 class DdpEngine(Engine):
     """torch's DistributedDataParallel."""
 
-    def __init__(self, model: nn.Module, config: TrainingConfig, device: torch.device) -> None:
-        super().__init__(model, config)
+    def __init__(
+        self, model: nn.Module, config: TrainingConfig, device: torch.device, exact: Session | None
+    ) -> None:
+        super().__init__(model, config, exact)
         self.ranks = dist.get_world_size()
         self.wrapped: nn.Module = model
-        if self.ranks > 1:
+        if self.ranks > 1 and exact is None:
             ids = [device.index] if device.type == "cuda" else None
-            self.wrapped = nn.parallel.DistributedDataParallel(
-                model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            # Two things DDP does otherwise in the first step after a start than in later ones, so that a run which
+            # was resumed on three ranks or more would differ from an undisturbed one by rounding: it divides by the
+            # ranks in another way (none here: `_add_up` sums), and it cuts its buckets anew after that step (not
+            # where it looks for unused parameters), which lets the ranks' gradients be added in another order.
+            wrapped = nn.parallel.DistributedDataParallel(
+                model,
+                device_ids=ids,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                find_unused_parameters=True,
             )
+            wrapped.register_comm_hook(None, _add_up)
+            self.wrapped = wrapped
+            warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
 
     def forward(self, last: bool, *arguments: Any) -> Any:
         with self._sync(last):
@@ -122,8 +162,7 @@ class DdpEngine(Engine):
     def backward(self, loss: Tensor | None, last: bool) -> None:
         if loss is not None:
             with self._sync(last):
-                # DDP averages over the ranks; the loss is normalised already and wants a sum.
-                (loss * self.ranks).backward()
+                loss.backward()
 
     def _sync(self, last: bool) -> contextlib.AbstractContextManager[None]:
         if last or not isinstance(self.wrapped, nn.parallel.DistributedDataParallel):
@@ -132,8 +171,10 @@ class DdpEngine(Engine):
 
     def step(self, rate: float, classifier_only: bool = False) -> None:
         self._set_rate(rate, classifier_only)
+        if self.exact is not None:
+            self._take_exact_gradients()
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=False)
+        self.optimizer.zero_grad(set_to_none=self.exact is not None)
 
     def close(self) -> None:
         self.wrapped = self.model
@@ -142,8 +183,10 @@ class DdpEngine(Engine):
 class DeepSpeedEngine(Engine):
     """DeepSpeed, ZeRO stage 0 or 1. ZeRO keeps its master weights in float32, whatever the network's type."""
 
-    def __init__(self, model: nn.Module, config: TrainingConfig, micro_steps: int) -> None:
-        super().__init__(model, config)
+    def __init__(
+        self, model: nn.Module, config: TrainingConfig, micro_steps: int, exact: Session | None
+    ) -> None:
+        super().__init__(model, config, exact)
         deepspeed = import_deepspeed()
         self.ranks = dist.get_world_size()
         self.micro_steps = micro_steps
@@ -154,13 +197,16 @@ class DeepSpeedEngine(Engine):
         )
         # DeepSpeed refuses to reduce float64 gradients: without ZeRO we add them up over the ranks ourselves.
         self.reduces_itself = config.precision == "float64" and config.zero_stage == 0
-        if self.reduces_itself:
+        if self.reduces_itself or exact is not None:
             self.engine.enable_backward_allreduce = False
 
     def forward(self, last: bool, *arguments: Any) -> Any:
-        return self.engine(*arguments)
+        # Its own forward pass prepares a reduction.
+        return self.engine(*arguments) if self.exact is None else self.model(*arguments)
 
     def backward(self, loss: Tensor | None, last: bool) -> None:
+        if self.exact is not None:
+            return
         self.engine.set_gradient_accumulation_boundary(last)
         if loss is not None:
             # DeepSpeed averages over the ranks and over the micro-steps.
@@ -170,7 +216,10 @@ class DeepSpeedEngine(Engine):
 
     def step(self, rate: float, classifier_only: bool = False) -> None:
         self._set_rate(rate, classifier_only)
-        if self.reduces_itself:
+        if self.exact is not None:
+            self.engine.set_gradient_accumulation_boundary(True)
+            self._take_exact_gradients()
+        elif self.reduces_itself:
             for parameter in filter(lambda p: p.requires_grad, self.model.parameters()):
                 dist.all_reduce(parameter.grad)
                 parameter.grad.div_(self.ranks)  # type: ignore[union-attr]
@@ -250,9 +299,13 @@ def deepspeed_config(config: TrainingConfig, micro_steps: int, ranks: int) -> di
 
 
 def make_engine(
-    model: nn.Module, config: TrainingConfig, device: torch.device, micro_steps: int
+    model: nn.Module,
+    config: TrainingConfig,
+    device: torch.device,
+    micro_steps: int,
+    exact: Session | None = None,
 ) -> Engine:
-    """The configured engine around a network."""
+    """The configured engine around a network; with a session it reduces nothing itself."""
     if config.engine == "ddp":
-        return DdpEngine(model, config, device)
-    return DeepSpeedEngine(model, config, micro_steps)
+        return DdpEngine(model, config, device, exact)
+    return DeepSpeedEngine(model, config, micro_steps, exact)

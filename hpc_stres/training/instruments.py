@@ -94,6 +94,12 @@ class Instruments:
         """Training stood still for a checkpoint."""
         self.rank_clock.saved(seconds)
 
+    def restart(self) -> None:
+        """Count from now on: what was done since the last lap was no training."""
+        self.lap()
+        self.step_start = self.lap_start
+        self.watch.alive()
+
     # -- what comes of it ---------------------------------------------------------------------------------------------
 
     def lap(self) -> tuple[int, float, float]:

@@ -4,11 +4,13 @@ Where videos have several classes it is the binary cross-entropy, averaged over 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hpc_stres.exact.digits import MOMENT, number_of
 from hpc_stres.models import Logits
 from hpc_stres.phases.train import TrainPhase
 
@@ -42,13 +44,7 @@ def phase_loss(
         loss = _several_loss(scores, labels) if labels.dim() == 2 else _single_loss(scores, labels)
         if phase.optimise.loss_over_time == "mean":
             loss = loss / times
-        answers = scores.mean(dim=1).argmax(dim=1)
-        right = (
-            labels.gather(1, answers[:, None]).sum()
-            if labels.dim() == 2
-            else (answers == labels).sum()
-        )
-        sums[stream] = StreamSums(loss.detach(), right)
+        sums[stream] = StreamSums(loss.detach(), right_answers(scores.mean(dim=1), labels))
         total = loss * weight if total is None else total + loss * weight
     assert total is not None
     if phase.optimise.softmax == "joint":
@@ -56,6 +52,37 @@ def phase_loss(
     if phase.optimise.agreement_loss > 0:
         total = total + phase.optimise.agreement_loss * _disagreement(logits)
     return total, sums
+
+
+def right_answers(scores: Tensor, labels: Tensor) -> Tensor:
+    """How many videos' highest score (videos, classes) is of their class, or of one of their classes."""
+    answers = scores.argmax(dim=1)
+    if labels.dim() == 2:
+        return labels.gather(1, answers[:, None]).sum()
+    return (answers == labels).sum()
+
+
+def add_up(
+    sums: dict[str, StreamSums], dtype: torch.dtype, group: Any
+) -> list[tuple[float, float]]:
+    """Loss and right answers of each stream, in the order of their names, summed over all ranks."""
+    if any(one.loss.dtype == torch.int64 for one in sums.values()):
+        return _add_up_exactly(sums, group)
+    values = torch.stack(
+        [torch.stack([sums[name].loss, sums[name].right.to(dtype)]) for name in sorted(sums)]
+    )
+    values = values.double().cpu()
+    torch.distributed.all_reduce(values, group=group)
+    return [(loss, right) for loss, right in values.tolist()]
+
+
+def _add_up_exactly(sums: dict[str, StreamSums], group: Any) -> list[tuple[float, float]]:
+    """The same of a bitwise training, whose losses are digits and how many had none."""
+    values = torch.stack(
+        [torch.cat([sums[name].loss, sums[name].right.long()[None]]) for name in sorted(sums)]
+    ).cpu()
+    torch.distributed.all_reduce(values, group=group)
+    return [(float(number_of(row[:-2], row[-2], MOMENT)), float(row[-1])) for row in values]
 
 
 def _single_loss(scores: Tensor, labels: Tensor) -> Tensor:

@@ -17,11 +17,11 @@ from hpc_stres.phases.train import train_phase
 MEMORY_SHARE = 0.6
 
 
-def smallest_share(global_batch: int, norm_group: int, world_size: int) -> int:
+def smallest_share(global_batch: int, norm_group: int, world_size: int, unit: int = 1) -> int:
     """Fewest videos that a rank can take at once in any layout."""
-    sizes = group_sizes(global_batch, norm_group)
-    teams = [t for t in range(1, world_size + 1) if world_size % t == 0 and t <= min(sizes)]
-    return -(-max(sizes) // max(teams))
+    sizes = [size // unit for size in group_sizes(global_batch, norm_group)]
+    teams = [t for t in range(1, world_size + 1) if world_size % t == 0 and t <= max(min(sizes), 1)]
+    return -(-max(sizes) // max(teams)) * unit
 
 
 def fitting_micro_batch(

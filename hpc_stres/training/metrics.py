@@ -38,6 +38,7 @@ class MetricsLog:
                 file=sys.stderr,
             )
         kept = [row for row in rows if row["step"] <= start_step]
+        self.kept = kept
         write_text(paths.metrics, "".join(metrics_line(row) for row in kept))
         self.stream = paths.metrics.open("a", encoding="utf-8")
         from torch.utils.tensorboard import SummaryWriter
@@ -53,9 +54,17 @@ class MetricsLog:
             if name not in ("step", "time") and isinstance(value, (int, float)):
                 self.events.add_scalar(name, value, row["step"])
 
+    def sync(self) -> None:
+        """Bring the rows to the disk: before a checkpoint, for a run that resumes from it does not make them again."""
+        os.fsync(self.stream.fileno())
+
+    def has(self, step: int, key: str) -> bool:
+        """Whether a row of an earlier link holds a figure of a step."""
+        return any(row["step"] == step and key in row for row in self.kept)
+
     def close(self) -> None:
         """Flush both files."""
-        os.fsync(self.stream.fileno())
+        self.sync()
         self.stream.close()
         self.events.close()
 
@@ -65,13 +74,14 @@ class Heartbeat:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.last_s = 0.0
+        self.last_s = -HEARTBEAT_INTERVAL_SECONDS
 
     def beat(self, step: int, where: str, force: bool = False) -> None:
         """Write the file, at most every few seconds."""
-        now = time.time()
-        if force or now - self.last_s >= HEARTBEAT_INTERVAL_SECONDS:
-            self.last_s = now
+        # By the clock that nobody turns: after a jump of the other the file would be silent for as long.
+        since_start = time.monotonic()
+        if force or since_start - self.last_s >= HEARTBEAT_INTERVAL_SECONDS:
+            self.last_s, now = since_start, time.time()
             write_text(
                 self.path,
                 json.dumps(

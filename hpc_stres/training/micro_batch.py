@@ -20,14 +20,15 @@ def agreed_micro_batch(trainer: "Trainer", model: torch.nn.Module) -> int:
         trainer.phase.optimise.norm_group,
         trainer.world.size,
     )
-    least = memory.smallest_share(batch, group, size)
+    unit = trainer.config.training.unit
+    least = memory.smallest_share(batch, group, size, unit)
     fits = memory.fitting_micro_batch(
         model, trainer.config, trainer.name, trainer.device, trainer.world.local_size
     )
     for attempt in (1, 2):
         (agreed,) = process_groups.agree([float(fits)], trainer.control, largest=False)
         fits = max(min(int(agreed), batch), least)
-        share = plan(batch, group, size, fits).largest_micro_batch
+        share = plan(batch, group, size, fits, unit).largest_micro_batch
         went_well = memory.try_micro_batch(
             model, trainer.config, trainer.name, trainer.device, share
         )

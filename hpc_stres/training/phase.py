@@ -21,11 +21,13 @@ from hpc_stres.run.ownership import owned
 from hpc_stres.run.paths import RunPaths
 from hpc_stres.run.product import phase_is_done
 from hpc_stres.run.provenance import write_provenance
-from hpc_stres.store.listing import check_matches, facts_of
+from hpc_stres.store.held_out import trained_facts
+from hpc_stres.store.listing import check_matches
 from hpc_stres.store.location import store_folder
 from hpc_stres.store.reader import Store
 from hpc_stres.training import stall
 from hpc_stres.training.metrics import WAITING, late_ranks
+from hpc_stres.training.profile import profile_of
 from hpc_stres.training.trainer import Trainer
 
 # What the slowest of the ranks that did arrive needs to say so after a time-out.
@@ -47,8 +49,15 @@ def train(
     device = process_groups.choose_device(world)
     torch.backends.cuda.matmul.allow_tf32 = config.training.tf32
     torch.backends.cudnn.allow_tf32 = config.training.tf32
-    torch.backends.cudnn.benchmark = not config.training.deterministic
-    torch.use_deterministic_algorithms(config.training.deterministic)
+    is_bitwise = config.training.reproducible == "bitwise"
+    is_deterministic = config.training.deterministic or is_bitwise
+    torch.backends.cudnn.benchmark = not is_deterministic
+    torch.use_deterministic_algorithms(is_deterministic)
+    # Nobody reads memory before it is written, and to fill it costs a pass over each tensor.
+    torch.utils.deterministic.fill_uninitialized_memory = not is_bitwise  # type: ignore[attr-defined]
+    if is_bitwise:
+        # One thread a kernel; a rank's threads take a unit each (exact/session.py).
+        torch.set_num_threads(1)
     with kept_environment():
         stall.record_flights(RunPaths(run_dir).phase(name))
         process_groups.start(world, device, config.training.start_timeout_minutes)
@@ -117,7 +126,7 @@ def _claim_data(config: Config, run_dir: Path, allowed: tuple[str, ...]) -> None
     """The store holds the config's data set, and that is what this run was begun on."""
     store = Store(store_folder(config))
     check_matches(store, config)
-    claim_data_set(run_dir, facts_of(store, config.data.split), allowed)
+    claim_data_set(run_dir, trained_facts(store, config), allowed)
 
 
 def _train_owned(trainer: Trainer, allowed: tuple[str, ...], profile: bool) -> bool:
@@ -125,7 +134,7 @@ def _train_owned(trainer: Trainer, allowed: tuple[str, ...], profile: bool) -> b
     try:
         trainer.set_up(allowed)
         if profile and trainer.world.is_first:
-            trainer.profile_steps()
+            trainer.profile = profile_of(trainer)
         finished = trainer.train()
         if finished:
             trainer.finish()
@@ -147,6 +156,8 @@ def _train_owned(trainer: Trainer, allowed: tuple[str, ...], profile: bool) -> b
         with contextlib.suppress(OSError):
             trainer.heartbeat.beat(trainer.step, "left", force=True)
     trainer.engine.close()
+    if trainer.exact is not None:
+        trainer.exact.close()
     return finished
 
 

@@ -18,12 +18,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hpc_stres.run.paths import PhasePaths, write_bytes, write_text
 from hpc_stres.run.tables import text_table
+
+if TYPE_CHECKING:
+    from hpc_stres.training.trainer import Trainer
 
 WARM_UP, RECORDED = 2, 3
 # What one line of the page is about, and how its operations are called; the first that fits.
@@ -271,3 +274,16 @@ def _row(kind: str, work: Work, seconds: float, steps: int, limits: Limits) -> l
         speed,
         share,
     ]
+
+
+def profile_of(trainer: "Trainer") -> StepProfile:
+    """What records some steps of a training that is set up, on its first rank."""
+    training, layout = trainer.config.training, trainer.layout
+    share = sum(len(share.positions) for share in layout.shares[trainer.world.rank])
+    facts = [
+        f"{trainer.name}: {training.precision} on {trainer.device}, {torch.get_num_threads()} threads, "
+        f"{trainer.world.size} ranks; {share} videos a step on this rank in {layout.micro_steps} micro-steps "
+        f"of {layout.largest_micro_batch} or fewer",
+    ]
+    low = torch.bfloat16 if training.precision == "bfloat16" else trainer.dtype
+    return StepProfile(trainer.paths, trainer.device, low, share, facts)

@@ -35,6 +35,7 @@ class Lap:
     videos: float
 
     def as_tensor(self) -> torch.Tensor:
+        """As ranks exchange it."""
         return torch.tensor([*self.parts, self.own, self.videos], dtype=torch.float64)
 
 

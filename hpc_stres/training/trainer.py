@@ -1,7 +1,6 @@
 """The loop: one rank's part of one phase, from its first weights or its last checkpoint to its
 product."""
 
-import hashlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,15 +36,18 @@ from hpc_stres.store.staging import open_store
 from hpc_stres.training import checkpoint
 from hpc_stres.training.cached import open_features
 from hpc_stres.training.engine import Engine, make_engine
+from hpc_stres.training.exact import exact_training, fold_statistics
 from hpc_stres.training.first_weights import load_first_weights
+from hpc_stres.training.hashes import hashes_of_line, line_is_due, start_fingerprint
 from hpc_stres.training.instruments import Instruments
-from hpc_stres.training.loss import StreamSums, phase_loss
+from hpc_stres.training.loss import StreamSums, add_up, phase_loss
 from hpc_stres.training.metrics import Heartbeat, MetricsLog, memory_gib
 from hpc_stres.training.micro_batch import agreed_micro_batch
 from hpc_stres.training.profile import StepProfile
 from hpc_stres.training.refusals import refuse_bad_loss, refuse_bad_state
 from hpc_stres.training.trail import Trail
-from hpc_stres.training.trainable import fold_moving_statistics, freeze, set_training_mode
+from hpc_stres.training.trainable import freeze, set_training_mode
+from hpc_stres.training.validation import HeldOut
 
 # What the feed hands over for one micro-step: clips and their dropout masks, or nothing where a
 # rank has no share.
@@ -83,6 +85,7 @@ class Trainer:
         self.last_loss: float | None = None
         self.writer = checkpoint.Writer(self.paths)
         self.profile: StepProfile | None = None
+        self.log: MetricsLog | None = None
 
     # -- setting up -----------------------------------------------------------------------------------------------
 
@@ -100,16 +103,18 @@ class Trainer:
         said = freeze(model, self.phase.optimise.trainable)
         if said:
             self.say(said)
-        process_groups.refuse_different_starts(self.fingerprint(model), self.control)
+        process_groups.refuse_different_starts(start_fingerprint(self, model), self.control)
         self.layout = self.make_layout(model, found)
         self.say(self.layout.explain())
         self.say(process_groups.describe_numerics(self.device, self.config.training.precision))
         defer_statistics(model)
         self.team = process_groups.make_teams(self.layout, self.world)
         self.model = model
+        self.exact = exact_training(self, model)
         self.engine: Engine = make_engine(
-            model, self.config.training, self.device, self.layout.micro_steps
-        )
+            model, self.config.training, self.device, self.layout.micro_steps,
+            self.exact.session if self.exact else None,
+        )  # fmt: skip
         if found is not None:
             self.engine.load_momentum(found.momentum)
         if self.config.training.compile:
@@ -144,22 +149,9 @@ class Trainer:
         self.step, self.trail = found.step, found.meta["trail"]
         self.say(f"resumes from step {self.step}")
 
-    def fingerprint(self, model: torch.nn.Module) -> str:
-        """Of what this rank begins with. One rank has nobody to differ from."""
-        digest = hashlib.sha256(f"{self.step} {self.trail}".encode())
-        for tensor in model.state_dict().values() if self.world.size > 1 else ():
-            digest.update(
-                tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-            )
-        return digest.hexdigest()
-
     def make_layout(self, model: torch.nn.Module, found: checkpoint.Checkpoint | None) -> Layout:
         """The cut of the global batch; `auto` keeps what an earlier link of the same world size found."""
-        batch, group, world = (
-            self.phase.optimise.global_batch,
-            self.phase.optimise.norm_group,
-            self.world,
-        )
+        optimise, world = self.phase.optimise, self.world
         wanted = self.config.training.max_micro_batch
         if isinstance(wanted, int):
             self.micro_batch = wanted
@@ -167,7 +159,8 @@ class Trainer:
             self.micro_batch = found.meta["micro_batch"]
         else:
             self.micro_batch = agreed_micro_batch(self, model)
-        return plan(batch, group, world.size, self.micro_batch)
+        unit = self.config.training.unit
+        return plan(optimise.global_batch, optimise.norm_group, world.size, self.micro_batch, unit)
 
     def norm_groups(self, share: Share) -> NormGroups:
         """The norm groups of one micro-step's videos."""
@@ -189,9 +182,11 @@ class Trainer:
         training = self.config.training
         reader = self.make_reader()
         self.marks = Trail(self.step, self.trail)
-        log = MetricsLog(self.paths, self.step) if self.world.is_first else None
+        self.log = log = MetricsLog(self.paths, self.step) if self.world.is_first else None
         title = Progress(self.name, self.steps, "steps", self.world.is_first, self.step)
         saved_at, first_step = time.monotonic(), self.step + 1
+        held_out = HeldOut(self)
+        held_out.catch_up(log)
         ahead = Ahead(self.micro_batches(reader), training.prefetch)
         with ahead as feed, title as progress, Instruments(self) as clock:
             self.clock = clock
@@ -208,7 +203,7 @@ class Trainer:
                     learning_rate(self.phase.optimise.scaled_schedule, self.step),
                     classifier_only=self.step < alone,
                 )
-                fold_moving_statistics(self.model, self.world.size > 1)
+                fold_statistics(self)
                 self.step += 1
                 if self.profile is not None:
                     self.profile.step_done(self.step)
@@ -219,8 +214,9 @@ class Trainer:
                         [self.team, self.control], training.step_timeout_minutes
                     )
                     clock.first_step_done()
-                if self.step % training.log_every_steps == 0 or self.step == self.steps:
+                if held_out.is_due(self.step) or line_is_due(self):
                     self.report(log, progress, clock)
+                held_out.look_when_due(log, clock)
                 stop, due = self.agree_on_stop(self.save_due(saved_at))
                 if due or stop or self.step == self.steps:
                     self.save(wait=stop or self.step == self.steps)
@@ -234,27 +230,16 @@ class Trainer:
             log.close()
         return self.step == self.steps
 
-    def profile_steps(self) -> None:
-        """Record where the time of some steps goes; after `set_up`, on the first rank."""
-        share = sum(len(share.positions) for share in self.layout.shares[self.world.rank])
-        training = self.config.training
-        facts = [
-            f"{self.name}: {training.precision} on {self.device}, {torch.get_num_threads()} threads, "
-            f"{self.world.size} ranks; {share} videos a step on this rank in {self.layout.micro_steps} micro-steps "
-            f"of {self.layout.largest_micro_batch} or fewer",
-        ]
-        low = torch.bfloat16 if training.precision == "bfloat16" else self.dtype
-        self.profile = StepProfile(self.paths, self.device, low, share, facts)
-
     def make_reader(self) -> ClipReader | FeatureReader:
         """What requests are read by: clips from the store, or features where a phase has cached them."""
         for parent in self.phase.starts_from:
             if self.config.phases[parent].kind == "features":
                 cached = open_features(self.config, parent, self.run.root)
                 return FeatureReader(cached, self.store, self.device)
+        threads = self.exact.threads if self.exact else max(1, torch.get_num_threads())
         return ClipReader(
             self.store, self.phase.side, Levels.of_phase(self.phase), self.phase.clips.antialias,
-            self.phase.streams, max(1, torch.get_num_threads()), self.device.index, dtype=self.input_dtype,
+            self.phase.streams, threads, self.device.index, dtype=self.input_dtype,
         )  # fmt: skip
 
     def micro_batches(self, reader: ClipReader | FeatureReader) -> Iterator[Batch]:
@@ -280,24 +265,36 @@ class Trainer:
             return
         clips, masks = work
         self.clock.began()
-        cast = torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.config.training.precision == "bfloat16"
-        )
-        with cast:
+        if self.exact is not None:
+            self.exact.micro_step(number, clips, masks)
+            return
+        with self.cast():
             rgb, flow = self.as_input(clips.rgb), self.as_input(clips.flow)
             logits = self.engine.forward(last, rgb, flow, self.groups[number], masks)
-        labels = clips.labels if self.label_table is None else self.label_table[clips.labels]
-        loss, sums = phase_loss(logits, labels, self.phase)
+        loss, sums = phase_loss(logits, self.labels_of(clips), self.phase)
         self.clock.forward_done()
         self.engine.backward(loss / self.phase.optimise.global_batch, last)
         self.clock.backward_done(last)
-        bad = ~torch.isfinite(loss.detach()) & (self.bad_step < 0)
+        self.count_loss(loss.detach(), sums)
+
+    def count_loss(self, loss: Tensor, sums: dict[str, StreamSums]) -> None:
+        """Add a micro-batch's sums to the lap's, and note the step of a loss that is not finite."""
+        bad = ~torch.isfinite(loss) & (self.bad_step < 0)
         self.bad_step = torch.where(bad, self.step, self.bad_step)
         for stream, value in sums.items():
             old = self.sums.get(stream)
             self.sums[stream] = (
                 StreamSums(old.loss + value.loss, old.right + value.right) if old else value
             )
+
+    def cast(self) -> torch.autocast:
+        """What the network's forward pass runs in."""
+        is_low = self.config.training.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=is_low)
+
+    def labels_of(self, clips: Clips) -> Tensor:
+        """Numbers of classes, or rows of 0 and 1 over the classes."""
+        return clips.labels if self.label_table is None else self.label_table[clips.labels]
 
     def as_input(self, clips: Tensor | None) -> Tensor | None:
         """Clips in the network's order. The feed's are channels-last, and convolutions keep the order of their input;
@@ -326,25 +323,21 @@ class Trainer:
         """The only place where numbers leave the device between checkpoints."""
         refuse_bad_loss(self)
         names = sorted(self.sums)
-        values = torch.stack(
-            [torch.stack([self.sums[n].loss, self.sums[n].right.to(self.dtype)]) for n in names]
-        )
-        values = values.double().cpu()
-        torch.distributed.all_reduce(values, group=self.control)
+        values = add_up(self.sums, self.dtype, self.control)
         steps, seconds, waited = clock.lap()
         videos = steps * self.phase.optimise.global_batch
         rate = learning_rate(self.phase.optimise.scaled_schedule, self.step - 1)
         row: dict[str, Any] = {"step": self.step, "rate": rate}
-        for name, (loss, right) in zip(names, values.tolist(), strict=True):
+        for name, (loss, right) in zip(names, values, strict=True):
             row[f"loss_{name}"] = loss / videos
             row[f"accuracy_{name}"] = right / videos
-        self.last_loss = sum(loss for loss, _ in values.tolist()) / videos
+        self.last_loss = sum(loss for loss, _ in values) / videos
         self.trail = self.marks.after(self.step, self.control)
         row |= {
             "loss": self.last_loss, "videos_per_s": videos / seconds, "data_wait": waited / seconds,
             "seconds": seconds, "memory_gib": memory_gib(self.device),
             "clips_per_statistic": self.phase.optimise.norm_group, "requests": self.trail,
-            "world_size": self.world.size, **clock.times(steps),
+            "world_size": self.world.size, **clock.times(steps), **hashes_of_line(self),
         }  # fmt: skip
         self.sums = {}
         if log is not None:
@@ -368,6 +361,8 @@ class Trainer:
                 "phase": self.name, "config": plain(self.config), "trail": self.trail,
                 "world_size": self.world.size, "micro_batch": self.micro_batch, "loss": self.last_loss,
             }  # fmt: skip
+            if self.log is not None:
+                self.log.sync()
             try:
                 self.writer.save(self.step, self.model.state_dict(), momentum, meta)
                 if wait:

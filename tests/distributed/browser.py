@@ -8,6 +8,8 @@ import time
 import urllib.error
 import urllib.request
 
+from tests.waiting import PATIENCE_SECONDS
+
 FLAGS = [
     "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--disable-quic", "--disable-dev-shm-usage",
@@ -39,7 +41,7 @@ class Browser:
         return self
 
     def _open(self):
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             with contextlib.suppress(urllib.error.URLError, ConnectionError):
                 if self._call("GET", "/status")["ready"]:
@@ -61,14 +63,14 @@ class Browser:
         with contextlib.suppress(Exception):
             self._call("DELETE", "")
         self.driver.terminate()
-        self.driver.wait(timeout=10)
+        self.driver.wait(timeout=PATIENCE_SECONDS)
 
     def _call(self, method, path, body=None):
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(
             self.base + path, data, {"Content-Type": "application/json"}, method=method
         )
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as answer:
             return json.loads(answer.read())["value"]
 
     def open(self, path, width=1200, height=900):

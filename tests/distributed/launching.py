@@ -1,19 +1,16 @@
 """Starting training over several processes as a person would, and comparing what comes out."""
 
-import contextlib
 import json
 import os
-import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
-import psutil
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, TINY
+from tests.conftest import TINY
+from tests.forks import Command
+from tests.waiting import PATIENCE_SECONDS
 
 STEPS = 20
 
@@ -44,28 +41,74 @@ def clean_environment(**extra):
     return {**env, "HPC_STRES_THREADS": "1", "OMP_NUM_THREADS": "1", **extra}
 
 
+class Ranks:
+    """The processes of one training, or the one launcher that starts them."""
+
+    def __init__(self, commands):
+        self.commands = commands
+
+    @property
+    def output(self):
+        """What all of them have written so far."""
+        return "\n".join(command.output for command in self.commands)
+
+    @property
+    def returncode(self):
+        """The first status that is not 0; None while one of them runs."""
+        codes = [command.poll() for command in self.commands]
+        return None if None in codes else next((code for code in codes if code), 0)
+
+    def wait(self, timeout=PATIENCE_SECONDS):
+        """Until all have ended; returns the status."""
+        for command in self.commands:
+            command.wait(timeout)
+        return self.returncode
+
+    def kill(self):
+        """End all of them, and what they started."""
+        for command in self.commands:
+            command.kill()
+
+
+def start_ranks(arguments, world, env=None):
+    """The same command as `world` ranks, as a launcher starts them."""
+    port = free_port()
+    ranks = []
+    for rank in range(world):
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        more = {name: str(value) for name, value in (names | address).items()} if world > 1 else {}
+        environment = clean_environment(**more, **(env or {}))
+        ranks.append(Command(arguments, environment, merged=True))
+    return Ranks(ranks)
+
+
 def start(data_root, run_dir, phase, world, *overrides, env=None):
-    """Start training over `world` processes; returns the process of the launcher, in a session of its own."""
-    arguments = command(data_root, run_dir, phase, *overrides)
-    if world > 1:
-        # A stopped rank leaves with 75; without restarts torchrun passes that on as a failure.
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)]
-        arguments = [*torchrun, *arguments]
-    return subprocess.Popen(
-        [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
-        env=clean_environment(**(env or {})), start_new_session=True,
-    )  # fmt: skip
+    """Start training over `world` processes."""
+    return start_ranks(command(data_root, run_dir, phase, *overrides), world, env)
 
 
-def train(data_root, run_dir, phase, world, *overrides, expect=0, timeout=240):
-    """Train to the end; returns the output."""
-    process = start(data_root, run_dir, phase, world, *overrides)
+def start_torchrun(arguments, world, env=None):
+    """Start a command by torchrun."""
+    # A stopped rank leaves with 75; without restarts torchrun passes that on as a failure.
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)]
+    environment = clean_environment(**(env or {}))
+    return Ranks([Command([*torchrun, *arguments], environment, merged=True)])
+
+
+def finish(ranks, expect=0):
+    """Wait for the end; returns the output."""
     try:
-        output, _ = process.communicate(timeout=timeout)
+        code = ranks.wait()
     finally:
-        kill_session(process)
-    assert process.returncode == expect, output[-3000:]
-    return output
+        ranks.kill()
+    assert code == expect, ranks.output[-3000:]
+    return ranks.output
+
+
+def train(data_root, run_dir, phase, world, *overrides, expect=0):
+    """Train to the end; returns the output."""
+    return finish(start(data_root, run_dir, phase, world, *overrides), expect)
 
 
 def train_together(data_root, world, trainings):
@@ -85,52 +128,13 @@ def train_together(data_root, world, trainings):
                 **({"refusals": refusals[0]} if refusals else {}),
             }
         )
-    ranks = []
-    for rank in range(world):
-        names = {
-            "RANK": rank,
-            "WORLD_SIZE": world,
-            "LOCAL_RANK": rank,
-            "LOCAL_WORLD_SIZE": world,
-            "MASTER_PORT": 1,
-        }
-        env = clean_environment(
-            MASTER_ADDR="127.0.0.1", **{name: str(value) for name, value in names.items()}
-        )
-        command = [sys.executable, "-m", "tests.distributed.train_worker", json.dumps(works)]
-        ranks.append(
-            subprocess.Popen(
-                command, env=env, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                start_new_session=True,
-            )
-        )  # fmt: skip
-    try:
-        for process in ranks:
-            _, errors = process.communicate(timeout=600)
-            assert process.returncode == 0, errors[-3000:]
-    finally:
-        for process in ranks:
-            kill_session(process)
+    finish(start_ranks(["-m", "tests.distributed.train_worker", json.dumps(works)], world))
 
 
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def kill_session(process):
-    """End a launcher and every process that it started; torchrun's workers have sessions of their own."""
-    try:
-        family = psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        family = []
-    for member in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.kill()
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    psutil.wait_procs(family, timeout=10)
 
 
 def weights(run_dir, phase="st_resnet"):

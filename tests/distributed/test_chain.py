@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,9 +12,10 @@ from hpc_stres.store.listing import catalogue_of
 from hpc_stres.store.location import store_folder
 from hpc_stres.store.reader import Store
 from hpc_stres.store.writer import write_index
-from tests.conftest import ROOT, tiny_config
+from tests.conftest import tiny_config
 from tests.distributed.conftest import submit
 from tests.distributed.launching import clean_environment
+from tests.forks import Command
 
 pytestmark = pytest.mark.distributed
 PHASES = ("motion", "appearance", "st_resnet", "st_resnet_star")
@@ -58,25 +57,11 @@ def test_a_second_call_says_that_it_is_finished(chain, data_root):
 
 
 def evaluate(run_dir, world, *more):
-    arguments = ["-m", "hpc_stres", "evaluate", "--run-dir", str(run_dir), *more]
+    """Several ranks by torchrun."""
+    words = ["-m", "hpc_stres", "evaluate", "--run-dir", str(run_dir), *more]
     if world > 1:
-        arguments = [
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node",
-            str(world),
-            *arguments,
-        ]
-    return subprocess.run(
-        [sys.executable, *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=clean_environment(),
-        check=False,
-        timeout=200,
-    )
+        words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", world, *words]
+    return Command(words, clean_environment()).finished()
 
 
 def without_one_video(store_root, target):

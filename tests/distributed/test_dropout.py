@@ -4,12 +4,23 @@ was interrupted."""
 import pytest
 from torch.nn import functional
 
-from tests.distributed.launching import identical, largest_difference, train_together, weights
+from tests.distributed.launching import (
+    identical,
+    largest_difference,
+    metrics,
+    train_together,
+    weights,
+)
 from tests.unit.trained import train
 
 pytestmark = pytest.mark.distributed
 FLOAT64 = "training.precision=float64"
 MICRO_STEPS = "training.max_micro_batch=4"
+# Of a single stream, with looks at held-out videos.
+LOOKS = [
+    FLOAT64, "phases.motion.optimise.dropout=0.8", "training.max_micro_batch=5", "training.max_steps=3",
+    "evaluation.validation_share=0.34", "evaluation.validation_every_steps=2",
+]  # fmt: skip
 # A single stream as released, and a joint network whose motion stream has a temporal pool before
 # its dropout.
 CASES = {
@@ -57,16 +68,19 @@ def two_ranks(data_root, tmp_path_factory):
         )
         for (phase, engine), folder in folders.items()
     ]
+    folders["looks"] = tmp_path_factory.mktemp("looks")
+    trainings.insert(0, ("motion", folders["looks"], LOOKS))
     # Every rank of an experiment that does not belong here refuses, and none waits for the one that
     # knows why.
-    other = [*trainings[0][2], "training.momentum=0.5"]
+    other = [*trainings[1][2], "training.momentum=0.5"]
     refusals = ["training.momentum: 0.9 there, 0.5 now", "another rank refused to train motion in"]
-    train_together(data_root, 2, [*trainings, ("motion", trainings[0][1], other, refusals)])
+    train_together(data_root, 2, [*trainings, ("motion", trainings[1][1], other, refusals)])
     return folders
 
 
 def test_two_ranks_agree_with_one_to_1e9(references, two_ranks):
-    for (phase, engine), folder in two_ranks.items():
+    pairs = [(key, folder) for key, folder in two_ranks.items() if key != "looks"]
+    for (phase, engine), folder in pairs:
         assert difference(references[phase], weights(folder, phase)) < 1e-9, engine
 
 
@@ -91,3 +105,18 @@ def test_torchs_own_dropout_would_fail_both(data_root, tmp_path, references, mon
     run(data_root, tmp_path / "resumed", "motion", "training.max_steps=5")
     assert difference(straight, run(data_root, tmp_path / "resumed", "motion")) > 1e-3
     assert difference(straight, references["motion"]) > 1e-3
+
+
+def test_looks_at_held_out_videos_say_the_same_on_two_ranks(data_root, tmp_path, two_ranks):
+    """By one process and by two that share the videos out."""
+    train(data_root, tmp_path, "motion", *LOOKS)
+    looks = [
+        [row for row in metrics(folder, "motion") if "validation_videos" in row]
+        for folder in (tmp_path, two_ranks["looks"])
+    ]
+    assert [row["step"] for row in looks[0]] == [row["step"] for row in looks[1]] == [2, 3]
+    for one, two in zip(*looks, strict=True):
+        assert one["validation_videos"] == two["validation_videos"] > 2
+        assert one["validation_accuracy_motion"] == two["validation_accuracy_motion"]
+        loss = one["validation_loss_motion"], two["validation_loss_motion"]
+        assert abs(loss[0] - loss[1]) < 1e-12 * loss[0]

@@ -17,15 +17,15 @@ from tests.distributed.launching import (
     train,
     weights,
 )
+from tests.forks import Command
+from tests.waiting import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.distributed
 
 
 def run(data_root, run_dir, phase, *overrides, env=None, extra=()):
-    return subprocess.run(
-        [sys.executable, *command(data_root, run_dir, phase, *overrides), *extra],
-        capture_output=True, text=True, cwd=ROOT, env=clean_environment(**(env or {})), timeout=120, check=False,
-    )  # fmt: skip
+    words = [*command(data_root, run_dir, phase, *overrides), *extra]
+    return Command(words, clean_environment(**(env or {}))).finished()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_rank_and_videos(
@@ -160,7 +160,8 @@ def test_mpirun_starts_training_as_well(data_root, tmp_path):
     mpirun = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable]
     result = subprocess.run(
         [*mpirun, *command(data_root, tmp_path / "two", "motion", "training.precision=float64")],
-        capture_output=True, text=True, cwd=ROOT, env=clean_environment(), timeout=120, check=False,
+        capture_output=True, text=True, cwd=ROOT, env=clean_environment(),
+        timeout=PATIENCE_SECONDS, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert metrics(tmp_path / "two", "motion")[-1]["world_size"] == 2
@@ -181,7 +182,8 @@ def test_one_rank_under_a_launcher_starts_like_two(data_root, tmp_path, launcher
     brief = ["training.max_steps=1", "training.start_timeout_minutes=0.5"]
     result = subprocess.run(
         [*start, *command(data_root, tmp_path, "motion", *brief)],
-        capture_output=True, text=True, cwd=ROOT, env=clean_environment(), timeout=120, check=False,
+        capture_output=True, text=True, cwd=ROOT, env=clean_environment(),
+        timeout=PATIENCE_SECONDS, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     assert metrics(tmp_path, "motion")[-1]["world_size"] == 1

@@ -47,9 +47,11 @@ def pages(tmp_path_factory):
     found = {}
     for classes, videos in ((8, 12), (101, 7)):
         folder = home / f"of {classes}"
-        found[classes] = write_report(make_finished_run(folder, classes, videos, skill=0.7), folder)
+        found[classes] = write_report(
+            make_finished_run(folder, classes, videos, skill=0.7, looks=True), folder
+        )
     configs = [
-        (make_finished_run(home / f"seed{n}", 8, 6, seed=n), home / f"seed{n}")
+        (make_finished_run(home / f"seed{n}", 8, 6, seed=n, looks=True), home / f"seed{n}")
         for n in range(1, 10)
     ]
     found["nine"] = write_several([gather(*pair) for pair in configs], home / "nine.html")

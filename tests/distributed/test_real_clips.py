@@ -32,7 +32,6 @@ def test_each_real_clip_is_prepared_or_rejected(clips, tmp_path):
         *words,
         "--set",
         "data.max_rejected=0.5",
-        timeout=200,
     )
     assert result.returncode == 0, result.stderr
     assert "core-hours" in result.stdout
@@ -59,7 +58,6 @@ def test_each_real_clip_is_prepared_or_rejected(clips, tmp_path):
     assert seen >= 10
     strict = run_python(
         "-m", "hpc_stres", "prepare", "--config", TINY, *words, "--set", "data.short_side=32", "--set", "data.crop=32",
-        timeout=200,
     )  # fmt: skip
     assert strict.returncode == 1
     assert f"of {len(files)} videos do not decode" in strict.stderr

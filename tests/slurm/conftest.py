@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT, TINY
 from tests.slurm.cluster import PrivateSlurm, missing
 
-JOB_SECONDS = 240.0
+JOB_SECONDS = 900.0
 FINAL = (
     "COMPLETED",
     "FAILED",
@@ -71,7 +71,7 @@ def person(slurm, data_root, run_dir):
     mine = [number for numbers in someone.jobs().values() for number in numbers]
     if mine:
         slurm.run("scancel", *mine, check=False)
-        slurm.wait(lambda: not set(mine) & set(slurm.queue()), "the end of the user's jobs", 60)
+        slurm.wait(lambda: not set(mine) & set(slurm.queue()), "the end of the user's jobs")
 
 
 class User:

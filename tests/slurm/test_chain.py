@@ -196,7 +196,7 @@ def test_two_submits_at_once_start_one_chain(user, times):
         )
         for _ in range(times)
     ]  # fmt: skip
-    outputs = [process.communicate(timeout=100)[0] for process in both]
+    outputs = [process.communicate(timeout=600)[0] for process in both]
     assert [process.returncode for process in both] == [0] * times, outputs
     assert sum("in the queue already: job" in output for output in outputs) == times - 1, outputs
     assert len([job for jobs in user.jobs().values() for job in jobs]) == 2

@@ -62,7 +62,7 @@ def test_preemption_requeues_and_the_phase_goes_on(long_run, user):
         "sleep 1",
     ).stdout.strip()
     assert user.wait_states(urgent) == ["COMPLETED"]
-    user.slurm.wait(lambda: resumed_at(user, "motion"), "the requeued job", 90)
+    user.slurm.wait(lambda: resumed_at(user, "motion"), "the requeued job")
     (step,) = resumed_at(user, "motion")
     assert step >= 10
     user.wait_step("motion", step + 5)
@@ -79,7 +79,7 @@ def test_a_node_that_dies_is_survived_with_the_others(long_run, user):
     dead = nodes[-1]
     user.slurm.kill_node(dead)
     try:
-        user.slurm.wait(lambda: resumed_at(user, "motion"), "the next link", 120)
+        user.slurm.wait(lambda: resumed_at(user, "motion"), "the next link")
         user.wait_step("motion", resumed_at(user, "motion")[-1] + 5)
         running = user.slurm.run("squeue", "-h", "-t", "R", "-o", "%i %N").stdout
         mine = [line for line in running.splitlines() if line.split()[0] in user.jobs()["motion"]]
@@ -95,7 +95,6 @@ def test_a_wall_time_that_is_too_short_is_continued_by_the_next_link(long_run):
     user.slurm.wait(
         lambda: list((user.run_dir / "logs" / "motion").glob(f"{links[1]}_0_log.out")),
         "link two",
-        150,
     )
     first = next((user.run_dir / "logs" / "motion").glob(f"{links[0]}_0_log.out")).read_text()
     # Slurm's warning and the clock ask for the same; with so short a wall time the warning comes first.
@@ -106,9 +105,7 @@ def test_a_wall_time_that_is_too_short_is_continued_by_the_next_link(long_run):
     assert stopped, first[-2000:]
     # Another test may have taken the first link's node away: only what the second link says counts.
     second = next((user.run_dir / "logs" / "motion").glob(f"{links[1]}_0_log.out"))
-    user.slurm.wait(
-        lambda: "resumes from step" in second.read_text(), "the second link's start", 60
-    )
+    user.slurm.wait(lambda: "resumes from step" in second.read_text(), "the second link's start")
     assert re.search(r"resumes from step (\d+)", second.read_text()).group(1) == stopped[-1]
     assert user.slurm.state(links[0]) == "FAILED"
     assert "75:0" in user.slurm.run("scontrol", "-o", "show", "job", links[0]).stdout
@@ -127,7 +124,6 @@ def test_scancel_signal_saves_and_a_later_submit_finishes(long_run):
     user.slurm.wait(
         lambda: not {n for links in user.jobs().values() for n in links} & set(user.slurm.queue()),
         "the end of all links",
-        60,
     )
     steps = max([int(step) for step in stopped] + resumed_at(user, "motion")) + 10
     user.submit(
@@ -155,7 +151,7 @@ def test_where_the_profile_says_so_the_same_job_is_queued_again(user):
     (job,) = user.jobs()["motion"]
     user.wait_step("motion", 10)
     user.slurm.run("scancel", "--signal=USR2", job)
-    user.slurm.wait(lambda: resumed_at(user, "motion"), "the requeued job", 90)
+    user.slurm.wait(lambda: resumed_at(user, "motion"), "the requeued job")
     stopped = int(
         re.search(r"stopped at step (\d+): SIGUSR2 received", user.logs("motion")).group(1)
     )
@@ -170,9 +166,7 @@ def test_preparing_that_runs_into_its_wall_time_goes_on_in_the_next_link(user, t
     user.submit(nodes=1, phase="motion", data__root=root, cluster__links=2, data__binding__train_videos=160,
                 data__binding__frames=64)  # fmt: skip
     first, second = user.jobs()["prepare"]
-    user.slurm.wait(
-        lambda: list(root.glob("stores/*/parts/*.tar")), "the first prepared videos", 120
-    )
+    user.slurm.wait(lambda: list(root.glob("stores/*/parts/*.tar")), "the first prepared videos")
     user.slurm.run("scancel", "--signal=USR2", first)
     assert user.wait_states(first, second) == ["FAILED", "COMPLETED"], user.logs("prepare")[-2000:]
     assert "75:0" in user.slurm.run("scontrol", "-o", "show", "job", first).stdout

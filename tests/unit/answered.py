@@ -58,8 +58,10 @@ def write_results(config, paths):
     from hpc_stres.evaluation import results, scores
 
     found = results.columns(config, paths.root)
+    held = results.columns(config, paths.root, held_out=True) if config.evaluation.holds_out else {}
     table = {
-        name: scores.summary(column, len(column.ids), "quick") for name, column in found.items()
+        name: scores.summary(column, len(column.ids), "quick", held.get(name))
+        for name, column in found.items()
     }
     split = str(config.data.split)
     whole = {"data": "binding", "official": None, "recipe": config.recipe, "protocol": "quick", "flow": "native paper",

@@ -14,8 +14,9 @@ SKILL = {"appearance": 1.2, "motion": 1.6, "st_resnet": 2.4, "st_resnet_star": 2
 
 
 def make_finished_run(
-    run_dir, classes=8, videos=12, seed=1, split=1, phases=tuple(SKILL), timed=True, skill=1.0
-):
+    run_dir, classes=8, videos=12, seed=1, split=1, phases=tuple(SKILL), timed=True, skill=1.0,
+    looks=False,
+):  # fmt: skip
     """Scores of so many videos a class from made-up logits; alike classes are `n` and `n ^ 1`."""
     config = load_config(TINY, [f"seed={seed}", f"data.split={split}", "data.root=/nowhere"])
     paths, draw = RunPaths(run_dir), np.random.default_rng([seed, split, classes])
@@ -40,7 +41,7 @@ def make_finished_run(
         score_files.Scores(
             made.ids, made.labels, made.classes, made.logits, made.streams, made_by
         ).save(paths.scores(split, name))
-        write_metrics(config, paths, name, draw, timed)
+        write_metrics(config, paths, name, draw, timed, looks)
     write_results(config, run_dir)
     return load_run(run_dir)
 
@@ -57,7 +58,7 @@ def made_up_scores(ids, labels, names, phase, skill, draw):
     return score_files.from_videos(videos, dict(zip(ids, labels.tolist(), strict=True)), names)
 
 
-def write_metrics(config, paths, name, draw, timed):
+def write_metrics(config, paths, name, draw, timed, looks):
     steps, rows, now = config.steps(name), [], 1.7e9 + 100 * list(SKILL).index(name)
     for step in range(1, steps + 1):
         # Between the fifth and the sixth step of each phase a job waited for half a minute.
@@ -71,7 +72,19 @@ def write_metrics(config, paths, name, draw, timed):
                 f"accuracy_{stream}": 1 - 0.9 / step,
             }
         rows.append(row)
+        if looks and step % 2 == 0:
+            now += 1.0
+            rows.append(look_at(step, name) | ({"time": now} if timed else {}))
     write_text(paths.phase(name).metrics, "".join(metrics_line(row) for row in rows))
+
+
+def look_at(step, name):
+    """A row on held-out videos: better with time, worse than on videos that were trained on."""
+    streams = ("appearance", "motion") if name.startswith("st_") else (name,)
+    row = {"step": step, "validation_videos": 12, "validation_seconds": 1.0}
+    row |= {f"validation_loss_{stream}": 0.4 + 2.2 / step for stream in streams}
+    row |= {f"validation_accuracy_{stream}": 0.8 - 0.9 / step for stream in streams}
+    return row | ({"validation_accuracy_both": 0.9 - 0.9 / step} if len(streams) > 1 else {})
 
 
 def write_results(config, run_dir):

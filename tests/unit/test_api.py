@@ -18,6 +18,7 @@ from hpc_stres.errors import UserError
 from hpc_stres.evaluation import predict as scoring
 from tests.conftest import ROOT, tiny_config
 from tests.unit.untrained import make_run
+from tests.waiting import PATIENCE_SECONDS
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_workers_read_the_same_after_the_parent_has_read(clips, store, start):
         2,
         num_workers=1,
         multiprocessing_context=multiprocessing.get_context(start),
-        timeout=120,
+        timeout=PATIENCE_SECONDS,
     )
     batches = list(loader)
     assert [name for batch in batches for name in batch["id"]] == [item["id"] for item in expected]

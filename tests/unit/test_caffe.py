@@ -208,6 +208,33 @@ def test_other_networks_are_refused_by_the_name_of_the_layer(tmp_path, change, m
         read_state(write(tmp_path / f"net{suffix}", layers))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda layers: layers.pop("res3b_branch2b"), "the weights lack appearance.layer2.1.conv2.weight"),
+        (lambda layers: layers.pop("bn2a_branch1"), "the weights lack appearance.layer1.0.downsample.1.running_mean"),
+        (lambda layers: layers.pop("scale_conv1"), "the weights lack appearance.bn1.weight, appearance.bn1.bias"),
+        (lambda layers: layers.update(res5c_branch2a=layers["res5b_branch2a"]), "no place in this network for"),
+        (lambda layers: layers["res2b_branch2a"].__setitem__(0, np.ones((4, 8, 1, 1), np.float32)),
+         r"appearance.layer1.1.conv1.weight is \(4, 8, 1, 1\), the network has \(4, 16, 1, 1\)"),
+        (lambda layers: layers["scale2a_branch2b"].__setitem__(1, np.ones(5, np.float32)),
+         r"appearance.layer1.0.bn2.bias is \(5,\), the network has \(4,\)"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("suffix", [".caffemodel", ".npz"])
+def test_missing_further_and_misshapen_arrays_are_refused_by_name(
+    tmp_path, change, message, suffix
+):
+    model = network((2, 2, 2, 2))
+    layers = {k: [np.array(b) for b in v] for k, v in made_up(model, False).items()}
+    change(layers)
+    state = to_streams(
+        read_state(write(tmp_path / f"net{suffix}", layers)), ["appearance"], "mirror", False
+    )
+    with pytest.raises(UserError, match=message):
+        load_into(model, state, "net")
+
+
 def test_a_shape_that_lies_is_refused(tmp_path):
     for sizes in ([0, 2**62], [3], [-1], [2] * 9, [2**32, 2**32]):
         net = net_parameter()()

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,21 @@ def test_a_machine_without_a_compiler_has_everything_else(tmp_path):
     assert shutil.which("g++", path=with_one)
     for name in ("g++", "c++", "gcc", "cc", "sbatch", "squeue"):
         assert shutil.which(name, path=without) is None
+
+
+def test_a_command_that_takes_too_long_is_ended_with_its_children_and_has_failed(tmp_path):
+    words = ["bash", "-c", "sleep 600 & echo $! > child; echo begun; wait"]
+    begun = time.monotonic()
+    code, output = commands.run_limited(words, 3, None, cwd=tmp_path)
+    assert code == 124
+    assert "ended after 3 seconds" in output
+    assert time.monotonic() - begun < 300
+    child = (tmp_path / "child").read_text().strip() if (tmp_path / "child").is_file() else "0"
+    assert (
+        not Path(f"/proc/{child}/cmdline").is_file()
+        or not Path(f"/proc/{child}/cmdline").read_bytes()
+    )
+    assert commands.run_limited(["bash", "-c", "echo said; exit 3"], 300, None, cwd=tmp_path) == (
+        3,
+        "said\n",
+    )

@@ -28,6 +28,16 @@ MOST_README_LINES = 130
 QUICK = {"config", "describe", "doctor"}
 # Options of programs that are not ours.
 FOREIGN_OPTIONS = {
+    "--container-image",
+    "--finetune",
+    "--gpus-per-task",
+    "--gres",
+    "--mpi",
+    "--nb_classes",
+    "--rounds",
+    "--seed",
+    "--test-only",
+    "--without",
     "--logdir",
     "--nproc_per_node",
     "--gpus-per-node",
@@ -260,6 +270,8 @@ def _unknown_options(words, text):
 
 def page_problems(text):
     copied = {shlex.split(line)[2] for line in shell_lines(text) if line.startswith("cp ")}
+    # The config that `init NAME` writes.
+    copied |= {f"{name}.yaml" for name in re.findall(r"^hpc-stres init (\S+)", text, re.MULTILINE)}
     problems = {line: command_problem(line, copied) for line in shell_lines(text)}
     return {line: problem for line, problem in problems.items() if problem}
 

@@ -28,6 +28,7 @@ from hpc_stres.training.metrics import MetricsLog
 from hpc_stres.training.phase import lost_ranks
 from tests.conftest import ROOT, tiny_config
 from tests.unit.trained import train
+from tests.waiting import PATIENCE_SECONDS
 
 
 def config(*overrides):
@@ -200,7 +201,7 @@ def test_the_next_link_of_a_chain_waits_for_the_one_before_to_end(data_root, tmp
     def end_soon():
         with owned(lock, "this phase is being trained"):
             has_it.set()
-            assert wanted.wait(60)
+            assert wanted.wait(PATIENCE_SECONDS)
             time.sleep(0.5)
 
     thread = threading.Thread(target=end_soon)

@@ -8,8 +8,10 @@ import torch
 
 from hpc_stres.data.requests import Box, Request
 from hpc_stres.evaluation import gradcam
+from hpc_stres.models import build_model
 from hpc_stres.models.resnet import TrunkOptions
 from hpc_stres.models.two_stream import TwoStream
+from hpc_stres.registry.model import TrunkSection
 from tests.campaigns.gradcam import WANTED, shares_on_discs
 from tests.conftest import tiny_config
 from tests.unit.trained import train
@@ -164,6 +166,22 @@ def test_single_streams_other_networks_and_one_class():
     other = SimpleNamespace(call=torch.nn.Identity(), dtype=torch.float64)
     assert gradcam.look(other, None, requests()).maps == {}
     assert gradcam.log_odds(torch.tensor([2.5]), 0) == 2.5
+
+
+@pytest.mark.parametrize("trunks", ["trained", "frozen"])
+def test_stfn_is_looked_at_whether_its_trunks_are_trained_or_frozen(trunks):
+    torch.manual_seed(4)
+    model = build_model("stfn", CLASSES, stages=(2, 2), width=4, trunks=trunks).double().eval()
+    maps = gradcam.look(as_network(model), Reader(*random_clips()), requests()).maps
+    assert {name: heat.max() for name, heat in maps.items()} == {"appearance": 1.0, "motion": 1.0}
+
+
+def test_a_network_with_a_trunk_of_another_family_is_not_looked_at():
+    trunks = {"appearance": TrunkSection(stages=(2, 2, 2, 2), width=4),
+              "motion": TrunkSection(family="inception_v3", width=4)}  # fmt: skip
+    model = build_model("stfn", CLASSES, **trunks).double().eval()
+    # Its Inception would refuse frames of this size.
+    assert gradcam.look(as_network(model), Reader(*random_clips()), requests()).maps == {}
 
 
 # So few training videos are soon known by heart, grounds included: of appearance less is asked here,

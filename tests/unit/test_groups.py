@@ -164,7 +164,9 @@ def test_clips_of_a_recording_are_held_out_together(form, groups):
     assert len({row // 4 for row in rows}) == 2
     alone = load_config(TINY, ["evaluation.validation_share=0.25", "evaluation.groups=none"])
     assert len({row // 4 for row in held_out(store, alone)}) > 2
-    with pytest.raises(ConfigError, match="known by names or a pattern"):
+    with pytest.raises(
+        UserError, match=r"evaluation\.groups=column: the list has no column `group`"
+    ):
         held_out(
             store,
             load_config(TINY, ["evaluation.validation_share=0.5", "evaluation.groups=column"]),

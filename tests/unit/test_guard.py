@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -24,6 +23,7 @@ from hpc_stres.prepare.video import UndecodableError, write_video
 from hpc_stres.store.location import Settings
 from hpc_stres.store.reader import Store
 from tests.conftest import ROOT, tiny_config
+from tests.waiting import wait_until
 
 SETTINGS = Settings(48, 95, "native")
 QUICK = guard.Limits(memory_gib=0.25, minutes=0.05)
@@ -139,13 +139,13 @@ def test_a_child_ends_with_its_parent_even_while_it_hangs(faulty, good, tmp_path
     parent = subprocess.Popen([sys.executable, "-c", code], env=environment)
     try:
         asleep = Path(f"{video.path}.pid")
-        wait_until(lambda: asleep.is_file() and asleep.read_text())
+        wait_until(lambda: asleep.is_file() and asleep.read_text(), "the hanging child")
         child = int(asleep.read_text())
     finally:
         parent.kill()
         parent.wait()
     try:
-        wait_until(lambda: not is_running(child), 20)
+        wait_until(lambda: not is_running(child), "the child's end")
     finally:
         if is_running(child):
             os.kill(child, signal.SIGKILL)
@@ -156,13 +156,6 @@ def is_running(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
-
-
-def wait_until(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_a_child_that_cannot_start_is_no_fault_of_the_video(good, monkeypatch):

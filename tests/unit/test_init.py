@@ -195,6 +195,10 @@ def test_fine_tuning_takes_sizes_and_streams_of_what_it_starts_from(
     run("tuned", "--videos", videos, "--from", tmp_path / "old run", "--trainable", "head")
     tuned = load_config(here / "tuned.yaml")
     assert (tuned.model.stages, tuned.model.width) == ((2, 2), 4)
+    # On frames of its size, and with the schedules and batches of small networks.
+    assert (tuned.data.short_side, tuned.data.crop) == (48, 32)
+    assert tuned.phase("st_resnet").optimise.global_batch == 32
+    assert tuned.steps("motion") == 100
     for name in ("motion", "appearance"):
         assert tuned.phase(name).weights == str(tmp_path / "old run" / "phases" / name)
         assert tuned.phase(name).optimise.trainable == "head"

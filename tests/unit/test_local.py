@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
 
 from tests.conftest import ROOT, TINY, run_python
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 
 @pytest.fixture
@@ -34,9 +34,10 @@ def running(tmp_path, data_root):
         [str(word) for word in words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not list(run_dir.glob("logs/motion/*_log.out")) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_until(
+        lambda: process.poll() is not None or list(run_dir.glob("logs/motion/*_log.out")),
+        "the phase's log",
+    )
     yield process, run_dir
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
@@ -56,7 +57,7 @@ def of_this_run(run_dir):
 
 
 def assert_ended(process, run_dir):
-    out, error = process.communicate(timeout=60)
+    out, error = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 130, error
     assert "interrupted; what is done is kept" in error
     assert "Traceback" not in out + error

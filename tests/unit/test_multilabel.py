@@ -15,6 +15,7 @@ from hpc_stres.listings import splits
 from hpc_stres.models import Logits
 from hpc_stres.prepare.run import prepare
 from hpc_stres.run.paths import RunPaths
+from hpc_stres.run.product import read_metrics
 from hpc_stres.store.labels import label_table
 from hpc_stres.store.reader import Store
 from hpc_stres.training.loss import phase_loss
@@ -147,12 +148,17 @@ def test_the_same_weights_whatever_the_micro_batch_and_their_scores_are_measured
     config, store = several
     assert store.classes == ["jump", "sit", "walk"]
     own = [*overrides_of(config), "training.precision=float64", "training.max_steps=2"]
+    own.append("evaluation.validation_share=0.3")
     whole = train(root, tmp_path / "whole", "motion", *own)
     cut = train(root, tmp_path / "cut", "motion", *own, "training.max_micro_batch=4")
     assert whole.keys() == cut.keys()
     assert max((whole[name] - cut[name]).abs().max().item() for name in whole) < 1e-12
     results = evaluate_here(tmp_path / "whole")
     column = results["splits"]["1"]["motion"]
+    looks = read_metrics(RunPaths(tmp_path / "whole").phase("motion"))[-1]
+    assert looks["validation_videos"] == column["validation"]["videos"] > 0
+    # The sum over the five outputs of the binary cross-entropy, at one output as in training.
+    assert 0 < looks["validation_loss_motion"] < 2
     scores = columns(config, tmp_path / "whole")["motion"]
     assert scores.labels.shape == (5, 3)
     assert column["map"] == pytest.approx(

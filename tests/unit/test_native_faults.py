@@ -11,6 +11,7 @@ from hpc_stres import native
 from hpc_stres.native import cache
 from tests.conftest import ROOT, run_python
 from tests.unit.kernels import ANSWER, LOAD, kept
+from tests.waiting import wait_until
 
 
 def slow_compiler(tmp_path, line):
@@ -25,7 +26,7 @@ def test_a_process_that_is_killed_while_building_leaves_nothing_that_loads(kerne
     started = tmp_path / "started"
     env = {
         **os.environ,
-        "CXX": slow_compiler(tmp_path, f"touch '{started}'; sleep 60"),
+        "CXX": slow_compiler(tmp_path, f"touch '{started}'; sleep 3600"),
         "PYTHONPATH": str(ROOT),
     }
     (tmp_path / "kernels" / "answer.cpp").write_text(ANSWER % 42)
@@ -33,10 +34,7 @@ def test_a_process_that_is_killed_while_building_leaves_nothing_that_loads(kerne
         [sys.executable, "-c", LOAD, str(tmp_path / "kernels")], env=env, start_new_session=True
     )
     try:
-        deadline = time.monotonic() + 60
-        while not started.exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert started.exists()
+        wait_until(started.exists, "the compiler")
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

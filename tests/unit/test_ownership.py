@@ -14,6 +14,7 @@ import pytest
 from hpc_stres.errors import UserError
 from hpc_stres.run import ownership
 from hpc_stres.run.ownership import owned
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 HOLDER = """
 import sys, time
@@ -21,7 +22,7 @@ from pathlib import Path
 from hpc_stres.run.ownership import owned
 with owned(Path(sys.argv[1]), "held"):
     print("mine", flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 """
 
 
@@ -67,9 +68,8 @@ def test_a_patient_second_comer_waits(tmp_path):
 
     thread = threading.Thread(target=first)
     thread.start()
-    while not order:
-        time.sleep(0.01)
-    with owned(tmp_path / "owner.lock", "held", patience_seconds=20):
+    wait_until(lambda: order, "the first owner")
+    with owned(tmp_path / "owner.lock", "held", patience_seconds=PATIENCE_SECONDS):
         order.append("second")
     thread.join()
     assert order == ["first", "first ends", "second"]
@@ -83,7 +83,7 @@ def test_a_killed_owner_owns_nothing(tmp_path, holder):
 
 
 def test_a_live_owner_on_another_host_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(ownership, "STALE_SECONDS", 5.0)
+    monkeypatch.setattr(ownership, "STALE_SECONDS", PATIENCE_SECONDS)
     path = tmp_path / "owner.lock"
     elsewhere(path, 0)
     threading.Timer(0.5, os.utime, [path]).start()
@@ -105,10 +105,7 @@ def test_an_owner_touches_its_file(tmp_path, monkeypatch):
     path = tmp_path / "owner.lock"
     with owned(path, "held"):
         os.utime(path, (1, 1))
-        deadline = time.monotonic() + 10
-        while path.stat().st_mtime < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_until(lambda: path.stat().st_mtime > 2, "a touch")
 
 
 def test_where_the_kernel_has_no_locks_the_named_owner_counts(tmp_path, holder, monkeypatch):

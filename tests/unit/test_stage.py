@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -15,6 +14,7 @@ from hpc_stres.store import staging
 from hpc_stres.store.reader import PreparedVideo, Store, verify, write_store
 from hpc_stres.store.staging import staged
 from tests.conftest import ROOT, digests
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 COPY = """
 import sys; from pathlib import Path
@@ -184,11 +184,13 @@ def test_a_damaged_source_is_named(source, tmp_path):
 def test_two_jobs_at_once_and_one_that_is_killed(source, tmp_path):
     words = [sys.executable, "-c", COPY, str(source), str(tmp_path / "node")]
     first = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE)
-    time.sleep(0.6)
+    wait_until(
+        lambda: first.poll() is not None or any((tmp_path / "node").rglob("*.tar")), "a shard"
+    )
     first.send_signal(signal.SIGKILL)
     first.wait()
     both = [subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [process.communicate(timeout=60)[0] for process in both] == ["0\n", "0\n"]
+    assert [process.communicate(timeout=PATIENCE_SECONDS)[0] for process in both] == ["0\n", "0\n"]
     assert whole(source, tmp_path / "node" / "store")
 
 

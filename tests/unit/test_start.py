@@ -95,21 +95,29 @@ def test_ranks_that_begin_differently_are_refused(monkeypatch):
     for place in (0, 9, 31):
         differing = other[:place] + "e" + other[place + 1 :]
         with pytest.raises(
-            UserError, match="the ranks do not start from the same weights and step"
+            UserError, match="the ranks do not start from the same weights, step and videos"
         ):
             micro_batch.process_groups.refuse_different_starts(differing, None)
 
 
-def test_what_a_rank_begins_with_is_its_step_its_requests_and_every_number():
+def test_what_a_rank_begins_with_is_its_step_its_requests_its_videos_and_every_number():
     model = build_phase_model(tiny_config("data"), "motion", 8)
 
-    def fingerprint(step=3, trail="a"):
-        rank = SimpleNamespace(step=step, trail=trail, world=SimpleNamespace(size=2))
-        return trainer.Trainer.fingerprint(rank, model)
+    def fingerprint(step=3, trail="a", videos=(0, 1, 2)):
+        sampler = SimpleNamespace(videos=videos)
+        rank = SimpleNamespace(
+            step=step, trail=trail, world=SimpleNamespace(size=2), sampler=sampler
+        )
+        return trainer.start_fingerprint(rank, model)
 
-    found = [fingerprint(), fingerprint(step=4), fingerprint(trail="b")]
+    found = [
+        fingerprint(),
+        fingerprint(step=4),
+        fingerprint(trail="b"),
+        fingerprint(videos=(0, 1, 3)),
+    ]
     with torch.no_grad():
         model.motion.bn1.running_mean[0] += 1e-6
     found.append(fingerprint())
-    assert len(set(found)) == 4
+    assert len(set(found)) == 5
     assert fingerprint() == found[-1]

@@ -1,5 +1,7 @@
 """STM-ResNet: its layers, starts and interactions, the deep motion trunk, the losses, and its recipes' numbers."""
 
+import itertools
+
 import pytest
 import torch
 from torch.nn import functional
@@ -52,6 +54,35 @@ def test_without_gating_stm_begins_as_its_two_streams_exactly(training):
         pooled = functional.relu(expected).unflatten(0, (2, 5)).amax(1)
         logits = getattr(model, stream).fc(pooled.mean((2, 3)))
         torch.testing.assert_close(getattr(joint(rgb, flow), stream)[:, 0], logits)
+
+
+@pytest.mark.parametrize(("variant", "deep"), [("torchvision", True), ("msra", False)])
+def test_a_stream_that_receives_nothing_begins_as_it_was_whatever_else_is_chosen(variant, deep):
+    """Each direction, operation and placement, also with a deeper motion trunk: to the last bit."""
+    stages = {"appearance": (2, 2), "motion": (3, 2) if deep else (2, 2)}
+    trunks = {
+        name: TrunkSection(stages=own, width=4, variant=variant) for name, own in stages.items()
+    }
+    singles = {s: build_model(s, 6, **{s: trunk}).double().eval() for s, trunk in trunks.items()}
+    rgb, flow = clips(side=16)
+    alone = {s: streams_before_pool(m, s, rgb, flow) for s, m in singles.items()}
+    state = singles["appearance"].state_dict() | singles["motion"].state_dict()
+    for direction, operation, placement in itertools.product(
+        ("motion_to_appearance", "appearance_to_motion", "both"), ("add", "multiply", "concatenate"),
+        ("residual", "direct"),
+    ):  # fmt: skip
+        chosen = {"direction": direction, "operation": operation, "placement": placement}
+        joint = build_model("stm_resnet", 6, **trunks, **chosen).double().eval()
+        load_into(joint, state, "streams")
+        # A direct concatenation begins as the receiver alone.
+        is_nothing = (operation, placement) == ("concatenate", "direct")
+        for stream, expected in alone.items():
+            is_same = torch.equal(streams_before_pool(joint, stream, rgb, flow), expected)
+            assert is_same == (stream not in joint.interaction.receivers or is_nothing), chosen
+    off = build_model("stm_resnet", 6, **trunks, direction="off").double().eval()
+    load_into(off, state, "streams")
+    for stream, expected in alone.items():
+        assert torch.equal(streams_before_pool(off, stream, rgb, flow), expected)
 
 
 def streams_before_pool(model, stream, rgb, flow):

@@ -241,24 +241,25 @@ def write_large_index(root, videos, frames):
 
 @pytest.mark.parametrize(("videos", "frames", "mib"), [(13_320, 188, 50), (1_000_000, 8, 50)])
 def test_a_large_store_opens_fast_and_small(tmp_path, videos, frames, mib):
-    """UCF101's size, and a million videos: about a second and under 50 MB."""
+    """UCF101's size, and a million videos: under 50 MB, and in a part of the time of an object for each video."""
     write_large_index(tmp_path, videos, frames)
     # VmHWM is this program's own peak; getrusage would count what the process had before it became this program.
     code = (
         "import re, sys, time; from pathlib import Path; from hpc_stres.store.reader import Store\n"
         "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) / 1024\n"
-        "before = peak(); start = time.perf_counter()\n"
+        "before = peak(); start = time.process_time()\n"
         "store = Store(Path(sys.argv[1])); row = store.rows[-1]\n"
-        "assert store.number[row.id] == len(store.rows) - 1; seconds = time.perf_counter() - start\n"
-        "print(seconds, peak() - before, len(store.rows))"
+        "assert store.number[row.id] == len(store.rows) - 1; seconds = time.process_time() - start\n"
+        "used = peak() - before; start = time.process_time()\n"
+        "objects = [store.rows[number] for number in range(0, len(store.rows), 20)]\n"
+        "print(seconds, used, len(store.rows), 20 * (time.process_time() - start))"
     )
-    found = [tuple(map(float, run_python("-c", code, tmp_path).stdout.split())) for _ in range(3)]
-    assert {rows for _, _, rows in found} == {videos}
-    assert max(peak for _, peak, _ in found) < mib
-    # The best of three: other tests run beside this one.
-    assert (
-        min(seconds for seconds, _, _ in found) < 5
-    )  # an object for each video would take a minute
+    seconds, used, rows, objects_seconds = map(
+        float, run_python("-c", code, tmp_path).stdout.split()
+    )
+    assert rows == videos
+    assert used < mib
+    assert seconds < 1 + objects_seconds / 5
 
 
 def test_an_unprepared_store_says_what_to_do(tmp_path):

@@ -165,21 +165,18 @@ def test_dry_run_is_fast_and_needs_neither_torch_nor_slurm(tmp_path):
         tmp_path / "run",
     ]
     arguments += ["--set", f"data.root={tmp_path}"]
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        result = run_python(*arguments)
-        seconds.append(time.perf_counter() - start)
+    result = run_python(*arguments)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("#!/bin/bash") == 6
     assert "32 = 4 groups of 8/8/8/8" in result.stdout
     assert not (tmp_path / "run").exists()
-    assert min(seconds) < 3.0  # torch alone would take longer
     code = f"import sys; sys.argv = {['submit.py', *map(str, arguments[1:])]!r}\nimport runpy\n"
     code += (
         "try: runpy.run_path('launch/submit.py', run_name='__main__')\nexcept SystemExit: pass\n"
     )
-    code += "assert 'torch' not in sys.modules and 'nvidia' not in sys.modules"
+    # What takes seconds to import; without it the answer is there at once.
+    code += "heavy = {'torch', 'nvidia', 'cv2', 'av', 'scipy', 'sklearn', 'deepspeed'}\n"
+    code += "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     assert run_python("-c", code).returncode == 0
 
 
@@ -204,7 +201,6 @@ def test_what_cannot_work_is_refused_at_submit_time(tmp_path, arguments, words):
         tmp_path / "run",
         *arguments,
         env={"PATH": "/nowhere"},
-        timeout=60,
     )
     assert result.returncode == 2, result.stderr
     assert words in result.stderr

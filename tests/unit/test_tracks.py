@@ -18,9 +18,9 @@ def shapes_of(pan, **options):
     return describe(Film(gray, flow), TrackOptions(**options)).arrays["trajectory"]
 
 
-def with_the_disc(shapes):
+def with_the_disc(shapes, velocity=VELOCITY):
     """Share of trajectories whose every move is along the disc's way, or none: it may be passed over by the disc."""
-    moves, (u, v) = shapes.reshape(-1, 15, 2), np.array(VELOCITY) / np.hypot(*VELOCITY)
+    moves, (u, v) = shapes.reshape(-1, 15, 2), np.array(velocity) / np.hypot(*velocity)
     along, across = moves @ (u, v), moves @ (-v, u)
     return float(((np.abs(across) < 0.003) & (along > -0.003)).all(axis=1).mean())
 
@@ -30,6 +30,22 @@ def test_a_panning_camera_changes_no_trajectory(pan):
     shapes = shapes_of(pan)
     assert len(shapes) > 15
     assert with_the_disc(shapes) > 0.95
+
+
+@pytest.mark.parametrize(
+    ("velocity", "pan", "side", "frames", "radius"),
+    [((3, 1), (-3, 2), 128, 20, 24), ((4, -1), (1, -4), 112, 17, 22)],
+)
+def test_other_sizes_speeds_and_lengths_pan_as_well(velocity, pan, side, frames, radius):
+    made = [
+        describe(Film(*film(velocity, p, side, frames, radius, seed=7)), TrackOptions()).arrays
+        for p in (pan, (0, 0))
+    ]
+    assert min(len(one["hog"]) for one in made) > 100
+    assert all(with_the_disc(one["trajectory"], velocity) > 0.95 for one in made)
+    for name in ("hof", "mbhx", "mbhy"):
+        panned, still = (one[name].mean(axis=0) for one in made)
+        assert np.abs(panned - still).max() < 0.05, name
 
 
 def test_without_the_homography_a_panning_camera_is_seen():

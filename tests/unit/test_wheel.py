@@ -10,6 +10,7 @@ import tomllib
 import pytest
 
 from tests.conftest import ROOT, run_python
+from tests.waiting import PATIENCE_SECONDS
 
 # Import name and the package that brings it, where they differ.
 BROUGHT_BY = {
@@ -45,8 +46,8 @@ def installed(tmp_path_factory):
             "hpc_stres",
         ],
     ):
-        run = subprocess.run([*pip, *map(str, words)], capture_output=True, text=True, check=False, timeout=300,
-                             env={**os.environ, "CXX": str(quick)})  # fmt: skip
+        run = subprocess.run([*pip, *map(str, words)], capture_output=True, text=True, check=False,
+                             timeout=PATIENCE_SECONDS, env={**os.environ, "CXX": str(quick)})  # fmt: skip
         assert run.returncode == 0, run.stderr[-2000:]
     shutil.rmtree(base / "tree")
     return base / "site"

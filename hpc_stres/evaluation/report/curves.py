@@ -35,7 +35,8 @@ def curves(facts: Facts) -> str:
         else "training time, one phase after another: these rows do not say when they were written"
     )
     parts = [
-        f'<p class="soft">Time runs {how}. A dot is the accuracy on videos that were held out of training.</p>'
+        f'<p class="soft">Time runs {how}. Held out: training videos that were not trained on, by the quick '
+        "protocol while training; a dot is the test protocol on them at the end.</p>"
     ]
     lasting = [(facts.title(name), line.starts[name], ends[-1]) for name, ends in line.ends.items()]
     parts.append(spans("Phases", sorted(lasting, key=lambda row: row[1]), x))
@@ -124,6 +125,8 @@ def times(facts: Facts) -> str:
         "lost between",
         "memory",
     ]
+    looks = any(log.validated_seconds for log in facts.logs.values())
+    header[4:4] = ["held-out videos"] if looks else []
     rows = []
     for name, log in facts.logs.items():
         if not log.rows:
@@ -137,6 +140,7 @@ def times(facts: Facts) -> str:
             "not recorded" if lost is None else seconds(lost),
             _peak(log, "memory_gib", lambda value: f"{value:.2f} GiB"),
         ])  # fmt: skip
+        rows[-1][4:4] = [seconds(log.validated_seconds)] if looks else []
     if not rows:
         return ""
     note = (

@@ -17,6 +17,8 @@ from hpc_stres.registry.phase import Phase
 from hpc_stres.run.paths import SEAL, RunPaths, read_json_lines, unsealed
 
 Row = dict[str, float]
+# In rows that are looks at held-out videos: how long one took.
+LOOK = "validation_seconds"
 REMEDY = "Remove that line; it is for the curves only."
 
 
@@ -31,7 +33,12 @@ class PhaseLog:
     @property
     def trained_seconds(self) -> float:
         """Time in steps."""
-        return sum(self.laps)
+        return sum(self.laps) - self.validated_seconds
+
+    @property
+    def validated_seconds(self) -> float:
+        """Time of looks at held-out videos."""
+        return sum(row.get(LOOK, 0.0) for row in self.rows)
 
     @property
     def waited_seconds(self) -> float:
@@ -70,7 +77,8 @@ def read_log(phase: Phase, paths: RunPaths, name: str) -> PhaseLog:
     batch, laps, before = _batch(phase), [], 0.0
     for row in rows:
         rate = row.get("videos_per_s", 0.0)
-        laps.append(row.get("seconds", (row["step"] - before) * batch / rate if rate > 0 else 0.0))
+        taken = (row["step"] - before) * batch / rate if rate > 0 else row.get(LOOK, 0.0)
+        laps.append(row.get("seconds", taken))
         before = row["step"]
     ends = [row["time"] for row in rows if "time" in row]
     return PhaseLog(rows, laps, ends if rows and len(ends) == len(rows) else None)

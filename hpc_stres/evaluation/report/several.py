@@ -13,8 +13,9 @@ from hpc_stres.config.recipe import ordered_phases
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation.report import matrix
 from hpc_stres.evaluation.report.charts import Line, axis, nice_step, plot, table
-from hpc_stres.evaluation.report.curves import STREAM_SERIES
+from hpc_stres.evaluation.report.curves import STREAM_SERIES, VALIDATION
 from hpc_stres.evaluation.report.facts import Facts, is_right
+from hpc_stres.evaluation.report.laps import PhaseLog
 from hpc_stres.evaluation.report.page import Section, page
 from hpc_stres.run.paths import write_text
 
@@ -163,6 +164,7 @@ def _curves(runs: Sequence[Facts]) -> str:
             ]
             lines += [Line(stream, curve, number, faint=True) for curve in curves]
             lines.append(Line(f"{stream}, mean", _mean(curves), number))
+        lines += _held_out(logs)
         if lines:
             steps = [x for line in lines for x, _ in line.points]
             x, y = axis(steps, 0.0), axis([], 0.0, 100.0)
@@ -176,6 +178,21 @@ def _curves(runs: Sequence[Facts]) -> str:
         if parts
         else "<p>No run has written metrics.</p>"
     )
+
+
+def _held_out(logs: Sequence[PhaseLog]) -> list[Line]:
+    """Means over runs of the accuracy on held-out videos."""
+    before = f"{VALIDATION}accuracy_"
+    lines = []
+    for n, stream in enumerate(sorted({s for log in logs for s in log.series(before)})):
+        key = before + stream
+        looked = [log for log in logs if any(key in row for row in log.rows)]
+        curves = [
+            [(row["step"], 100 * row[key]) for row in log.rows if key in row] for log in looked
+        ]
+        number = STREAM_SERIES.get(stream, 2 + n) + 2
+        lines.append(Line(f"held out: {stream}, mean", _mean(curves), number))
+    return lines
 
 
 def _mean(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:

@@ -114,6 +114,7 @@ pre{overflow-x:auto;font-size:.84rem;line-height:1.45;margin:.5rem 0}
 code{font-size:.92em;overflow-wrap:anywhere}
 dl{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:.15rem 1.1rem;margin:.5rem 0}
 dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
+@media(max-width:34rem){th,td{padding-right:.55rem;font-size:.88rem}.any{min-width:4rem}}
 @media(max-width:34rem){dl{grid-template-columns:1fr}dd{margin-bottom:.4rem}}
 @media print{nav,.zoomed{display:none}body{font-size:11pt}.page{max-width:none;padding:0}
  section,figure,.example{break-inside:avoid-page}.all{max-height:none;overflow:visible}a{color:inherit}

@@ -23,6 +23,9 @@ PARTS = {
         "step",
         "a training step over its convolutions alone, and videos/s against ResNet-50's images/s",
     ),
+    "bitwise": Part(
+        "bitwise", "a bitwise training step over an ordinary one, with large units and small ones"
+    ),
     "feed": Part(
         "feed",
         "the feed against bare JPEG decoding and against a DataLoader over single JPEG files",

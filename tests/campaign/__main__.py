@@ -1,0 +1,144 @@
+"""Rounds of faults, each drawn from the seed: `python -m tests.campaign --rounds 500 --seed 1`.
+
+  --only KIND     one kind of fault (kill, torn, signal, pause, error, read, power, damage, together, clock, slow,
+                  port, disk, place, launcher, scheduler), or flips, lies, fuzz, long
+  --without GUARD take a guard away (sync, atomic, checkpoint, seal, owner): exit status 0 when that is noticed
+  --first N       begin with round N, to do a round again
+  --short         20 rounds, then 20 flips and 20 lies of each kind of file and 200 cases for each parser
+
+Ends with a table: injected, survived, stopped with a clear sentence, silent, crashed. Exit status 1 if any round was
+silent or crashed.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.campaign import plan, shim
+from tests.campaign.guards import GUARDS
+from tests.campaign.judge import FAILURES, Outcome, table
+
+BASE = "CAMPAIGN_FOLDER"
+SWEEPS = ("flips", "lies", "fuzz", "long")
+
+
+def main() -> int:
+    """Parse, run, print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0, help="number of the first round")
+    parser.add_argument("--short", action="store_true", help="what a clean checkout must pass")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="begin no round after so long"
+    )
+    parser.add_argument("--only", choices=[*plan.WEIGHTS, *SWEEPS])
+    parser.add_argument("--without", choices=list(GUARDS), default="")
+    parser.add_argument(
+        "--cases", type=int, default=200, help="of each file or parser, in flips, lies and fuzz"
+    )
+    parser.add_argument("--folder", type=Path, help="work here and keep it")
+    args = parser.parse_args()
+    base = Path(os.environ.get(BASE) or args.folder or tempfile.mkdtemp(prefix="campaign-"))
+    base.mkdir(parents=True, exist_ok=True)
+    os.environ[BASE] = str(base)  # for itself, when it starts again
+    shim.restart_with_shim(base)
+    try:
+        if args.short:
+            return short(args, base)
+        return sweep(args, base) if args.only in SWEEPS else rounds(args, base)
+    finally:
+        if args.folder is None:
+            shutil.rmtree(base, ignore_errors=True)
+
+
+def short(args: argparse.Namespace, base: Path) -> int:
+    """A little of everything."""
+    from tests.campaign import sweeps
+
+    status = rounds(args, base)
+    for part, cases in (("flips", 20), ("lies", 20), ("fuzz", 200)):
+        outcomes = getattr(sweeps, part)(base, args.seed, cases, with_export=False)
+        status = max(status, conclude(outcomes, ""))
+    return status
+
+
+def sweep(args: argparse.Namespace, base: Path) -> int:
+    """One of the parts that are no rounds."""
+    from tests.campaign import sweeps
+
+    count = args.rounds if args.only == "long" else args.cases
+    outcomes = getattr(sweeps, args.only)(base, args.seed, count)
+    return conclude(outcomes, args.without)
+
+
+def rounds(args: argparse.Namespace, base: Path) -> int:
+    """Rounds one after another; a line for each."""
+    import_everything()
+    from tests.campaign.experiments import Workshop
+    from tests.campaign.rounds import perform
+
+    # The undisturbed ends are those of the whole product; only rounds run without the guard.
+    shop, outcomes = Workshop(base.resolve()), dict[str, list[Outcome]]()
+    kinds = (args.only,) if args.only else ()
+    left_out = plan.LONG_KINDS if args.short else ()
+    deadline = time.monotonic() + 60 * args.minutes
+    for number in range(args.first, args.first + args.rounds):
+        if time.monotonic() > deadline:
+            print(f"stopped before round {number}: {args.minutes:g} minutes are over", flush=True)
+            break
+        drawn = plan.draw(args.seed, number, kinds)
+        if drawn.kind in left_out:
+            print(
+                f"{number:4d}          left out {drawn.kind}: it starts whole programs", flush=True
+            )
+            continue
+        began = time.monotonic()
+        try:
+            outcome = perform(shop.with_undisturbed(drawn.experiment, args.without), drawn)
+        except KeyboardInterrupt:
+            print(f"interrupted in round {number}", flush=True)
+            break
+        outcomes.setdefault(drawn.kind, []).append(outcome)
+        took = time.monotonic() - began
+        why = f": {outcome.why}" if outcome.why else ""
+        print(f"{number:4d} {took:5.1f} s  {outcome.verdict:8} {drawn}{why[:400]}", flush=True)
+        if args.without and outcome.verdict in FAILURES:
+            break
+    return conclude(outcomes, args.without)
+
+
+def import_everything() -> None:
+    """What commands import, once, so that children need not."""
+    import importlib
+
+    for name in (
+        "hpc_stres.__main__", "hpc_stres.training.phase", "hpc_stres.evaluation.evaluate", "hpc_stres.prepare.run",
+        "hpc_stres.launch.submit", "hpc_stres.models.assembly", "torch.utils.tensorboard", "cv2",
+    ):  # fmt: skip
+        importlib.import_module(name)
+
+
+def conclude(outcomes: dict[str, list[Outcome]], without: str) -> int:
+    """The table, what failed, and the exit status."""
+    print(f"\n{table(outcomes)}")
+    failed = [(k, o) for k, found in outcomes.items() for o in found if o.verdict in FAILURES]
+    for kind, outcome in failed:
+        print(f"{outcome.verdict}: {kind}: {outcome.why}")
+    if without:
+        noticed = sum(map(len, outcomes.values()))
+        print(
+            f"without {without}: {'noticed in round ' + str(noticed) if failed else 'NOT noticed'}"
+        )
+        return 0 if failed else 1
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

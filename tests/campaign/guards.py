@@ -1,0 +1,87 @@
+"""Guards of the product that the campaign can take away, to show that it would notice: `--without NAME`.
+
+They are taken away in the campaign's own children only; the product has no such switch.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+
+def _no_sync() -> None:
+    from hpc_stres.run import paths
+
+    paths._sync = lambda path: None  # type: ignore[assignment]
+
+
+def _no_atomic_names() -> None:
+    """Files are written in place: a reader, and a resumed run, can see half of one."""
+    from hpc_stres.run import paths
+
+    def write_bytes(path: Path, data: bytes) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+    for module in _modules_with("write_bytes", paths.write_bytes):
+        module.write_bytes = write_bytes
+
+
+def _no_checksum_of_checkpoints() -> None:
+    from hpc_stres.training import checkpoint
+
+    checkpoint.find_damage = lambda path: None
+
+
+def _no_seals() -> None:
+    """What is read back is believed, whatever its checksum says."""
+    from hpc_stres.run import paths
+
+    def unsealed(value: Any, where: str, remedy: str) -> dict[str, Any]:
+        return {key: item for key, item in value.items() if key != paths.SEAL}
+
+    for module in _modules_with("unsealed", paths.unsealed):
+        module.unsealed = unsealed
+
+
+def _no_owner() -> None:
+    from hpc_stres.run import ownership
+
+    @contextlib.contextmanager
+    def owned(*_: Any, **__: Any) -> Iterator[None]:
+        yield
+
+    for module in _modules_with("owned", ownership.owned):
+        module.owned = owned
+
+
+def _no_sync_of_metrics() -> None:
+    from hpc_stres.training.metrics import MetricsLog
+
+    MetricsLog.sync = lambda self: None
+
+
+def _modules_with(name: str, value: Any) -> list[Any]:
+    """Modules that hold a function under its name."""
+    import sys
+
+    known = [module for key, module in list(sys.modules.items()) if key.startswith("hpc_stres")]
+    return [module for module in known if getattr(module, name, None) is value]
+
+
+GUARDS: dict[str, Callable[[], None]] = {
+    "sync": _no_sync,
+    "atomic": _no_atomic_names,
+    "checkpoint": _no_checksum_of_checkpoints,
+    "seal": _no_seals,
+    "owner": _no_owner,
+    "metrics": _no_sync_of_metrics,
+}
+
+
+def remove(name: str) -> None:
+    """Take a guard away in this process."""
+    if name:
+        os.environ["CAMPAIGN_WITHOUT"] = name
+        GUARDS[name]()
