@@ -82,8 +82,13 @@ class Scheduler:
         self.silence = ""
         self.known |= {row.number: (row.state, row.reason) for row in rows}
         self.starts = self._expected([row.number for row in rows if row.state == "PENDING"])
-        seen = {row.number for row in rows}
-        lost = [number for number in open_ones if number not in seen]
+        by_number = {row.number: row for row in rows}
+        # Elements that ended before they began are one row, under the array's own id.
+        whole = {
+            n: by_number[scheduler.base(n)] for n in open_ones if scheduler.base(n) in by_number
+        }
+        self.known |= {n: (row.state, row.reason) for n, row in whole.items() if n not in by_number}
+        lost = [n for n in open_ones if n not in by_number and n not in whole]
         ended = scheduler.accounted(lost, self.answer_seconds)
         self.known |= {number: ended.get(number, ("GONE", "ended")) for number in lost}
 

@@ -309,12 +309,8 @@ def _send_all(
                     element.ids.setdefault(name, [])[link:] = [f"{number}_{element.index}"]
                 tell(home, {element.request.run_dir: element.journal for element in elements})
                 made += [(element.journal, f"{number}_{element.index}") for element in members]
-            shown = job.links - begun
-            print(f"  {name:<16} array {number}, runs {array[1].spec}{_links(shown)}")
-
-
-def _links(count: int) -> str:
-    return f", {count} links" if count > 1 else ""
+            links = f", {job.links - begun} links" if job.links - begun > 1 else ""
+            print(f"  {name:<16} array {number}, runs {array[1].spec}{links}")
 
 
 def _alike(

@@ -37,10 +37,20 @@ class MadeUpSlurm:
     def squeue(self, words):
         asked = words[words.index("-j") + 1].split(",") if "-j" in words else list(self.jobs)
         shown = [number for number in asked if number in self.jobs and number not in self.hidden]
-        return Answer(0, "".join(self.row(number) for number in shown), "")
+        return Answer(0, "".join(self.row(number) for number in self.joined(shown)), "")
+
+    def joined(self, numbers):
+        """An array that ended before any of it began is one row, under its own id."""
+        for number in numbers:
+            array = number.partition("_")[0]
+            whole = [name for name in self.jobs if name.partition("_")[0] == array]
+            if number == array or any(self.jobs[name]["state"] != "CANCELLED" for name in whole):
+                yield number
+            elif number == whole[0]:
+                yield array
 
     def row(self, number):
-        job = self.jobs[number]
+        job = self.jobs.get(number) or self.jobs[f"{number}_0"]
         return f"hpc_stres_row|{number}|{job['state']}|{job['reason']}|me|{job['name']}|{job['comment']}|row_ends\n"
 
     def sacct(self, words):

@@ -12,6 +12,7 @@ from hpc_stres.launch.journal import Journal
 from hpc_stres.launch.study import Study, submit_study
 from hpc_stres.launch.submit import seeds_of
 from hpc_stres.run.paths import RunPaths, runs_together
+from tests.unit.submission.conftest import FAILED
 from tests.unit.untrained import finish_without_weights
 
 
@@ -60,6 +61,10 @@ def test_each_phase_is_one_array_and_each_run_knows_its_element(fake, study, cap
     cancel_run(made.folder)
     assert not fake.alive()
     assert capsys.readouterr().out.count("cancelled") == 9
+    # What was cancelled before it began is known to have ended, by squeue alone, and is submitted again.
+    fake.answers["scontrol"] = lambda words: None if "config" in words else FAILED
+    submit_study(study(3, 5, 9))
+    assert fake.alive() == ["appearance"] * 3 + ["evaluate"] * 3 + ["motion"] * 3
 
 
 def test_a_run_that_fails_is_submitted_again_alone_and_holds_nobody_up(fake, study):
