@@ -51,7 +51,7 @@ class Story:
         write_text(self.paths.phase("motion").metrics, "".join(map(metrics_line, self.rows)))
 
     def account(self, now=10_000.0):
-        return account(self.config, self.paths.root, START + now)
+        return account(self.config.phases, self.paths.root, START + now)
 
 
 def test_each_kind_of_time_is_found(tmp_path):
@@ -268,9 +268,9 @@ def test_shapes_that_are_none_are_refused_before_anything_is_measured(tmp_path):
         "1x1x1 " * 60,
     ):
         with pytest.raises(ConfigError, match="--shapes"):
-            parse_shapes(text, config)
-    assert len(parse_shapes("auto", config)) == 4
-    assert len(parse_shapes("1x1x10, 1x1x10,2x0x5", config)) == 2
+            parse_shapes(text, config.cluster)
+    assert len(parse_shapes("auto", config.cluster)) == 4
+    assert len(parse_shapes("1x1x10, 1x1x10,2x0x5", config.cluster)) == 2
     result = run_python("-m", "hpc_stres", "plan", "--config", TINY, "--shapes", "4x4")
     assert result.returncode == 2
     assert "expected NODESxGPUSxMINUTES" in result.stderr
