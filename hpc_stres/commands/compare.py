@@ -23,10 +23,10 @@ def run(args: argparse.Namespace) -> int:
     from hpc_stres.evaluation.compare import compare, lines
     from hpc_stres.run.paths import write_json
 
-    found = compare(Path(args.first), [Path(name) for name in args.others])
-    print("\n".join(lines(found)))
+    comparison = compare(Path(args.first), [Path(name) for name in args.others])
+    print("\n".join(lines(comparison)))
     if args.json:
         with writing(args.json):
-            write_json(Path(args.json), found)
+            write_json(Path(args.json), comparison)
         print(f"written: {args.json}")
     return 0

@@ -84,12 +84,14 @@ def _run_one(args: argparse.Namespace, run_dir: Path) -> int:
         return 0
     print(results_table(results))
     if pair:
-        found = columns(config, run_dir)
+        table_columns = columns(config, run_dir)
         first, second = pair
         for name in pair:
-            if name not in found:
-                raise ConfigError(f"--mcnemar: no column {name}; the table has {', '.join(found)}")
-        row = paired(found[first], found[second])
+            if name not in table_columns:
+                raise ConfigError(
+                    f"--mcnemar: no column {name}; the table has {', '.join(table_columns)}"
+                )
+        row = paired(table_columns[first], table_columns[second])
         counted = (
             "McNemar" if row["test"] == "mcnemar" else f"{row['groups']} recordings turned around"
         )

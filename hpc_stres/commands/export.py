@@ -24,10 +24,10 @@ def run(args: argparse.Namespace) -> int:
 
     run_dir, folder = Path(args.run_dir), Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)
-    found = export(load_run(run_dir), run_dir, args.phase, folder)
+    exported = export(load_run(run_dir), run_dir, args.phase, folder)
     print(
-        f"{found['phase']}: {', '.join(found['streams'])} to {', '.join(found['outputs'])} -> {folder}"
+        f"{exported['phase']}: {', '.join(exported['streams'])} to {', '.join(exported['outputs'])} -> {folder}"
     )
-    for what, value in found["difference"].items():
+    for what, value in exported["difference"].items():
         print(f"  {what} differs from the network by {value:.2g} of the largest logit")
     return 0

@@ -200,16 +200,16 @@ def _starts_of(source: Path, root: str) -> dict[str, Path]:
     from hpc_stres.run.starts import find_start
 
     if (source / "phases").is_dir():
-        found = {}
+        starts = {}
         for phase in ("motion", "appearance"):
             if (source / "phases" / phase / "done.json").is_file():
                 find_start(str(source / "phases" / phase), phase, phase, root)
-                found[phase] = source / "phases" / phase
-        if not found:
+                starts[phase] = source / "phases" / phase
+        if not starts:
             raise UserError(
                 f"--from {source}: neither its motion nor its appearance phase is finished"
             )
-        return found
+        return starts
     start = find_start(str(source), "motion", "motion", root)
     streams = _streams_of(start.path)
     return dict.fromkeys([name for name in ("motion", "appearance") if name in streams], source)

@@ -72,11 +72,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*arguments, **options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        found, extra = super().parse_known_args(args, namespace)
+        parsed, extra = super().parse_known_args(args, namespace)
         # A command's own parser knows its options; the one above would only name what is left over.
         if extra:
             self.error(f"unrecognized arguments: {' '.join(extra)}")
-        return found, extra
+        return parsed, extra
 
     def error(self, message: str) -> NoReturn:
         """Two lines on stderr, and exit status 2."""

@@ -56,28 +56,28 @@ def run(args: argparse.Namespace) -> int:
         try:
             if not Path(name).is_file():
                 raise UserError("no such file")
-            found = predict.predict(network, Path(name), args.quick)
+            prediction = predict.predict(network, Path(name), args.quick)
         except (UndecodableError, UserError) as error:
             failed += 1
             print(f"hpc-stres predict: {name}: {str(error).splitlines()[0]}", file=sys.stderr)
             continue
         print(
-            json.dumps(found.as_json(args.over_time))
+            json.dumps(prediction.as_json(args.over_time))
             if args.json
-            else _text(found, args.over_time),
+            else _text(prediction, args.over_time),
             flush=True,
         )
         if args.save:
-            for path in annotate.save(found, Path(args.save)):
+            for path in annotate.save(prediction, Path(args.save)):
                 print(f"written: {path}", file=sys.stderr if args.json else sys.stdout)
     return 1 if failed else 0
 
 
-def _text(found: "Prediction", over_time: bool) -> str:
-    lines = [f"{found.path} ({len(found.clip.video.rgb)} frames)"]
-    lines += [f"  {100 * value:5.1f} %  {name}" for name, value in found.top()]
+def _text(prediction: "Prediction", over_time: bool) -> str:
+    lines = [f"{prediction.path} ({len(prediction.clip.video.rgb)} frames)"]
+    lines += [f"  {100 * value:5.1f} %  {name}" for name, value in prediction.top()]
     if over_time:
-        for frame, row in zip(found.frames, found.over_time, strict=True):
-            name, value = found.top(row, 1)[0]
+        for frame, row in zip(prediction.frames, prediction.over_time, strict=True):
+            name, value = prediction.top(row, 1)[0]
             lines.append(f"  frame {frame:>6}  {100 * value:5.1f} %  {name}")
     return "\n".join(lines)

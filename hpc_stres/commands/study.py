@@ -29,13 +29,13 @@ def run(args: argparse.Namespace) -> int:
     from hpc_stres.evaluation.table import study_csv
     from hpc_stres.run.paths import write_json, write_text
 
-    found = study([Path(name) for name in args.runs])
-    print("\n".join(lines(found)))
+    studied = study([Path(name) for name in args.runs])
+    print("\n".join(lines(studied)))
     if args.out:
         out = Path(args.out)
         with writing(args.out):
-            write_json(out / "study.json", found)
-            write_text(out / "study.csv", study_csv(found))
-            written = write_curves(found, out)
+            write_json(out / "study.json", studied)
+            write_text(out / "study.csv", study_csv(studied))
+            written = write_curves(studied, out)
         print(f"written: {out / 'study.json'}, study.csv and {written} figures")
     return 0

@@ -287,14 +287,14 @@ def _find_damage(store: FrameSource, batch: Sequence[Request], message: str) -> 
 
     for request in batch:
         name = store.rows[request.video].id
-        found = [
+        jpegs = [
             (f"RGB frame {frame}", store.rgb(request.video, frame)) for frame in request.frames
         ]
         pairs = sorted({pair for stack in request.flow for pair in stack})
-        found += [
+        jpegs += [
             (f"flow pair {p}", store.flow(request.video, p, axis)) for p in pairs for axis in (0, 1)
         ]
-        for what, jpeg in found:
+        for what, jpeg in jpegs:
             row = store.rows[request.video]
             picture = cv2.imdecode(np.array(jpeg), cv2.IMREAD_UNCHANGED)
             if picture is None or picture.shape[:2] != (row.height, row.width):

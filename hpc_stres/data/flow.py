@@ -181,22 +181,22 @@ def _dali(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
     pipeline = estimate()
     pipeline.build()
     pipeline.feed_input("frames", [frames[..., None]])
-    (found,) = pipeline.run()
-    return from_dali(np.asarray(found.as_cpu()[0]), frames.shape[1:])
+    (vectors,) = pipeline.run()
+    return from_dali(np.asarray(vectors.as_cpu()[0]), frames.shape[1:])
 
 
-def from_dali(found: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.float32]:
+def from_dali(vectors: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.float32]:
     """(pairs, rows, cols, 2) on a grid that may be coarser or padded, as (pairs, 2, H, W) in pixels."""
     import cv2
 
     height, width = size
-    if found.shape[1:3] == (height, width):
-        return np.ascontiguousarray(found.transpose(0, 3, 1, 2))
+    if vectors.shape[1:3] == (height, width):
+        return np.ascontiguousarray(vectors.transpose(0, 3, 1, 2))
     # A grid of 4 has a place for every begun block of 4 pixels.
-    grid = -(-height // found.shape[1])
-    full = (found.shape[2] * grid, found.shape[1] * grid)
+    grid = -(-height // vectors.shape[1])
+    full = (vectors.shape[2] * grid, vectors.shape[1] * grid)
     large = [
-        cv2.resize(pair, full, interpolation=cv2.INTER_LINEAR)[:height, :width] for pair in found
+        cv2.resize(pair, full, interpolation=cv2.INTER_LINEAR)[:height, :width] for pair in vectors
     ]
     return np.ascontiguousarray(np.stack(large).transpose(0, 3, 1, 2))
 

@@ -100,7 +100,7 @@ def with_temperature(
     logits: Array, labels: NDArray[np.int64], held_out: tuple[Array, NDArray[np.int64]] | None
 ) -> dict[str, Any]:
     """Calibration of test answers, and again at the temperature that held-out training videos ask for."""
-    found: dict[str, Any] = {
+    calibration: dict[str, Any] = {
         **measure(logits, labels),
         "temperature": None,
         "scaled": None,
@@ -108,7 +108,7 @@ def with_temperature(
     }
     if held_out is not None and len(held_out[1]):
         temperature = fit_temperature(*held_out)
-        found["temperature"] = temperature
-        found["scaled"] = measure(logits, labels, temperature)
-        found["fitted_on"] = {"videos": len(held_out[1])}
-    return found
+        calibration["temperature"] = temperature
+        calibration["scaled"] = measure(logits, labels, temperature)
+        calibration["fitted_on"] = {"videos": len(held_out[1])}
+    return calibration

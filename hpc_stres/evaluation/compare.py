@@ -67,7 +67,7 @@ def code_changes(first: Path, second: Path) -> list[dict[str, Any]]:
     """Version, commit, changed files, Python and packages, as provenance.json has them."""
     keys = ("hpc_stres", "commit", "changed_files", "python", "packages")
     one, two = (read_json(RunPaths(folder).provenance) for folder in (first, second))
-    old, new = (flat({key: found.get(key) for key in keys}) for found in (one, two))
+    old, new = (flat({key: provenance.get(key) for key in keys}) for provenance in (one, two))
     return [
         {"key": key, "first": old.get(key), "second": new.get(key)}
         for key in sorted({*old, *new}) if old.get(key) != new.get(key)
@@ -76,7 +76,7 @@ def code_changes(first: Path, second: Path) -> list[dict[str, Any]]:
 
 def data_changes(first: Run, second: Run) -> list[dict[str, Any]]:
     """Classes, training videos and their contents, the store and its flow, and the test videos that were scored."""
-    found = []
+    changes = []
     for name, path in (("data_set", RunPaths.data_set), ("results", RunPaths.results)):
         keys = (
             ("split", "classes", "train", "digest", "held_out")
@@ -84,7 +84,7 @@ def data_changes(first: Run, second: Run) -> list[dict[str, Any]]:
             else ("store", "flow", "protocol")
         )
         one, two = (read_json(path.fget(RunPaths(run.folder))) for run in (first, second))  # type: ignore[attr-defined]
-        found += [
+        changes += [
             {"key": f"{name}.{key}", "first": one.get(key), "second": two.get(key)}
             for key in keys if one.get(key) != two.get(key)
         ]  # fmt: skip
@@ -94,14 +94,14 @@ def data_changes(first: Run, second: Run) -> list[dict[str, Any]]:
         ("only second", tested[1] - tested[0]),
     ):
         if names:
-            found.append(
+            changes.append(
                 {
                     "key": f"test videos {words}",
                     "first": len(names),
                     "second": sorted(names)[:SHOWN],
                 }
             )
-    return found
+    return changes
 
 
 def matched(first: Scores, second: Scores, what: str) -> tuple[Scores, Scores]:
@@ -205,10 +205,10 @@ def compare(first: Path, others: list[Path]) -> dict[str, Any]:
     return {"changes": changes, "accuracy": results.with_holm(rows)}
 
 
-def lines(found: Mapping[str, Any]) -> list[str]:
+def lines(comparison: Mapping[str, Any]) -> list[str]:
     """The comparison as text."""
     text = []
-    for change in found["changes"]:
+    for change in comparison["changes"]:
         text.append(f"{change['first']} -> {change['second']}")
         for kind in ("config", "code", "data"):
             text += [
@@ -217,7 +217,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
             ]
             if not change[kind]:
                 text.append(f"  {kind}: the same")
-    for row in found["accuracy"]:
+    for row in comparison["accuracy"]:
         text += ["", *_row_lines(row)]
     return text
 

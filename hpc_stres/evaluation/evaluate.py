@@ -330,10 +330,10 @@ def _gather(
     """All attempts' lines into one score file; each video must be there."""
     deadline = time.monotonic() + patience_seconds
     while True:
-        found = parts.read_parts(
+        scored = parts.read_parts(
             paths, config.data.split, scoring.name, {name: scoring.keys[name] for name in videos}
         )
-        missing = [video for video in videos if video not in found]
+        missing = [video for video in videos if video not in scored]
         if not missing:
             break
         if time.monotonic() >= deadline:
@@ -341,11 +341,11 @@ def _gather(
                 f"{paths.root}: {len(missing)} videos were not scored: {', '.join(missing[:3])}"
             )
         time.sleep(1.0)
-    for video, streams in found.items():
+    for video, streams in scored.items():
         refuse_not_finite(streams, video, f"phase {scoring.name}", scoring.weights)
     labels = {video: store.rows[store.number[video]].label for video in videos}
     made = scores.from_videos(
-        {video: found[video] for video in videos}, labels, store.classes, store.label_sets
+        {video: scored[video] for video in videos}, labels, store.classes, store.label_sets
     )
     made.made_by.update(scoring.made_by)
     groups = groups_of(config.evaluation.groups, config.data, made.ids, class_names(made))

@@ -308,11 +308,11 @@ class Work:
 
     def _finish(self, pieces: Sequence[int], length: guard.Measured) -> None:
         """Write the video's files, the one that names the others last, and remove the pieces."""
-        found = self._read(0)
-        if found is None:
+        first_piece = self._read(0)
+        if first_piece is None:
             raise UserError(f"{self.parts}: a piece is damaged\nGive the same command again.")
-        streams = [stream for stream in STREAMS if stream in found]
-        channels = {stream: found[stream].shape[1] for stream in streams}
+        streams = [stream for stream in STREAMS if stream in first_piece]
+        channels = {stream: first_piece[stream].shape[1] for stream in streams}
         count = self.task.windows.count(length.frames)
         files: dict[str, list[str]] = {
             f"{self.source.name}.{stream}.npy": [stream] for stream in streams

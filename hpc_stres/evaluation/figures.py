@@ -147,15 +147,17 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], title: str)
     return drawing
 
 
-def reliability(found: Mapping[str, Any], title: str) -> Drawing:
+def reliability(calibration: Mapping[str, Any], title: str) -> Drawing:
     """Accuracy against confidence, before and after the temperature."""
     drawing = Drawing(260, 250, f"{title}: reliability")
     frame = Frame(drawing, 45, 15, 245, 210, (0, 1), (0, 1))
     frame.axes("confidence", "accuracy")
     drawing.line([frame.at(0, 0), frame.at(1, 1)], GREY, 1)
-    kinds = [("as scored", found)]
+    kinds = [("as scored", calibration)]
     kinds += (
-        [(f"temperature {found['temperature']:.2f}", found["scaled"])] if found["scaled"] else []
+        [(f"temperature {calibration['temperature']:.2f}", calibration["scaled"])]
+        if calibration["scaled"]
+        else []
     )
     for number, (words, one) in enumerate(kinds):
         points = [
@@ -198,10 +200,10 @@ def write(drawing: Drawing, folder: Path, name: str) -> list[Path]:
     return paths
 
 
-def write_results(found: Mapping[str, Any], folder: Path) -> int:
+def write_results(results: Mapping[str, Any], folder: Path) -> int:
     """Every figure of a run's results; returns how many files there are."""
     count = 0
-    for split, table in found["splits"].items():
+    for split, table in results["splits"].items():
         if not table:
             continue
         count += len(write(accuracy(table), folder, f"split{split}_accuracy"))
@@ -219,10 +221,10 @@ def write_results(found: Mapping[str, Any], folder: Path) -> int:
     return count
 
 
-def write_curves(found: Mapping[str, Any], folder: Path) -> int:
+def write_curves(studied: Mapping[str, Any], folder: Path) -> int:
     """Learning curves of each experiment and phase with their bands; returns how many files there are."""
     count = 0
-    for number, one in enumerate(found["experiments"], 1):
+    for number, one in enumerate(studied["experiments"], 1):
         for phase, keys in one["curves"].items():
             for kind in ("loss", "accuracy"):
                 several = sum(key.startswith(f"{kind}_") for key in keys) > 0

@@ -38,21 +38,24 @@ def read(path: Path) -> ScoreFile:
         raise UserError(f"{path}: no such score file")
     if path.suffix not in (".npz", ".csv"):
         raise ConfigError(f"{path}: expected a .npz or a .csv file of scores")
-    found = _read_npz(path) if path.suffix == ".npz" else _read_csv(path)
-    if not found.ids or not found.classes:
+    score_file = _read_npz(path) if path.suffix == ".npz" else _read_csv(path)
+    if not score_file.ids or not score_file.classes:
         raise UserError(
-            f"{path}: it holds {len(found.ids)} videos and {len(found.classes)} classes"
+            f"{path}: it holds {len(score_file.ids)} videos and {len(score_file.classes)} classes"
         )
-    for what, names in (("video", [video_name(i) for i in found.ids]), ("class", found.classes)):
+    for what, names in (
+        ("video", [video_name(i) for i in score_file.ids]),
+        ("class", score_file.classes),
+    ):
         if not all(names):
             raise UserError(f"{path}: a {what} without a name")
         doubled = _first_doubled(names)
         if doubled is not None:
             raise UserError(f"{path}: the {what} {doubled} is there twice")
-    if not np.isfinite(found.scores).all():
-        row = int(np.nonzero(~np.isfinite(found.scores).all(axis=1))[0][0])
-        raise UserError(f"{path}: a score of video {found.ids[row]} is not a finite number")
-    return found
+    if not np.isfinite(score_file.scores).all():
+        row = int(np.nonzero(~np.isfinite(score_file.scores).all(axis=1))[0][0])
+        raise UserError(f"{path}: a score of video {score_file.ids[row]} is not a finite number")
+    return score_file
 
 
 def _first_doubled(names: Sequence[str]) -> str | None:

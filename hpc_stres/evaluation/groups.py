@@ -44,21 +44,23 @@ class Groups:
 
 def by_names(ids: Sequence[str], labels: Sequence[str]) -> Groups:
     """UCF101's and HMDB51's names of clips; a video with any other name is a recording of its own."""
-    found = [recording_of(name, label) or recording_of(PurePosixPath(name).name, label) or ""
+    recordings = [recording_of(name, label) or recording_of(PurePosixPath(name).name, label) or ""
              for name, label in zip(ids, labels, strict=True)]  # fmt: skip
-    return Groups(found, NAMES if any(found) else NONE)
+    return Groups(recordings, NAMES if any(recordings) else NONE)
 
 
 def by_pattern(ids: Sequence[str], pattern: str) -> Groups:
     """What a regular expression's parts in parentheses hold; refuses one that fits no video at all."""
     matches = [re.search(pattern, name) for name in ids]
-    found = ["\0".join(part or "" for part in match.groups()) if match else "" for match in matches]
+    recordings = [
+        "\0".join(part or "" for part in match.groups()) if match else "" for match in matches
+    ]
     if not any(matches):
         raise UserError(
             f"evaluation.groups: {pattern!r} fits none of {len(ids)} videos: {', '.join(map(printable, ids[:3]))}\n"
             "Give a pattern whose part in parentheses is the recording's name, as (.*)_clip[0-9]+."
         )
-    return Groups(found, PATTERN)
+    return Groups(recordings, PATTERN)
 
 
 def by_column(ids: Sequence[str], column: Mapping[str, str | None]) -> Groups:

@@ -36,9 +36,9 @@ def strengths(data: DataConfig, run_dir: Path, phase: str, store: Store) -> list
     """One row a junction, measured on clips of the first test videos; kept in the run folder for these weights."""
     paths = RunPaths(run_dir)
     key, kept = sha256(paths.phase(phase).weights), paths.junctions(phase)
-    found = _kept(kept) if kept.is_file() else {}
-    if found.get("weights") == key:
-        return [Junction(**row) for row in found["junctions"]]
+    stored = _kept(kept) if kept.is_file() else {}
+    if stored.get("weights") == key:
+        return [Junction(**row) for row in stored["junctions"]]
     rows = _measure(data, run_dir, phase, store)
     write_sealed(kept, {"weights": key, "videos": VIDEOS, "junctions": [vars(row) for row in rows]})
     return rows

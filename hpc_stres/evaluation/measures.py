@@ -36,31 +36,31 @@ def measure(
     plan = statistics.design(strata_of(labels), groups.names)
     hits = right(logits, labels)
     intervals: dict[str, Any] = {"top1": statistics.share_interval(hits, plan)}
-    found: dict[str, Any] = {"top1": 100 * int(hits.sum()) / len(hits)}
+    column: dict[str, Any] = {"top1": 100 * int(hits.sum()) / len(hits)}
     if labels.ndim == 2:
         several = multilabel.measure(labels, list(classes), logits, plan)
         low, high = several.pop("map_interval")
         intervals["map"] = (low / 100, high / 100)
-        found |= several
+        column |= several
     else:
         among_five = right(logits, labels, 5)
         intervals["top5"] = statistics.share_interval(among_five, plan)
         weights = statistics.class_weights(labels)
         intervals["mean_class"] = statistics.share_interval(hits, plan, weights)
-        found |= {
+        column |= {
             "top5": 100 * int(among_five.sum()) / len(hits),
             "mean_class": 100 * float(np.average(hits, weights=weights)),
             "per_class": per_class(labels, classes, logits, plan),
             "confusion": confusion(labels, classes, logits),
             "calibration": calibration.with_temperature(logits, labels, held_out),
         }
-    found["intervals"] = {name: [100 * low, 100 * high] for name, (low, high) in intervals.items()}
-    found["interval95"] = found["intervals"]["top1"]
-    found["groups"] = {
+    column["intervals"] = {name: [100 * low, 100 * high] for name, (low, high) in intervals.items()}
+    column["interval95"] = column["intervals"]["top1"]
+    column["groups"] = {
         "source": groups.source, "count": groups.count, "videos": len(groups.names), "words": groups.words,
         "method": statistics.interval_method(plan),
     }  # fmt: skip
-    return found
+    return column
 
 
 def confusion_matrix(labels: Labels, answers: Labels, count: int) -> Labels:

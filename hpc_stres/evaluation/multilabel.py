@@ -33,8 +33,8 @@ def average_precision(truth: NDArray[Any], scores: Array) -> float | None:
 
 def mean_average_precision(truth: Truth, scores: Array) -> float:
     """Mean over the classes that have positive videos."""
-    found = [average_precision(truth[:, n], scores[:, n]) for n in range(truth.shape[1])]
-    there = [value for value in found if value is not None]
+    precisions = [average_precision(truth[:, n], scores[:, n]) for n in range(truth.shape[1])]
+    there = [value for value in precisions if value is not None]
     return sum(there) / len(there) if there else 0.0
 
 
@@ -44,11 +44,13 @@ def map_interval(truth: Truth, scores: Array, plan: Design) -> tuple[float, floa
     if blocks < 2:
         return 0.0, 1.0
     block = plan.recordings % blocks
-    found = np.array(
+    replicates = np.array(
         [mean_average_precision(truth[block != n], scores[block != n]) for n in range(blocks)]
     )
     whole = mean_average_precision(truth, scores)
-    deviation = float(np.sqrt((blocks - 1) / blocks * ((found - found.mean()) ** 2).sum()))
+    deviation = float(
+        np.sqrt((blocks - 1) / blocks * ((replicates - replicates.mean()) ** 2).sum())
+    )
     half = statistics.t_quantile((1 + statistics.LEVEL) / 2, blocks - 1) * deviation
     return max(0.0, whole - half), min(1.0, whole + half)
 

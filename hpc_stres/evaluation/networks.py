@@ -140,17 +140,17 @@ def from_export(folder: Path, device: torch.device) -> Network:
     manifest, weights = folder / MANIFEST, folder / WEIGHTS
     if not manifest.is_file() and (folder / HUB_CONFIG).is_file():
         manifest, weights = folder / HUB_CONFIG, folder / HUB_WEIGHTS
-        found = _read_hub_config(manifest, remedy)
+        export = _read_hub_config(manifest, remedy)
     elif not manifest.is_file():
         raise ConfigError(
             f"{folder}: neither a run folder nor an exported model\nGive a folder of either kind."
         )
     else:
-        found = read_sealed(manifest, remedy)
-    if "sizes" not in found or not weights.is_file():
+        export = read_sealed(manifest, remedy)
+    if "sizes" not in export or not weights.is_file():
         raise UserError(f"{folder}: exported by version 0.2, without {WEIGHTS}\n{remedy}")
     try:
-        return _built(found, weights, device, str(manifest))
+        return _built(export, weights, device, str(manifest))
     except (KeyError, TypeError) as error:
         raise UserError(f"{manifest}: written by another version: {error}\n{remedy}") from None
 
@@ -166,24 +166,24 @@ def _read_hub_config(path: Path, remedy: str) -> dict[str, Any]:
     return unsealed(inside, str(path), remedy)
 
 
-def _built(found: dict[str, Any], weights: Path, device: torch.device, origin: str) -> Network:
+def _built(export: dict[str, Any], weights: Path, device: torch.device, origin: str) -> Network:
     """The network that export.json describes, with the weights beside it."""
-    if sha256(weights) != found["files"][WEIGHTS]:
+    if sha256(weights) != export["files"][WEIGHTS]:
         raise UserError(f"{weights}: damaged: its checksum is wrong\nExport the phase again.")
-    sizes, name = found["sizes"], found["phase"]
+    sizes, name = export["sizes"], export["phase"]
     # What an older export lacks says that crops were as large as the network's input.
     crop = sizes.pop("stored_crop", None)
     phase: TrainPhase = build(TrainPhase, node_of(sizes, origin), f"phases.{name}")
     evaluation: EvaluationConfig = build(
-        EvaluationConfig, node_of(found["evaluation"], origin), "evaluation"
+        EvaluationConfig, node_of(export["evaluation"], origin), "evaluation"
     )
     config = Config(phases={name: phase}, evaluation=evaluation)
-    model = finished_model(config, name, weights, len(found["classes"])).to(device).eval()
+    model = finished_model(config, name, weights, len(export["classes"])).to(device).eval()
     clips = TestClips.of(train_phase(config, name), crop or train_phase(config, name).side)
     return Network(
-        name, found["classes"], Settings.stored(found["settings"]),
+        name, export["classes"], Settings.stored(export["settings"]),
         Levels.of_phase(train_phase(config, name)), phase.streams, clips, evaluation, torch.float32, model, weights,
-        found.get("labels", "single"), found["windows"]["chunks"], found["windows"]["spacing"],
+        export.get("labels", "single"), export["windows"]["chunks"], export["windows"]["spacing"],
     )  # fmt: skip
 
 

@@ -58,19 +58,19 @@ def read_parts(
     A video that two attempts scored is taken once when they agree bit for bit, and refused by name when they do not.
     `loud`: say on stderr which lines were left out.
     """
-    found: dict[str, Streams] = {}
+    scored: dict[str, Streams] = {}
     for path in sorted(folder(paths).glob(f"split{split}_{phase}_rank*.jsonl")):
         for row in _rows(path, loud):
             video = row.get("id")
             if not isinstance(video, str) or keys.get(video) != row.get("key"):
                 continue
             streams = {name: np.array(row[name], np.float64) for name in STREAMS if name in row}
-            known = found.setdefault(video, streams)
+            known = scored.setdefault(video, streams)
             if known is not streams and not _equal(known, streams):
                 raise UserError(
                     f"{path}: video {video} was scored twice, with different results\n{REMEDY}"
                 )
-    return found
+    return scored
 
 
 def _equal(one: Streams, two: Streams) -> bool:

@@ -70,17 +70,17 @@ class Prediction:
     def as_json(self, with_time: bool) -> dict[str, Any]:
         """For `--json`."""
         top = [{"class": name, "probability": value} for name, value in self.top()]
-        found: dict[str, Any] = {
+        answer: dict[str, Any] = {
             "video": str(self.path),
             "frames": len(self.clip.video.rgb),
             "top": top,
         }
         if with_time:
-            found["over_time"] = [
+            answer["over_time"] = [
                 {"frame": frame, "top": [{"class": n, "probability": v} for n, v in self.top(row)]}
                 for frame, row in zip(self.frames, self.over_time, strict=True)
             ]
-        return found
+        return answer
 
 
 def predict(network: Network, path: Path, quick: bool) -> Prediction:

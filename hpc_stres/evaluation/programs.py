@@ -145,7 +145,7 @@ def open_onnx(path: Path, inputs: Sequence[str]) -> Run:
     return run
 
 
-def difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+def difference(expected: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
     """Largest difference over the largest logit."""
     scale = max(float(value.abs().max()) for value in expected) or 1.0
-    return max(float((a - b).abs().max()) for a, b in zip(expected, found, strict=True)) / scale
+    return max(float((a - b).abs().max()) for a, b in zip(expected, outputs, strict=True)) / scale

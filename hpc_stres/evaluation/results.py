@@ -42,7 +42,7 @@ def columns(config: Config, run_dir: Path, held_out: bool = False) -> dict[str, 
     """
     paths, split = RunPaths(run_dir), config.data.split
     known: dict[tuple[str, ...], Any] = {}
-    found: dict[str, Scores] = {}
+    table_columns: dict[str, Scores] = {}
     singles: dict[str, Scores] = {}
     for name in sorted(ordered_phases(config.phases), key=lambda name: config.phases[name].rank):
         path = score_path(paths, split, name, held_out)
@@ -61,10 +61,14 @@ def columns(config: Config, run_dir: Path, held_out: bool = False) -> dict[str, 
         stream = single_stream(config.phases[name])
         if stream is not None:
             singles[stream] = loaded
-        found[name] = loaded
-        if len(singles) == 2 and TWO_STREAM not in found and _one_protocol(singles.values()):
-            found[TWO_STREAM] = scores.mean_of(singles["appearance"], singles["motion"])
-    return found
+        table_columns[name] = loaded
+        if (
+            len(singles) == 2
+            and TWO_STREAM not in table_columns
+            and _one_protocol(singles.values())
+        ):
+            table_columns[TWO_STREAM] = scores.mean_of(singles["appearance"], singles["motion"])
+    return table_columns
 
 
 def class_names(column: Scores) -> list[str]:
@@ -86,8 +90,8 @@ def _is_current(loaded: Scores, path: Path, paths: RunPaths, name: str, split: i
     return False
 
 
-def _one_protocol(found: Any) -> bool:
-    return len({column.made_by.get("protocol") for column in found}) == 1
+def _one_protocol(singles: Any) -> bool:
+    return len({column.made_by.get("protocol") for column in singles}) == 1
 
 
 def single_stream(phase: Phase) -> str | None:
@@ -115,11 +119,11 @@ def published_figures(phases: Phases, name: str) -> Mapping[str, float]:
 def summarise(config: Config, run_dir: Path, store: Store) -> dict[str, Any]:
     """results.json of the run folder from its score files."""
     wanted = len(store.ids(config.data.split, "test"))
-    found = columns(config, run_dir)
+    table_columns = columns(config, run_dir)
     held_out = columns(config, run_dir, held_out=True) if config.evaluation.holds_out else {}
     table = {
         name: scores.summary(column, wanted, column.made_by["protocol"], held_out.get(name))
-        for name, column in found.items()
+        for name, column in table_columns.items()
     }
     official, headings = (
         official_data_set(config.data.kind, store, config.data.split),
@@ -127,7 +131,7 @@ def summarise(config: Config, run_dir: Path, store: Store) -> dict[str, Any]:
     )
     for name, column in table.items():
         column["title"] = headings[name]
-        column["weights"] = found[name].made_by.get("weights")
+        column["weights"] = table_columns[name].made_by.get("weights")
         column["published"] = dict(published_figures(config.phases, name))
     words = sorted({column["protocol"] for column in table.values()}) or [
         protocol.describe(config.evaluation)
@@ -141,7 +145,7 @@ def summarise(config: Config, run_dir: Path, store: Store) -> dict[str, Any]:
         "store": sha256(store.paths.manifest),
         "labels": config.data.labels,
         "splits": {str(config.data.split): table},
-        "comparisons": {str(config.data.split): comparisons(found)},
+        "comparisons": {str(config.data.split): comparisons(table_columns)},
     }
     write_sealed(RunPaths(run_dir).results, results)
     return results
@@ -168,26 +172,26 @@ def with_holm(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**row, "p_holm": p} for row, p in zip(rows, corrected, strict=True)]
 
 
-def comparisons(found: Mapping[str, Scores]) -> list[dict[str, Any]]:
+def comparisons(scored: Mapping[str, Scores]) -> list[dict[str, Any]]:
     """Every pair of columns over the same videos."""
     return with_holm([
-        {"first": one, "second": two, **paired(found[one], found[two])}
-        for one, two in itertools.combinations(found, 2) if found[one].ids == found[two].ids
+        {"first": one, "second": two, **paired(scored[one], scored[two])}
+        for one, two in itertools.combinations(scored, 2) if scored[one].ids == scored[two].ids
     ])  # fmt: skip
 
 
 def combine_splits(run_dir: Path, folders: list[Path]) -> dict[str, Any]:
     """results.json above the splits' own: their tables, and the mean of each column that all of them have."""
-    found = [read_results(RunPaths(folder).results) for folder in folders]
-    for folder, results in zip(folders, found, strict=True):
+    split_results = [read_results(RunPaths(folder).results) for folder in folders]
+    for folder, results in zip(folders, split_results, strict=True):
         same = ("data", "official", "recipe", "protocol", "flow", "labels")
-        differing = [key for key in same if results.get(key) != found[0].get(key)]
+        differing = [key for key in same if results.get(key) != split_results[0].get(key)]
         if differing:
             raise UserError(
                 f"{folder}: its {differing[0]} is not that of {folders[0]}; there is no mean of both"
             )
     splits: dict[str, Any] = {}
-    for folder, results in zip(folders, found, strict=True):
+    for folder, results in zip(folders, split_results, strict=True):
         for number, table in results["splits"].items():
             if number in splits:
                 raise UserError(
@@ -208,8 +212,10 @@ def combine_splits(run_dir: Path, folders: list[Path]) -> dict[str, Any]:
         name: sum(table[name]["top1"] for table in splits.values()) / len(splits) for name in shared
     }
     tests = {
-        number: rows for results in found for number, rows in results.get("comparisons", {}).items()
+        number: rows
+        for results in split_results
+        for number, rows in results.get("comparisons", {}).items()
     }
-    combined = {**found[0], "splits": splits, "mean": mean, "comparisons": tests}
+    combined = {**split_results[0], "splits": splits, "mean": mean, "comparisons": tests}
     write_sealed(RunPaths(run_dir).results, combined)
     return combined

@@ -201,8 +201,8 @@ def summary(
     measured = measures.measure(
         scores.labels, scores.classes, scores.logits, scores.recordings, other
     )
-    found = {**measured, "videos": len(scores.ids), "of": wanted, "protocol": protocol}
+    column = {**measured, "videos": len(scores.ids), "of": wanted, "protocol": protocol}
     if held_out is not None:
         hits = right(held_out)
-        found["validation"] = {"top1": 100 * int(hits.sum()) / len(hits), "videos": len(hits)}
-    return found
+        column["validation"] = {"top1": 100 * int(hits.sum()) / len(hits), "videos": len(hits)}
+    return column

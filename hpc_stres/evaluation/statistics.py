@@ -171,16 +171,18 @@ def share_interval(
         return wilson(int(hits.sum()) / len(hits), len(hits))
     if plan.count == 1:
         return 0.0, 1.0
-    found = estimate(hits.astype(np.float64), plan, weights)
-    share = min(max(found.mean, 0.0), 1.0)
-    alike = float((found.sizes**2).sum())
+    estimated = estimate(hits.astype(np.float64), plan, weights)
+    share = min(max(estimated.mean, 0.0), 1.0)
+    alike = float((estimated.sizes**2).sum())
     failing = plan.totals((~hits).astype(np.float64)) > 0
     succeeding = plan.totals(hits.astype(np.float64)) > 0
     telling = min(int(failing.sum()), int(succeeding.sum()))
     if telling == 0:
-        return wilson(round(share), 1 / alike, t_quantile((1 + LEVEL) / 2, found.freedom))
-    variance = (telling * found.variance + share * (1 - share) * alike) / (telling + 1)
-    return wilson(share, share * (1 - share) / variance, t_quantile((1 + LEVEL) / 2, found.freedom))
+        return wilson(round(share), 1 / alike, t_quantile((1 + LEVEL) / 2, estimated.freedom))
+    variance = (telling * estimated.variance + share * (1 - share) * alike) / (telling + 1)
+    return wilson(
+        share, share * (1 - share) / variance, t_quantile((1 + LEVEL) / 2, estimated.freedom)
+    )
 
 
 def interval_method(plan: Design) -> str:
@@ -202,14 +204,14 @@ def difference_interval(
     One more recording that differs is added to the variance, as Agresti and Min add one to McNemar's counts: where few
     differ, the spread of those few is too small by chance.
     """
-    found = estimate(differences, plan, weights)
+    estimated = estimate(differences, plan, weights)
     if plan.count == 1:
-        return found.mean, -1.0, 1.0
-    differing = found.totals != 0
-    typical = float((found.sizes**2).sum()) ** 2
-    extra = float((found.totals[differing] ** 2).mean()) if differing.any() else typical
-    half = t_quantile((1 + LEVEL) / 2, found.freedom) * math.sqrt(found.variance + extra)
-    return found.mean, max(-1.0, found.mean - half), min(1.0, found.mean + half)
+        return estimated.mean, -1.0, 1.0
+    differing = estimated.totals != 0
+    typical = float((estimated.sizes**2).sum()) ** 2
+    extra = float((estimated.totals[differing] ** 2).mean()) if differing.any() else typical
+    half = t_quantile((1 + LEVEL) / 2, estimated.freedom) * math.sqrt(estimated.variance + extra)
+    return estimated.mean, max(-1.0, estimated.mean - half), min(1.0, estimated.mean + half)
 
 
 def mcnemar_p(only_first: int, only_second: int) -> float:

@@ -69,10 +69,10 @@ class Experiment:
 
 def run_folders(folder: Path) -> list[Path]:
     """Run folders at or under a folder: itself, split1 ... split3, or an array's folders with either in them."""
-    found = list(_below(folder, MOST_FOLDERS_DEEP))
-    if not found:
+    folders = list(_below(folder, MOST_FOLDERS_DEEP))
+    if not folders:
         raise UserError(f"{folder}: no run folder here or under it: none has a config.yaml")
-    return found
+    return folders
 
 
 def _below(folder: Path, levels: int) -> Iterator[Path]:
@@ -143,7 +143,7 @@ def _names(fixed: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 def summary(experiment: Experiment) -> dict[str, Any]:
     """Each column over seeds and splits."""
-    found = {}
+    columns = {}
     for name in experiment.columns:
         cells: list[dict[str, Any]] = [
             {
@@ -165,13 +165,13 @@ def summary(experiment: Experiment) -> dict[str, Any]:
         of_seeds = [
             float(np.mean([tops[seed, split] for split in experiment.splits])) for seed in complete
         ]
-        found[name] = {
+        columns[name] = {
             "title": experiment.titles[name], "cells": cells,
             "by_split": {str(split): _spread(values) for split, values in by_split.items()},
             "over_seeds": _spread(of_seeds) if of_seeds else None, "complete_seeds": complete,
             "over_splits": _spread([float(np.mean(values)) for values in by_split.values()]),
         }  # fmt: skip
-    return found
+    return columns
 
 
 def _top1(column: Scores) -> float:
@@ -216,7 +216,7 @@ def agreement(experiment: Experiment) -> list[dict[str, Any]]:
 
 def curves(experiment: Experiment) -> dict[str, dict[str, list[list[float]]]]:
     """Mean, deviation and number of runs of each training curve at each step, by phase and key of metrics.jsonl."""
-    found: dict[str, dict[str, list[list[float]]]] = {}
+    by_phase: dict[str, dict[str, list[list[float]]]] = {}
     for phase in ordered_phases(experiment.runs[0].config.phases):
         points: dict[str, dict[int, list[float]]] = {}
         for run in experiment.runs:
@@ -228,14 +228,14 @@ def curves(experiment: Experiment) -> dict[str, dict[str, list[list[float]]]]:
                     if key.startswith(CURVES) and isinstance(value, float) and math.isfinite(value):
                         points.setdefault(key, {}).setdefault(int(row["step"]), []).append(value)
         if points:
-            found[phase] = {
+            by_phase[phase] = {
                 key: [
                     [step, *_mean_and_deviation(values), len(values)]
                     for step, values in sorted(steps.items())
                 ]
                 for key, steps in points.items()
             }
-    return found
+    return by_phase
 
 
 def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
@@ -274,24 +274,26 @@ def between(first: Experiment, second: Experiment) -> list[dict[str, Any]]:
 
 def study(folders: Sequence[Path]) -> dict[str, Any]:
     """Everything about the experiments whose runs these folders hold."""
-    found = experiments(folders)
-    rows = [row for one, two in itertools.combinations(found, 2) for row in between(one, two)]
+    all_experiments = experiments(folders)
+    rows = [
+        row for one, two in itertools.combinations(all_experiments, 2) for row in between(one, two)
+    ]
     return {
         "experiments": [
             {
                 "name": one.name, "runs": [str(run.folder) for run in one.runs], "columns": summary(one),
                 "agreement": agreement(one), "curves": curves(one), "titles": one.titles,
             }
-            for one in found
+            for one in all_experiments
         ],
         "comparisons": results.with_holm(rows),
     }  # fmt: skip
 
 
-def lines(found: Mapping[str, Any]) -> list[str]:
+def lines(studied: Mapping[str, Any]) -> list[str]:
     """The study as text."""
     text: list[str] = []
-    for one in found["experiments"]:
+    for one in studied["experiments"]:
         text.append(f"{one['name']}: {len(one['runs'])} run{'s' * (len(one['runs']) > 1)}")
         for column in one["columns"].values():
             title = column["title"]
@@ -312,7 +314,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
                 f"with none; two seeds answer the same {row['same_answer']:.1f} %; "
                 f"all together {row['together_top1']:.2f}"
             )
-    for row in found["comparisons"]:
+    for row in studied["comparisons"]:
         low, high = row["interval"]
         seeds = "" if row["p_over_seeds"] is None else f"; over seeds p = {row['p_over_seeds']:.3g}"
         text.append(

@@ -205,13 +205,13 @@ def _column_rows(column: Mapping[str, Any]) -> list[Row]:
         for key in CALIBRATION
         if calibration.get(key) is not None
     ]
-    for words, found in (
+    for words, measured in (
         ("as scored", calibration),
         ("at the temperature", calibration.get("scaled") or {}),
     ):
         rows += [
             ["", f"accuracy {words} at confidence {one['low']:.3f} to {one['high']:.3f}", one["accuracy"], "", ""]
-            for one in found.get("bins", ()) if one["videos"]
+            for one in measured.get("bins", ()) if one["videos"]
         ]  # fmt: skip
     for one in column.get("per_class", []):
         for key in (key for key in OF_CLASSES if one.get(key) is not None):
@@ -225,12 +225,12 @@ def _column_rows(column: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
-def study_csv(found: Mapping[str, Any]) -> str:
+def study_csv(studied: Mapping[str, Any]) -> str:
     """One row a run and column, then one a mean."""
     rows: list[list[Any]] = [
         ["experiment", "column", "split", "seed", "top1", "deviation", "low", "high", "count"]
     ]
-    for one in found["experiments"]:
+    for one in studied["experiments"]:
         for name, column in one["columns"].items():
             for cell in column["cells"]:
                 rows.append(

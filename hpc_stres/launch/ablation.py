@@ -202,7 +202,7 @@ class Row:
 
 def rows(grid: Grid, folder: Path) -> list[Row]:
     """Every variant's accuracy, from the results.json of each run that has one."""
-    found: dict[str, dict[int, float]] = {label: {} for label in grid.variants}
+    accuracies: dict[str, dict[int, float]] = {label: {} for label in grid.variants}
     for run in runs(grid):
         path = RunPaths(folder / run.name).results
         if not path.is_file():
@@ -211,8 +211,8 @@ def rows(grid: Grid, folder: Path) -> list[Row]:
             for label in run.variants:
                 column = table.get(phase_name(grid.column, label))
                 if column is not None:
-                    found[label][run.seed] = float(column["top1"])
-    return [Row(label, top1) for label, top1 in found.items()]
+                    accuracies[label][run.seed] = float(column["top1"])
+    return [Row(label, top1) for label, top1 in accuracies.items()]
 
 
 def table(made: Sequence[Row], seeds: Sequence[int]) -> tuple[list[str], list[list[str]]]:

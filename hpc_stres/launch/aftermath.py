@@ -162,12 +162,12 @@ def _spoke(text: str, rank: int) -> bool:
 
 def _arrived(ended: Ended) -> dict[int, str]:
     """The node of each rank that has started in this job."""
-    found = {}
+    nodes = {}
     for path in (ended.folder / "arrived").glob("rank*.json"):
         word = read_json(path)
         if (word.get("job"), word.get("restart")) == (ended.job, ended.restart):
-            found[int(word["rank"])] = str(word["node"])
-    return found
+            nodes[int(word["rank"])] = str(word["node"])
+    return nodes
 
 
 def orders(ended: Ended, available: Sequence[str]) -> list[str]:
@@ -188,13 +188,15 @@ def orders(ended: Ended, available: Sequence[str]) -> list[str]:
 
 def given_up(ended: Ended) -> str:
     """Why no further attempt is made; empty where one is."""
-    found = attempts.read_attempts(ended.run_dir)
-    mine = next((a for a in found if (a.job, a.restart) == (ended.job, ended.restart)), None)
+    made_attempts = attempts.read_attempts(ended.run_dir)
+    mine = next(
+        (a for a in made_attempts if (a.job, a.restart) == (ended.job, ended.restart)), None
+    )
     if mine is None or ended.status == 0:
         return ""
     cluster, mark = settings_and_mark(ended.run_dir, ended.phase)
     vain = attempts.without_progress(
-        found, ended.phase, "", -1, mark, mine.link + 1, mine.submission
+        made_attempts, ended.phase, "", -1, mark, mine.link + 1, mine.submission
     )
     if len(vain) < cluster.restarts_without_checkpoint:
         return ""
@@ -205,15 +207,15 @@ def given_up(ended: Ended) -> str:
 def _later_jobs(ended: Ended) -> Mapping[str, list[str]]:
     """Jobs of the run that come after this one, by phase; whether they still wait the scheduler knows."""
     jobs = read_json(RunPaths(ended.run_dir).jobs).get("jobs", {})
-    found = {}
+    later = {}
     for phase, job in jobs.items():
         ids = [
             str(number) for number in job.get("ids", []) if re.fullmatch(r"\d+(_\d+)?", str(number))
         ]
         if ended.job in ids:
             ids = ids[ids.index(ended.job) + 1 :]
-        found[phase] = ids
-    return found
+        later[phase] = ids
+    return later
 
 
 def main(words: Sequence[str]) -> int:

@@ -65,12 +65,12 @@ class Start:
         write_text(folder / f"rank{self.rank:05d}.json", json.dumps(word))
 
     def _look_at_node(self) -> None:
-        found = node_health.complaints(self.gpus_per_node > 0)
-        for kind, reason in found:
+        complaints = node_health.complaints(self.gpus_per_node > 0)
+        for kind, reason in complaints:
             accuse(self.run_dir, kind, f"{node_name()}: {reason}")
-        if found:
+        if complaints:
             raise UserError(
-                f"{self.phase}: node {node_name()} cannot work: {found[0][1]}\n"
+                f"{self.phase}: node {node_name()} cannot work: {complaints[0][1]}\n"
                 "Later attempts of this run leave that node out; tell those who run the cluster."
             )
 

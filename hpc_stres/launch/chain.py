@@ -180,11 +180,11 @@ def preview(requests: Sequence[Request]) -> None:
 
 def show_faults(request: Request, jobs: Sequence[Job]) -> None:
     """What a submit would refuse."""
-    found = checks.faults(request.config, request.run_dir, jobs, request.allow_cpu)
+    problems = checks.faults(request.config, request.run_dir, jobs, request.allow_cpu)
     if request.config.cluster.scheduler == "slurm" and shutil.which("sbatch"):
         refused, notes = checks.ask_scheduler(request.config, request.run_dir, jobs)
-        found += refused + notes
-    for line in found:
+        problems += refused + notes
+    for line in problems:
         print(f"  not yet: {line}")
 
 

@@ -35,21 +35,21 @@ def faults(
 ) -> list[str]:
     """Everything that would make these jobs fail, a sentence each; nothing where nothing is known to be wrong."""
     training = [job.name for job in jobs if job.name in config.phases]
-    found = [
+    problems = [
         *_data(config.data, jobs),
         *_weights(config, run_dir, training),
         *_disk(config, run_dir, training),
     ]
     if not allow_cpu:
-        found += _processors(config, [job for job in jobs if job.name in config.phases])
-    return found
+        problems += _processors(config, [job for job in jobs if job.name in config.phases])
+    return problems
 
 
-def refuse(found: Sequence[str]) -> None:
+def refuse(problems: Sequence[str]) -> None:
     """Refuse to submit what would fail."""
-    if found:
-        more = f"\nand {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-        raise UserError("nothing was submitted:\n" + "\n".join(found[:SHOWN]) + more)
+    if problems:
+        more = f"\nand {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise UserError("nothing was submitted:\n" + "\n".join(problems[:SHOWN]) + more)
 
 
 def _data(data: DataConfig, jobs: Sequence[Job]) -> list[str]:
@@ -64,7 +64,7 @@ def _data(data: DataConfig, jobs: Sequence[Job]) -> list[str]:
 
 def _weights(config: Config, run_dir: Path, phases: Sequence[str]) -> list[str]:
     """What phases begin with is here and whole; one that resumes has begun already."""
-    found: dict[str, None] = {}
+    problems: dict[str, None] = {}
     for name in phases:
         if RunPaths(run_dir).phase(name).latest.is_file():
             continue
@@ -72,8 +72,8 @@ def _weights(config: Config, run_dir: Path, phases: Sequence[str]) -> list[str]:
             try:
                 find_start(source, name, config.phase(name).model.name, config.data.root)
             except UserError as error:
-                found[" ".join(str(error).splitlines())] = None
-    return list(found)
+                problems[" ".join(str(error).splitlines())] = None
+    return list(problems)
 
 
 def _disk(config: Config, run_dir: Path, phases: Sequence[str]) -> list[str]:
@@ -82,15 +82,15 @@ def _disk(config: Config, run_dir: Path, phases: Sequence[str]) -> list[str]:
     home = next(folder for folder in (run_dir, *run_dir.parents) if folder.exists())
     status = os.statvfs(home)
     free = status.f_bavail * status.f_frsize
-    found = []
+    problems = []
     if wanted > free:
-        found.append(
+        problems.append(
             f"{run_dir}: its checkpoints need about {size_text(wanted)}, {size_text(free)} are free: "
             "use another --run-dir"
         )
     if not os.access(home, os.W_OK | os.X_OK):
-        found.append(f"{home}: this user may not write here: use another --run-dir")
-    return found
+        problems.append(f"{home}: this user may not write here: use another --run-dir")
+    return problems
 
 
 def _processors(config: Config, jobs: Sequence[Job]) -> list[str]:

@@ -249,12 +249,12 @@ def remove_old_code(runs: Path) -> None:
 def _named(runs: Path) -> set[str]:
     """Digests that a run under a folder names, now or in its history. One that cannot be read ends the search: what it
     names is not known."""
-    found: set[str] = set()
+    digests: set[str] = set()
     for pattern in ("code.json", "*/code.json", "*/*/code.json", "*/*/*/code.json"):
         for path in runs.glob(pattern):
             note: dict[str, Any] = read_sealed(path, "Nothing was removed. " + REMEDY)
-            found |= {note["digest"], *(entry["digest"] for entry in note["history"])}
-    return found
+            digests |= {note["digest"], *(entry["digest"] for entry in note["history"])}
+    return digests
 
 
 def _age_seconds(folder: Path) -> float:

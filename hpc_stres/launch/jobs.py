@@ -134,11 +134,11 @@ def _refuse_missing_parents(
 
 
 def _ancestors(known: Phases, phases: Collection[str]) -> set[str]:
-    found = set(phases)
+    ancestors = set(phases)
     for name in reversed(ordered_phases(known)):
-        if name in found:
-            found |= set(known[name].starts_from)
-    return found
+        if name in ancestors:
+            ancestors |= set(known[name].starts_from)
+    return ancestors
 
 
 def _training_job(config: Config, run_dir: Path, name: str, after: tuple[str, ...]) -> Job:
@@ -219,13 +219,13 @@ def last_message(log: Path) -> str:
         text = log.read_text("utf-8", "replace")
     except OSError:
         return ""
-    found = ""
+    message = ""
     for line in text.splitlines():
         match = MESSAGE.match(line)
         if match:
             # Another rank, or a library, may have written into the same line.
-            found = line[: match.end("message")].rstrip()
-    return found
+            message = line[: match.end("message")].rstrip()
+    return message
 
 
 def continue_marker(run_dir: Path, name: str, job: str, restart: str) -> Path:

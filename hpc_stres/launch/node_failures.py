@@ -61,10 +61,10 @@ def _down(names: list[str], seconds: float) -> dict[str, str]:
         )
     except scheduler.NoAnswer:
         return {}
-    found = {}
+    down = {}
     for line in answer.out.splitlines():
         parts = line.removeprefix(ROW).split("|", 2)
         if line.startswith(ROW) and len(parts) == 3 and parts[1].lower().startswith(DOWN):
             reason = "" if parts[2] in ("none", "") else f" ({parts[2].strip()})"
-            found[parts[0]] = f"{parts[1].strip('*~#')}{reason}"
-    return found
+            down[parts[0]] = f"{parts[1].strip('*~#')}{reason}"
+    return down

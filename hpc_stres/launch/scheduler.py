@@ -294,12 +294,12 @@ def sbatch(script: Path, token: Token, seconds: float, keep_open: Sequence[int] 
 
 def number_in(answer: Answer) -> str:
     """The id that sbatch printed; empty when it printed none, or several."""
-    found = [
+    ids = [
         line.split(";")[0]
         for line in answer.out.splitlines()
         if re.fullmatch(r"\d+(;\S+)?", line.strip())
     ]
-    return found[0].strip() if answer.code == 0 and len(found) == 1 else ""
+    return ids[0].strip() if answer.code == 0 and len(ids) == 1 else ""
 
 
 def cancel(numbers: Iterable[str], seconds: float) -> None:

@@ -63,17 +63,17 @@ def parse_shapes(text: str, cluster: ClusterConfig) -> list[Shape]:
     """`4x8x1440,8x8x720`, or `auto`: 1 to 8 nodes as the config asks for them."""
     if text == "auto":
         return [Shape(nodes, cluster.gpus_per_node, cluster.minutes) for nodes in AUTO_NODES]
-    found = []
+    shapes = []
     for part in text.split(","):
         match = SHAPE.fullmatch(part.strip())
         if match is None or int(match[1]) < 1 or int(match[3]) < 1:
             raise ConfigError(
                 f"--shapes {part.strip()!r}: expected NODESxGPUSxMINUTES, several with commas between, or auto"
             )
-        found.append(Shape(int(match[1]), int(match[2]), int(match[3])))
-    if len(found) > MOST_SHAPES:
-        raise ConfigError(f"--shapes: {len(found)} of them; expected {MOST_SHAPES} or fewer")
-    return list(dict.fromkeys(found))
+        shapes.append(Shape(int(match[1]), int(match[2]), int(match[3])))
+    if len(shapes) > MOST_SHAPES:
+        raise ConfigError(f"--shapes: {len(shapes)} of them; expected {MOST_SHAPES} or fewer")
+    return list(dict.fromkeys(shapes))
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,13 @@ def queue_seconds(config: Config, phase: str, now: float | None = None) -> float
 
 def rows(costs: Mapping[Shape, Cost | str]) -> list[list[str]]:
     """The table; a shape that no batch can be cut for says why."""
-    found = []
+    table = []
     for shape, one in costs.items():
         if isinstance(one, str):
-            found.append([shape.name, "-", "-", "-", "-", one])
+            table.append([shape.name, "-", "-", "-", "-", one])
             continue
         queue = "not known" if one.queue_s is None else f"{one.queue_s / 3600:.1f} h"
-        found.append(
+        table.append(
             [
                 shape.name,
                 f"{one.hours:.2f}",
@@ -150,4 +150,4 @@ def rows(costs: Mapping[Shape, Cost | str]) -> list[list[str]]:
                 f"{one.days:.2f}",
             ]
         )
-    return found
+    return table

@@ -136,7 +136,7 @@ def rows(run_dir: Path, states: States, starts: Mapping[str, str] = NO_STARTS) -
     """One row a phase, and evaluation last."""
     config, home = load_run(run_dir), prepare_home(run_dir)
     jobs = jobs_of(run_dir)
-    found: list[list[str]] = []
+    table: list[list[str]] = []
     failed: set[str] = set()
     for name in [PREPARE, *ordered_phases(config.phases), EVALUATE]:
         job = jobs.get(name, NOT_SUBMITTED)
@@ -165,10 +165,10 @@ def rows(run_dir: Path, states: States, starts: Mapping[str, str] = NO_STARTS) -
             )
         line = " ".join(progress.get("line", "").split()[1:])
         error = "" if done else last_error(paths, name)
-        found.append(
+        table.append(
             [name, ",".join(job.ids) or "-", state, line, expected_end(progress, done), error]
         )
-    return found
+    return table
 
 
 NOT_SUBMITTED = Submitted((), 0, (), "", ())
@@ -232,26 +232,26 @@ HEADINGS = ["phase", "job", "state", "progress", "ends about", "last error"]
 def show(run_dir: Path, asked: Scheduler) -> str:
     """The table of one run, and what is to be said of it."""
     states = asked.states()
-    found = rows(run_dir, states, asked.starts)
+    phase_rows = rows(run_dir, states, asked.starts)
     config = load_run(run_dir)
     if asked.numbers and not asked.silence:
         node_failures.note(run_dir, states, asked.answer_seconds)
     # Of phases that are under way or cut short; what a finished one met on its way is in its log.
-    open_ones = {row[0]: row[2].startswith("running") for row in found if row[2] != "done"}
+    open_ones = {row[0]: row[2].startswith("running") for row in phase_rows if row[2] != "done"}
     under_way = {name: open_ones[name] for name in config.phases if name in open_ones}
     lines = notes(config, run_dir, under_way)
-    return "\n".join([text_table(HEADINGS, found), *(f"  {line}" for line in lines)])
+    return "\n".join([text_table(HEADINGS, phase_rows), *(f"  {line}" for line in lines)])
 
 
 def summary_row(run_dir: Path, asked: Scheduler) -> list[str]:
     """A whole run in one row: its first phase that runs, else the first that is not done."""
-    found = rows(run_dir, asked.states(), asked.starts)
-    rest = [row for row in found if row[2] != "done" and row[0] != PREPARE] or found[-1:]
+    phase_rows = rows(run_dir, asked.states(), asked.starts)
+    rest = [row for row in phase_rows if row[2] != "done" and row[0] != PREPARE] or phase_rows[-1:]
     shown = next((row for row in rest if row[2].startswith("running")), rest[0])
     failed = next((row for row in rest if row[2].split()[0] in ENDED), None)
     shown = failed or shown
-    done = sum(row[2] == "done" for row in found)
-    return [str(run_dir), f"{done}/{len(found)}", *shown]
+    done = sum(row[2] == "done" for row in phase_rows)
+    return [str(run_dir), f"{done}/{len(phase_rows)}", *shown]
 
 
 def show_all(run_dirs: Sequence[Path], asked: Scheduler, whole: bool) -> str:
@@ -327,7 +327,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_folders(names: Sequence[str]) -> list[Path]:
     """The runs that these names mean, each once. Of several, folders that are no runs are left out."""
-    found: list[Path] = []
+    folders: list[Path] = []
     for name in names:
         place = Path(name)
         if not place.is_dir():
@@ -336,10 +336,10 @@ def run_folders(names: Sequence[str]) -> list[Path]:
             continue
         is_run = RunPaths(place).config.is_file()
         inside = runs_together(place) or ([place] if is_run or len(names) == 1 else [])
-        found += [folder for folder in inside if folder not in found]
-    if not found:
+        folders += [folder for folder in inside if folder not in folders]
+    if not folders:
         raise ConfigError(f"{', '.join(names[:3])}: no run folder among them")
-    return found
+    return folders
 
 
 def run(args: argparse.Namespace) -> int:

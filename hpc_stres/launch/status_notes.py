@@ -23,22 +23,22 @@ WORST_NODES = 3
 def notes(config: Config, run_dir: Path, is_running: Mapping[str, bool]) -> list[str]:
     """Everything that is worth a line; nothing where all is well and nothing was spent."""
     paths = RunPaths(run_dir)
-    found = reasons(run_dir, config.cluster)
+    lines = reasons(run_dir, config.cluster)
     for phase, running in is_running.items():
-        found += [f"{phase}: {line}" for line in _of_phase(paths.phase(phase), running)]
-    return [*found, *costs(config.phases, run_dir)]
+        lines += [f"{phase}: {line}" for line in _of_phase(paths.phase(phase), running)]
+    return [*lines, *costs(config.phases, run_dir)]
 
 
 def _of_phase(paths: PhasePaths, is_running: bool) -> list[str]:
     """Who is late or slow in a phase that is not done."""
-    found = []
+    lines = []
     rows = sift_metrics(paths)[0]
     slow = [str(row["slow"]) for row in rows if row.get("slow")]
     if slow:
-        found.append(slow[-1])
+        lines.append(slow[-1])
     beats = [read_json(path) for path in sorted((paths.root / "heartbeat").glob("rank*.json"))]
-    found += late(beats, time.time()) if is_running else _stall(paths)
-    return found
+    lines += late(beats, time.time()) if is_running else _stall(paths)
+    return lines
 
 
 def _stall(paths: PhasePaths) -> list[str]:
@@ -70,19 +70,19 @@ def late(beats: list[dict[str, Any]], now: float) -> list[str]:
 def costs(phases: Phases, run_dir: Path) -> list[str]:
     """What became of the time, in one line, and on which nodes it was lost."""
     try:
-        found = account(phases, run_dir)
+        spent = account(phases, run_dir)
     except UserError as error:
         return [str(error).splitlines()[0]]
-    total = found.total
+    total = spent.total
     if not total.attempts:
         return []
-    planned = f" of {found.planned_node_hours:.2f} planned" if found.planned_node_hours else ""
+    planned = f" of {spent.planned_node_hours:.2f} planned" if spent.planned_node_hours else ""
     kinds = ", ".join(f"{name} {duration(seconds)}" for name, seconds in by_kind(total))
     lines = [
         f"node-hours: {total.node_hours:.2f} used{planned}; {total.attempts} attempts: {kinds}"
     ]
-    lost = [(n, c) for n, c in worst_nodes(found) if c.lost_node_hours >= 0.01][:WORST_NODES]
-    if len(found.nodes) > 1 and lost:
+    lost = [(n, c) for n, c in worst_nodes(spent) if c.lost_node_hours >= 0.01][:WORST_NODES]
+    if len(spent.nodes) > 1 and lost:
         words = ", ".join(
             f"{node} {c.lost_node_hours:.2f} of {c.node_hours:.2f}" for node, c in lost
         )

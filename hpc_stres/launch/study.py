@@ -317,7 +317,7 @@ def _alike(
     elements: Sequence[Element], name: str
 ) -> dict[tuple[tuple[Any, ...], tuple[str, ...], int], list[Element]]:
     """Runs that lack a phase, by what they ask for, what they wait for and how many links they have already."""
-    found: dict[tuple[tuple[Any, ...], tuple[str, ...], int], list[Element]] = {}
+    alike: dict[tuple[tuple[Any, ...], tuple[str, ...], int], list[Element]] = {}
     for element in elements:
         if job := element.jobs.get(name):
             begun = element.begun(job)
@@ -326,8 +326,8 @@ def _alike(
             config = element.request.config
             settings = (*_shape(job), repr(config.cluster), config.data.root)
             key = (settings, element.waits_for(job), begun)
-            found.setdefault(key, []).append(element)
-    return found
+            alike.setdefault(key, []).append(element)
+    return alike
 
 
 def _array(study: Study, members: Sequence[Element], name: str) -> Array:

@@ -22,7 +22,7 @@ def marked(data: DataConfig, name: str) -> set[str]:
     rows = read_table(table, (*splits.CSV_COLUMNS, column))
     home = splits.video_folder(data)
     ids = {video.path: video.id for video in splits.read_listing(data).videos.values()}
-    found = set()
+    held_out = set()
     for number, row in rows:
         word = row[column].lower()
         if word not in YES and word not in NO:
@@ -30,5 +30,5 @@ def marked(data: DataConfig, name: str) -> set[str]:
                 f"{table}:{number}: {column} is {printable(row[column])!r}; expected val or nothing (or yes and no)"
             )
         if word in YES:
-            found.add(ids[home / row["path"]])
-    return found
+            held_out.add(ids[home / row["path"]])
+    return held_out

@@ -83,18 +83,18 @@ def _read(root: Path, cut: tuple[float, int], walk: Walk, probe: Walk) -> Listin
     folder, `probe` the same without counting what it leaves out.
     """
     test_fraction, folds = cut
-    found = list(_folders(root))
-    if not found:
+    folders = list(_folders(root))
+    if not folders:
         raise UserError(
             f"{root}: no class folders here\nPut each class's videos into a folder of its own."
         )
-    by_split = _split_folders(found, probe)
+    by_split = _split_folders(folders, probe)
     if by_split and folds > 1:
         names = " and ".join(sorted(path.name + "/" for path in by_split.values()))
         raise UserError(f"{root}: {names} are the one split of this data set\nSet data.folds to 1.")
     if by_split:
         return _read_splits(root, by_split, walk)
-    listing = Listing([path.name for path in found])
+    listing = Listing([path.name for path in folders])
     listing.train = {split: [] for split in range(1, folds + 1)}
     listing.test = {split: [] for split in range(1, folds + 1)}
     # Numbers are put in order by their value.
@@ -116,16 +116,16 @@ def _read(root: Path, cut: tuple[float, int], walk: Walk, probe: Walk) -> Listin
     return listing
 
 
-def _split_folders(found: list[Path], probe: Walk) -> dict[str, Path]:
+def _split_folders(folders: list[Path], probe: Walk) -> dict[str, Path]:
     """Folders by what they are for, where train and test (or val) folders of class folders are all
     that there is.
     """
-    kinds = {path: SPLIT_FOLDERS.get(path.name.lower()) for path in found}
+    kinds = {path: SPLIT_FOLDERS.get(path.name.lower()) for path in folders}
     names = [kind for kind in kinds.values() if kind]
-    if len(names) != len(found) or len(set(names)) != len(names) or not {"train"} < set(names):
+    if len(names) != len(folders) or len(set(names)) != len(names) or not {"train"} < set(names):
         return {}
     # Classes that are named train and test hold videos, not folders of classes.
-    if any(_has_videos(path) or not any(map(_any, map(probe, _folders(path)))) for path in found):
+    if any(_has_videos(path) or not any(map(_any, map(probe, _folders(path)))) for path in folders):
         return {}
     return {kind: path for path, kind in kinds.items() if kind}
 

@@ -76,34 +76,34 @@ def _find_lists(lists: Path) -> tuple[dict[tuple[str, int], Path], list[str]]:
     """The files of lists by kind and number of the split, and notes on those that are not read."""
     if not lists.is_dir():
         raise UserError(f"{lists}: no such folder of lists\nSet data.lists to it. {NAMES_HINT}")
-    found: dict[tuple[str, int], Path] = {}
+    files: dict[tuple[str, int], Path] = {}
     for path in sorted(lists.iterdir()):
         match = LIST_NAME.fullmatch(path.name)
         if match is None or not path.is_file():
             continue
         key = (match[1].lower(), int(match[2] or 1))
-        if key in found:
+        if key in files:
             raise UserError(
-                f"{lists}: both {found[key].name} and {path.name} are the {key[0]} list of split {key[1]}"
+                f"{lists}: both {files[key].name} and {path.name} are the {key[0]} list of split {key[1]}"
             )
-        found[key] = path
+        files[key] = path
     notes = []
-    for split in sorted({split for _, split in found}):
-        if ("val", split) in found and ("test", split) in found:
+    for split in sorted({split for _, split in files}):
+        if ("val", split) in files and ("test", split) in files:
             notes.append(
-                f"{found.pop(('val', split))}: not read: {found['test', split].name} tests split {split}"
+                f"{files.pop(('val', split))}: not read: {files['test', split].name} tests split {split}"
             )
-    _refuse_half_splits(lists, found)
-    return dict(sorted(found.items(), key=lambda item: (item[0][1], item[0][0] != "train"))), notes
+    _refuse_half_splits(lists, files)
+    return dict(sorted(files.items(), key=lambda item: (item[0][1], item[0][0] != "train"))), notes
 
 
-def _refuse_half_splits(lists: Path, found: dict[tuple[str, int], Path]) -> None:
+def _refuse_half_splits(lists: Path, files: dict[tuple[str, int], Path]) -> None:
     """Every split has a list that trains and one that tests, and they are numbered from 1 without a gap."""
-    numbers = sorted({split for _, split in found})
+    numbers = sorted({split for _, split in files})
     if not numbers:
         raise UserError(f"{lists}: no lists here\n{NAMES_HINT}")
     for split in range(1, numbers[-1] + 1):
-        kinds = {kind for kind, number in found if number == split}
+        kinds = {kind for kind, number in files if number == split}
         missing = [
             word
             for word, own in (("train", {"train"}), ("test", {"test", "val"}))
@@ -124,18 +124,18 @@ def _read_classes(lists: Path) -> list[tuple[str, str]]:
     numbered = [re.fullmatch(r"(\d{1,9})[\s,]+(\S.*)", line) for _, line in lines]
     # Classes may be named by numbers and more ("50 metres"): only where every line has one it is a number.
     are_numbered = all(numbered) and len({int(m[1]) for m in numbered if m}) == len(lines)
-    found: list[tuple[str, str]] = []
+    classes: list[tuple[str, str]] = []
     for count, ((number, line), match) in enumerate(zip(lines, numbered, strict=True)):
         own = (str(int(match[1])), match[2]) if are_numbered and match else (str(count), line)
         require_utf8(own[1])
-        if any(own[1] == name for _, name in found):
+        if any(own[1] == name for _, name in classes):
             raise UserError(f"{path}:{number}: the class {printable(own[1])} is listed twice")
-        found.append(own)
-    if not found:
+        classes.append(own)
+    if not classes:
         raise UserError(
             f"{path}: no classes\nWrite a class's name into each line, or remove the file."
         )
-    return found
+    return classes
 
 
 def _spellings(ordered: list[tuple[str, str]]) -> dict[str, str]:

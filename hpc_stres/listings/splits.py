@@ -134,14 +134,14 @@ def _stem(file: str, place: str) -> str:
 
 def read_hmdb51(videos: Path, lists: Path) -> Listing:
     """HMDB51's `<class>_test_split<k>.txt`: 1 trains, 2 tests, 0 is unused."""
-    found = sorted(
+    files = sorted(
         path for path in lists.glob("*_test_split1.txt") if not path.name.startswith(".")
     )
-    if not found:
+    if not files:
         raise UserError(
             f"{lists}: no *_test_split1.txt here\nSet data.lists to the folder of HMDB51's lists."
         )
-    listing = Listing([path.name.removesuffix("_test_split1.txt") for path in found])
+    listing = Listing([path.name.removesuffix("_test_split1.txt") for path in files])
     for split in SPLITS:
         if split > 1 and not any(lists.glob(f"*_test_split{split}.txt")):
             continue
@@ -250,29 +250,29 @@ def problems(listing: Listing) -> list[str]:
     """What is wrong with a listing, a line each: missing files, doubles, recordings and files that
     train and test.
     """
-    found: list[str] = []
+    faults: list[str] = []
     files: dict[tuple[int, int], list[str]] = {}
     for video in listing.videos.values():
         identity = _file_identity(video.path)
         if identity is None:
-            found.append(f"missing: {printable(video.path)}")
+            faults.append(f"missing: {printable(video.path)}")
         elif identity[1]:
             files.setdefault(identity, []).append(video.id)
     for split in listing.train:
         train, test = listing.train[split], listing.test[split]
         for kind, ids in (("train", train), ("test", test)):
-            found += [
+            faults += [
                 f"split {split}: {name} is {n} times in {kind}"
                 for name, n in Counter(ids).items()
                 if n > 1
             ]
-        found += [
+        faults += [
             f"split {split}: {name} is in train and test" for name in sorted(set(train) & set(test))
         ]
         shared = _groups(listing, train) & _groups(listing, test)
-        found += [f"split {split}: group {name} is in train and test" for name in sorted(shared)]
-        found += _same_files(listing, split, [names for names in files.values() if len(names) > 1])
-    return found
+        faults += [f"split {split}: group {name} is in train and test" for name in sorted(shared)]
+        faults += _same_files(listing, split, [names for names in files.values() if len(names) > 1])
+    return faults
 
 
 def _file_identity(path: Path) -> tuple[int, int] | None:
@@ -289,14 +289,14 @@ def _same_files(listing: Listing, split: int, doubles: list[list[str]]) -> list[
     tell apart.
     """
     used = {*listing.train[split], *listing.test[split]}
-    found = []
+    faults = []
     for names in doubles:
         here = [str(listing.videos[name].path) for name in names if name in used]
         if len(here) > 1:
-            found.append(
+            faults.append(
                 f"split {split}: one file under two names: {printable(here[0])} and {printable(here[1])}"
             )
-    return found
+    return faults
 
 
 def _groups(listing: Listing, ids: list[str]) -> set[str]:

@@ -109,7 +109,7 @@ def _read_blob(message: memoryview) -> Array:
 
 def _read_npz(path: Path) -> Layers:
     """Arrays named LAYER/NUMBER."""
-    found: dict[str, dict[int, Array]] = {}
+    layers: dict[str, dict[int, Array]] = {}
     try:
         with np.load(path, allow_pickle=False) as arrays:
             for key in arrays.files:
@@ -118,12 +118,12 @@ def _read_npz(path: Path) -> Layers:
                     raise UserError(
                         f"{path}: an array is named {key!r:.60}; expected LAYER/NUMBER, as conv1/0"
                     )
-                found.setdefault(layer, {})[int(number)] = arrays[key]
+                layers.setdefault(layer, {})[int(number)] = arrays[key]
     except UserError:
         raise
     except Exception as error:  # zip files and arrays have their own families of errors
         raise wire.WireError(str(error).splitlines()[0][:120] if str(error) else "") from None
-    for layer, blobs in found.items():
+    for layer, blobs in layers.items():
         if sorted(blobs) != list(range(len(blobs))):
             raise UserError(f"{path}: layer {layer} has arrays {sorted(blobs)}; expected 0, 1, ...")
         for blob in blobs.values():
@@ -131,7 +131,7 @@ def _read_npz(path: Path) -> Layers:
                 raise UserError(
                     f"{path}: layer {layer} has an array of {blob.dtype}, not of numbers"
                 )
-    return {layer: [blobs[n] for n in sorted(blobs)] for layer, blobs in found.items()}
+    return {layer: [blobs[n] for n in sorted(blobs)] for layer, blobs in layers.items()}
 
 
 def to_state(layers: Layers, source: str) -> dict[str, Tensor]:

@@ -22,12 +22,12 @@ def describe(model: TwoStream, side: int, chunks: int) -> dict[str, list[Row]]:
     output = model(rgb, flow)
     for hook in hooks:
         hook.remove()
-    found = {}
+    metalayers = {}
     for stream, logits in (("appearance", output.appearance), ("motion", output.motion)):
         trunk = getattr(model, stream)
         if trunk is not None:
-            found[stream] = _walk(model, trunk, costs, sizes, chunks, logits.shape[1])
-    return found
+            metalayers[stream] = _walk(model, trunk, costs, sizes, chunks, logits.shape[1])
+    return metalayers
 
 
 def _measure(costs: dict[nn.Module, int], sizes: dict[nn.Module, int]) -> Any:

@@ -44,12 +44,12 @@ class Report:
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} tensors loaded"]
         for name in ("inflated", "replaced", "missing"):
-            found = getattr(self, name)
-            if found:
-                shown = ", ".join(found[:3]) + (
-                    f" and {len(found) - 3} more" if len(found) > 3 else ""
+            names = getattr(self, name)
+            if names:
+                shown = ", ".join(names[:3]) + (
+                    f" and {len(names) - 3} more" if len(names) > 3 else ""
                 )
-                parts.append(f"{len(found)} {name} ({shown})")
+                parts.append(f"{len(names)} {name} ({shown})")
         return "; ".join(parts)
 
 
@@ -154,7 +154,7 @@ def to_streams(
     rescale: bool,
 ) -> dict[str, Tensor]:
     """A plain ResNet's state dict under the names of the given streams, conv1 inflated for motion."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     kept = {name: tensor for name, tensor in state.items() if not name.startswith(AUXILIARY)}
     for stream in streams:
         for name, tensor in kept.items():
@@ -162,8 +162,8 @@ def to_streams(
             inflated = (
                 inflate_conv1(tensor, conv1, rescale) if stream == "motion" and is_rgb else tensor
             )
-            found[f"{stream}.{name}"] = inflated
-    return found
+            tensors[f"{stream}.{name}"] = inflated
+    return tensors
 
 
 def to_torchvision(state: Mapping[str, Tensor], stream: str) -> dict[str, Tensor]:

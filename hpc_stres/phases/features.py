@@ -36,7 +36,7 @@ class FeaturesPhase(Phase):
 
     def streams(self, phases: Any) -> dict[str, str]:
         """The phase that trained each stream's trunk; refuses others than single streams."""
-        found: dict[str, str] = {}
+        trained_by: dict[str, str] = {}
         for name in self.starts_from:
             phase = phases.get(name)
             if phase is None or phase.kind != "train":
@@ -46,12 +46,12 @@ class FeaturesPhase(Phase):
                     f"starts_from: {name} trains more than one stream; give single ones"
                 )
             (stream,) = phase.family.streams
-            if stream in found:
+            if stream in trained_by:
                 raise ConfigError(
-                    f"starts_from: {found[stream]} and {name} both train the {stream} stream"
+                    f"starts_from: {trained_by[stream]} and {name} both train the {stream} stream"
                 )
-            found[stream] = name
-        return found
+            trained_by[stream] = name
+        return trained_by
 
     @property
     def title(self) -> str:

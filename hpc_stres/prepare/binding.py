@@ -41,13 +41,13 @@ class Disc:
 
 def classes() -> list[tuple[str, tuple[Disc, Disc]]]:
     """Names and discs of the 8 classes."""
-    found = []
+    named_discs = []
     for colours in COLOUR_PAIRS:
         for motions in MOTION_PAIRS:
             for first, second in (motions, motions[::-1]):
                 name = f"{colours[0]}{first}{colours[1]}{second}"
-                found.append((name, (Disc(colours[0], first), Disc(colours[1], second))))
-    return found
+                named_discs.append((name, (Disc(colours[0], first), Disc(colours[1], second))))
+    return named_discs
 
 
 def _texture(

@@ -67,16 +67,16 @@ def estimate(
 
 def refuse_full_disk(root: Path, needed_bytes: int, needed_inodes: int) -> None:
     """Refuse when the file system has no room for so many bytes or files."""
-    found = os.statvfs(root)
-    free = found.f_bavail * found.f_frsize
+    status = os.statvfs(root)
+    free = status.f_bavail * status.f_frsize
     if needed_bytes > free:
         raise UserError(
             f"{root}: preparing needs about {size_text(needed_bytes)}, {size_text(free)} are free\n"
             "Free some space, or set data.root to another file system."
         )
     # File systems without a fixed number of inodes say 0 of 0.
-    if found.f_files and needed_inodes > found.f_favail:
+    if status.f_files and needed_inodes > status.f_favail:
         raise UserError(
-            f"{root}: preparing needs {needed_inodes} inodes, {found.f_favail} are free\n"
+            f"{root}: preparing needs {needed_inodes} inodes, {status.f_favail} are free\n"
             "Remove files, or set data.root to another file system."
         )

@@ -80,12 +80,12 @@ def import_frames(
     files = numbered(folder, ("frame", "img_", "image_", "img", "image"))
     given: tuple[int, ...] | None = None
     for path in files:
-        found = _read(path, max_pixels, color=True)
+        image = _read(path, max_pixels, color=True)
         if given is None:
-            given = found.pixels.shape[:2]
+            given = image.pixels.shape[:2]
             wanted = stored_size(given[0], given[1], settings.short_side, max_pixels)
-        _require_size(found, given)
-        emit("rgb", _stored_rgb(found, wanted, settings))
+        _require_size(image, given)
+        emit("rgb", _stored_rgb(image, wanted, settings))
     if flow_root is None:
         pictures = (_read(path, max_pixels, color=True).pixels for path in files)
         emit_flow_of((gray(resize(picture, *wanted)) for picture in pictures), settings, emit)
@@ -104,22 +104,22 @@ def numbered(folder: Path, prefixes: Sequence[str]) -> list[Path]:
     if not folder.is_dir():
         raise UndecodableError(f"no folder {folder}")
     for prefix in prefixes:
-        found: dict[int, Path] = {}
+        by_number: dict[int, Path] = {}
         for path in sorted(folder.iterdir()):
             match = NUMBER.search(path.name)
             if match and path.name[: match.start()] == prefix:
                 number = int(match.group(1))
-                if number in found:
+                if number in by_number:
                     raise UndecodableError(
-                        f"{folder}: {found[number].name} and {path.name} have one number"
+                        f"{folder}: {by_number[number].name} and {path.name} have one number"
                     )
-                found[number] = path
-        if found:
-            numbers = sorted(found)
+                by_number[number] = path
+        if by_number:
+            numbers = sorted(by_number)
             gap = next((a + 1 for a, b in itertools.pairwise(numbers) if b != a + 1), None)
             if gap is not None:
                 raise UndecodableError(f"{folder}: number {gap} is missing")
-            return [found[number] for number in numbers]
+            return [by_number[number] for number in numbers]
     raise UndecodableError(f"{folder}: no files {' or '.join(f'{p}NUMBER.jpg' for p in prefixes)}")
 
 
@@ -144,10 +144,10 @@ def _import_flow(
     given: tuple[int, ...] | None = None
     for pair in list(zip(*both, strict=True))[: max(1, frames - 1)]:
         for axis, path in enumerate(pair):
-            found = _read(path, max_pixels, color=False)
-            given = given or found.pixels.shape
-            _require_size(found, given)
-            yield _stored_flow(found, axis, wanted, settings)
+            image = _read(path, max_pixels, color=False)
+            given = given or image.pixels.shape
+            _require_size(image, given)
+            yield _stored_flow(image, axis, wanted, settings)
 
 
 def _flow_files(root: Path, folder: Path, axis: int) -> list[Path]:
@@ -199,35 +199,35 @@ def _read(path: Path, max_pixels: int, color: bool) -> _Read:
     return _Read(path, data, header, pixels)
 
 
-def _require_size(found: _Read, given: tuple[int, ...]) -> None:
-    height, width = found.pixels.shape[:2]
+def _require_size(image: _Read, given: tuple[int, ...]) -> None:
+    height, width = image.pixels.shape[:2]
     if (height, width) != given[:2]:
         raise UndecodableError(
-            f"{found.path}: {width} x {height} pixels, but the first has {given[1]} x {given[0]}"
+            f"{image.path}: {width} x {height} pixels, but the first has {given[1]} x {given[0]}"
         )
 
 
-def _stored_rgb(found: _Read, wanted: tuple[int, int], settings: Settings) -> bytes:
+def _stored_rgb(image: _Read, wanted: tuple[int, int], settings: Settings) -> bytes:
     # Only what every decoder reads alike is kept: no picture that its EXIF block turns, no inks in
     # place of colours.
     if (
-        found.pixels.shape[:2] == wanted
-        and found.header.is_plain_jpeg
-        and found.header.channels in (1, 3)
+        image.pixels.shape[:2] == wanted
+        and image.header.is_plain_jpeg
+        and image.header.channels in (1, 3)
     ):
-        return found.data
-    return encode_jpeg(resize(found.pixels, *wanted), settings.jpeg_quality)
+        return image.data
+    return encode_jpeg(resize(image.pixels, *wanted), settings.jpeg_quality)
 
 
-def _stored_flow(found: _Read, axis: int, wanted: tuple[int, int], settings: Settings) -> bytes:
+def _stored_flow(image: _Read, axis: int, wanted: tuple[int, int], settings: Settings) -> bytes:
     """Another size means other pixels: the displacement grows with the picture."""
     import cv2
 
-    if found.header.bits != 8:
-        raise UndecodableError(f"{found.path}: {found.header.bits} bits; flow is read from 8 bits")
-    picture = found.pixels
-    if picture.shape == wanted and found.header.is_plain_jpeg and found.header.channels == 1:
-        return found.data
+    if image.header.bits != 8:
+        raise UndecodableError(f"{image.path}: {image.header.bits} bits; flow is read from 8 bits")
+    picture = image.pixels
+    if picture.shape == wanted and image.header.is_plain_jpeg and image.header.channels == 1:
+        return image.data
     factor = wanted[1 - axis] / picture.shape[1 - axis]
     pixels = (
         cv2.resize(decode_flow(picture), (wanted[1], wanted[0]), interpolation=cv2.INTER_LINEAR)

@@ -51,8 +51,8 @@ def find_kind(videos: Path, lists: Path | None) -> tuple[str, Path | None]:
     if len(tables) == 1:
         return "csv", tables[0]
     if len(tables) > 1:
-        found = ", ".join(printable(path.name) for path in tables)
-        raise UserError(f"{videos}: several tables of videos: {found}\nName one with --lists.")
+        shown = ", ".join(printable(path.name) for path in tables)
+        raise UserError(f"{videos}: several tables of videos: {shown}\nName one with --lists.")
     if any(LIST_NAME.fullmatch(path.name) for path in names):
         return "lists", videos
     return "folder", None
@@ -237,19 +237,19 @@ def _spread(videos: Sequence[Video], count: int) -> list[Video]:
 
 def _cost(videos: list[Video], settings: Settings, max_pixels: int) -> Cost | None:
     jobs = [(str(video.path), settings, max_pixels) for video in videos]
-    found = [
+    costs = [
         cost for cost in _in_children(measure, jobs, MEASURE_SECONDS) if isinstance(cost, Cost)
     ]
-    if not found:
+    if not costs:
         return None
-    frames = sum(cost.frames for cost in found)
+    frames = sum(cost.frames for cost in costs)
 
     def mean(values: Sequence[float]) -> float:
-        return sum(value * cost.frames for value, cost in zip(values, found, strict=True)) / frames
+        return sum(value * cost.frames for value, cost in zip(values, costs, strict=True)) / frames
 
     return Cost(
-        mean([cost.rgb_bytes for cost in found]), mean([cost.flow_bytes for cost in found]),
-        mean([cost.seconds for cost in found]), frames,
+        mean([cost.rgb_bytes for cost in costs]), mean([cost.flow_bytes for cost in costs]),
+        mean([cost.seconds for cost in costs]), frames,
     )  # fmt: skip
 
 

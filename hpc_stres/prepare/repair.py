@@ -174,16 +174,16 @@ def _write_index(store: Store, moved: list[Contents]) -> None:
 
 def scan(paths: StorePaths, settings: Settings) -> Contents:
     """What whole members the shards hold, read out of the shards themselves."""
-    found = Contents()
+    contents = Contents()
     offsets: dict[int, Offsets] = {}
     for path in sorted(paths.shards.glob("[0-9]*.tar")):
         number = int(path.name.split(".")[0])
         videos, offsets[number] = scan_shard(path, settings)
         # Where a video is in several shards, the newest holds the one that was used last.
-        found.videos |= videos
-        found.shards[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    found.places = lambda row: writer.slices(offsets[row.shard], row)
-    return found
+        contents.videos |= videos
+        contents.shards[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    contents.places = lambda row: writer.slices(offsets[row.shard], row)
+    return contents
 
 
 def scan_shard(path: Path, settings: Settings) -> tuple[dict[str, Packed], Offsets]:

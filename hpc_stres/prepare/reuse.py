@@ -35,7 +35,7 @@ def siblings(paths: StorePaths, settings: Settings) -> "list[Store]":
     """The other whole stores under this root that were prepared in the same way."""
     from hpc_stres.store.reader import Store
 
-    found = []
+    stores = []
     for manifest in sorted(paths.root.parent.glob("*/manifest.json")):
         if (
             manifest.parent == paths.root
@@ -43,10 +43,10 @@ def siblings(paths: StorePaths, settings: Settings) -> "list[Store]":
         ):
             continue
         try:
-            found.append(Store(manifest.parent))
+            stores.append(Store(manifest.parent))
         except UserError:
             continue  # damaged, or being replaced: what it holds is prepared from the originals
-    return found
+    return stores
 
 
 def copy_from_siblings(
@@ -83,11 +83,11 @@ def _copy(
 ) -> bool:
     video, stamp = wanted
     try:
-        found = read_back(store, row)
+        stored = read_back(store, row)
     except UserError:
         return False  # damaged there: prepared here
     own = PreparedVideo(
-        video.id, video.label, found.height, found.width, found.rgb, found.flow, found.note
+        video.id, video.label, stored.height, stored.width, stored.rgb, stored.flow, stored.note
     )
     own.write_part(paths.part(video.id), source, settings.as_json(), stamp)
     return True

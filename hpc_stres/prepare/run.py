@@ -142,13 +142,13 @@ class Preparation:
         if make is not None:
             entry_point(make)(self.data, self.config.seed)
         listing = sources.read_listing(self.data)
-        found = splits.problems(listing)
+        problems = splits.problems(listing)
         if missing_is_fine:
-            found = [line for line in found if not line.startswith("missing: ")]
-        if found:
-            more = f"\n(and {len(found) - 2} more)" if len(found) > 2 else ""
+            problems = [line for line in problems if not line.startswith("missing: ")]
+        if problems:
+            more = f"\n(and {len(problems) - 2} more)" if len(problems) > 2 else ""
             raise UserError(
-                "the data set's lists and files do not agree:\n" + "\n".join(found[:2]) + more
+                "the data set's lists and files do not agree:\n" + "\n".join(problems[:2]) + more
             )
         return listing
 
@@ -173,7 +173,7 @@ class Preparation:
 
     def _hash_all(self, videos: Iterable[Video]) -> Mapping[str, Source]:
         todo = list(videos)
-        found = {}
+        hashed = {}
         if sum(self._size(video) for video in todo) < INLINE_BYTES:
             return dict(worker_tasks.hash_video(video, self.data) for video in todo)
         with Progress("compare", len(todo), "videos", not self.quiet and bool(todo)) as progress:
@@ -181,9 +181,9 @@ class Preparation:
                 self.executor.submit(worker_tasks.hash_video, video, self.data) for video in todo
             ]
             for number, future in enumerate(as_completed(futures), 1):
-                name, found[name] = future.result()
+                name, hashed[name] = future.result()
                 progress.update(number)
-        return found
+        return hashed
 
     def _is_known(self, name: str, source: Source) -> bool:
         """Whether a source is known, and still the one that was rejected."""
@@ -286,16 +286,16 @@ class Preparation:
                 progress.update(number)
 
     def _new_rejections(self, rest: Mapping[str, Video]) -> dict[str, dict[str, Any]]:
-        found = {}
+        rejections = {}
         for name, video in rest.items():
             row = worker_tasks.found_rejection(self.store, name)
             if row is None or name in self.shard_of or self.store.part(name).is_file():
                 continue
             path = relative_to(video.path, home_of(self.data))
             kept = {key: row[key] for key in ("reason", "source", "limits")}
-            found[name] = {"id": name, "path": path, **kept}
+            rejections[name] = {"id": name, "path": path, **kept}
             self.sources[name] = Source(*row["source"])
-        return found
+        return rejections
 
     def _refuse_many_rejected(self, rejected: Mapping[str, dict[str, Any]], total: int) -> None:
         if len(rejected) > self.data.max_rejected * total:

@@ -69,16 +69,16 @@ class Account:
     @property
     def total(self) -> Costs:
         """All jobs."""
-        found = Costs()
+        costs = Costs()
         for one in self.jobs.values():
-            found.add(one)
-        return found
+            costs.add(one)
+        return costs
 
 
 def account(phases: Phases, run_dir: Path, now: float | None = None) -> Account:
     """What became of the time of a run's jobs."""
     moment = time.time() if now is None else now
-    paths, found = (
+    paths, spent = (
         RunPaths(run_dir),
         Account(planned_node_hours=planned_node_hours(RunPaths(run_dir))),
     )
@@ -99,12 +99,12 @@ def account(phases: Phases, run_dir: Path, now: float | None = None) -> Account:
         costs.attempts, count = 1, max(1, len(attempt.nodes))
         lost = costs.startup + costs.checkpoints + costs.repeated
         costs.node_hours, costs.lost_node_hours = costs.busy * count / 3600, lost * count / 3600
-        found.jobs.setdefault(attempt.phase, Costs()).add(costs)
+        spent.jobs.setdefault(attempt.phase, Costs()).add(costs)
         for node in attempt.nodes:
             share = Costs(**vars(costs))
             share.node_hours, share.lost_node_hours = costs.busy / 3600, lost / 3600
-            found.nodes.setdefault(node, Costs()).add(share)
-    return found
+            spent.nodes.setdefault(node, Costs()).add(share)
+    return spent
 
 
 def _end(
@@ -151,11 +151,11 @@ def _of_training(attempt: Attempt, end: float, rows: Sequence[Mapping[str, Any]]
 def _steps(mine: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> list[int]:
     """Steps of each of these laps."""
     before = {id(row): previous for previous, row in zip([None, *rows[:-1]], rows, strict=True)}
-    found = []
+    steps = []
     for row in mine:
         previous = before[id(row)]
-        found.append(int(row["step"]) - (int(previous["step"]) if previous is not None else 0))
-    return found
+        steps.append(int(row["step"]) - (int(previous["step"]) if previous is not None else 0))
+    return steps
 
 
 def _queue(
@@ -198,6 +198,6 @@ def by_kind(costs: Costs) -> list[tuple[str, float]]:
     return [(name, seconds) for name, seconds in named if seconds >= 0.05]
 
 
-def worst_nodes(found: Account) -> list[tuple[str, Costs]]:
+def worst_nodes(spent: Account) -> list[tuple[str, Costs]]:
     """Nodes by the node-hours that were lost on them, the worst first."""
-    return sorted(found.nodes.items(), key=lambda item: (-item[1].lost_node_hours, item[0]))
+    return sorted(spent.nodes.items(), key=lambda item: (-item[1].lost_node_hours, item[0]))

@@ -110,13 +110,13 @@ def read_attempts(run_dir: Path) -> list[Attempt]:
                 begun.setdefault(key, _attempt(row))
         except (KeyError, TypeError, ValueError):
             continue
-    found = [
+    attempts = [
         Attempt(**{**vars(attempt), "end": ends[key][0], "code": ends[key][1]})
         if key in ends
         else attempt
         for key, attempt in begun.items()
     ]
-    return sorted(found, key=lambda attempt: attempt.begin)
+    return sorted(attempts, key=lambda attempt: attempt.begin)
 
 
 def _attempt(row: Mapping[str, Any]) -> Attempt:
@@ -134,13 +134,13 @@ def without_progress(attempts: list[Attempt], phase: str, job: str, restart: int
     """Attempts of a phase in a row, the newest first, that began where this one begins: each has ended and left no
     new checkpoint. Those of an earlier submission do not count, for whoever submits again has changed something."""
     earlier = [a for a in attempts if a.phase == phase and (a.job, a.restart) != (job, restart)]
-    found: list[Attempt] = []
+    fruitless: list[Attempt] = []
     for attempt in reversed(earlier):
         is_same_job = (attempt.link, attempt.submission) == (link, submission)
         if not is_same_job and attempt.link >= link:
             break
         if attempt.mark != mark:
             break
-        found.append(attempt)
+        fruitless.append(attempt)
         link, submission = attempt.link, attempt.submission
-    return found
+    return fruitless

@@ -97,12 +97,12 @@ def accuse(
 
 def read_accusations(run_dir: Path) -> list[Accusation]:
     """The rows of a run's nodes.jsonl, oldest first; rows of another shape are left out."""
-    found = []
+    accusations = []
     for row in read_rows(RunPaths(run_dir).nodes)[0]:
         accusation = _accusation_of(row)
         if accusation is not None:
-            found.append(accusation)
-    return sorted(found, key=lambda row: row.time)
+            accusations.append(accusation)
+    return sorted(accusations, key=lambda row: row.time)
 
 
 def _accusation_of(row: Mapping[str, Any]) -> Accusation | None:

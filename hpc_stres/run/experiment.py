@@ -75,8 +75,8 @@ def claim_run_folder(
         if stored is not None:
             refuse_other_config(stored, wanted, FREE_KEYS + allowed, f"{run_dir}: this run folder")
         remembered = _allowed_before(run_dir)
-        for where, found in _configs_of_phases(paths):
-            refuse_other_config(found, wanted, FREE_KEYS + allowed + remembered, where)
+        for where, trained in _configs_of_phases(paths):
+            refuse_other_config(trained, wanted, FREE_KEYS + allowed + remembered, where)
         if set(allowed) - set(remembered):
             keys = sorted({*allowed, *remembered})
             write_sealed(run_dir / ALLOWED_CHANGES, {"keys": keys})
@@ -172,7 +172,7 @@ def meta_checksum(meta: Mapping[str, Any]) -> str:
 
 
 def refuse_other_config(
-    found: Mapping[str, Any],
+    stored: Mapping[str, Any],
     wanted: Mapping[str, Any],
     allowed: tuple[str, ...],
     what: str = "the checkpoint",
@@ -180,7 +180,7 @@ def refuse_other_config(
     """Refuse what another experiment wrote, and show the difference."""
     # The most general keys first: of another recipe, its name and not its many numbers.
     differences = sorted(
-        set(_differences(found, wanted, "")), key=lambda item: (item[0].count("."), item)
+        set(_differences(stored, wanted, "")), key=lambda item: (item[0].count("."), item)
     )
     wrong = [
         (key, line)
@@ -195,11 +195,11 @@ def refuse_other_config(
         )
 
 
-def _differences(found: Any, wanted: Any, path: str) -> list[tuple[str, str]]:
-    if isinstance(found, Mapping) and isinstance(wanted, Mapping):
+def _differences(stored: Any, wanted: Any, path: str) -> list[tuple[str, str]]:
+    if isinstance(stored, Mapping) and isinstance(wanted, Mapping):
         lines = []
-        for key in {**found, **wanted}:
+        for key in {**stored, **wanted}:
             inner = f"{path}.{key}" if path else str(key)
-            lines += _differences(found.get(key, BEFORE.get(inner)), wanted.get(key), inner)
+            lines += _differences(stored.get(key, BEFORE.get(inner)), wanted.get(key), inner)
         return lines
-    return [] if found == wanted else [(path, f"{path}: {found!r} there, {wanted!r} now")]
+    return [] if stored == wanted else [(path, f"{path}: {stored!r} there, {wanted!r} now")]

@@ -163,8 +163,8 @@ def runs_together(root: Path) -> list[Path]:
     if RunPaths(root).config.is_file():
         return []
     named = [root / str(name) for name in read_json(RunPaths(root).runs).get("runs", [])]
-    found = [folder for folder in named if RunPaths(folder).config.is_file()]
-    return found or split_folders(root)
+    folders = [folder for folder in named if RunPaths(folder).config.is_file()]
+    return folders or split_folders(root)
 
 
 def study_folder(run_dir: Path) -> Path | None:
@@ -178,8 +178,8 @@ def study_folder(run_dir: Path) -> Path | None:
 
 def _numbered(root: Path) -> list[Path]:
     """Its folders split1, split2 and so on, in the order of their numbers."""
-    found = [path for path in root.glob("split*") if re.fullmatch(r"split[1-9]\d?", path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("split")))
+    folders = [path for path in root.glob("split*") if re.fullmatch(r"split[1-9]\d?", path.name)]
+    return sorted(folders, key=lambda path: int(path.name.removeprefix("split")))
 
 
 @contextmanager

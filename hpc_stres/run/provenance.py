@@ -128,13 +128,13 @@ def _printable(text: str) -> str:
 
 def package_versions() -> dict[str, str]:
     """Versions of the packages that numbers depend on, as installed."""
-    found = {}
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _git(*arguments: str) -> str | None:

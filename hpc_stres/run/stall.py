@@ -59,11 +59,11 @@ def where(paths: PhasePaths, rank: int) -> str:
         text = paths.stack(rank).read_text(encoding="utf-8", errors="replace")
     except OSError:
         text = ""
-    found = frames(text)
-    if not found:
+    calls = frames(text)
+    if not calls:
         return "left no stack: its process is stopped, or gone with its node"
-    inner, is_own = found[0]
-    caller = "" if is_own else next((text for text, own in found if own), "")
+    inner, is_own = calls[0]
+    caller = "" if is_own else next((text for text, own in calls if own), "")
     return f"was in {inner}" + (f", called from {caller}" if caller else "")
 
 

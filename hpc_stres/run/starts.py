@@ -101,13 +101,13 @@ def _model_of(folder: Path) -> str | None:
 
 def _from_export(folder: Path) -> Start:
     remedy = "Export the phase again: hpc-stres export --run-dir D --out DIR"
-    found = read_sealed(folder / EXPORT_MANIFEST, remedy)
+    export = read_sealed(folder / EXPORT_MANIFEST, remedy)
     path = folder / EXPORT_WEIGHTS
-    if not path.is_file() or found.get("files", {}).get(EXPORT_WEIGHTS) != sha256(path):
+    if not path.is_file() or export.get("files", {}).get(EXPORT_WEIGHTS) != sha256(path):
         raise UserError(
             f"{path}: missing, or not what was exported: its checksum is wrong\n{remedy}"
         )
-    return Start(path, _texts(found.get("classes")))
+    return Start(path, _texts(export.get("classes")))
 
 
 def _texts(classes: Any) -> list[str] | None:

@@ -40,8 +40,8 @@ def read_manifest(store: StorePaths) -> dict[str, Any]:
 def _old_format(store: StorePaths) -> Any:
     """The number of an older format, which has no checksum; None where this is none."""
     try:
-        found = json.loads(store.manifest.read_bytes())
-        number = found["format"] if "checksum" not in found else FORMAT
+        manifest = json.loads(store.manifest.read_bytes())
+        number = manifest["format"] if "checksum" not in manifest else FORMAT
     except (ValueError, KeyError, TypeError, OSError):
         return None
     return None if number == FORMAT else number
@@ -119,15 +119,15 @@ def _row_problem(block: Array, offsets: int, shards: dict[str, Any]) -> str | No
 
 def shard_sizes(paths: StorePaths, manifest: dict[str, Any], strict: bool) -> dict[int, int]:
     """Bytes of each shard as written; where that is asked for, each must be there and as long."""
-    found = {}
+    sizes = {}
     for name, sums in manifest["shards"].items():
         if not re.fullmatch(r"\d{5,}\.tar", name):
             raise UserError(f"{paths.manifest}: {name!r} is no shard\n{REPAIR}")
         problem = _size_problem(paths, name, sums) if strict else None
         if problem:
             raise UserError(f"{paths.shards / name}: {problem}\n{REPAIR}")
-        found[int(name.split(".")[0])] = int(sums["bytes"])
-    return found
+        sizes[int(name.split(".")[0])] = int(sums["bytes"])
+    return sizes
 
 
 def _size_problem(paths: StorePaths, name: str, sums: dict[str, Any]) -> str | None:
@@ -199,12 +199,12 @@ def find_damage(store: "Store") -> Damage:
 
 
 def _damaged_members(store: "Store", number: int) -> list[str]:
-    row, found = store.rows[number], []
+    row, damaged = store.rows[number], []
     for stream, expected in (("rgb", row.rgb_sha256), ("flow", row.flow_sha256)):
         try:
             digest = hashlib.sha256(store.member(number, stream)).hexdigest()  # type: ignore[arg-type]
         except UserError:  # the shard ends before it
             digest = ""
         if digest != expected:
-            found.append(stream)
-    return found
+            damaged.append(stream)
+    return damaged

@@ -71,8 +71,8 @@ def content_of(video: Video, data: DataConfig) -> Source:
 def read_seen(store: StorePaths) -> Seen:
     """Stamps and hashes of the sources when they were last prepared; nothing where the file is gone or damaged."""
     try:
-        found = read_sealed(store.seen, "")
-        return {name: (Stamp(*row[:3]), str(row[3])) for name, row in found["sources"].items()}
+        seen = read_sealed(store.seen, "")
+        return {name: (Stamp(*row[:3]), str(row[3])) for name, row in seen["sources"].items()}
     except (UserError, KeyError, TypeError):
         return {}  # contents are then compared in place of times
 

@@ -52,9 +52,9 @@ def catalogue_of(store: "Store") -> Catalogue:
     read = {
         kind: {
             int(split): [ids[row] for row in store.split_rows[a : a + n]]
-            for split, (a, n) in found.items()
+            for split, (a, n) in spans.items()
         }
-        for kind, found in (("train", store.manifest["train"]), ("test", store.manifest["test"]))
+        for kind, spans in (("train", store.manifest["train"]), ("test", store.manifest["test"]))
     }
     return Catalogue(
         kind=store.manifest["kind"],
@@ -167,12 +167,12 @@ def difference(old: Catalogue, new: Catalogue) -> Changes:
 
 
 def _memberships(listing: Catalogue) -> dict[str, list[tuple[str, int]]]:
-    found: dict[str, list[tuple[str, int]]] = {}
+    memberships: dict[str, list[tuple[str, int]]] = {}
     for kind, lists in (("train", listing.train), ("test", listing.test)):
         for split in sorted(lists):
             for name in lists[split]:
-                found.setdefault(name, []).append((kind, split))
-    return found
+                memberships.setdefault(name, []).append((kind, split))
+    return memberships
 
 
 def find_difference(store: "Store", config: Config) -> Changes | None:
@@ -226,17 +226,17 @@ def missing_originals(data: DataConfig) -> list[str]:
             f"data: the videos are expected in {data.frames or splits.video_folder(data)}{lists}: not here"
         ]
     listing = sources.read_listing(data)
-    found = []
+    problems = []
     if data.split not in listing.train:
-        found.append(
+        problems.append(
             f"data.split: {data.split}: the data set has split {', '.join(map(str, listing.train))}"
         )
     gone = [video for video in listing.videos.values() if not sources.exists(video)]
     if len(gone) > data.max_rejected * len(listing.videos):
-        found.append(
+        problems.append(
             f"{len(gone)} of {len(listing.videos)} videos are not here, the first: {gone[0].path}"
         )
-    return found
+    return problems
 
 
 def check_matches(store: "Store", config: Config) -> None:
@@ -248,8 +248,8 @@ def check_matches(store: "Store", config: Config) -> None:
             file=sys.stderr,
         )
     elif changes:
-        found = changes.lines()
-        more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+        lines = changes.lines()
+        more = f" (and {len(lines) - 3} more)" if len(lines) > 3 else ""
         raise UserError(
-            f"{store.place}: the data set has changed since it was prepared: {'; '.join(found[:3])}{more}\n{PREPARE}"
+            f"{store.place}: the data set has changed since it was prepared: {'; '.join(lines[:3])}{more}\n{PREPARE}"
         )

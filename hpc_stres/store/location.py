@@ -35,10 +35,10 @@ class Settings:
         return cls(data.short_side, data.jpeg_quality, backend, pyramid)
 
     @classmethod
-    def stored(cls, found: dict[str, Any]) -> "Settings":
+    def stored(cls, settings: dict[str, Any]) -> "Settings":
         """From a manifest or an export; what older versions did not write down is what they did."""
-        old = OLD_PYRAMID if has_pyramid(found["flow_backend"]) else NO_PYRAMID
-        return cls(**{"flow_pyramid": old, **found})
+        old = OLD_PYRAMID if has_pyramid(settings["flow_backend"]) else NO_PYRAMID
+        return cls(**{"flow_pyramid": old, **settings})
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -72,24 +72,24 @@ def home_of(data: DataConfig) -> Path:
 def identity(config: Config) -> dict[str, Any]:
     """What makes one store another: the data set's places and kind, and the settings of preparing."""
     data = config.data
-    found: dict[str, Any] = {
+    traits: dict[str, Any] = {
         "format": STORE_FORMAT,
         "kind": data.kind,
         **Settings.of(data).as_json(),
     }
     for key in ("videos", "lists", "frames", "flow_frames"):
         value = getattr(data, key)
-        found[key] = None if value is None else relative_to(value, data.root)
+        traits[key] = None if value is None else relative_to(value, data.root)
     # A default that is written out is the same place.
     defaults = {"videos": f"{data.kind}/videos", "lists": _default_lists(data)}
-    found |= {key: None for key, value in defaults.items() if found[key] == value}
+    traits |= {key: None for key, value in defaults.items() if traits[key] == value}
     if data.kind == "folder":
-        found["test_fraction"] = data.test_fraction
+        traits["test_fraction"] = data.test_fraction
         if data.folds > 1:
-            found["folds"] = data.folds
+            traits["folds"] = data.folds
     if data.kind == "binding":
-        found["binding"] = binding_made_of(config)
-    return found
+        traits["binding"] = binding_made_of(config)
+    return traits
 
 
 def _default_lists(data: DataConfig) -> str:

@@ -140,13 +140,13 @@ def all_packed(
     store: StorePaths, settings: Mapping[str, Any], known: Collection[str]
 ) -> list[PackedShard]:
     """Shards that a killed run finished with these settings, less those that the index has (`known`, file names)."""
-    found = []
+    shards = []
     for path in sorted(store.parts.glob("packed-*.npz")):
         number = int(path.stem.removeprefix("packed-"))
         shard = read_packed(store, number) if store.shard(number).name not in known else None
         if shard is not None and shard.settings == json.loads(json.dumps(settings)):
-            found.append(shard)
-    return found
+            shards.append(shard)
+    return shards
 
 
 def write_shard(path: Path, parts: Iterable[Path], number: int) -> tuple[list[VideoRow], Offsets]:

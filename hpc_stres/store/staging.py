@@ -86,8 +86,8 @@ def _claim(target: Path) -> None:
         )
     with suppress(FileExistsError):
         target.mkdir(mode=0o700)
-    found = target.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+    status = target.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
         raise UserError(
             f"data.stage: {target}: a link, or a folder of another user\n"
             "Remove it, or name a folder of your own, as in data.stage=/tmp/$USER."
@@ -156,8 +156,8 @@ def _remove_strangers(target: Path, wanted: set[str]) -> None:
 
 
 def _times(path: Path) -> list[int]:
-    found = path.lstat()
-    return [found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+    status = path.lstat()
+    return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _read_compared(target: Path) -> dict[str, list[Any]]:

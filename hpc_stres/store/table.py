@@ -42,21 +42,21 @@ class OpenFile:
 
     def read(self, start: int, count: int) -> bytes:
         """So many bytes from a position; all of them, or an error."""
-        found = b""
+        content = b""
         try:
-            found = os.pread(self.descriptor, count, start)
-            while 0 < len(found) < count:
-                more = os.pread(self.descriptor, count - len(found), start + len(found))
+            content = os.pread(self.descriptor, count, start)
+            while 0 < len(content) < count:
+                more = os.pread(self.descriptor, count - len(content), start + len(content))
                 if not more:
                     break
-                found += more
+                content += more
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read: {error.strerror}\n{REPAIR}") from None
-        if len(found) != count:
+        if len(content) != count:
             raise UserError(
                 f"{self.path}: ends before byte {start + count}: it was cut short\n{REPAIR}"
             )
-        return found
+        return content
 
 
 class Table:

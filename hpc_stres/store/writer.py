@@ -163,12 +163,12 @@ def _write_splits(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The splits' rows of the listing one after the other, and where each begins and how long it is."""
     rows: list[int] = []
-    found: dict[str, dict[str, list[int]]] = {"train": {}, "test": {}}
+    spans: dict[str, dict[str, list[int]]] = {"train": {}, "test": {}}
     for kind, splits in (("train", catalogue.train), ("test", catalogue.test)):
         for split, ids in splits.items():
-            found[kind][str(split)] = [len(rows), len(ids)]
+            spans[kind][str(split)] = [len(rows), len(ids)]
             rows += [listed[video_id] for video_id in ids]
-    return _save(store, "splits", np.array(rows, DTYPES["splits"])), found
+    return _save(store, "splits", np.array(rows, DTYPES["splits"])), spans
 
 
 def _write_offsets(

@@ -55,9 +55,9 @@ def _python() -> Finding:
 
 
 def _torch() -> Finding:
-    found = _package("torch", "torch", "torch", True)
-    if found.state != "ok":
-        return found
+    package = _package("torch", "torch", "torch", True)
+    if package.state != "ok":
+        return package
     import torch
 
     cuda = torch.version.cuda
@@ -65,10 +65,10 @@ def _torch() -> Finding:
         return Finding(
             "torch",
             "warning",
-            f"{found.text} without CUDA beside an NVIDIA driver",
+            f"{package.text} without CUDA beside an NVIDIA driver",
             "install torch's CUDA build",
         )
-    return Finding("torch", "ok", f"{found.text}, " + (f"CUDA {cuda}" if cuda else "CPU build"))
+    return Finding("torch", "ok", f"{package.text}, " + (f"CUDA {cuda}" if cuda else "CPU build"))
 
 
 def _gpus() -> Finding:
@@ -99,15 +99,15 @@ def _dali() -> Finding:
     present = [name for name in names if _version(name)]
     if not present:
         return Finding("DALI", "missing", "no nvidia-dali package", INSTALL, True)
-    found = _package("DALI", "nvidia.dali", present[0], True)
-    if found.state != "ok":
-        return found
+    package = _package("DALI", "nvidia.dali", present[0], True)
+    if package.state != "ok":
+        return package
     import torch
 
     cuda = (torch.version.cuda or "").split(".")[0]
     if cuda and not present[0].endswith(f"{cuda}0"):
         return Finding("DALI", "warning", f"{present[0]} beside torch for CUDA {cuda}", INSTALL)
-    return Finding("DALI", "ok", f"{present[0]} {found.text}")
+    return Finding("DALI", "ok", f"{present[0]} {package.text}")
 
 
 def _version(name: str) -> str | None:
@@ -165,13 +165,15 @@ def _submitit() -> Finding:
 
 
 def _mpi() -> Finding:
-    found = _package("MPI", "mpi4py.MPI", "mpi4py", False)
-    if found.state == "ok":
-        return Finding("MPI", "ok", f"mpi4py {found.text}, {shutil.which('mpirun') or 'no mpirun'}")
+    package = _package("MPI", "mpi4py.MPI", "mpi4py", False)
+    if package.state == "ok":
+        return Finding(
+            "MPI", "ok", f"mpi4py {package.text}, {shutil.which('mpirun') or 'no mpirun'}"
+        )
     return Finding(
         "MPI",
         "warning",
-        found.text,
+        package.text,
         "only `prepare` over several nodes needs it: install openmpi-bin",
     )
 
@@ -245,12 +247,12 @@ def _disk(data_root: Path) -> Finding:
 
 
 def _inodes(data_root: Path) -> Finding:
-    found = os.statvfs(_existing(data_root))
-    if found.f_files == 0:
+    status = os.statvfs(_existing(data_root))
+    if status.f_files == 0:
         return Finding("inodes", "ok", "this file system does not count them")
-    enough = found.f_favail >= MIN_INODES
+    enough = status.f_favail >= MIN_INODES
     remedy = "while it runs, `prepare` takes a file a video"
-    return Finding("inodes", "ok" if enough else "warning", f"{found.f_favail} free", remedy)
+    return Finding("inodes", "ok" if enough else "warning", f"{status.f_favail} free", remedy)
 
 
 def _memory() -> Finding:

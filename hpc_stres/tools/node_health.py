@@ -35,12 +35,12 @@ def names_of(nodelist: str) -> tuple[str, ...]:
 
 def complaints(has_gpus: bool) -> list[tuple[Kind, str]]:
     """What is wrong with this node, as a kind and a sentence each."""
-    found: list[tuple[Kind, str]] = [
+    reasons: list[tuple[Kind, str]] = [
         ("disk", text) for text in [disk_fault(temporary_folder())] if text
     ]
     if has_gpus:
-        found += [("gpu", text) for text in gpu_faults()]
-    return found
+        reasons += [("gpu", text) for text in gpu_faults()]
+    return reasons
 
 
 def temporary_folder() -> Path:
@@ -65,7 +65,7 @@ def gpu_faults() -> list[str]:
     """What nvidia-smi tells of this job's GPUs; nothing where there is no nvidia-smi or it has no such columns."""
     if shutil.which("nvidia-smi") is None:
         return []
-    found = []
+    faults = []
     for column in GPU_COUNTS:
         words = ["nvidia-smi", f"--query-gpu=index,{column}", "--format=csv,noheader,nounits"]
         try:
@@ -76,8 +76,8 @@ def gpu_faults() -> list[str]:
             return [f"nvidia-smi does not answer within {NVIDIA_SMI_SECONDS:.0f} s"]
         except OSError as error:
             return [f"nvidia-smi cannot be started: {error.strerror or error}"]
-        found += parse_counts(column, answer.stdout) if answer.returncode == 0 else []
-    return found
+        faults += parse_counts(column, answer.stdout) if answer.returncode == 0 else []
+    return faults
 
 
 def parse_counts(column: str, text: str) -> list[str]:

@@ -181,19 +181,19 @@ def comparison(
     config: Config, phases: list[str], speeds: Speeds, nodes: tuple[int, ...]
 ) -> list[list[str]]:
     """What changes on other numbers of nodes; where a batch cannot be cut, that is said."""
-    found = []
+    table = []
     for count in nodes:
         try:
             plans = predict_all(config, phases, count, speeds)
         except ConfigError as error:
-            found.append([str(count), "-", "-", str(error).splitlines()[0]])
+            table.append([str(count), "-", "-", str(error).splitlines()[0]])
             continue
         hours = chain_hours(config.phases, {p.name: p for p in plans})
         limits = ", ".join(f"{p.name}: {p.limit}" for p in plans)
-        found.append(
+        table.append(
             [str(count), f"{hours:.2f}", f"{sum(p.node_hours for p in plans):.1f}", limits]
         )
-    return found
+    return table
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ def published_speeds(
 
 def range_rows(phases: Phases, slow: list[PhasePlan], fast: list[PhasePlan]) -> list[list[str]]:
     """Hours of each job from the fast to the slow end, and of the chain."""
-    found = [
+    body = [
         [a.name, b.limit if b.limit == a.limit else f"{b.limit}, {a.limit}", f"{b.hours:.2f} to {a.hours:.2f}",
          f"{b.node_hours:.1f} to {a.node_hours:.1f}"]
         for a, b in zip(slow, fast, strict=True)
@@ -246,7 +246,7 @@ def range_rows(phases: Phases, slow: list[PhasePlan], fast: list[PhasePlan]) -> 
     hours = [chain_hours(phases, {p.name: p for p in plans}) for plans in (fast, slow)]
     total = [sum(p.node_hours for p in plans) for plans in (fast, slow)]
     return [
-        *found,
+        *body,
         ["all", "", f"{hours[0]:.2f} to {hours[1]:.2f}", f"{total[0]:.1f} to {total[1]:.1f}"],
     ]
 
@@ -270,7 +270,7 @@ def read_hours(path: Path) -> dict[str, float]:
 
 def rows(plans: list[PhasePlan]) -> list[list[str]]:
     """The table of one number of nodes, with its sum."""
-    found = [
+    body = [
         [
             p.name, str(p.steps) if p.steps > 1 else "", f"{p.arithmetic_s:.3g}", f"{p.feed_s:.3g}",
             f"{p.all_reduce_s:.2g}", p.limit, f"{p.read_bytes_per_s / 1e6:.0f}" if p.read_bytes_per_s else "",
@@ -278,7 +278,7 @@ def rows(plans: list[PhasePlan]) -> list[list[str]]:
         ]
         for p in plans
     ]  # fmt: skip
-    return [*found, ["all", "", "", "", "", "", "", "", f"{sum(p.node_hours for p in plans):.1f}"]]
+    return [*body, ["all", "", "", "", "", "", "", "", f"{sum(p.node_hours for p in plans):.1f}"]]
 
 
 HEADINGS = (

@@ -117,7 +117,7 @@ def findings(reports: Sequence[RankReport]) -> tuple[list[str], list[str]]:
 
 def _differences(reports: Sequence[RankReport]) -> list[str]:
     """Ranks whose code or packages are not those of the majority."""
-    found = []
+    differences = []
     values = [{"the code of hpc_stres": r.code, **r.versions} for r in reports]
     for name in sorted({name for each in values for name in each}):
         here = [each.get(name, "not installed") for each in values]
@@ -126,10 +126,10 @@ def _differences(reports: Sequence[RankReport]) -> list[str]:
         if others:
             rank, value = others[0]
             more = f" (and {len(others) - 1} more ranks)" if len(others) > 1 else ""
-            found.append(
+            differences.append(
                 f"{name} is {value} on rank {rank}, {usual} elsewhere{more}: use one environment on all nodes"
             )
-    return found
+    return differences
 
 
 def _some(ranks: Sequence[int]) -> str:
@@ -173,14 +173,14 @@ def run(cluster: ClusterConfig, world: World, run_dir: Path | None) -> list[str]
         )
     if run_dir is not None and world.is_first:
         rows = [asdict(report) for report in reports]
-        found = {
+        preflight = {
             "all_reduce_gb_per_s": speed,
             "transport": how,
             "refused": refused,
             "warnings": known,
             "ranks": rows,
         }
-        write_json(RunPaths(run_dir).preflight, found)
+        write_json(RunPaths(run_dir).preflight, preflight)
         _accuse_nodes(run_dir, reports)
     if refused:
         raise UserError("these ranks should not train together:\n" + "\n".join(refused[:2]))

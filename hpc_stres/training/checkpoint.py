@@ -125,10 +125,10 @@ def newest(paths: PhasePaths, warn: bool = True) -> Checkpoint | None:
     for number, path in enumerate(candidates, 1):
         fault = find_damage(path)
         if fault is None:
-            found = read(path)
-            fault = find_nonsense(found)
+            checkpoint = read(path)
+            fault = find_nonsense(checkpoint)
             if fault is None:
-                return found
+                return checkpoint
         if warn:
             rest = "taking the checkpoint before it"
             rest = (
@@ -140,9 +140,9 @@ def newest(paths: PhasePaths, warn: bool = True) -> Checkpoint | None:
     return None
 
 
-def find_nonsense(found: Checkpoint) -> str | None:
+def find_nonsense(checkpoint: Checkpoint) -> str | None:
     """Which of a checkpoint's numbers no training should resume from, or None."""
-    for what, state in (("weights", found.weights), ("momentum", found.momentum)):
+    for what, state in (("weights", checkpoint.weights), ("momentum", checkpoint.momentum)):
         bad = not_finite(state)
         if bad:
             return f"NaN or infinite {what} in {some(bad)}"

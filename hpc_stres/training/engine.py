@@ -231,12 +231,12 @@ class DeepSpeedEngine(Engine):
         from deepspeed.utils import safe_get_full_optimizer_state
 
         self._link_partitions()
-        found = {}
+        momenta = {}
         for name, parameter in self.model.named_parameters():
             value = safe_get_full_optimizer_state(parameter, MOMENTUM)
             if value is not None:
-                found[name] = value
-        return found
+                momenta[name] = value
+        return momenta
 
     def load_momentum(self, momentum: dict[str, Tensor]) -> None:
         if self.engine.zero_optimization_stage() == 0:

@@ -56,11 +56,11 @@ def load_first_weights(
 
 def _sources(phases: Phases, phase: TrainPhase) -> list[str]:
     """Phases whose weights a phase starts from: in place of a cache, the streams behind it."""
-    found: list[str] = []
+    parents: list[str] = []
     for parent in phase.starts_from:
         kind = phases[parent]
-        found += kind.starts_from if isinstance(kind, FeaturesPhase) else [parent]
-    return found
+        parents += kind.starts_from if isinstance(kind, FeaturesPhase) else [parent]
+    return parents
 
 
 def _read_streams(

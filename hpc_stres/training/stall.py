@@ -98,19 +98,19 @@ def report(trainer: Any, error: BaseException, waiting_word: str, minutes: float
             file=sys.stderr,
             flush=True,
         )
-    found = stall.examine(paths, trainer.world.size, waiting_word)
-    if found is None or rank != found.waiting[0]:
+    stalled = stall.examine(paths, trainer.world.size, waiting_word)
+    if stalled is None or rank != stalled.waiting[0]:
         return []
-    lines = stall.summary(trainer.name, paths, found, minutes)
+    lines = stall.summary(trainer.name, paths, stalled, minutes)
     run_dir = RunPaths(paths.root.parent.parent).root
-    nodes = set(found.nodes)
-    for late, node in zip(found.late, found.nodes, strict=True):
+    nodes = set(stalled.nodes)
+    for late, node in zip(stalled.late, stalled.nodes, strict=True):
         if node in nodes:
             nodes.discard(node)
             accuse(
                 run_dir,
                 "stall",
-                f"rank {late} on {node} did not arrive at step {found.step + 1}; it {found.place}",
+                f"rank {late} on {node} did not arrive at step {stalled.step + 1}; it {stalled.place}",
                 node,
             )
     with contextlib.suppress(OSError):  # they are on stderr as well

@@ -139,12 +139,12 @@ class RankClock:
 
 def first_trainable(model: nn.Module) -> list[nn.Parameter]:
     """The first trainable parameter of each stream: the last ones to get their gradients."""
-    found = []
+    parameters = []
     for child in model.children():
         first = next((p for p in child.parameters() if p.requires_grad), None)
         if first is not None:
-            found.append(first)
-    return found
+            parameters.append(first)
+    return parameters
 
 
 class Stragglers:
@@ -161,26 +161,26 @@ class Stragglers:
 
     def row(self, laps: Sequence[Lap]) -> dict[str, Any]:
         """What metrics.jsonl says of a lap: seconds a step of each part, mean, worst, and whose."""
-        found: dict[str, Any] = {}
+        timings: dict[str, Any] = {}
         for number, part in enumerate(PARTS):
             values = [lap.parts[number] for lap in laps]
             worst = max(range(len(values)), key=values.__getitem__)
-            found[f"{part}_s"] = sum(values) / len(values)
-            found[f"{part}_s_worst"] = values[worst]
-            found[f"{part}_s_worst_rank"] = worst
-            found[f"{part}_s_worst_host"] = self.nodes[worst]
-        return found
+            timings[f"{part}_s"] = sum(values) / len(values)
+            timings[f"{part}_s_worst"] = values[worst]
+            timings[f"{part}_s_worst_rank"] = worst
+            timings[f"{part}_s_worst_host"] = self.nodes[worst]
+        return timings
 
     def find(self, laps: Sequence[Lap], steps: int) -> list[tuple[int, str]]:
         """Ranks that have now been slow for long enough, each once, with a sentence."""
-        found = []
+        stragglers = []
         for rank, lap in enumerate(laps):
             ratio, others = slowness(rank, laps)
             is_slow = ratio >= SLOW_RATIO and lap.own - others >= SLOW_EXCESS_SECONDS
             self.slow_steps[rank] = self.slow_steps[rank] + steps if is_slow else 0
             if self.slow_steps[rank] >= SLOW_STEPS and rank not in self.named:
                 self.named.add(rank)
-                found.append(
+                stragglers.append(
                     (
                         rank,
                         f"{self.who(rank)} is {lap.own / others:.1f} times slower than the others for "
@@ -189,7 +189,7 @@ class Stragglers:
                         f"backward {lap.parts[2]:.3f} s)",
                     )
                 )
-        return found
+        return stragglers
 
 
 def slowness(rank: int, laps: Sequence[Lap]) -> tuple[float, float]:

@@ -93,18 +93,18 @@ class Trainer:
         """Network, first weights or checkpoint, layout, engine."""
         self.heartbeat.beat(0, "set-up", force=True)
         model = build_phase_model(self.config, self.name, len(self.store.classes)).to(self.device)
-        found = checkpoint.newest(self.paths, warn=self.world.is_first)
-        if found is None:
+        saved = checkpoint.newest(self.paths, warn=self.world.is_first)
+        if saved is None:
             self.say(
                 load_first_weights(model, self.config, self.name, self.run, self.store.classes)
             )
         else:
-            self.resume(model, found, allowed)
+            self.resume(model, saved, allowed)
         said = freeze(model, self.phase.optimise.trainable)
         if said:
             self.say(said)
         process_groups.refuse_different_starts(start_fingerprint(self, model), self.control)
-        self.layout = self.make_layout(model, found)
+        self.layout = self.make_layout(model, saved)
         self.say(self.layout.explain())
         self.say(process_groups.describe_numerics(self.device, self.config.training.precision))
         defer_statistics(model)
@@ -115,8 +115,8 @@ class Trainer:
             model, self.config.training, self.device, self.layout.micro_steps,
             self.exact.session if self.exact else None,
         )  # fmt: skip
-        if found is not None:
-            self.engine.load_momentum(found.momentum)
+        if saved is not None:
+            self.engine.load_momentum(saved.momentum)
         if self.config.training.compile:
             model.compile()
         self.groups = [self.norm_groups(share) for share in self.layout.shares[self.world.rank]]
@@ -124,39 +124,39 @@ class Trainer:
         set_training_mode(model)
 
     def resume(
-        self, model: torch.nn.Module, found: checkpoint.Checkpoint, allowed: tuple[str, ...]
+        self, model: torch.nn.Module, saved: checkpoint.Checkpoint, allowed: tuple[str, ...]
     ) -> None:
         """Take up a checkpoint of this phase and this experiment."""
         refuse_other_config(
-            as_now(found.meta["config"], str(self.paths.root)),
+            as_now(saved.meta["config"], str(self.paths.root)),
             plain(self.config),
             FREE_KEYS + allowed,
         )
-        if found.meta["phase"] != self.name:
+        if saved.meta["phase"] != self.name:
             raise UserError(
-                f"{self.paths.root}: a checkpoint of phase {found.meta['phase']}, not of {self.name}"
+                f"{self.paths.root}: a checkpoint of phase {saved.meta['phase']}, not of {self.name}"
             )
         try:
-            model.load_state_dict(found.weights)
+            model.load_state_dict(saved.weights)
         except RuntimeError as error:
             path, reason = (
-                self.paths.checkpoint(found.step),
+                self.paths.checkpoint(saved.step),
                 str(error).strip().splitlines()[-1].strip(),
             )
             raise UserError(
                 f"{path}: does not fit this network: {reason}\nUse another --run-dir."
             ) from None
-        self.step, self.trail = found.step, found.meta["trail"]
+        self.step, self.trail = saved.step, saved.meta["trail"]
         self.say(f"resumes from step {self.step}")
 
-    def make_layout(self, model: torch.nn.Module, found: checkpoint.Checkpoint | None) -> Layout:
+    def make_layout(self, model: torch.nn.Module, saved: checkpoint.Checkpoint | None) -> Layout:
         """The cut of the global batch; `auto` keeps what an earlier link of the same world size found."""
         optimise, world = self.phase.optimise, self.world
         wanted = self.config.training.max_micro_batch
         if isinstance(wanted, int):
             self.micro_batch = wanted
-        elif found is not None and found.meta["world_size"] == world.size:
-            self.micro_batch = found.meta["micro_batch"]
+        elif saved is not None and saved.meta["world_size"] == world.size:
+            self.micro_batch = saved.meta["micro_batch"]
         else:
             self.micro_batch = agreed_micro_batch(self, model)
         unit = self.config.training.unit

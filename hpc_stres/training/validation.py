@@ -145,14 +145,14 @@ class HeldOut:
         if trainer.label_table is not None:
             labels = trainer.label_table[labels]
         _, sums = phase_loss(logits, labels, phase)
-        found: dict[str, float] = {}
+        figures: dict[str, float] = {}
         for stream, value in sums.items():
-            found[f"loss_{stream}"] = float(value.loss) * self._weight(logits, row)
-            found[f"accuracy_{stream}"] = float(value.right)
+            figures[f"loss_{stream}"] = float(value.loss) * self._weight(logits, row)
+            figures[f"accuracy_{stream}"] = float(value.right)
         if logits.appearance is not None and logits.motion is not None:
             together = logits.appearance.mean(dim=1) + logits.motion.mean(dim=1)
-            found[f"accuracy_{BOTH}"] = float(right_answers(together, labels))
-        return found
+            figures[f"accuracy_{BOTH}"] = float(right_answers(together, labels))
+        return figures
 
     def _forward(self, requests: list[Request]) -> Logits:
         trainer = self.trainer

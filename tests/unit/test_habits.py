@@ -121,3 +121,14 @@ def test_a_function_takes_the_section_that_it_reads(path):
 @pytest.mark.parametrize("body", ["config.data.root", "f(config.data) + config.data.split"])
 def test_a_whole_config_for_one_section_is_noticed(body):
     assert read_sections(f"def f(config: 'Config'):\n    return {body}") == {"f": {"data"}}
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "hpc_stres").rglob("*.py")), ids=lambda path: path.name
+)
+def test_a_name_says_the_thing(path):
+    tree = [*ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    names = {n.id for n in tree if isinstance(n, ast.Name)} | {
+        n.arg for n in tree if isinstance(n, ast.arg)
+    }
+    assert "found" not in names

@@ -52,8 +52,8 @@ def lead(facts: Facts) -> str:
         f"<p class='lead'>{name} names {right} of {column['videos']} test videos correctly: "
         f"{column['top1']:.1f} % (95 % interval {low:.1f} to {high:.1f}).</p>"
     )
-    found = comparison(facts)
-    return first + (f"<p class='then'>{sentence(facts, found)}</p>" if found else "")
+    compared = comparison(facts)
+    return first + (f"<p class='then'>{sentence(facts, compared)}</p>" if compared else "")
 
 
 def comparison(facts: Facts) -> Comparison | None:
@@ -82,23 +82,23 @@ def comparison(facts: Facts) -> Comparison | None:
     )
 
 
-def sentence(facts: Facts, found: Comparison) -> str:
+def sentence(facts: Facts, compared: Comparison) -> str:
     """The comparison in words: what it is, of how many videos, and whether chance makes it."""
-    size = abs(found.difference)
+    size = abs(compared.difference)
     if size < 0.005:
-        what = f"That is as many as {facts.shown(found.first)} names"
+        what = f"That is as many as {facts.shown(compared.first)} names"
     else:
-        more = "more" if found.difference > 0 else "fewer"
-        what = f"That is {size:.1f} points {more} than {facts.shown(found.first)}"
+        more = "more" if compared.difference > 0 else "fewer"
+        what = f"That is {size:.1f} points {more} than {facts.shown(compared.first)}"
     span = (
-        f" (95 % interval {found.interval[0]:+.1f} to {found.interval[1]:+.1f})"
-        if found.interval
+        f" (95 % interval {compared.interval[0]:+.1f} to {compared.interval[1]:+.1f})"
+        if compared.interval
         else ""
     )
-    doubt = "" if found.p < SMALL_P else ": chance alone makes such a difference often enough"
+    doubt = "" if compared.p < SMALL_P else ": chance alone makes such a difference often enough"
     return (
-        f"{what}{span}: {found.repaired} videos repaired, {found.broken} broken; "
-        f"{probability(found.p)}, {html.escape(found.test)}{doubt}."
+        f"{what}{span}: {compared.repaired} videos repaired, {compared.broken} broken; "
+        f"{probability(compared.p)}, {html.escape(compared.test)}{doubt}."
     )
 
 
@@ -112,8 +112,8 @@ def probability(p: float) -> str:
 
 def interval(column: Mapping[str, Any], figure: str) -> tuple[float, float]:
     """A figure's interval; top-1's is in every version of results.json."""
-    found = column.get("intervals", {}).get(figure) or column["interval95"]
-    return float(found[0]), float(found[1])
+    ends = column.get("intervals", {}).get(figure) or column["interval95"]
+    return float(ends[0]), float(ends[1])
 
 
 def scale(columns: Mapping[str, Mapping[str, Any]]) -> tuple[float, float]:

@@ -147,17 +147,17 @@ def changes(facts: Facts) -> str:
 
 def calibration(facts: Facts) -> str:
     """The reliability plot and the expected calibration error, where results.json has them."""
-    found = facts.table.get(facts.head or "", {}).get("calibration")
-    if not isinstance(found, dict) or "bins" not in found:
+    measured = facts.table.get(facts.head or "", {}).get("calibration")
+    if not isinstance(measured, dict) or "bins" not in measured:
         return ""
-    lines = [Line("as trained", _reliability(found["bins"]), 0)]
-    words = f"Expected calibration error {100 * found['ece']:.1f} points"
-    scaled = found.get("scaled")
+    lines = [Line("as trained", _reliability(measured["bins"]), 0)]
+    words = f"Expected calibration error {100 * measured['ece']:.1f} points"
+    scaled = measured.get("scaled")
     if isinstance(scaled, dict):
         lines.append(
-            Line(f"temperature {found['temperature']:.2f}", _reliability(scaled["bins"]), 1)
+            Line(f"temperature {measured['temperature']:.2f}", _reliability(scaled["bins"]), 1)
         )
-        words += f", {100 * scaled['ece']:.1f} with a temperature of {found['temperature']:.2f}"
+        words += f", {100 * scaled['ece']:.1f} with a temperature of {measured['temperature']:.2f}"
         words += ", fitted on held-out videos"
     lines.append(Line("ideal", [(0.0, 0.0), (100.0, 100.0)], 2, faint=True))
     ticks = [(float(n), f"{n} %") for n in (0, 25, 50, 75, 100)]

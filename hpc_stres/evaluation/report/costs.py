@@ -17,10 +17,10 @@ MOST_NODES = 12
 
 def box(facts: Facts) -> str:
     """The section; empty where no job of the run has written down when it began."""
-    found = account(facts.config.phases, facts.paths.root)
-    if not found.jobs:
+    spent = account(facts.config.phases, facts.paths.root)
+    if not spent.jobs:
         return ""
-    total, planned = found.total, found.planned_node_hours
+    total, planned = spent.total, spent.planned_node_hours
     of_plan = f" of {planned:.2f} planned" if planned else ""
     lost = (
         f", {total.lost_node_hours:.2f} of them lost to start-up, checkpoints and work done again"
@@ -32,7 +32,7 @@ def box(facts: Facts) -> str:
         "<p class='soft'>Queue: from the moment at which a job waits for nothing but the scheduler. Done again: what "
         "an attempt did after its last kept step. Each second of a job is in one column.</p>"
     )
-    return lead + _bar(total) + _jobs(facts, found) + _nodes(found) + note
+    return lead + _bar(total) + _jobs(facts, spent) + _nodes(spent) + note
 
 
 def _bar(total: Costs) -> str:
@@ -60,13 +60,13 @@ def _bar(total: Costs) -> str:
     return f"<figure>{bar}<figcaption>{keys}</figcaption></figure>"
 
 
-def _jobs(facts: Facts, found: Account) -> str:
+def _jobs(facts: Facts, spent: Account) -> str:
     rows = [
         [facts.shown(name) if name in facts.config.phases else html.escape(name), *_cells(costs)]
-        for name, costs in found.jobs.items()
+        for name, costs in spent.jobs.items()
     ]
     if len(rows) > 1:
-        rows.append(["all", *_cells(found.total)])
+        rows.append(["all", *_cells(spent.total)])
     header = [
         "job",
         "attempts",
@@ -89,14 +89,14 @@ def _cells(costs: Costs) -> list[str]:
     return [str(costs.attempts), *map(seconds, times), f"{costs.node_hours:.2f}"]
 
 
-def _nodes(found: Account) -> str:
+def _nodes(spent: Account) -> str:
     """Nodes by what was lost on them; of one node there is nothing to compare."""
-    if len(found.nodes) < 2:
+    if len(spent.nodes) < 2:
         return ""
     rows = [
         [html.escape(name), str(c.attempts), f"{c.node_hours:.2f}", f"{c.lost_node_hours:.2f}"]
-        for name, c in worst_nodes(found)[:MOST_NODES]
+        for name, c in worst_nodes(spent)[:MOST_NODES]
     ]
-    more = len(found.nodes) - len(rows)
+    more = len(spent.nodes) - len(rows)
     rest = f"<p class='soft'>and {more} more nodes</p>" if more > 0 else ""
     return table(["node", "attempts", "node-hours", "of these lost"], rows, numbers=1) + rest

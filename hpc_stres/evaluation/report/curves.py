@@ -77,7 +77,7 @@ def _panel(
 def _lines(
     logs: Mapping[str, PhaseLog], line: Timeline, prefix: str, scale: float, before: str = ""
 ) -> list[Line]:  # fmt: skip
-    found = []
+    lines = []
     for phase, ends in line.ends.items():
         log = logs[phase]
         for number, stream in enumerate(log.series(prefix)):
@@ -86,8 +86,8 @@ def _lines(
             points = [
                 (end, scale * row[prefix + stream]) for end, row in pairs if prefix + stream in row
             ]
-            found.append(Line(before + stream, points, series))
-    return found
+            lines.append(Line(before + stream, points, series))
+    return lines
 
 
 def _held_out(facts: Facts, line: Timeline) -> list[Line]:

@@ -270,12 +270,12 @@ def decoded(jpeg: NDArray[np.uint8], colour: bool) -> Picture:
     """A picture of the store."""
     import cv2
 
-    found = cv2.imdecode(np.array(jpeg), cv2.IMREAD_COLOR if colour else cv2.IMREAD_GRAYSCALE)
-    if found is None:
+    picture = cv2.imdecode(np.array(jpeg), cv2.IMREAD_COLOR if colour else cv2.IMREAD_GRAYSCALE)
+    if picture is None:
         raise UserError(
             "a picture of the store does not decode\nRun `hpc-stres verify`: it names damaged members."
         )
-    return np.asarray(found[..., ::-1] if colour else found, np.uint8)
+    return np.asarray(picture[..., ::-1] if colour else picture, np.uint8)
 
 
 def small(picture: Picture) -> Picture:

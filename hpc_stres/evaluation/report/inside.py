@@ -32,11 +32,11 @@ class Kernel:
 
 def read_kernels(paths: PhasePaths) -> list[Kernel]:
     """Every 1x1x3 convolution of a finished phase."""
-    found = []
+    convolutions = []
     for key, weight in read_state(paths.weights).items():
         if weight.ndim == 4 and tuple(weight.shape[2:]) == (3, 1):
-            found.append(kernel(key, weight[..., 0].double().numpy()))
-    return found
+            convolutions.append(kernel(key, weight[..., 0].double().numpy()))
+    return convolutions
 
 
 def kernel(key: str, taps: NDArray[np.float64]) -> Kernel:

@@ -63,8 +63,8 @@ def pairs(matrix: Counts, most: int | None = MOST_PAIRS) -> list[tuple[int, int,
     """True class, answer and number of videos of each confusion, the most frequent first."""
     wrong = matrix - np.diag(matrix.diagonal())
     rows, columns = np.nonzero(wrong)
-    found = [(int(r), int(c), int(wrong[r, c])) for r, c in zip(rows, columns, strict=True)]
-    return sorted(found, key=lambda pair: (-pair[2], pair[0], pair[1]))[:most]
+    confusions = [(int(r), int(c), int(wrong[r, c])) for r, c in zip(rows, columns, strict=True)]
+    return sorted(confusions, key=lambda pair: (-pair[2], pair[0], pair[1]))[:most]
 
 
 def section(scores: Scores, name: str, number: int, with_all: bool = True) -> str:
@@ -185,7 +185,7 @@ def _folded(matrix: Counts, classes: Sequence[str], with_all: bool) -> str:
         f"<td class='n'>{n} of {int(matrix[r].sum())}</td></tr>"
         for r, c, n in frequent
     )
-    found = (
+    details = (
         f"<details><summary>The most frequent confusions ({len(frequent)})</summary><div class='wide'><table>"
         "<thead><tr><th scope='col'>class</th><th scope='col'>taken for</th><th scope='col' class='n'>videos</th></tr>"
         f"</thead><tbody>{rows}</tbody></table></div></details>"
@@ -193,6 +193,6 @@ def _folded(matrix: Counts, classes: Sequence[str], with_all: bool) -> str:
         else "<p>Not one video of any class is taken for another.</p>"
     )
     if len(classes) <= WHOLE or not with_all:
-        return found
+        return details
     whole = cells(matrix, classes, range(len(classes)), range(len(classes)))
-    return f'{found}<details><summary>Every cell with its names</summary><div class="all">{whole}</div></details>'
+    return f'{details}<details><summary>Every cell with its names</summary><div class="all">{whole}</div></details>'

@@ -63,7 +63,7 @@ def tracked_phases(config: Config, run_dir: Path) -> list[Tracked]:
     paths = RunPaths(run_dir)
     results = read_results(paths.results) if paths.results.is_file() else {"splits": {}}
     table = results["splits"].get(str(config.data.split), {})
-    known, found = read_json(paths.provenance), []
+    known, tracked = read_json(paths.provenance), []
     for name in ordered_phases(config.phases):
         phase = paths.phase(name)
         rows = read_metrics(phase)
@@ -80,15 +80,15 @@ def tracked_phases(config: Config, run_dir: Path) -> list[Tracked]:
             "run_dir": str(run_dir.resolve()),
             "commit": str(known.get("commit", "unknown")),
         }
-        found.append(Tracked(
+        tracked.append(Tracked(
             identity(run_dir, name), f"{run_dir.resolve().name}/{name}", rows, parameters(config), figures, tags,
             phase.done.is_file(),
         ))  # fmt: skip
-    if not found:
+    if not tracked:
         raise UserError(
             f"{run_dir}: no phase has metrics yet\nTrain one first: hpc-stres submit ..."
         )
-    return found
+    return tracked
 
 
 def identity(run_dir: Path, phase: str) -> str:

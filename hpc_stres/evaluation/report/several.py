@@ -96,11 +96,11 @@ def _table(runs: Sequence[Facts]) -> str:
     step = nice_step(max(max(ends, default=100) - min(ends, default=0), 5.0) / 4)
     low, high = step * (min(ends, default=0) // step), step * -(-max(ends, default=100) // step)
     rows = []
-    for name, found in values.items():
-        mean, deviation, half = spread(found)
+    for name, accuracies in values.items():
+        mean, deviation, half = spread(accuracies)
         rows.append([
             runs[0].shown(name), f"{mean:.2f}", f"{deviation:.2f}", f"{mean - half:.1f} - {mean + half:.1f}",
-            f"{min(found):.1f} - {max(found):.1f}", _dots(found, mean, (low, high)),
+            f"{min(accuracies):.1f} - {max(accuracies):.1f}", _dots(accuracies, mean, (low, high)),
         ])  # fmt: skip
     header = [
         "system",
@@ -210,14 +210,14 @@ def _classes(runs: Sequence[Facts]) -> str:
     order = sorted(shares, key=lambda name: sum(shares[name]) / len(shares[name]))
     rows = []
     for name in order:
-        found, (mean, deviation, _) = shares[name], spread(shares[name])
-        dots = _dots(found, mean, (0, 100))
+        per_run, (mean, deviation, _) = shares[name], spread(shares[name])
+        dots = _dots(per_run, mean, (0, 100))
         rows.append(
             [
                 html.escape(name),
                 f"{mean:.1f}",
                 f"{deviation:.1f}",
-                f"{min(found):.0f} - {max(found):.0f}",
+                f"{min(per_run):.0f} - {max(per_run):.0f}",
                 dots,
             ]
         )
@@ -234,7 +234,7 @@ def _classes(runs: Sequence[Facts]) -> str:
 
 def _shares(runs: Sequence[Facts]) -> dict[str, list[float]]:
     """Of each class that all runs have, the share that is right in each run."""
-    found: dict[str, list[float]] = {}
+    shares: dict[str, list[float]] = {}
     for facts in runs:
         scores = facts.columns.get(runs[0].head or "")
         if (
@@ -247,8 +247,8 @@ def _shares(runs: Sequence[Facts]) -> dict[str, list[float]]:
         for number, name in enumerate(scores.classes):
             own = scores.labels == number
             if own.any():
-                found.setdefault(name, []).append(100 * float(hits[own].mean()))
-    return {name: values for name, values in found.items() if len(values) == len(runs)}
+                shares.setdefault(name, []).append(100 * float(hits[own].mean()))
+    return {name: values for name, values in shares.items() if len(values) == len(runs)}
 
 
 def _confusions(runs: Sequence[Facts]) -> str:
@@ -285,10 +285,10 @@ def _differences(runs: Sequence[Facts]) -> str:
 
 
 def _flat(value: Mapping[str, object], before: str = "") -> dict[str, object]:
-    found: dict[str, object] = {}
+    leaves: dict[str, object] = {}
     for key, item in value.items():
         if isinstance(item, Mapping):
-            found |= _flat(item, f"{before}{key}.")
+            leaves |= _flat(item, f"{before}{key}.")
         else:
-            found[before + key] = item
-    return found
+            leaves[before + key] = item
+    return leaves

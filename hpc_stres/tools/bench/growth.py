@@ -98,14 +98,16 @@ def write_synthetic_index(root: Path, videos: int, frames: int = FRAMES) -> None
 def _opening(root: Path, videos: int, repeats: int) -> list[Figure]:
     """Seconds to open, and what a rank's memory grows by until it has drawn its first requests."""
     code = f"from hpc_stres.tools.bench.growth import open_and_draw as f; f({str(root)!r})"
-    found = []
+    measured = []
     for _ in range(repeats):
         run = subprocess.run(
             [sys.executable, "-c", code], check=True, capture_output=True, text=True
         )
-        found.append(json.loads(run.stdout))
-    seconds, cpu = (Timing(tuple(one[key] for one in found)) for key in ("seconds", "cpu_seconds"))
-    memory = tuple(one["mib"] for one in found)
+        measured.append(json.loads(run.stdout))
+    seconds, cpu = (
+        Timing(tuple(one[key] for one in measured)) for key in ("seconds", "cpu_seconds")
+    )
+    memory = tuple(one["mib"] for one in measured)
     what = f"{videos:,} videos: opening"
     return [
         Figure("growth", what, seconds.median_s, "s", spread=seconds.spread),

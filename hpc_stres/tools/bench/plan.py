@@ -136,8 +136,8 @@ def _on_ranks(ranks: int) -> tuple[float, float]:
 
     port = free_port()
     with ProcessPoolExecutor(ranks, get_context("spawn")) as pool:
-        found = list(pool.map(_wire_of_rank, [(rank, ranks, port) for rank in range(ranks)]))
-    return found[0][0], max(real for _, real in found)
+        per_rank = list(pool.map(_wire_of_rank, [(rank, ranks, port) for rank in range(ranks)]))
+    return per_rank[0][0], max(real for _, real in per_rank)
 
 
 def _wire_of_rank(place: tuple[int, int, int]) -> tuple[float, float]:
