@@ -120,10 +120,11 @@ def tour_page() -> str:
 
 
 def first_line(path: Path) -> str:
-    """First line of a file's docstring, or of its opening comment."""
+    """First paragraph of a file's docstring, or of its opening comment."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
-        return ((ast.get_docstring(ast.parse(text)) or "").splitlines() or [""])[0]
+        paragraph = (ast.get_docstring(ast.parse(text)) or "").split("\n\n")[0]
+        return " ".join(paragraph.split())
     for line in text.splitlines():
         words = line.strip().lstrip("#/*").strip()
         if words and not line.startswith(("#!", "# shellcheck", "#pragma", "#include")):

@@ -1,4 +1,5 @@
-"""hpc_stres: spatiotemporal residual networks for video action recognition, trained and tested on Slurm clusters.
+"""hpc_stres: spatiotemporal residual networks for video action recognition, trained and tested
+on Slurm clusters.
 
     import hpc_stres as hs
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ClipDataset", "build_model", "load_model", "predict"]
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 # The folder that holds this package: a checkout, or an environment's site-packages.
 SOURCES = Path(__file__).resolve().parent.parent
 

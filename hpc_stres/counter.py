@@ -30,18 +30,21 @@ def generator(
 
 @lru_cache(maxsize=256)
 def _key(seed: int, name: str) -> NDArray[np.uint64]:
-    """The key as NumPy reads it out of a list, which rounds a number above 2^63: to make it here would draw others."""
+    """The key as NumPy reads it out of a list, which rounds a number above 2^63: to make it here
+    would draw others."""
     key: NDArray[np.uint64] = generator(seed, name, 0).bit_generator.state["state"]["key"]
     return key
 
 
 class _Reused(threading.local):
-    """One generator a thread, set to another counter before each use: that costs a third of making one."""
+    """One generator a thread, set to another counter before each use: that costs a
+    third of making one."""
 
     def __init__(self) -> None:
         self.bits = np.random.Philox(key=[0, 0], counter=[0, 0, 0, 0])
         self.generator = np.random.Generator(self.bits)
-        # Its buffer is marked as used up, as in a new one, so that the next number comes from the counter.
+        # Its buffer is marked as used up, as in a new one, so that the next number comes
+        # from the counter.
         self.state: Any = self.bits.state
 
 

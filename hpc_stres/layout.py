@@ -1,7 +1,8 @@
-"""Who computes which positions of the global batch, in which micro-step. Pure: the weights do not depend on it.
+"""Who computes which positions of the global batch, in which micro-step. Pure: the weights do
+not depend on it.
 
-The ranks are cut into teams of equal size. A norm group belongs to one team, whose ranks share it out; a rank alone is
-a team of one. A micro-step of a team takes one or more whole groups.
+The ranks are cut into teams of equal size. A norm group belongs to one team, whose ranks share it
+out; a rank alone is a team of one. A micro-step of a team takes one or more whole groups.
 """
 
 import math
@@ -10,7 +11,8 @@ from functools import cached_property
 
 from hpc_stres.errors import ConfigError
 
-# A smaller team is preferred until it would keep the busiest rank this much longer at work than an even cut.
+# A smaller team is preferred until it would keep the busiest rank this much longer at work
+# than an even cut.
 TOLERATED_IMBALANCE = 1.25
 
 
@@ -22,7 +24,8 @@ def group_sizes(global_batch: int, norm_group: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Share:
-    """What one rank computes in one micro-step: positions of the global batch and the norm group of each."""
+    """What one rank computes in one micro-step: positions of the global batch and the
+    norm group of each."""
 
     positions: tuple[int, ...]
     groups: tuple[int, ...]
@@ -66,7 +69,8 @@ class Layout:
 
     @property
     def busiest(self) -> int:
-        """Videos that pass through the slowest rank in one SGD step, waits for its neighbours included."""
+        """Videos that pass through the slowest rank in one SGD step, waits for its
+        neighbours included."""
         return sum(
             max(len(shares[m].positions) for shares in self.shares) for m in range(self.micro_steps)
         )
@@ -106,9 +110,11 @@ def plan(
     max_micro_batch: int | None = None,
     unit: int = 1,
 ) -> Layout:
-    """Cut the global batch; whole groups on one rank first, then the fewest ranks a group, then the fewest micro-steps.
+    """Cut the global batch; whole groups on one rank first, then the fewest ranks a group, then the
+    fewest micro-steps.
 
-    No `unit` of a group, so many of its videos in their order, is cut. Refuses with the nearest sizes that can be cut.
+    No `unit` of a group, so many of its videos in their order, is cut. Refuses with the nearest
+    sizes that can be cut.
     """
     _check_sizes(global_batch, norm_group, world_size, max_micro_batch)
     sizes = group_sizes(global_batch, norm_group)
@@ -209,7 +215,8 @@ def _groups_at_once(sizes: list[int], team_size: int, limit: int, unit: int) -> 
 
 
 def _deal(hand: list[int], micro_steps: int) -> list[list[int]]:
-    """A team's groups over its micro-steps, evenly; an empty one comes first, so that the last is never empty."""
+    """A team's groups over its micro-steps, evenly; an empty one comes first, so that the
+    last is never empty."""
     base, extra = divmod(len(hand), micro_steps)
     counts = [base] * (micro_steps - extra) + [base + 1] * extra
     steps, start = [], 0
@@ -222,8 +229,8 @@ def _deal(hand: list[int], micro_steps: int) -> list[list[int]]:
 def _share(
     groups: list[int], global_batch: int, group_count: int, team_size: int, member: int, unit: int
 ) -> Share:
-    """The positions that one member of a team takes of some groups: contiguous cuts between units, as even as can
-    be."""
+    """The positions that one member of a team takes of some groups: contiguous cuts between units,
+    as even as can be."""
     positions: list[int] = []
     owners: list[int] = []
     for group in groups:

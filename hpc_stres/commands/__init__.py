@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 @contextmanager
 def writing(place: str) -> Iterator[None]:
-    """Files under a place that the command line names: what the disk refuses is said in a sentence."""
+    """Files under a place that the command line names: what the disk refuses is
+    said in a sentence."""
     try:
         yield
     except OSError as error:
@@ -49,7 +50,8 @@ def config_of(args: argparse.Namespace) -> "Config":
 
 
 def config_path(args: argparse.Namespace) -> str:
-    """The file that --config names, or the demonstration's, which an installed package carries with it."""
+    """The file that --config names, or the demonstration's, which an installed package
+    carries with it."""
     from hpc_stres.config.loading import CONFIGS
 
     return args.config or str(CONFIGS / "binding.yaml")

@@ -1,11 +1,13 @@
-"""Train a phase with other options and several seeds, and print one table: what does each option change?
+"""Train a phase with other options and several seeds, and print one table: what does
+each option change?
 
   hpc-stres ablate configs/ablations/interactions.yaml --cluster local
   hpc-stres ablate configs/ablations/interactions.yaml --out runs/interactions --table
 
-A grid file names a config, the phase that varies (`column`), seeds, and variants by name (or a `grid` of values). On
-this machine the command trains, tests and prints; on Slurm it submits one job array a phase, and the same command
-prints the table when the jobs have ended. Killed or stopped, the same command resumes.
+A grid file names a config, the phase that varies (`column`), seeds, and variants by name (or a
+`grid` of values). On this machine the command trains, tests and prints; on Slurm it submits one job
+array a phase, and the same command prints the table when the jobs have ended. Killed or stopped,
+the same command resumes.
 """
 
 import argparse

@@ -4,8 +4,8 @@
   hpc-stres bench flow --threads 1        one part
   hpc-stres bench list                    what the parts are
 
-Repetitions take turns with their reference; the median counts, and the spread beside it is half the distance of the
-quartiles. `make bench` measures everything on one thread.
+Repetitions take turns with their reference; the median counts, and the spread beside it is half the
+distance of the quartiles. `make bench` measures everything on one thread.
 """
 
 import argparse

@@ -3,8 +3,9 @@
   hpc-stres compare runs/base runs/longer_clips
   hpc-stres compare runs/base runs/a runs/b --json changes.json
 
-Config, code, data and store that differ; accuracy of the columns that both have, with the interval of the paired
-difference and an exact test over recordings; classes and videos that were repaired and broken.
+Config, code, data and store that differ; accuracy of the columns that both have, with the
+interval of the paired difference and an exact test over recordings; classes and videos that were
+repaired and broken.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""Print the resolved config with the origin of every value: a file and line, an option, or the default."""
+"""Print the resolved config with the origin of every value: a file and line, an
+option, or the default."""
 
 import argparse
 import dataclasses
@@ -34,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _acts(config: "Config", key: str) -> bool:
-    """Whether a value has an effect: a phase's options depend on its model, others on other values."""
+    """Whether a value has an effect: a phase's options depend on its model, others
+    on other values."""
     section, *rest = key.split(".")
     if section == "phases" and len(rest) > 1:
         option = ".".join(rest[1:])
@@ -54,7 +56,8 @@ def _acts(config: "Config", key: str) -> bool:
 
 
 def _source(config: "Config", key: str) -> str:
-    """The key that gave a value: a phase's own, or the run-wide one that every phase takes it from."""
+    """The key that gave a value: a phase's own, or the run-wide one that every
+    phase takes it from."""
     section, *rest = key.split(".")
     if section != "phases" or len(rest) < 2:
         return key

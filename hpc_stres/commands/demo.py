@@ -1,10 +1,11 @@
-"""Run the whole chain on data that it makes itself: videos, flow, four networks, table and report, in a few minutes.
+"""Run the whole chain on data that it makes itself: videos, flow, four networks, table and report,
+in a few minutes.
 
   hpc-stres demo                          in ./data and ./runs/binding
   hpc-stres demo --set data.root=/scratch/me --run-dir /scratch/me/run
 
-Killed or stopped, the same command resumes. The class of a video is which colour makes which motion: only a network
-that registers what with where it moves can know it.
+Killed or stopped, the same command resumes. The class of a video is which colour makes which
+motion: only a network that registers what with where it moves can know it.
 """
 
 import argparse

@@ -1,5 +1,5 @@
-"""Print the paper's Table 1 for a network as built: per metalayer the blocks, output size, receptive field in pixels
-and chunks, parameters and multiply-adds of one clip.
+"""Print the paper's Table 1 for a network as built: per metalayer the blocks, output size,
+receptive field in pixels and chunks, parameters and multiply-adds of one clip.
 
   hpc-stres describe st_resnet_star
   hpc-stres describe st_resnet --depth 101 --variant msra

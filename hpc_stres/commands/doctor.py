@@ -1,4 +1,5 @@
-"""Say what is on this machine and what would go wrong. Each line is ok, warning or missing, with what to do.
+"""Say what is on this machine and what would go wrong. Each line is ok, warning or missing,
+with what to do.
 
 Exit status 1 if the main job could not run here.
 """

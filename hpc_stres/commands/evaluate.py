@@ -3,9 +3,10 @@
   hpc-stres evaluate --run-dir runs/try
   torchrun --nproc_per_node 2 -m hpc_stres evaluate --run-dir runs/try
 
-A folder that `submit.py --split all` made holds split1, split2, split3: all are tested, and results.json above them
-has their mean. The result is the same to the last digit on any number of ranks. A killed
-evaluation is resumed where it was; a second one of the same run waits for the first.
+A folder that `submit.py --split all` made holds split1, split2, split3: all are tested, and
+results.json above them has their mean. The result is the same to the last digit on any
+number of ranks. A killed evaluation is resumed where it was; a second one of the same run
+waits for the first.
 """
 
 import argparse

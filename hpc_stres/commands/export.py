@@ -1,11 +1,12 @@
-"""Write a finished phase as a torch.export program, as ONNX, and as plain ResNet weights with torchvision's names.
+"""Write a finished phase as a torch.export program, as ONNX, and as plain ResNet weights with
+torchvision's names.
 
   hpc-stres export --run-dir runs/ucf101 --phase st_resnet_star --out exported
 
-Both programs take any batch, number of chunks and frame size. They are compared with the network on clips of several;
-the differences stand in export.json, and one above one in ten thousand is refused. What has to be done to a video
-before stands there and in the ONNX file's metadata. `hpc-stres predict --model exported` reads the folder;
-exported/hub is one to share.
+Both programs take any batch, number of chunks and frame size. They are compared with the network on
+clips of several; the differences stand in export.json, and one above one in ten thousand is
+refused. What has to be done to a video before stands there and in the ONNX file's metadata.
+`hpc-stres predict --model exported` reads the folder; exported/hub is one to share.
 """
 
 import argparse

@@ -1,15 +1,17 @@
-"""Write what a trained network sees in videos of any length, window by window: the classifier's input of each stream.
+"""Write what a trained network sees in videos of any length, window by window: the classifier's
+input of each stream.
 
   hpc-stres features runs/binding clip.avi --out features
   hpc-stres features exported videos/ --out features --stride 8 --layout actionformer
   torchrun --nproc_per_node 4 -m hpc_stres features runs/ucf101 videos/ --out features
 
-RUN is a run folder (its last finished phase, or --phase) or what `hpc-stres export` wrote. For each video there is one
-.npy a stream, (time, channels), and a .json with window, stride and frame rate. Memory does not grow with a video's
-length. Killed, the same command resumes; on any number of ranks (torchrun, mpirun, srun) it writes the same bytes.
+RUN is a run folder (its last finished phase, or --phase) or what `hpc-stres export` wrote. For each
+video there is one .npy a stream, (time, channels), and a .json with window, stride and frame rate.
+Memory does not grow with a video's length. Killed, the same command resumes; on any number of ranks
+(torchrun, mpirun, srun) it writes the same bytes.
 
-Layouts: `streams`; `actionformer`: one .npy a video, (time, channels), the streams side by side; `mstcn`: one .npy a
-video, (channels, frames), for each frame the features of the nearest window.
+Layouts: `streams`; `actionformer`: one .npy a video, (time, channels), the streams side by side;
+`mstcn`: one .npy a video, (channels, frames), for each frame the features of the nearest window.
 """
 
 import argparse

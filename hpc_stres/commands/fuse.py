@@ -1,9 +1,11 @@
-"""Combine score files: L2-normalised per video, averaged with weights, classes and videos matched by name.
+"""Combine score files: L2-normalised per video, averaged with weights, classes and videos
+matched by name.
 
   hpc-stres fuse runs/ucf101/scores/split1_st_resnet_star.npz idt_split1.csv --weights 1,1 --out fused.npz
 
-Score files are the .npz of `hpc-stres evaluate`, an .npz with ids, classes and logits, or a .csv with the header
-`id`, perhaps `label`, and the class names: of improved trajectories, MIFS, or another network.
+Score files are the .npz of `hpc-stres evaluate`, an .npz with ids, classes and logits, or a .csv
+with the header `id`, perhaps `label`, and the class names: of improved trajectories, MIFS, or
+another network.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""Look at videos of your own and write a config for them: kind, splits, strides, schedules, weights, and the cost.
+"""Look at videos of your own and write a config for them: kind, splits, strides, schedules,
+weights, and the cost.
 
   hpc-stres init mydata --videos DIR                        writes mydata.yaml in this folder
   hpc-stres init mydata --videos DIR --lists videos.csv     a table (path, label, split), or a folder of text lists
@@ -6,9 +7,9 @@
   hpc-stres init mydata --videos DIR --from runs/ucf101     fine-tune a run, an export or a published file
   hpc-stres init mydata --videos DIR --from runs/ucf101 --trainable head
 
-DIR holds one folder a class, or folders train/CLASS and test/CLASS, or a table or lists beside the videos. The config
-has absolute paths and works from any folder. Where there is neither Slurm nor a GPU it is made for a small network that
-trains in minutes (`--size full` for the published one).
+DIR holds one folder a class, or folders train/CLASS and test/CLASS, or a table or lists beside the
+videos. The config has absolute paths and works from any folder. Where there is neither Slurm nor a
+GPU it is made for a small network that trains in minutes (`--size full` for the published one).
 """
 
 import argparse
@@ -251,7 +252,8 @@ def _model_of(source: Path) -> dict[str, Any]:
 
 
 def _frames_of(source: str | None) -> tuple[int, int] | None:
-    """Short side of stored frames and crop of the run whose weights are taken; none where there is no such run."""
+    """Short side of stored frames and crop of the run whose weights are taken; none where
+    there is no such run."""
     config = None if source is None else _config_of(Path(source).expanduser().absolute())
     return None if config is None else (config.data.short_side, config.data.crop)
 

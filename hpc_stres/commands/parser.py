@@ -1,4 +1,5 @@
-"""The command line's parser: misspelt words get the nearest right one, help fits the terminal, errors are two lines."""
+"""The command line's parser: misspelt words get the nearest right one, help fits the terminal,
+errors are two lines."""
 
 import argparse
 import difflib
@@ -16,7 +17,8 @@ INVALID_CHOICE = re.compile(
 
 
 class Formatter(argparse.HelpFormatter):
-    """Paragraphs are filled to the terminal's width; indented lines are examples and keep their shape."""
+    """Paragraphs are filled to the terminal's width; indented lines are examples and
+    keep their shape."""
 
     def __init__(self, prog: str, **options: Any) -> None:
         super().__init__(prog, **options)
@@ -54,7 +56,8 @@ def _joined(blocks: Sequence[Sequence[str]], width: int) -> list[str]:
 
 
 def _example(line: str, width: int) -> list[str]:
-    """A command that is too wide: what explains it goes below, and it is broken as a shell reads it."""
+    """A command that is too wide: what explains it goes below, and it is broken as
+    a shell reads it."""
     if len(line) <= width:
         return [line]
     command, _, words = line.strip().partition("   ")

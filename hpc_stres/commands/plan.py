@@ -1,14 +1,15 @@
-"""Predict hours and node-hours of each phase, and what limits them, from a short measurement on this machine.
+"""Predict hours and node-hours of each phase, and what limits them, from a short measurement
+on this machine.
 
   hpc-stres plan --config configs/ucf101.yaml --nodes 4 --gpus-per-node 4
   hpc-stres plan --config configs/ucf101.yaml --nodes 4 --gpus-per-node 4 --gpu a100   (a GPU that is not here)
   hpc-stres plan --config configs/ucf101.yaml --nodes 4 --run-dir runs/ucf101          (submit.py then asks for it)
   hpc-stres plan --config configs/ucf101.yaml --gpu a100 --shapes 2x4x1440,8x4x240     (which one costs what)
 
-Measure where the jobs will run: in an interactive job on one node, all of whose ranks then measure at once. With
---gpu nothing is measured: hours are a range between speeds that were published for that GPU. The formulas are in
-hpc_stres/tools/planner.py, the published speeds and their sources in gpus.py; `hpc-stres bench plan` checks plans
-against real runs on one and two processes.
+Measure where the jobs will run: in an interactive job on one node, all of whose ranks then measure
+at once. With --gpu nothing is measured: hours are a range between speeds that were published for
+that GPU. The formulas are in hpc_stres/tools/planner.py, the published speeds and their sources in
+gpus.py; `hpc-stres bench plan` checks plans against real runs on one and two processes.
 """
 
 import argparse
@@ -128,7 +129,8 @@ def _plan_published(config: Config, phases: list[str], args: argparse.Namespace)
 
 
 def _step_share(bench: str | None) -> tuple[float, str]:
-    """Our step's speed beside ResNet-50's: of a file of `hpc-stres bench step`, or the one that was committed."""
+    """Our step's speed beside ResNet-50's: of a file of `hpc-stres bench step`, or the one
+    that was committed."""
     from hpc_stres.tools import gpus
     from hpc_stres.tools.bench.figures import read_figure
 

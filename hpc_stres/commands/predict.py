@@ -1,11 +1,12 @@
-"""Say what happens in videos: the five most probable classes of each, over the whole video or over time.
+"""Say what happens in videos: the five most probable classes of each, over the whole
+video or over time.
 
   hpc-stres predict --run-dir runs/binding clip.avi
   hpc-stres predict --model exported --over-time --json --save out clip1.mp4 clip2.avi
 
---run-dir takes a finished phase of a run (its last one, or --phase), --model what `hpc-stres
-export` wrote, of which the weights are read and no program is run. A video
-that does not decode gets one line on stderr; the others are still answered, and the exit status is 1.
+--run-dir takes a finished phase of a run (its last one, or --phase), --model what
+`hpc-stres export` wrote, of which the weights are read and no program is run. A video that does not
+decode gets one line on stderr; the others are still answered, and the exit status is 1.
 """
 
 import argparse

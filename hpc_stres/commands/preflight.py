@@ -1,9 +1,11 @@
-"""Check the ranks of a job before it trains: hosts, GPUs, cores, versions, clocks, and a 64 MB all-reduce.
+"""Check the ranks of a job before it trains: hosts, GPUs, cores, versions, clocks, and a
+64 MB all-reduce.
 
   srun python -m hpc_stres preflight --config configs/ucf101.yaml --run-dir runs/try
 
-Two ranks on one GPU, a rank with one core, or different code or packages are refused with exit status 1. The reports
-of all ranks go to preflight.json in the run folder. `python launch/submit.py` runs this first in jobs on Slurm.
+Two ranks on one GPU, a rank with one core, or different code or packages are refused with exit
+status 1. The reports of all ranks go to preflight.json in the run folder. `python launch/submit.py`
+runs this first in jobs on Slurm.
 """
 
 import argparse

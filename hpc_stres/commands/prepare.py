@@ -1,9 +1,9 @@
 """Decode videos, compute optical flow and pack both into the clip store of a config.
 
-Restartable: a killed run resumes where it was. Run again after the data set has changed, it does what has changed and
-says it: another label or split costs seconds, a new or replaced video is prepared. Over several nodes:
-`mpirun -n 8 hpc-stres prepare ...` or `sbatch slurm/prepare.sh`. Ends with a summary of the store; videos that do not
-decode are in it with the reason.
+Restartable: a killed run resumes where it was. Run again after the data set has changed, it does
+what has changed and says it: another label or split costs seconds, a new or replaced video is
+prepared. Over several nodes: `mpirun -n 8 hpc-stres prepare ...` or `sbatch slurm/prepare.sh`. Ends
+with a summary of the store; videos that do not decode are in it with the reason.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""Write the report of a run, or one of several runs: one file that opens from disk without a network.
+"""Write the report of a run, or one of several runs: one file that opens from disk
+without a network.
 
   hpc-stres report runs/try                              writes runs/try/report.html
   hpc-stres report runs/seed1 runs/seed2 --out seeds.html

@@ -1,4 +1,5 @@
-"""Train the first steps of somebody's run again on this machine and compare the weights, bit for bit.
+"""Train the first steps of somebody's run again on this machine and compare the
+weights, bit for bit.
 
   hpc-stres reproduce runs/theirs --steps 10
   hpc-stres reproduce runs/theirs --steps 10 --phase st_resnet --ranks 3 --set data.root=data

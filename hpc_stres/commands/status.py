@@ -1,5 +1,5 @@
-"""Show how far runs are: state, step, speed, time left, why a job waits, who is late, what it cost, and the last error
-with the place of its log. Of more than three runs each is one row.
+"""Show how far runs are: state, step, speed, time left, why a job waits, who is late, what it cost,
+and the last error with the place of its log. Of more than three runs each is one row.
 
   hpc-stres status runs/binding --watch
   hpc-stres status runs/*

@@ -1,11 +1,13 @@
-"""Put several runs together: mean, deviation and 95 % interval over seeds and splits, and what seeds agree on.
+"""Put several runs together: mean, deviation and 95 % interval over seeds and splits, and
+what seeds agree on.
 
   hpc-stres study runs/seed1 runs/seed2 runs/seed3
   hpc-stres study runs/array --out study
 
-A folder may be a run, the folder of a submission over splits, or a folder of either. Runs that differ in nothing but
-seed and split are one experiment; several experiments are compared with each other. `--out` writes study.json,
-study.csv, and the learning curves with their bands as SVG and PDF.
+A folder may be a run, the folder of a submission over splits, or a folder of either. Runs
+that differ in nothing but seed and split are one experiment; several experiments are compared
+with each other. `--out` writes study.json, study.csv, and the learning curves with their
+bands as SVG and PDF.
 """
 
 import argparse

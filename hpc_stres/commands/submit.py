@@ -4,8 +4,9 @@
   hpc-stres submit --config configs/ucf101.yaml --nodes 4 --gpus-per-node 4 --phase all
   hpc-stres submit --cancel runs/ucf101
 
-The same as `python launch/submit.py` in a checkout. Phases that are done or in the queue are not submitted again; the
-same command resumes after a failure. --dry-run prints the jobs and submits nothing.
+The same as `python launch/submit.py` in a checkout. Phases that are done or in the queue are
+not submitted again; the same command resumes after a failure. --dry-run prints the jobs and
+submits nothing.
 """
 
 import argparse

@@ -3,8 +3,9 @@
   hpc-stres table --run-dir runs/ucf101 --format latex
   hpc-stres table --run-dir runs/ucf101 --format csv --out table.csv --figures figures --methods methods.txt
 
-latex: a tabular with booktabs' rules. csv: every figure of the report, each class and calibration too. Figures are SVG
-and PDF. The methods paragraph says every number of the config that a reader needs to repeat the run.
+latex: a tabular with booktabs' rules. csv: every figure of the report, each class and calibration
+too. Figures are SVG and PDF. The methods paragraph says every number of the config that a reader
+needs to repeat the run.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""Train one phase of a run. Every launcher calls this: by hand, torchrun, mpirun, srun or launch/submit.py.
+"""Train one phase of a run. Every launcher calls this: by hand, torchrun, mpirun, srun or
+launch/submit.py.
 
   hpc-stres train --config configs/binding.yaml --phase motion --run-dir runs/try
   hpc-stres train --config configs/binding.yaml --phase motion --run-dir runs/try --profile

@@ -1,4 +1,5 @@
-"""Re-read every byte of the clip store and name each damaged member. Exit status 1 when something is damaged.
+"""Re-read every byte of the clip store and name each damaged member. Exit status 1 when
+something is damaged.
 
 With --repair the damaged videos, and only they, are prepared again from their originals.
 """

@@ -1,12 +1,13 @@
-"""Pretrained weights: where each file comes from, fetched, checked and converted to what a config reads.
+"""Pretrained weights: where each file comes from, fetched, checked and converted to
+what a config reads.
 
   hpc-stres weights                          the files that are known, their licences and checksums
   hpc-stres weights resnet50                 fetch (on a login node), check, write data/weights/resnet50.safetensors
   hpc-stres weights resnet50 --to W          the same from and into the folder W; a copy in W needs no network
   hpc-stres weights some_file.pth            what is in a file of weights, and whether it is a published one
 
-In a config `model.weights: resnet50` then means ROOT/weights/resnet50.safetensors. Nothing in a file is executed.
-Without weights (`model.weights: null`) the streams start from random numbers.
+In a config `model.weights: resnet50` then means ROOT/weights/resnet50.safetensors. Nothing in a
+file is executed. Without weights (`model.weights: null`) the streams start from random numbers.
 """
 
 import argparse
@@ -81,7 +82,8 @@ def _provide(name: str, folder: Path, again: bool) -> str:
 
 
 def _convert(entry: "PublishedWeights", folder: Path, target: Path) -> str:
-    """Check the published file, fetched where it is not there, and write its tensors with a checksum of ours."""
+    """Check the published file, fetched where it is not there, and write its tensors with a
+    checksum of ours."""
     from hpc_stres.models.published_weights import check, fetch, refuse_other_trunk
     from hpc_stres.models.weights import read_state, save_state
 

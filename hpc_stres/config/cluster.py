@@ -1,4 +1,5 @@
-"""How jobs are asked for: the `cluster` section of the config, which profiles of configs/clusters fill."""
+"""How jobs are asked for: the `cluster` section of the config, which profiles of
+configs/clusters fill."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,7 +10,8 @@ from hpc_stres.errors import check_field
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareJobConfig:
-    """How the job that prepares the store is asked for, where it differs from the jobs that train."""
+    """How the job that prepares the store is asked for, where it differs from the
+    jobs that train."""
 
     partition: str | None = None
     """Slurm partition; none: that of the other jobs."""
@@ -26,9 +28,11 @@ class PrepareJobConfig:
     nodes: int = 1
     """Nodes; more than one needs the launcher mpi."""
     launcher: Literal["processes", "mpi"] = "processes"
-    """processes: one task whose processes share the cores; mpi: a rank a core, through srun or mpirun."""
+    """processes: one task whose processes share the cores; mpi: a rank a core,
+    through srun or mpirun."""
     sbatch: dict[str, str | int | bool] = field(default_factory=dict)
-    """Further sbatch options of this job alone, laid over `cluster.sbatch`; false leaves one out."""
+    """Further sbatch options of this job alone, laid over `cluster.sbatch`;
+    false leaves one out."""
 
     def __post_init__(self) -> None:
         for key in ("memory_gib", "cores", "minutes", "nodes"):
@@ -58,7 +62,8 @@ class ClusterConfig:
     ranks_per_node: int | None = None
     """Ranks of a node where there is no GPU; none: 1."""
     cpus_per_rank: int | None = None
-    """Cores of each rank; none: the scheduler's default, and on one machine the cores shared evenly."""
+    """Cores of each rank; none: the scheduler's default, and on one machine the
+    cores shared evenly."""
     memory_gib_per_node: int | None = None
     """Memory of a node in GiB."""
     minutes: int = 1440
@@ -78,16 +83,19 @@ class ClusterConfig:
     constraint: str | None = None
     """Slurm node constraint."""
     gpu_type: str | None = None
-    """Type of GPU asked for, as in --gpus-per-node=TYPE:4; `hpc-stres plan` knows some types by name."""
+    """Type of GPU asked for, as in --gpus-per-node=TYPE:4; `hpc-stres plan` knows
+    some types by name."""
     gpus_by: Literal["gpus-per-node", "gres", "gpus-per-task"] = "gpus-per-node"
-    """How GPUs are asked for: --gpus-per-node=4, --gres=gpu:4, or --gpus-per-task=1; ranks see all of their node."""
+    """How GPUs are asked for: --gpus-per-node=4, --gres=gpu:4, or --gpus-per-task=1; ranks see
+    all of their node."""
     exclusive: bool = False
     """Ask for whole nodes."""
     continuation: Literal["chain", "requeue"] = "chain"
-    """After a wall time that was too short: chain (`links` jobs queued at once), or requeue (the same job again)."""
+    """After a wall time that was too short: chain (`links` jobs queued at once), or requeue (the
+    same job again)."""
     sbatch: dict[str, str | int | bool] = field(default_factory=dict)
-    """Further sbatch options by their long names: {reservation: course, mail-type: END}; false leaves one out.
-    What is about GPUs is for jobs that have any."""
+    """Further sbatch options by their long names: {reservation: course, mail-type: END}; false
+    leaves one out. What is about GPUs is for jobs that have any."""
     srun_args: tuple[str, ...] = ()
     """Further arguments of the srun in each job: ["--mpi=pmi2"]."""
     scheduler_seconds: float = 60.0
@@ -95,25 +103,32 @@ class ClusterConfig:
     modules: tuple[str, ...] = ()
     """Modules that a job loads first."""
     environment: dict[str, str | int] = field(default_factory=dict)
-    """Variables of a job: NCCL's, MASTER_ADDR, proxies. Nothing of NCCL's is set unless it is given here."""
+    """Variables of a job: NCCL's, MASTER_ADDR, proxies. Nothing of NCCL's is set unless
+    it is given here."""
     setup: tuple[str, ...] = ()
     """Shell lines that run before a job's command, after modules and environment."""
     image: str | None = None
     """Image in which jobs run; none: the environment that submits."""
     image_with: Literal["apptainer", "singularity", "pyxis"] = "apptainer"
-    """What runs the image: apptainer or singularity in srun, or srun's own --container-image (enroot with pyxis)."""
+    """What runs the image: apptainer or singularity in srun, or srun's own --container-image
+    (enroot with pyxis)."""
     binds: tuple[str, ...] = ()
-    """Folders visible inside the image besides the repository, the run folder and the data, as SOURCE[:TARGET]."""
+    """Folders visible inside the image besides the repository, the run folder and the data, as
+    SOURCE[:TARGET]."""
     preflight: bool = True
-    """Check ranks, GPUs, versions and the network before the first phase of a submission trains (Slurm only)."""
+    """Check ranks, GPUs, versions and the network before the first phase of a submission
+    trains (Slurm only)."""
     min_all_reduce_gb_per_s: float = 0.0
     """Slowest all-reduce of 64 MB that the preflight accepts, in GB a second."""
     arrival_seconds: float = 60.0
-    """How long the preflight waits for all ranks to reach the first one before it names those that did not."""
+    """How long the preflight waits for all ranks to reach the first one before it names
+    those that did not."""
     avoid_bad_nodes_hours: float = 24.0
-    """How long a node that failed this run (nodes.jsonl) is left out of its later jobs; 0: none is left out."""
+    """How long a node that failed this run (nodes.jsonl) is left out of its later jobs; 0:
+    none is left out."""
     restarts_without_checkpoint: int = 3
-    """Attempts of one job in a row that may end without a new checkpoint; then its chain stops and says why."""
+    """Attempts of one job in a row that may end without a new checkpoint; then its chain
+    stops and says why."""
 
     def __post_init__(self) -> None:
         check_field(self.nodes >= 1, "nodes", "expected 1 or more")

@@ -1,7 +1,8 @@
 """Which numbers and texts a config may hold: one rule for every value, asked by the loader.
 
-Numbers are finite, and not larger than anything that could be meant: a limit far above what any machine does, so that
-a slip (a width of 1e9, minutes given as milliseconds) is a sentence and not an hour of paging.
+Numbers are finite, and not larger than anything that could be meant: a limit far above what any
+machine does, so that a slip (a width of 1e9, minutes given as milliseconds) is a sentence and not
+an hour of paging.
 """
 
 import math
@@ -51,7 +52,8 @@ def wrong_number(value: float, path: str) -> str | None:
     """What was expected in place of a number that nobody can mean; none where it is fine."""
     if isinstance(value, float) and not math.isfinite(value):
         return "a finite number"
-    # Rates belong to the schedule's pairs but have no limit of their own: too high a rate shows in the loss.
+    # Rates belong to the schedule's pairs but have no limit of their own: too high a rate
+    # shows in the loss.
     most = MOST.get(re.sub(r"^phases\.[^.]*\.", "phases.*.", path), LARGEST)
     is_rate = isinstance(value, float) and path.endswith(".schedule")
     return f"at most {most:g}" if abs(value) > most and not is_rate else None

@@ -1,4 +1,5 @@
-"""Layers of YAML files and `--set` options become one Config; every message names file, line and the nearest key.
+"""Layers of YAML files and `--set` options become one Config; every message names file, line and
+the nearest key.
 
 `hpc_stres.config.tree` reads and merges text; here the layers are laid over each other, and
 `hpc_stres.config.values` matches the result with the dataclasses of `hpc_stres.config.schema`.
@@ -33,7 +34,8 @@ CONFIGS = next((folder for folder in _PLACES if (folder / "recipes").is_dir()), 
 def load_config(
     path: str | Path, overrides: Sequence[str] = (), profile: str | None = None
 ) -> Config:
-    """Config of a file with its recipe, its cluster profile, its base file and the `--set` overrides."""
+    """Config of a file with its recipe, its cluster profile, its base file and the
+    `--set` overrides."""
     return load_with_origins(path, overrides, profile)[0]
 
 
@@ -115,7 +117,8 @@ def _read_resolved(path: Path) -> Node:
 
 
 def from_plain(value: Mapping[str, Any], origin: str) -> Config:
-    """A config from plain values, as done.json and checkpoints hold it; an older version's is upgraded."""
+    """A config from plain values, as done.json and checkpoints hold it; an older
+    version's is upgraded."""
     node = node_of(value, origin)
     upgrade(node, origin)
     return _whole(node)
@@ -131,7 +134,8 @@ def node_of(value: Any, origin: str) -> Node:
 
 
 def _load_extensions(node: Node, home: Path) -> None:
-    """Import the files of one's own before anything asks for what they register; relative to the config's folder."""
+    """Import the files of one's own before anything asks for what they register; relative to the
+    config's folder."""
     given = node.value.get("extensions")
     if given is None or not isinstance(given.value, list):
         return  # not a list: refused with its type below
@@ -164,7 +168,8 @@ def plain(value: Any) -> Any:
 
 
 def _recipe(name: Node, tree: Node) -> Node:
-    """A recipe, and over it what it changes for the config's data set: NAME.KIND.yaml, where there is one."""
+    """A recipe, and over it what it changes for the config's data set: NAME.KIND.yaml,
+    where there is one."""
     recipe = _library("recipes", name)
     data = tree.value.get("data", Node({}, "")).value
     kind = data["kind"].value if isinstance(data, dict) and "kind" in data else DataConfig.kind

@@ -1,7 +1,8 @@
-"""Paths in a config: relative ones mean the folder in which a command is typed, and from then on they are absolute.
+"""Paths in a config: relative ones mean the folder in which a command is typed, and from then on
+they are absolute.
 
-So a run folder's config.yaml means the same files from every folder and in every job, and two spellings of one place
-are no difference between experiments.
+So a run folder's config.yaml means the same files from every folder and in every job, and two
+spellings of one place are no difference between experiments.
 """
 
 import os
@@ -27,7 +28,8 @@ def is_published_name(source: str) -> bool:
 
 
 def make_absolute(tree: Node) -> None:
-    """Write every path of a config's tree out, in place; what is no text is refused later, with its type."""
+    """Write every path of a config's tree out, in place; what is no text is refused
+    later, with its type."""
     data = tree.value.setdefault("data", Node({}, "default"))
     if isinstance(data.value, dict):
         data.value.setdefault("root", Node(ROOT, "default"))

@@ -21,7 +21,8 @@ MOST_NAME_LETTERS = 40
 
 
 def check_phase_name(name: str) -> str | None:
-    """What was expected in place of a phase's name: it becomes a folder, a job, a column; none where it is fine."""
+    """What was expected in place of a phase's name: it becomes a folder, a job, a column; none
+    where it is fine."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or len(name) > MOST_NAME_LETTERS:
         return (
             f"names of small letters, digits and _ (at most {MOST_NAME_LETTERS}), not {name!r:.60}"
@@ -69,7 +70,8 @@ def _explain_stuck(phases: Mapping[str, Phase], waiting: Iterable[str]) -> str:
 
 
 def select_phases(phases: Mapping[str, Phase], wanted: str) -> list[str]:
-    """Phases of a command line's `--phase`: `all`, or names with commas between, in the graph's order."""
+    """Phases of a command line's `--phase`: `all`, or names with commas between, in
+    the graph's order."""
     order = ordered_phases(phases)
     if wanted == "all":
         return order

@@ -1,20 +1,23 @@
-"""Options of sbatch and srun that a profile passes on: which are the launcher's own, and which say a thing twice.
+"""Options of sbatch and srun that a profile passes on: which are the launcher's own, and which
+say a thing twice.
 
-The rule: an option is passed on under its whole long name, after the launcher's own, unless the launcher chains and
-recognises its jobs by it, or a field of the `cluster` section asks for the same thing.
+The rule: an option is passed on under its whole long name, after the launcher's own, unless
+the launcher chains and recognises its jobs by it, or a field of the `cluster` section asks
+for the same thing.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 
-# What jobs are told apart, chained and counted by, and what makes sbatch do something else than submit one job.
+# What jobs are told apart, chained and counted by, and what makes sbatch do something else
+# than submit one job.
 OWN_SBATCH = frozenset((
     "job-name", "comment", "dependency", "kill-on-invalid-dep", "output", "error", "open-mode", "signal", "array",
     "wait", "test-only", "parsable", "nodes", "ntasks", "ntasks-per-node", "tasks-per-node", "clusters",
     "cluster-constraint", "wrap", "help", "usage", "version", "uid", "gid", "batch",
 ))  # fmt: skip
-# Field of the `cluster` section -> options that ask for the same. Where both are given, which of them wins would be a
-# guess.
+# Field of the `cluster` section -> options that ask for the same. Where both are given, which of
+# them wins would be a guess.
 SAME_AS = {
     "partition": ("partition",), "account": ("account",), "qos": ("qos",), "constraint": ("constraint",),
     "wckey": ("wckey",), "exclusive": ("exclusive",), "minutes": ("time",),
@@ -22,7 +25,8 @@ SAME_AS = {
     "cpus_per_rank": ("cpus-per-task", "cpus-per-gpu"),
 }  # fmt: skip
 GPU_REQUESTS = ("gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket", "ntasks-per-gpu")
-# What sbatch of Slurm 22.05 to 25.05 knows; a later option is passed on unless its name is the beginning of another.
+# What sbatch of Slurm 22.05 to 25.05 knows; a later option is passed on unless its name is the
+# beginning of another.
 KNOWN_SBATCH = frozenset((
     *OWN_SBATCH, *GPU_REQUESTS, *(option for options in SAME_AS.values() for option in options),
     "acctg-freq", "begin", "chdir", "container", "contiguous", "core-spec", "cpu-freq", "deadline", "delay-boot",
@@ -54,7 +58,8 @@ def names_a_gpu(gres: object) -> bool:
 
 
 def wrong_sbatch(options: Mapping[str, object], given: Mapping[str, object]) -> str | None:
-    """What was expected in place of these sbatch options; `given` holds the cluster's own fields. None: all is well."""
+    """What was expected in place of these sbatch options; `given` holds the cluster's own fields.
+    None: all is well."""
     names = [long_name(key) for key in options]
     for name, value in zip(names, options.values(), strict=True):
         if not LONG_NAME.fullmatch(name) or len(name) < 2:

@@ -55,7 +55,8 @@ def scaled_steps(steps: int, scale: float) -> int:
 
 
 def scaled(schedule: tuple[Plateau, ...] | Curve, scale: float) -> tuple[Plateau, ...] | Curve:
-    """A schedule of the same shape that is so many times as long: every plateau is kept, and its rate."""
+    """A schedule of the same shape that is so many times as long: every plateau is
+    kept, and its rate."""
     if scale == 1.0:
         return schedule
     if isinstance(schedule, Curve):

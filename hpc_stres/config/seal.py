@@ -1,7 +1,8 @@
-"""The checksum in a run folder's config.yaml: jobs that are queued read that file and believe it. Pure.
+"""The checksum in a run folder's config.yaml: jobs that are queued read that file and
+believe it. Pure.
 
-It is a comment in the last line, so that the file stays YAML for everybody. A file without it is of an older version,
-or of somebody who took the line away to change the file by hand.
+It is a comment in the last line, so that the file stays YAML for everybody. A file without it is of
+an older version, or of somebody who took the line away to change the file by hand.
 """
 
 import hashlib
@@ -18,7 +19,8 @@ def sealed_text(text: str) -> str:
 
 
 def refuse_changed(path: Path, data: bytes) -> None:
-    """Refuse a config whose text is not the one that its checksum is of; one without a checksum is believed."""
+    """Refuse a config whose text is not the one that its checksum is of; one without a
+    checksum is believed."""
     text, mark, digest = data.rpartition(_MARK)
     if mark and digest != f"{_digest(text)}\n".encode():
         raise ConfigError(

@@ -1,7 +1,9 @@
-"""YAML as nodes that remember where they were written: files and `--set` options, read strictly and merged.
+"""YAML as nodes that remember where they were written: files and `--set` options, read
+strictly and merged.
 
-What is read may be anything: it is bounded in size, depth and number of nodes before it is expanded (a few lines of
-nested aliases mean billions of nodes), and every refusal names the file and the line.
+What is read may be anything: it is bounded in size, depth and number of nodes before it is
+expanded (a few lines of nested aliases mean billions of nodes), and every refusal names the
+file and the line.
 """
 
 import re
@@ -101,7 +103,8 @@ def _refuse_depth(text: str, name: str) -> None:
 
 
 class _Converter:
-    """PyYAML's nodes as ours; counts them, because an alias costs one line and may mean very many."""
+    """PyYAML's nodes as ours; counts them, because an alias costs one line and
+    may mean very many."""
 
     def __init__(self, name: str) -> None:
         self.name, self.count = name, 0

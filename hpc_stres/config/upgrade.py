@@ -33,7 +33,8 @@ OF_PREPARE = {
 
 
 def gather_prepare(node: Node) -> None:
-    """Move what profiles and run folders of older versions say about the job that prepares into its section."""
+    """Move what profiles and run folders of older versions say about the job that prepares
+    into its section."""
     cluster = node.value.get("cluster")
     if cluster is None or not isinstance(cluster.value, dict):
         return
@@ -45,7 +46,8 @@ def gather_prepare(node: Node) -> None:
 
 
 def upgrade(node: Node, place: str) -> None:
-    """Change a run folder's config in place: what had no choice then has what was done, what moved is moved."""
+    """Change a run folder's config in place: what had no choice then has what was done,
+    what moved is moved."""
     data = node.value.get("data")
     if data is not None and isinstance(data.value, dict) and "flow_pyramid" not in data.value:
         given = {key: item.value for key, item in data.value.items()}

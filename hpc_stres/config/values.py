@@ -1,4 +1,5 @@
-"""Nodes become typed values: what a field declares is what its value must be; every message names file, line and key.
+"""Nodes become typed values: what a field declares is what its value must be; every message names
+file, line and key.
 
 A mapping is matched key by key with its dataclass; `hpc_stres.config.limits` bounds every number
 and text. Where a field declares a phase or a model's options, the registry says which dataclass
@@ -27,7 +28,8 @@ NEAR = 0.6
 
 
 class OutOfRange(ConfigError):
-    """The right kind of value, but not one that can be meant: no other alternative of a union will do."""
+    """The right kind of value, but not one that can be meant: no other alternative of
+    a union will do."""
 
 
 def build(kind: Any, node: Node, path: str) -> Any:
@@ -215,7 +217,8 @@ def _check(expected: str | None, node: Node, path: str) -> None:
 
 
 def _untyped(node: Node, path: str) -> Any:
-    """A value of any kind, as DeepSpeed's own keys have them: plain data, in range like all others."""
+    """A value of any kind, as DeepSpeed's own keys have them: plain data, in range
+    like all others."""
     if isinstance(node.value, dict):
         return {key: _untyped(item, f"{path}.{key}") for key, item in node.value.items()}
     if isinstance(node.value, list):

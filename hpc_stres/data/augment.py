@@ -110,7 +110,8 @@ def resize_planes(planes: "Tensor", side: Side, antialias: bool) -> "Tensor":
 
 
 class Levels(NamedTuple):
-    """Grey levels that become zero, and distances from them that become one, for RGB and for flow."""
+    """Grey levels that become zero, and distances from them that become one, for
+    RGB and for flow."""
 
     rgb_mean: tuple[float, ...]
     rgb_deviation: tuple[float, ...]
@@ -143,7 +144,8 @@ class Levels(NamedTuple):
 
 
 def rgb_scale_and_shift(levels: Levels) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """What a grey level of each RGB channel is multiplied by, and what is added then: mean off, deviation to one."""
+    """What a grey level of each RGB channel is multiplied by, and what is added then: mean off,
+    deviation to one."""
     scale = 1.0 / np.array(levels.rgb_deviation, np.float32)
     return scale, -np.array(levels.rgb_mean, np.float32) * scale
 
@@ -151,7 +153,8 @@ def rgb_scale_and_shift(levels: Levels) -> tuple[NDArray[np.float32], NDArray[np
 def flow_scale_and_shift(
     levels: Levels, flip: bool
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The same for the planes of a stack, u and v in turn: under a flip u becomes 255 - u before its mean goes."""
+    """The same for the planes of a stack, u and v in turn: under a flip u becomes 255 - u
+    before its mean goes."""
     mean, deviation = levels.flow_mean, levels.flow_deviation
     scale = np.full(2 * FLOW_STACK, 1.0 / deviation, np.float32)
     shift = np.full(2 * FLOW_STACK, -mean / deviation, np.float32)
@@ -165,7 +168,8 @@ def finish_planes(
     planes: "Tensor", side: Side | None, antialias: bool, scale_shift: tuple[NDArray[np.float32], NDArray[np.float32]],
     flip: bool,
 ) -> "Tensor":  # fmt: skip
-    """uint8 planes (..., channels, h, w) to floats: resized, mirrored, scaled. The arithmetic of both processors."""
+    """uint8 planes (..., channels, h, w) to floats: resized, mirrored, scaled. The arithmetic of
+    both processors."""
     import torch
 
     resized = planes.float() if side is None else resize_planes(planes, side, antialias)
@@ -182,9 +186,9 @@ def finish_on_cpu(
     scale_shift: tuple[NDArray[np.float32], NDArray[np.float32]], flip: bool,
     out: "NDArray[np.float32] | NDArray[np.uint16]",
 ) -> None:  # fmt: skip
-    """`finish_planes` of one stack in one go: gray pictures (h, w) or (h, w, 1), or one with channels last, to `out`
-    (h, w, channels): float32, or the bits of bfloat16 as uint16, rounded as torch rounds. Pictures may have any
-    strides; what the kernel cannot take is a ValueError."""
+    """`finish_planes` of one stack in one go: gray pictures (h, w) or (h, w, 1), or one with
+    channels last, to `out` (h, w, channels): float32, or the bits of bfloat16 as uint16, rounded as
+    torch rounds. Pictures may have any strides; what the kernel cannot take is a ValueError."""
     import ctypes
 
     from hpc_stres import native

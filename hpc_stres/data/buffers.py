@@ -1,4 +1,5 @@
-"""Memory that comes back: a fresh 80 MB costs more in page faults than the pictures that are written into it."""
+"""Memory that comes back: a fresh 80 MB costs more in page faults than the pictures that are
+written into it."""
 
 import math
 import weakref

@@ -1,7 +1,8 @@
 """Clips of a prepared store as a data set of torch's: for training loops other than ours.
 
-OpenCV decodes here, one clip at a time, in whatever process asks: a DataLoader may fork or spawn its workers, before or
-after the parent has read. Training as this package does it goes through the feed, which is several times faster.
+OpenCV decodes here, one clip at a time, in whatever process asks: a DataLoader may fork or spawn
+its workers, before or after the parent has read. Training as this package does it goes through the
+feed, which is several times faster.
 """
 
 import os
@@ -32,13 +33,15 @@ CROP_SHARE = 7 / 8
 class ClipDataset(Dataset[Item]):
     """The videos of a split as clips, cut as a phase of a recipe cuts them.
 
-    `store`: the folder of a prepared store (or an open Store). `split`: 1, 2 or 3. `phase`: the name of a phase, whose
-    chunks, strides and crops apply. `kind`: `train` gives random crops of one size, `test` full frames with evenly
-    spaced chunks. `config`: a config file or Config that describes the phase; without one, the recipe of the paper.
-    `side`: the crop's side. `seed`: clip i of epoch e is the same for ever (`set_epoch`), in any process.
+    `store`: the folder of a prepared store (or an open Store). `split`: 1, 2 or 3. `phase`: the
+    name of a phase, whose chunks, strides and crops apply. `kind`: `train` gives random crops of
+    one size, `test` full frames with evenly spaced chunks. `config`: a config file or Config that
+    describes the phase; without one, the recipe of the paper. `side`: the crop's side. `seed`: clip
+    i of epoch e is the same for ever (`set_epoch`), in any process.
 
-    An item is a dictionary: `rgb` (time, 3, H, W) and `flow` (time, 20, H, W) as far as the phase reads them, float32
-    and normalised; `label`; `id`. Items of `train` have one shape, so that a DataLoader can stack them.
+    An item is a dictionary: `rgb` (time, 3, H, W) and `flow` (time, 20, H, W) as far as the phase
+    reads them, float32 and normalised; `label`; `id`. Items of `train` have one shape, so that a
+    DataLoader can stack them.
     """
 
     def __init__(
@@ -83,7 +86,8 @@ class ClipDataset(Dataset[Item]):
         return self.store.classes
 
     def set_epoch(self, epoch: int) -> None:
-        """Other crops, frames and flips of the same videos; call it before the DataLoader is iterated."""
+        """Other crops, frames and flips of the same videos; call it before the
+        DataLoader is iterated."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -1,4 +1,5 @@
-"""Requests to tensors on the device: DALI decodes JPEG slices of the store, a thread works ahead of the training."""
+"""Requests to tensors on the device: DALI decodes JPEG slices of the store, a thread works ahead
+of the training."""
 
 import logging
 import queue
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Item = TypeVar("Item")
-# Pictures of one stack, what their levels are multiplied by and shifted by, and whether they are mirrored.
+# Pictures of one stack, what their levels are multiplied by and shifted by, and whether
+# they are mirrored.
 Picture = Any  # a NumPy array where DALI decodes on the CPU, a tensor on the device elsewhere
 Stack = tuple[list[Picture], tuple[NDArray[np.float32], NDArray[np.float32]], bool]
 log = logging.getLogger(__name__)
@@ -32,7 +34,8 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Clips:
-    """A micro-batch: rgb (N, T, 3, side, side), flow (N, T, 20, side, side), labels (N); None for an unused stream."""
+    """A micro-batch: rgb (N, T, 3, side, side), flow (N, T, 20, side, side), labels (N); None for
+    an unused stream."""
 
     rgb: "Tensor | None"
     flow: "Tensor | None"
@@ -59,7 +62,8 @@ class FrameSource(Protocol):
 
 
 class Decoder:
-    """A DALI pipeline that decodes a region of each JPEG of a list, on the CPU or with nvJPEG on a GPU."""
+    """A DALI pipeline that decodes a region of each JPEG of a list, on the CPU or with
+    nvJPEG on a GPU."""
 
     def __init__(self, gray: bool, most: int, threads: int, device_id: int | None) -> None:
         self.gray, self.most, self.threads, self.device_id = gray, most, threads, device_id
@@ -121,7 +125,8 @@ class Decoder:
             if last:
                 self.shown = decoded  # keeps the pipeline's buffer, of which the pictures are views
                 return pictures
-            # The pipeline uses its buffer again for the next run: one copy of all pictures, then views of it.
+            # The pipeline uses its buffer again for the next run: one copy of all pictures,
+            # then views of it.
             edges = np.cumsum([0, *(picture.size for picture in pictures)])
             copy = np.concatenate([picture.ravel() for picture in pictures])
             return [
@@ -156,7 +161,8 @@ class ClipReader:
         # By a variant's name: the levels that its published weights were trained with.
         self.levels = augment.Levels.of(levels) if isinstance(levels, str) else levels
         self.device_id = device_id
-        # What clips are delivered in; float32 where nothing is said. The kernel writes float32 and bfloat16 itself.
+        # What clips are delivered in; float32 where nothing is said. The kernel writes float32 and
+        # bfloat16 itself.
         self.dtype = dtype
         self.buffers = Buffers()
         # The kernels let go of Python's lock, so that plain threads share them out.
@@ -307,7 +313,8 @@ def _find_damage(store: FrameSource, batch: Sequence[Request], message: str) -> 
 
 
 class Ahead(Generic[Item]):
-    """Runs an iterator in a thread, at most `depth` items ahead; its errors come out where items are taken."""
+    """Runs an iterator in a thread, at most `depth` items ahead; its errors come out where
+    items are taken."""
 
     def __init__(self, items: Iterator[Item], depth: int) -> None:
         self._queue: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)

@@ -17,14 +17,16 @@ Pyramid = Literal["paper", "opencv4"]
 PYRAMIDS: tuple[Pyramid, ...] = ("paper", "opencv4")
 # Pairs that go through a GPU together; the memory of a pair at 340x256 is 6 MB.
 GPU_BATCH = 128
-# DALI's optical flow comes in quarter pixels of a grid; 1 is the finest grid, 0 the slowest and best preset.
+# DALI's optical flow comes in quarter pixels of a grid; 1 is the finest grid, 0 the slowest
+# and best preset.
 DALI_GRID, DALI_PRESET = 1, 0.0
 
 
 def tvl1(
     frames: NDArray[np.uint8], backend: str = "native", threads: int = 1, pyramid: str = "paper"
 ) -> NDArray[np.float32]:
-    """Gray frames (T, H, W) to displacements (T-1, 2, H, W) in pixels a frame, u then v, from each frame to the next.
+    """Gray frames (T, H, W) to displacements (T-1, 2, H, W) in pixels a frame, u then v, from each
+    frame to the next.
 
     `pyramid`: `paper` is the solver that the authors extracted their flow with, the GPU one of
     OpenCV 2.4.7 to 2.4.13: scales halved by pyrDown, no median; it follows motions of 18 pixels.
@@ -147,7 +149,8 @@ def run_kernels(
     pyramid: str,
     batch: int = GPU_BATCH,
 ) -> None:
-    """The GPU's kernels, from a library made by nvcc or, in tests, by a C++ compiler; a batch of pairs at once."""
+    """The GPU's kernels, from a library made by nvcc or, in tests, by a C++ compiler; a batch
+    of pairs at once."""
     _check_room(frames, flow)
     bytes_, floats = (np.ctypeslib.ndpointer(kind, flags="C") for kind in (np.uint8, np.float32))
     solve = library.tvl1_batch_gpu
@@ -186,7 +189,8 @@ def _dali(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def from_dali(vectors: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.float32]:
-    """(pairs, rows, cols, 2) on a grid that may be coarser or padded, as (pairs, 2, H, W) in pixels."""
+    """(pairs, rows, cols, 2) on a grid that may be coarser or padded, as (pairs, 2,
+    H, W) in pixels."""
     import cv2
 
     height, width = size
@@ -216,7 +220,8 @@ def _opencv_solver(pyramid: str) -> Any:
 
 
 def encode_flow(flow: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Displacement clipped to +-20 pixels as round(255 (v + 20) / 40); halves are rounded up, so that 0 is 128."""
+    """Displacement clipped to +-20 pixels as round(255 (v + 20) / 40); halves are rounded up,
+    so that 0 is 128."""
     clipped = np.clip(flow, -BOUND, BOUND)
     return np.floor((clipped + BOUND) * (255.0 / (2 * BOUND)) + 0.5).astype(np.uint8)
 

@@ -1,8 +1,9 @@
 """The global batch of any step as a pure function of config and step number.
 
-Every random number comes from a counter-based generator keyed by seed and phase, with step and position as its counter.
-So resuming is a number, and another world size is another way of slicing the same list: a rank computes the positions
-that it reads and no others. What all ranks read together is told by a sum over positions, which no layout changes.
+Every random number comes from a counter-based generator keyed by seed and phase, with step and
+position as its counter. So resuming is a number, and another world size is another way of slicing
+the same list: a rank computes the positions that it reads and no others. What all ranks read
+together is told by a sum over positions, which no layout changes.
 """
 
 import hashlib
@@ -45,7 +46,8 @@ class Box(NamedTuple):
 class Request(NamedTuple):
     """One position of a global batch: which frames of which video, cut where, and its label.
 
-    `frames` are RGB frame numbers, one a chunk; `flow` the ten flow pairs of each chunk; all counted from 0.
+    `frames` are RGB frame numbers, one a chunk; `flow` the ten flow pairs of each chunk;
+    all counted from 0.
     """
 
     position: int
@@ -59,7 +61,8 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True)
 class Sampler:
-    """What `requests` reads: a phase, its seed, the crop's side, and the rows of the training videos."""
+    """What `requests` reads: a phase, its seed, the crop's side, and the rows of the
+    training videos."""
 
     seed: int
     name: str
@@ -102,8 +105,10 @@ def requests(config: Sampler | Config, step: int, phase: str | None = None) -> l
 
 
 def requests_at(source: Sampler, step: int, positions: Iterable[int]) -> list[Request]:
-    """Some positions of the global batch of a step: the same as those places of `requests`, at the cost of no other."""
-    # What a group shares is drawn from the group's own counter: whoever has a position of it draws the same.
+    """Some positions of the global batch of a step: the same as those places of `requests`, at the
+    cost of no other."""
+    # What a group shares is drawn from the group's own counter: whoever has a position of
+    # it draws the same.
     shared: dict[int, list[float]] = {}
     batch = []
     for position in positions:
@@ -132,7 +137,8 @@ def _open_sampler(config: Config, phase: str | None) -> Sampler:
 
 
 def order_of_pass(seed: int, name: str, count: int, epoch: int) -> NDArray[np.int32]:
-    """The order of the videos in one pass over them. Few passes of many videos are kept, many of few."""
+    """The order of the videos in one pass over them. Few passes of many videos are
+    kept, many of few."""
     kept = _short_order if count <= MOST_SHORT else _long_order
     return kept(seed, name, count, epoch)
 
@@ -144,7 +150,8 @@ def _draw_order(seed: int, name: str, count: int, epoch: int) -> NDArray[np.int3
     )
 
 
-# A batch that is larger than the data set meets many passes in one step; a large data set's two at its seam.
+# A batch that is larger than the data set meets many passes in one step; a large data set's
+# two at its seam.
 _short_order, _long_order = lru_cache(maxsize=64)(_draw_order), lru_cache(maxsize=2)(_draw_order)
 
 
@@ -155,7 +162,8 @@ def _request(source: Sampler, step: int, position: int, common: Sequence[float])
     video = source.videos[int(order[place])]
     row = source.rows[video]
     phase = source.phase
-    # Every draw is made whether it is used or not, so that one option never shifts the numbers of another.
+    # Every draw is made whether it is used or not, so that one option never shifts the
+    # numbers of another.
     draws = source.draws(counter.SAMPLE, step, position, DRAWS_OF_POSITION)
     stride_draw = common[0] if phase.clips.stride_shared_by == "group" else draws[0]
     place_draws = common[3:8] if phase.clips.crop_shared_by == "group" else draws[3:8]
@@ -176,7 +184,8 @@ def _request(source: Sampler, step: int, position: int, common: Sequence[float])
 
 
 def request_of(source: Sampler, step: int, position: int) -> Request:
-    """The request of one position of one step, in a norm group of its own: for one who draws clips singly."""
+    """The request of one position of one step, in a norm group of its own: for one who
+    draws clips singly."""
     return _request(
         source, step, position, source.draws(counter.GROUP, step, position, DRAWS_OF_GROUP)
     )
@@ -207,7 +216,8 @@ def choose_frames(
 def _released_window(
     first: int, last: int, stride: int, chunks: int, start_draw: float
 ) -> tuple[int, ...]:
-    """Windows on the lattice first, first + stride, ...; the released code never starts at its first point."""
+    """Windows on the lattice first, first + stride, ...; the released code never starts at
+    its first point."""
     lattice = range(first, last + 1, stride)
     if len(lattice) < chunks:
         return _evenly(first, last, chunks)
@@ -231,7 +241,8 @@ def spread_frames(count: int, chunks: int) -> tuple[int, ...]:
 
 
 def segment_places(count: int, every: int) -> range:
-    """Frames that a segment's chunk can stand at: where a flow stack lies inside the video, else all."""
+    """Frames that a segment's chunk can stand at: where a flow stack lies inside the
+    video, else all."""
     first, last = HALF_STACK, count - 1 - HALF_STACK
     return places(first, last, every) if last >= first else places(0, count - 1, every)
 
@@ -243,7 +254,8 @@ def centre_box(row: VideoRow) -> Box:
 
 
 def flow_stack(frame: int, pairs: int, short_video: str) -> tuple[int, ...]:
-    """The ten flow pairs around a frame; beyond a video's ends mirrored, or repeated from the start."""
+    """The ten flow pairs around a frame; beyond a video's ends mirrored, or
+    repeated from the start."""
     wanted = range(frame - HALF_STACK, frame + HALF_STACK)
     if wanted.start >= 0 and wanted.stop <= pairs:
         return tuple(wanted)
@@ -294,7 +306,8 @@ def _border_place(phase: TrainPhase, draws: Sequence[float]) -> tuple[float, flo
 
 
 def mark(step: int, request: Request) -> int:
-    """64 bits that tell one position of one step from any other, and from what another run read there."""
+    """64 bits that tell one position of one step from any other, and from what
+    another run read there."""
     text = f"{step} {tuple(request)}"
     return int.from_bytes(
         hashlib.blake2b(text.encode(), digest_size=MARK_BITS // 8).digest(), "big"
@@ -302,8 +315,8 @@ def mark(step: int, request: Request) -> int:
 
 
 def total(step: int, batch: Iterable[Request]) -> int:
-    """The marks of some positions of a step in one number. It is a sum, so that parts of a batch add up to the whole
-    in any order, over any ranks and micro-steps."""
+    """The marks of some positions of a step in one number. It is a sum, so that parts of a batch
+    add up to the whole in any order, over any ranks and micro-steps."""
     return sum(mark(step, request) for request in batch) % (1 << MARK_BITS)
 
 

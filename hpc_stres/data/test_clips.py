@@ -1,4 +1,5 @@
-"""Which clips of a video are tested: evenly spaced over the whole of it, whole frames, the same in every process.
+"""Which clips of a video are tested: evenly spaced over the whole of it, whole frames, the same
+in every process.
 
 Read by evaluation, and by the looks at held-out videos while training.
 """

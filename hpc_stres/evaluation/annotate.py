@@ -1,4 +1,5 @@
-"""What `predict --save` writes: the video with its answers drawn into it, and a strip of frames and flow."""
+"""What `predict --save` writes: the video with its answers drawn into it, and a strip of
+frames and flow."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +50,8 @@ def annotated(prediction: Prediction) -> Iterator[NDArray[np.uint8]]:
 
 
 def _write(picture: NDArray[np.uint8], lines: list[str]) -> None:
-    """White text on a dark edge, readable on any background; letters that the font lacks become question marks."""
+    """White text on a dark edge, readable on any background; letters that the font lacks
+    become question marks."""
     import cv2
 
     scale = max(0.3, picture.shape[1] / 800)
@@ -63,7 +65,8 @@ def _write(picture: NDArray[np.uint8], lines: list[str]) -> None:
 
 
 def flow_strip(prediction: Prediction) -> NDArray[np.uint8]:
-    """Frames above their colour-coded flow, at times that were scored, so that their flow was computed."""
+    """Frames above their colour-coded flow, at times that were scored, so that their
+    flow was computed."""
     import cv2
 
     clip, row = prediction.clip, prediction.clip.rows[0]

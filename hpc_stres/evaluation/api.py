@@ -20,11 +20,12 @@ def load_model(
     phase: str | None = None,
     device: "str | torch.device | None" = None,
 ) -> Network:
-    """A trained network: the last finished phase of a run folder (or `phase`), or what `hpc-stres export` wrote.
+    """A trained network: the last finished phase of a run folder (or `phase`), or what
+    `hpc-stres export` wrote.
 
-    It is called with clips, as `model(rgb, flow)`: rgb (videos, time, 3, H, W), flow (videos, time, 20, H, W), each
-    None where the network does not read it; it returns `.appearance` and `.motion`, (videos, time, classes) or None.
-    `device`: the GPU where there is one.
+    It is called with clips, as `model(rgb, flow)`: rgb (videos, time, 3, H, W), flow (videos, time,
+    20, H, W), each None where the network does not read it; it returns `.appearance` and `.motion`,
+    (videos, time, classes) or None. `device`: the GPU where there is one.
     """
     import torch
 
@@ -37,10 +38,12 @@ def load_model(
 def predict(
     video: "str | os.PathLike[str]", model: "Network | str | os.PathLike[str]", quick: bool = False
 ) -> "Prediction":
-    """Decode, prepare and score one video file as a test video is: `.top()`, `.probabilities`, `.over_time`.
+    """Decode, prepare and score one video file as a test video is: `.top()`,
+    `.probabilities`, `.over_time`.
 
-    `model` is what `load_model` returned, or a folder that it reads. `quick`: one clip from the middle of the video
-    instead of the whole protocol. A video that cannot be read is a UserError that says why.
+    `model` is what `load_model` returned, or a folder that it reads. `quick`: one clip from the
+    middle of the video instead of the whole protocol. A video that cannot be read is a
+    UserError that says why.
     """
     from hpc_stres.evaluation import predict as scoring
 

@@ -1,7 +1,9 @@
-"""How far probabilities are to be believed: expected calibration error, reliability, a fitted temperature. Pure.
+"""How far probabilities are to be believed: expected calibration error, reliability, a fitted
+temperature. Pure.
 
-A temperature divides the logits before the softmax. It is fitted on held-out training videos, never on test videos, and
-it never changes an answer: the class that is answered is always the highest logit as it was scored.
+A temperature divides the logits before the softmax. It is fitted on held-out training videos, never
+on test videos, and it never changes an answer: the class that is answered is always the highest
+logit as it was scored.
 """
 
 from typing import Any
@@ -11,7 +13,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 BINS = 15
-# Coldest and hottest temperature: where every held-out answer is right, colder is better without end.
+# Coldest and hottest temperature: where every held-out answer is right, colder is
+# better without end.
 COLDEST, HOTTEST = 0.01, 100.0
 
 
@@ -23,7 +26,8 @@ def probabilities(logits: Array, temperature: float = 1.0) -> Array:
 
 
 def log_loss(logits: Array, labels: NDArray[np.int64], temperature: float = 1.0) -> float:
-    """Mean negative log-likelihood of the true classes; finite where a probability has rounded to 0."""
+    """Mean negative log-likelihood of the true classes; finite where a probability
+    has rounded to 0."""
     scaled = np.asarray(logits, np.float64) / temperature
     most = scaled.max(axis=1)
     normaliser = most + np.log(np.exp(scaled - most[:, None]).sum(axis=1))
@@ -31,12 +35,14 @@ def log_loss(logits: Array, labels: NDArray[np.int64], temperature: float = 1.0)
 
 
 def fit_temperature(logits: Array, labels: NDArray[np.int64]) -> float:
-    """The temperature of least log-likelihood loss, which is convex in its inverse; between COLDEST and HOTTEST."""
+    """The temperature of least log-likelihood loss, which is convex in its inverse; between
+    COLDEST and HOTTEST."""
     logits = np.asarray(logits, np.float64)
     true = logits[np.arange(len(labels)), labels]
 
     def slope(temperature: float) -> float:
-        """Of the loss by the inverse temperature: what the softmax expects of the logit, less the true class's."""
+        """Of the loss by the inverse temperature: what the softmax expects of the logit, less
+        the true class's."""
         return float(((probabilities(logits, temperature) * logits).sum(axis=1) - true).mean())
 
     low, high = np.log(COLDEST), np.log(HOTTEST)
@@ -52,7 +58,8 @@ def fit_temperature(logits: Array, labels: NDArray[np.int64]) -> float:
 
 
 def reliability(confidence: Array, hits: NDArray[np.bool_]) -> list[dict[str, Any]]:
-    """Equal bins of confidence, each (low, high]: how many answers, how sure and how often right they are."""
+    """Equal bins of confidence, each (low, high]: how many answers, how sure and how
+    often right they are."""
     edges = np.arange(BINS + 1) / BINS
     place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, BINS - 1)
     rows = []
@@ -68,7 +75,8 @@ def reliability(confidence: Array, hits: NDArray[np.bool_]) -> list[dict[str, An
 
 
 def calibration_error(bins: list[dict[str, Any]]) -> float:
-    """Expected calibration error: distance of accuracy from confidence, averaged over the answers of the bins."""
+    """Expected calibration error: distance of accuracy from confidence, averaged over the
+    answers of the bins."""
     total = sum(row["videos"] for row in bins)
     return float(
         sum(
@@ -81,7 +89,8 @@ def calibration_error(bins: list[dict[str, Any]]) -> float:
 
 
 def measure(logits: Array, labels: NDArray[np.int64], temperature: float = 1.0) -> dict[str, Any]:
-    """Calibration of answers at a temperature; answers are those of the logits as they were scored."""
+    """Calibration of answers at a temperature; answers are those of the logits as
+    they were scored."""
     shares = probabilities(logits, temperature)
     answers = np.asarray(logits).argmax(axis=1)
     rows = np.arange(len(labels))
@@ -99,7 +108,8 @@ def measure(logits: Array, labels: NDArray[np.int64], temperature: float = 1.0) 
 def with_temperature(
     logits: Array, labels: NDArray[np.int64], held_out: tuple[Array, NDArray[np.int64]] | None
 ) -> dict[str, Any]:
-    """Calibration of test answers, and again at the temperature that held-out training videos ask for."""
+    """Calibration of test answers, and again at the temperature that held-out
+    training videos ask for."""
     calibration: dict[str, Any] = {
         **measure(logits, labels),
         "temperature": None,

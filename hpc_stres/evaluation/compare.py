@@ -1,4 +1,5 @@
-"""What changed from one run to another, and what came of it: config, code, data, store, accuracy, classes, videos."""
+"""What changed from one run to another, and what came of it: config, code, data, store, accuracy,
+classes, videos."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -75,7 +76,8 @@ def code_changes(first: Path, second: Path) -> list[dict[str, Any]]:
 
 
 def data_changes(first: Run, second: Run) -> list[dict[str, Any]]:
-    """Classes, training videos and their contents, the store and its flow, and the test videos that were scored."""
+    """Classes, training videos and their contents, the store and its flow, and the test videos
+    that were scored."""
     changes = []
     for name, path in (("data_set", RunPaths.data_set), ("results", RunPaths.results)):
         keys = (
@@ -151,7 +153,8 @@ def column_pairs(first: Iterable[str], second: Iterable[str]) -> list[tuple[str,
 
 
 def accuracy_changes(first: Run, second: Run) -> list[dict[str, Any]]:
-    """Each pair of columns: both accuracies, the paired difference, and what was repaired and broken."""
+    """Each pair of columns: both accuracies, the paired difference, and what was
+    repaired and broken."""
     rows = []
     for old, new in column_pairs(first.columns, second.columns):
         what = f"{first.folder} and {second.folder}, {old}"
@@ -184,7 +187,8 @@ def class_changes(column: Scores, was: Any, now: Any) -> list[dict[str, Any]]:
 
 
 def compare(first: Path, others: list[Path]) -> dict[str, Any]:
-    """Each other run against the first, split by split; p-values are corrected for all rows together."""
+    """Each other run against the first, split by split; p-values are corrected for
+    all rows together."""
     base = open_runs(first)
     pairs = []
     for folder in others:

@@ -1,7 +1,9 @@
-"""Lines, areas, boxes and letters as SVG and as PDF, so that figures need no plotting library. Pure.
+"""Lines, areas, boxes and letters as SVG and as PDF, so that figures need no
+plotting library. Pure.
 
-Both come from one list of shapes in points, the origin at the top left. PDF's letters are Helvetica's, which every
-reader has; letters outside of its Latin alphabet become question marks there.
+Both come from one list of shapes in points, the origin at the top left. PDF's letters
+are Helvetica's, which every reader has; letters outside of its Latin alphabet become
+question marks there.
 """
 
 import html
@@ -115,7 +117,8 @@ class Drawing:
 
 
 def _file(objects: Sequence[bytes]) -> bytes:
-    """A PDF file of these objects, numbered from 1: the first is its catalogue, the last its title."""
+    """A PDF file of these objects, numbered from 1: the first is its catalogue,
+    the last its title."""
     data, places = b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n", []
     for number, body in enumerate(objects, 1):
         places.append(len(data))

@@ -1,8 +1,9 @@
-"""Test the finished phases of a run: each video once on any number of ranks, gathered by id, summed in sorted order.
+"""Test the finished phases of a run: each video once on any number of ranks, gathered by id, summed
+in sorted order.
 
-An evaluation has one owner: its first rank holds the lock of the run's scores, the other ranks follow it, and a second
-evaluation of the same run waits. What the ranks do together (start, refuse, stop) they agree on, so that the failure
-of one ends all of them with a sentence.
+An evaluation has one owner: its first rank holds the lock of the run's scores, the other ranks
+follow it, and a second evaluation of the same run waits. What the ranks do together (start, refuse,
+stop) they agree on, so that the failure of one ends all of them with a sentence.
 """
 
 import hashlib
@@ -67,7 +68,8 @@ class Scoring:
 def evaluate(
     config: Config, run_dir: Path, world: World, phases: list[str] | None = None
 ) -> dict[str, Any] | None:
-    """Score every finished phase, write scores/ and results.json; returns the results on the first rank."""
+    """Score every finished phase, write scores/ and results.json; returns the results
+    on the first rank."""
     torch.set_num_threads(protocol.EVALUATION_THREADS)
     device = process_groups.choose_device(world)
     torch.set_num_threads(protocol.EVALUATION_THREADS)
@@ -124,8 +126,8 @@ def _evaluate_in_group(
 def _take_scores(
     config: Config, name: str, paths: RunPaths, store: Store, videos: list[str], held: list[str]
 ) -> None:
-    """The scores that a phase's own product holds: of this split's test videos, and of those held out where it has
-    them."""
+    """The scores that a phase's own product holds: of this split's test videos, and of those held
+    out where it has them."""
     _refuse_trained_on_held_out(config, paths, name)
     function = entry_point(PHASE_KINDS.get(config.phases[name].kind).scores or "")
     made: scores.Scores = function(config, name, paths.root, store)
@@ -147,7 +149,8 @@ def _take_scores(
 
 
 def _refuse_trained_on_held_out(config: Config, paths: RunPaths, name: str) -> None:
-    """Held-out videos must be held out of every network, and of other phases that say what they were trained with."""
+    """Held-out videos must be held out of every network, and of other phases that say what they
+    were trained with."""
     held_out_then, held_out_now = (
         read_finished(paths, name).held_out_by, held_out_by(config.evaluation)
     )  # fmt: skip
@@ -181,7 +184,8 @@ def _finished_phases(known: Phases, paths: RunPaths, named: list[str] | None) ->
 
 @contextmanager
 def _failing_together(control: Any) -> Iterator[None]:
-    """Every rank leaves the block, or every rank is refused: one rank's refusal is not another's endless wait."""
+    """Every rank leaves the block, or every rank is refused: one rank's refusal is not
+    another's endless wait."""
     failed: UserError | None = None
     try:
         yield
@@ -221,7 +225,8 @@ def _own(paths: RunPaths, stack: ExitStack) -> None:
 
 
 def _test_videos(config: Config, store: Store) -> list[str]:
-    """Sorted ids of the test videos that are there; refuses when some are not, unless that is allowed."""
+    """Sorted ids of the test videos that are there; refuses when some are not, unless
+    that is allowed."""
     wanted = store.ids(config.data.split, "test")
     present = sorted(name for name in wanted if name in store.number)
     missing = sorted(set(wanted) - set(present))
@@ -241,7 +246,8 @@ def _test_videos(config: Config, store: Store) -> list[str]:
 def _scoring(
     config: Config, name: str, paths: RunPaths, store: Store, videos: list[str]
 ) -> Scoring:
-    """What the scores of a phase depend on; refuses a store of other classes than the phase was trained on."""
+    """What the scores of a phase depend on; refuses a store of other classes than the
+    phase was trained on."""
     finished = read_finished(paths, name)
     _refuse_trained_on_held_out(config, paths, name)
     weights = finished_weights(paths, name)
@@ -274,7 +280,8 @@ def _key(digest: Any, row: VideoRow) -> str:
 def _todo(
     split: int, scoring: Scoring, paths: RunPaths, videos: list[str], world: World, control: Any
 ) -> list[str]:
-    """Videos that no earlier attempt scored; the first rank looks, so that all ranks cut the same list."""
+    """Videos that no earlier attempt scored; the first rank looks, so that all ranks
+    cut the same list."""
     is_open = torch.ones(len(videos), dtype=torch.uint8)
     with _failing_together(control):
         if world.is_first:
@@ -314,7 +321,8 @@ def _score_phase(
 
 
 def refuse_not_finite(streams: parts.Streams, video: str, what: str, weights: Path) -> None:
-    """Stop at a score that is not a finite number: its class would be chance that looks like a result."""
+    """Stop at a score that is not a finite number: its class would be chance that
+    looks like a result."""
     for stream, value in streams.items():
         if not np.isfinite(value).all():
             raise UserError(

@@ -1,13 +1,19 @@
-"""A finished phase for use elsewhere: a torch.export program, ONNX, and each stream under torchvision's names.
+"""A finished phase for use elsewhere: a torch.export program, ONNX, and each stream under
+torchvision's names.
 
-    export.json          classes, inputs, preprocessing, protocol, checksums, differences of both programs
-    weights.safetensors  the network's own weights, from which `hpc-stres predict --model` builds it again
-    model.pt2            torch.export: (rgb), (flow) or (rgb, flow) to logits (batch, time, classes) of each stream
+    export.json          classes, inputs, preprocessing, protocol, checksums, differences
+                         of both programs
+    weights.safetensors  the network's own weights, from which
+                         `hpc-stres predict --model` builds it again
+    model.pt2            torch.export: (rgb), (flow) or (rgb, flow) to logits (batch, time,
+                         classes) of each stream
     model.onnx           the same in ONNX; preprocessing and classes stand in its metadata
     STREAM.safetensors   a plain ResNet of that stream; temporal convolutions stay (out, in, 3, 1)
-    hub/                 config.json, model.safetensors, README.md: a folder to share, which `load_model` reads
+    hub/                 config.json, model.safetensors, README.md: a folder to share, which
+                         `load_model` reads
 
-Batch, time, height and width are free in both programs; export.json gives the least time that they take.
+Batch, time, height and width are free in both programs; export.json gives the least
+time that they take.
 """
 
 import io
@@ -38,14 +44,16 @@ ONNX = "model.onnx"
 
 
 class Shapes(NamedTuple):
-    """Pixels of one place of the last stage, and the clips (batch, chunks, height, width) to compare on."""
+    """Pixels of one place of the last stage, and the clips (batch, chunks, height,
+    width) to compare on."""
 
     place: int
     compared: list[tuple[int, int, int, int]]
 
 
 def _shapes(config: Config, phase: TrainPhase) -> Shapes:
-    """The store's own frames; several wide ones; and some so small that the last stage has a single place."""
+    """The store's own frames; several wide ones; and some so small that the last stage
+    has a single place."""
     trunks = [phase.trunk(stream) for stream in phase.family.streams]
     place = 2 ** (max(len(trunk.stages or DEPTHS[trunk.depth or 50]) for trunk in trunks) + 1)
     least, (height, width) = phase.family.least_chunks, _frame_size(config)
@@ -55,7 +63,8 @@ def _shapes(config: Config, phase: TrainPhase) -> Shapes:
 
 
 def export(config: Config, run_dir: Path, phase: str | None, folder: Path) -> dict[str, Any]:
-    """Write all files; returns export.json's content. Refuses when a file does not compute what the network does."""
+    """Write all files; returns export.json's content. Refuses when a file does not compute what
+    the network does."""
     name = phase or networks.best_phase(config.phases, run_dir)
     kind, paths = train_phase(config, name), RunPaths(run_dir)
     weights = finished_weights(paths, name)

@@ -1,13 +1,15 @@
-"""What a trained network sees in videos of any length, window by window: the classifier's input of each stream.
+"""What a trained network sees in videos of any length, window by window: the classifier's
+input of each stream.
 
     DIR/NAME.STREAM.npy   (time, channels), float32: one row for each window        --layout streams
     DIR/NAME.npy          (time, channels), the streams side by side                --layout actionformer
     DIR/NAME.npy          (channels, frames), for each frame its window's features  --layout mstcn
     DIR/NAME.json         window, stride, frame rate, what made them, checksums; written last
 
-The work is cut into pieces of PIECE_WINDOWS windows of one video. A rank takes its share of the pieces and writes each
-into a file of its own in DIR/.parts, so that a killed run repeats one piece at most; whoever finds all pieces of a
-video there puts them together. Which rank computes a piece has no say in its bytes.
+The work is cut into pieces of PIECE_WINDOWS windows of one video. A rank takes its share of the
+pieces and writes each into a file of its own in DIR/.parts, so that a killed run repeats one piece
+at most; whoever finds all pieces of a video there puts them together. Which rank computes a piece
+has no say in its bytes.
 """
 
 import sys
@@ -42,7 +44,8 @@ STREAMS = ("appearance", "motion")
 PIECE_WINDOWS = 64
 # Windows that go through the network together: always the same ones, whoever computes them.
 WINDOWS_AT_ONCE = 4
-# A video is shared among as many ranks as it has this many bytes; every rank can tell without opening it.
+# A video is shared among as many ranks as it has this many bytes; every rank can tell
+# without opening it.
 BYTES_OF_A_RANK = 16 << 20
 PATIENCE_SECONDS = 600.0
 AGAIN = "Remove it and give the same command again."
@@ -81,7 +84,8 @@ def make_task(
 
 
 def find_videos(given: Sequence[Path]) -> list[Source]:
-    """Videos that were named, and those in folders that were named, under names that do not meet."""
+    """Videos that were named, and those in folders that were named, under names
+    that do not meet."""
     sources: list[Source] = []
     for path in given:
         if path.is_dir():
@@ -150,7 +154,8 @@ class _NoVideo:
 
 
 def _shares(sources: Sequence[Source], world: World) -> dict[str, tuple[int | None, int]]:
-    """This rank's number among those that share a video (None: it has no part in it), and how many these are."""
+    """This rank's number among those that share a video (None: it has no part in it), and
+    how many these are."""
     shares, first = {}, 0
     for source in sources:
         ranks = min(world.size, 1 + source.path.stat().st_size // BYTES_OF_A_RANK)
@@ -161,7 +166,8 @@ def _shares(sources: Sequence[Source], world: World) -> dict[str, tuple[int | No
 
 
 class Tap:
-    """A network whose classifiers' inputs are read off: of each stream (videos, channels), the mean over time."""
+    """A network whose classifiers' inputs are read off: of each stream (videos, channels),
+    the mean over time."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
@@ -346,7 +352,8 @@ class Work:
         """One .npy, piece after piece: memory does not grow with the video."""
         is_by_frame = self.task.layout == "mstcn"
         length = frames if is_by_frame else self.task.windows.count(frames)
-        # Rows of one time follow each other in the file; (channels, frames) is the same, named the other way round.
+        # Rows of one time follow each other in the file; (channels, frames) is the same, named the
+        # other way round.
         shape = (width, length) if is_by_frame else (length, width)
         with atomic_path(path) as temporary, temporary.open("wb") as stream:
             header = {"descr": "<f4", "fortran_order": is_by_frame, "shape": shape}

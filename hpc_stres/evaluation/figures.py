@@ -1,4 +1,5 @@
-"""Figures for a paper, each as SVG and PDF: accuracy, classes, confusion, reliability, learning curves."""
+"""Figures for a paper, each as SVG and PDF: accuracy, classes, confusion, reliability,
+learning curves."""
 
 import math
 import re
@@ -222,7 +223,8 @@ def write_results(results: Mapping[str, Any], folder: Path) -> int:
 
 
 def write_curves(studied: Mapping[str, Any], folder: Path) -> int:
-    """Learning curves of each experiment and phase with their bands; returns how many files there are."""
+    """Learning curves of each experiment and phase with their bands; returns how many
+    files there are."""
     count = 0
     for number, one in enumerate(studied["experiments"], 1):
         for phase, keys in one["curves"].items():

@@ -19,9 +19,11 @@ from hpc_stres.run.product import read_done
 
 @dataclass(frozen=True)
 class Finished:
-    """Checksum of a phase's weights, the classes that its scores are of, and by what videos were held out.
+    """Checksum of a phase's weights, the classes that its scores are of, and by what
+    videos were held out.
 
-    The last is empty where none were, and none where a phase does not say its config: it may be trained on nothing.
+    The last is empty where none were, and none where a phase does not say its config: it may be
+    trained on nothing.
     """
 
     weights_sha256: str
@@ -53,7 +55,8 @@ def _held_out_by(evaluation: Mapping[str, Any]) -> str:
 
 
 def load_trained(run_dir: Path, overrides: list[str]) -> Config:
-    """The config of a run for the use of its weights; refuses overrides that they were not trained for."""
+    """The config of a run for the use of its weights; refuses overrides that they were
+    not trained for."""
     trained, config = load_run(run_dir), load_run(run_dir, overrides)
     changed = ["data.split"] if config.data.split != trained.data.split else []
     if held_out_by(config.evaluation) != held_out_by(trained.evaluation):
@@ -71,7 +74,8 @@ def load_trained(run_dir: Path, overrides: list[str]) -> Config:
 
 
 def _changed_options(config: Config, name: str, trained: Phase) -> list[str]:
-    """Options of a phase that are part of its product and have another value now, under the keys that gave it."""
+    """Options of a phase that are part of its product and have another value now, under the
+    keys that gave it."""
     now = config.phases[name]
     if not isinstance(now, TrainPhase) or not isinstance(trained, TrainPhase):
         return [] if now == trained else [f"phases.{name}"]

@@ -1,7 +1,9 @@
-"""A phase of kind `fuse`: its product names parts and weights, its scores are made when the parts have been tested.
+"""A phase of kind `fuse`: its product names parts and weights, its scores are made when the parts
+have been tested.
 
-Networks are tested after all phases are done, so a fusion has no scores of its own until then. Its product holds the
-checksums of its parts' products: scores of a part that was made again since are refused.
+Networks are tested after all phases are done, so a fusion has no scores of its own until then.
+Its product holds the checksums of its parts' products: scores of a part that was made again
+since are refused.
 """
 
 import os
@@ -113,7 +115,8 @@ def scores(config: Config, name: str, run_dir: Path, store: "Store") -> Scores:
 def _load_parts(
     split: int, name: str, paths: RunPaths, sums: dict[str, str], of_held_out: bool
 ) -> dict[str, Scores]:
-    """Scores of the parts; refuses those of older products, and parts that were tested on different videos."""
+    """Scores of the parts; refuses those of older products, and parts that were tested on
+    different videos."""
     files = {part: score_path(paths, split, part, of_held_out) for part in sums}
     parts = {part: Scores.load(file) for part, file in files.items()}
     first = next(iter(parts.values()))
@@ -137,7 +140,8 @@ def _load_parts(
 def _load_held_out(
     config: Config, name: str, paths: RunPaths, sums: dict[str, str]
 ) -> dict[str, Scores] | None:
-    """The parts' scores of held-out videos; none where there are no such videos, or a part does not know them."""
+    """The parts' scores of held-out videos; none where there are no such videos, or a part
+    does not know them."""
     files = [score_path(paths, config.data.split, part, held_out=True) for part in sums]
     if not config.evaluation.holds_out or not all(file.is_file() for file in files):
         return None
@@ -173,7 +177,8 @@ def _together(
     unseen: Array | None,
     made_by: dict[str, Any],
 ) -> Scores:
-    """One set of scores of all videos; `unseen` are held-out videos' that the weights were not chosen on."""
+    """One set of scores of all videos; `unseen` are held-out videos' that the weights
+    were not chosen on."""
     protocols = dict.fromkeys(str(part.made_by.get("protocol")) for part in tested.values())
     words = "; ".join([*protocols, f"L2-normalised, {made_by['protocol']}"])
     of_tested = _mean(tested, weights)

@@ -1,9 +1,11 @@
-"""Scores of several networks, or of hand-crafted features, as one: L2-normalised per video, averaged with weights.
+"""Scores of several networks, or of hand-crafted features, as one: L2-normalised per video,
+averaged with weights.
 
-A score file is an .npz (`ids`, `classes`, `logits`, and `labels` where they are known) or a .csv whose header is
-`id`, optionally `label`, and then the class names. Videos and classes are matched by name, never by position. An id is
-the path of its video: one file may leave out leading folders or the file extension where that leaves no doubt; where
-it does (`clip01` beside `jump/clip01` and `run/clip01`) the two are named and nothing is fused.
+A score file is an .npz (`ids`, `classes`, `logits`, and `labels` where they are known) or a .csv
+whose header is `id`, optionally `label`, and then the class names. Videos and classes are matched
+by name, never by position. An id is the path of its video: one file may leave out leading folders
+or the file extension where that leaves no doubt; where it does (`clip01` beside `jump/clip01` and
+`run/clip01`) the two are named and nothing is fused.
 """
 
 import csv
@@ -33,7 +35,8 @@ class ScoreFile:
 
 
 def read(path: Path) -> ScoreFile:
-    """A score file of either kind; refuses doubled ids, doubled classes and numbers that are not finite."""
+    """A score file of either kind; refuses doubled ids, doubled classes and numbers
+    that are not finite."""
     if not path.is_file():
         raise UserError(f"{path}: no such score file")
     if path.suffix not in (".npz", ".csv"):
@@ -155,9 +158,11 @@ def video_name(identifier: str) -> str:
 
 
 def same_names(files: Sequence[ScoreFile]) -> list[list[str]]:
-    """Each file's ids under names that all files share: the same video has the same name in all of them.
+    """Each file's ids under names that all files share: the same video has the same
+    name in all of them.
 
-    Two ids are of one video when one is the end of the other, folder by folder, and no other id will do.
+    Two ids are of one video when one is the end of the other, folder by folder, and no
+    other id will do.
     """
     shared: list[list[str]] = []
     longest: dict[str, str] = {}  # shared name: the longest path that any file gave for it
@@ -209,7 +214,8 @@ def l2_normalised(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 def fuse(
     files: Sequence[ScoreFile], weights: Sequence[float], allow_missing: bool
 ) -> tuple[Scores, int]:
-    """The fused scores in the first file's class order, and how many videos there would be without gaps."""
+    """The fused scores in the first file's class order, and how many videos there would
+    be without gaps."""
     if len(files) != len(weights):
         raise ConfigError(f"--weights: {len(weights)} numbers for {len(files)} files")
     if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or sum(weights) <= 0:

@@ -1,12 +1,12 @@
 """Weights of a fusion, chosen by cross-validation over held-out training recordings. Pure.
 
-The candidates are all weights that are multiples of one step and sum to one, and the plain average. A choice is the
-candidate that answers most of the videos rightly; of several such the one nearest to their mean, which is the middle
-of the good ones and not their edge.
+The candidates are all weights that are multiples of one step and sum to one, and the plain average.
+A choice is the candidate that answers most of the videos rightly; of several such the one nearest
+to their mean, which is the middle of the good ones and not their edge.
 
-Whether fusing helps at all is asked of videos that the choice has not seen: recordings are dealt into folds, and each
-fold is answered with the weights that the other folds choose. A fusion that is then worse than its best part is none:
-the best part is taken alone.
+Whether fusing helps at all is asked of videos that the choice has not seen: recordings are dealt
+into folds, and each fold is answered with the weights that the other folds choose. A fusion that is
+then worse than its best part is none: the best part is taken alone.
 """
 
 import hashlib
@@ -30,7 +30,8 @@ STEPS, MOST_CANDIDATES = (20, 10, 5, 4, 3, 2, 1), 2000
 
 @dataclass(frozen=True)
 class Chosen:
-    """Weights of the parts, the held-out videos' scores under weights that did not see them, and facts to print."""
+    """Weights of the parts, the held-out videos' scores under weights that did not see them,
+    and facts to print."""
 
     weights: tuple[float, ...]
     unseen: Array
@@ -38,7 +39,8 @@ class Chosen:
 
 
 def choose(parts: Sequence[Array], labels: NDArray[np.int64], recordings: Sequence[str]) -> Chosen:
-    """Weights for parts whose scores (videos, classes) have unit length; `recordings` names each video's, or is empty.
+    """Weights for parts whose scores (videos, classes) have unit length; `recordings` names each
+    video's, or is empty.
 
     Labels are numbers of classes or, where videos have several, rows of 0 and 1.
     """
@@ -90,7 +92,8 @@ def _best(points: Array, hits: NDArray[np.int64]) -> int:
 
 
 def deal(labels: NDArray[np.int64], recordings: Sequence[str]) -> NDArray[np.intp]:
-    """The fold of each video: recordings are whole, and those of a class are spread over the folds."""
+    """The fold of each video: recordings are whole, and those of a class are
+    spread over the folds."""
     kinds = [tuple(np.atleast_1d(label)) for label in labels]
     names = [
         name or f"\0{number}" for number, name in enumerate(recordings)

@@ -47,7 +47,8 @@ JUST_ABOVE_ZERO = 1e-30
 
 @dataclass(frozen=True)
 class Look:
-    """Maps of one video for an answer: each stream's (time, height, width) of the frame, from 0 to 1."""
+    """Maps of one video for an answer: each stream's (time, height, width) of the
+    frame, from 0 to 1."""
 
     frames: tuple[int, ...]
     maps: dict[str, Map]
@@ -61,7 +62,8 @@ class Look:
 
 
 def enlarge(cells: Map, stride: int, offset: int, height: int, width: int) -> Map:
-    """Cells at `offset + stride * number` pixels, linear between them, constant beyond the outer ones."""
+    """Cells at `offset + stride * number` pixels, linear between them, constant
+    beyond the outer ones."""
     import cv2
 
     rows = ((np.arange(height) - offset) / stride).astype(np.float32)
@@ -74,12 +76,14 @@ def enlarge(cells: Map, stride: int, offset: int, height: int, width: int) -> Ma
 def look(
     network: Network, reader: ClipReader, requests: Sequence[Request], answer: int | None = None
 ) -> Look:
-    """Maps of a video's clips, mirrored ones turned back; for a class, or for what the first clip says."""
+    """Maps of a video's clips, mirrored ones turned back; for a class, or for what the
+    first clip says."""
     model: Any = network.call
     named = {name: getattr(model, name, None) for name in ("appearance", "motion")}
     trunks = {name: trunk for name, trunk in named.items() if isinstance(trunk, Trunk)}
     if len(trunks) < sum(trunk is not None for trunk in named.values()):
-        trunks = {}  # trunks of another family have cells elsewhere, and take frames of another size
+        # trunks of another family have cells elsewhere, and take frames of another size
+        trunks = {}
     maps: dict[str, list[Map]] = {name: [] for name in trunks}
     for request in requests if trunks else ():
         answer, seen = _look_at_clip(network, trunks, reader, request, answer)
@@ -105,7 +109,8 @@ def _look_at_clip(
             [value.double().mean(dim=1)[0] for value in logits if value is not None]
         ).mean(dim=0)
         answer = int(fused.argmax()) if answer is None else answer
-        # A network for one class alone has no odds; a stage that no answer depends on has no gradient.
+        # A network for one class alone has no odds; a stage that no answer depends on
+        # has no gradient.
         gradients = torch.autograd.grad(
             log_odds(fused, answer), list(kept.values()), allow_unused=True
         )
@@ -140,7 +145,8 @@ def log_odds(logits: Tensor, answer: int) -> Tensor:
 
 
 def weighted(activation: Tensor, gradient: Tensor) -> Map:
-    """What speaks for the answer at each cell: (time, channels, rows, columns) to (time, rows, columns)."""
+    """What speaks for the answer at each cell: (time, channels, rows, columns) to
+    (time, rows, columns)."""
     heat = (activation.double() * gradient.double().relu()).sum(dim=1)
     return np.asarray(heat.cpu().numpy(), np.float32)
 
@@ -153,7 +159,8 @@ def as_share(heat: NDArray[Any]) -> Map:
 
 @contextmanager
 def _keeping(trunks: dict[str, Trunk]) -> Iterator[dict[tuple[str, int], Tensor]]:
-    """While the block runs, rectified outputs of the last stages are kept and have gradients; nothing else has."""
+    """While the block runs, rectified outputs of the last stages are kept and have gradients;
+    nothing else has."""
     kept: dict[tuple[str, int], Tensor] = {}
     handles, wanting = [], []
     for name, trunk in trunks.items():

@@ -1,4 +1,5 @@
-"""Which recording a test video was cut from: by official names, by the CSV's column, or by a pattern."""
+"""Which recording a test video was cut from: by official names, by the CSV's column,
+or by a pattern."""
 
 import re
 import sys
@@ -43,14 +44,16 @@ class Groups:
 
 
 def by_names(ids: Sequence[str], labels: Sequence[str]) -> Groups:
-    """UCF101's and HMDB51's names of clips; a video with any other name is a recording of its own."""
+    """UCF101's and HMDB51's names of clips; a video with any other name is a
+    recording of its own."""
     recordings = [recording_of(name, label) or recording_of(PurePosixPath(name).name, label) or ""
              for name, label in zip(ids, labels, strict=True)]  # fmt: skip
     return Groups(recordings, NAMES if any(recordings) else NONE)
 
 
 def by_pattern(ids: Sequence[str], pattern: str) -> Groups:
-    """What a regular expression's parts in parentheses hold; refuses one that fits no video at all."""
+    """What a regular expression's parts in parentheses hold; refuses one that fits
+    no video at all."""
     matches = [re.search(pattern, name) for name in ids]
     recordings = [
         "\0".join(part or "" for part in match.groups()) if match else "" for match in matches
@@ -75,7 +78,8 @@ def groups_of(
     labels: Sequence[str],
     kept: Groups | None = None,
 ) -> Groups:
-    """Recordings of a data set's videos, as `evaluation.groups` asks for them; `labels` are class names.
+    """Recordings of a data set's videos, as `evaluation.groups` asks for them; `labels`
+    are class names.
 
     `kept`: what a score file says, which holds where a CSV that had a column is here no more.
     """

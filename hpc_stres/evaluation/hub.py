@@ -1,6 +1,8 @@
-"""A folder to share, laid out as model hubs expect it: config.json, model.safetensors and a model card.
+"""A folder to share, laid out as model hubs expect it: config.json, model.safetensors
+and a model card.
 
-`hpc_stres.load_model` reads it where there is no network: config.json holds all of export.json, sealed.
+`hpc_stres.load_model` reads it where there is no network: config.json holds all of
+export.json, sealed.
 """
 
 import json
@@ -24,7 +26,8 @@ CARD = "README.md"
 def write_folder(
     config: Config, paths: RunPaths, exported: Mapping[str, Any], weights: Path, folder: Path
 ) -> None:
-    """The three files; the weights are the export's own, by a second name where the file system can."""
+    """The three files; the weights are the export's own, by a second name where the
+    file system can."""
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / HUB_WEIGHTS) as temporary:
         try:
@@ -42,7 +45,8 @@ def write_folder(
 
 
 def model_card(config: Config, paths: RunPaths, exported: Mapping[str, Any]) -> str:
-    """What the weights are, what they were trained on and how well they did, under which protocol."""
+    """What the weights are, what they were trained on and how well they did,
+    under which protocol."""
     title = config.phases[exported["phase"]].title
     column, data = _column(config.data.split, paths, exported["phase"]), _data_set(paths)
     header = {

@@ -1,4 +1,5 @@
-"""How large the motion signal is against the appearance signal where the streams meet, on some test videos."""
+"""How large the motion signal is against the appearance signal where the streams meet, on
+some test videos."""
 
 import sys
 from dataclasses import dataclass, replace
@@ -20,7 +21,8 @@ VIDEOS = 8
 
 @dataclass(frozen=True)
 class Junction:
-    """Root mean squares at one junction: what comes from motion, and what it joins in appearance."""
+    """Root mean squares at one junction: what comes from motion, and what it
+    joins in appearance."""
 
     stage: int
     motion: float
@@ -33,7 +35,8 @@ class Junction:
 
 
 def strengths(data: DataConfig, run_dir: Path, phase: str, store: Store) -> list[Junction]:
-    """One row a junction, measured on clips of the first test videos; kept in the run folder for these weights."""
+    """One row a junction, measured on clips of the first test videos; kept in the run folder
+    for these weights."""
     paths = RunPaths(run_dir)
     key, kept = sha256(paths.phase(phase).weights), paths.junctions(phase)
     stored = _kept(kept) if kept.is_file() else {}

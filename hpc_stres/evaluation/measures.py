@@ -1,4 +1,5 @@
-"""What results.json says of one column: accuracies with their intervals, per class, confusion, calibration. Pure."""
+"""What results.json says of one column: accuracies with their intervals, per class, confusion,
+calibration. Pure."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +33,8 @@ def measure(
     labels: Labels, classes: Sequence[str], logits: Array, groups: Groups,
     held_out: tuple[Array, Labels] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """One column: everything that is computed from its logits and the recordings of its videos, in per cent."""
+    """One column: everything that is computed from its logits and the recordings of its
+    videos, in per cent."""
     plan = statistics.design(strata_of(labels), groups.names)
     hits = right(logits, labels)
     intervals: dict[str, Any] = {"top1": statistics.share_interval(hits, plan)}
@@ -85,7 +87,8 @@ def confusion(labels: Labels, classes: Sequence[str], logits: Array) -> dict[str
 def per_class(
     labels: Labels, classes: Sequence[str], logits: Array, plan: Design
 ) -> list[dict[str, Any]]:
-    """Recall with its interval, precision and F1 of each class; a class without test videos has no recall."""
+    """Recall with its interval, precision and F1 of each class; a class without test
+    videos has no recall."""
     answers = logits.argmax(axis=1)
     rows = []
     for number, name in enumerate(classes):

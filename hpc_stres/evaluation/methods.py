@@ -1,7 +1,8 @@
-"""A methods paragraph from a run's config: what was done, with every number that a reader needs to repeat it.
+"""A methods paragraph from a run's config: what was done, with every number that a reader
+needs to repeat it.
 
-What has words of its own is said in them; every other option that decides weights or scores follows as a list. So no
-option is forgotten, a new one neither.
+What has words of its own is said in them; every other option that decides weights or scores follows
+as a list. So no option is forgotten, a new one neither.
 """
 
 from collections.abc import Iterable, Mapping
@@ -122,7 +123,8 @@ def _is_under(key: str, names: set[str]) -> bool:
 
 
 def _own_trunk(config: Config, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values without what a stream's trunk has from the run, which stands in the sentence on streams."""
+    """Values without what a stream's trunk has from the run, which stands in the
+    sentence on streams."""
     shared = {**plain(config.model), "side": config.data.crop}
     kept = {}
     for key, value in values.items():

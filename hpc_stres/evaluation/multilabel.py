@@ -1,6 +1,7 @@
 """Measures of videos that have several classes: average precision, F1, Hamming loss. Pure.
 
-Truth is a matrix of 0 and 1, videos by classes. A class is answered where its logit is above 0 (a half).
+Truth is a matrix of 0 and 1, videos by classes. A class is answered where its logit is
+above 0 (a half).
 """
 
 from typing import Any
@@ -17,7 +18,8 @@ MOST_BLOCKS = 100
 
 
 def average_precision(truth: NDArray[Any], scores: Array) -> float | None:
-    """Area under the steps of precision over recall, as scikit-learn's; videos of one score enter together.
+    """Area under the steps of precision over recall, as scikit-learn's; videos of one
+    score enter together.
 
     None where the class has no positive video.
     """
@@ -39,7 +41,8 @@ def mean_average_precision(truth: Truth, scores: Array) -> float:
 
 
 def map_interval(truth: Truth, scores: Array, plan: Design) -> tuple[float, float]:
-    """95 % interval of mAP: the jackknife over recordings, or over MOST_BLOCKS blocks of them, and Student's t."""
+    """95 % interval of mAP: the jackknife over recordings, or over MOST_BLOCKS blocks of them,
+    and Student's t."""
     blocks = min(plan.count, MOST_BLOCKS)
     if blocks < 2:
         return 0.0, 1.0

@@ -1,7 +1,9 @@
-"""A trained network ready to score clips, from a run folder or from what `export` wrote: the same contract for both.
+"""A trained network ready to score clips, from a run folder or from what `export` wrote: the same
+contract for both.
 
-Nothing is unpickled: an exported folder gives its sizes (export.json) and its numbers (weights.safetensors), and the
-network is built by this package. The programs beside them are for use elsewhere; loading them could run their code.
+Nothing is unpickled: an exported folder gives its sizes (export.json) and its numbers
+(weights.safetensors), and the network is built by this package. The programs beside them are for
+use elsewhere; loading them could run their code.
 """
 
 import json
@@ -79,14 +81,16 @@ def best_phase(phases: Phases, run_dir: Path) -> str:
 
 
 def finished_model(config: Config, name: str, weights: Path, classes: int) -> TwoStream:
-    """The network of a phase with all of its trained weights; refuses weights of other sizes or classes."""
+    """The network of a phase with all of its trained weights; refuses weights of other
+    sizes or classes."""
     model = build_phase_model(config, name, classes)
     load_all(model, weights)
     return model
 
 
 def load_all(model: TwoStream, weights: Path) -> None:
-    """Load weights of which every one must fit: training may replace a classifier, a test may not."""
+    """Load weights of which every one must fit: training may replace a
+    classifier, a test may not."""
     report = load_into(model, read_state(weights), str(weights))
     missing = [key for key in report.missing if not key.endswith("num_batches_tracked")]
     wrong = [*report.replaced, *report.inflated, *missing]
@@ -116,7 +120,8 @@ def from_run(
 
 
 def clip_of(phase: TrainPhase) -> tuple[int, int]:
-    """Chunks of a phase's clips, and the frames between two of them: the middle of what it trained with."""
+    """Chunks of a phase's clips, and the frames between two of them: the middle of what
+    it trained with."""
     return phase.clips.chunks, sum(phase.clips.stride) // 2
 
 

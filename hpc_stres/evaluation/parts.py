@@ -1,8 +1,10 @@
-"""Scores of single videos while an evaluation is at work: what a killed one has scored is not scored again.
+"""Scores of single videos while an evaluation is at work: what a killed one has scored is
+not scored again.
 
-Each rank of each attempt appends to a file of its own, one sealed line a video, so that no file ever has two writers.
-A reader takes the lines of all attempts whose key is the one it wants. The key of a video holds everything that its
-scores depend on; a line that is not as it was written is named and its video scored again.
+Each rank of each attempt appends to a file of its own, one sealed line a video, so that no file
+ever has two writers. A reader takes the lines of all attempts whose key is the one it wants. The
+key of a video holds everything that its scores depend on; a line that is not as it was written is
+named and its video scored again.
 """
 
 import json
@@ -55,8 +57,8 @@ def read_parts(
 ) -> dict[str, Streams]:
     """Scores of the videos in `keys` (id to key) over all attempts.
 
-    A video that two attempts scored is taken once when they agree bit for bit, and refused by name when they do not.
-    `loud`: say on stderr which lines were left out.
+    A video that two attempts scored is taken once when they agree bit for bit, and refused by name
+    when they do not. `loud`: say on stderr which lines were left out.
     """
     scored: dict[str, Streams] = {}
     for path in sorted(folder(paths).glob(f"split{split}_{phase}_rank*.jsonl")):
@@ -78,7 +80,8 @@ def _equal(one: Streams, two: Streams) -> bool:
 
 
 def _rows(path: Path, loud: bool) -> Iterator[dict[str, Any]]:
-    """Whole rows of one file. A last line without its end was torn by a kill; any other damage is said."""
+    """Whole rows of one file. A last line without its end was torn by a kill; any
+    other damage is said."""
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line:

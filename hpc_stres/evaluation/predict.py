@@ -125,7 +125,8 @@ def _wanted_pairs(path: Path, evaluation: Any) -> set[int]:
 
 
 def _frames_of_outputs(frames: Sequence[int], outputs: int) -> list[int]:
-    """The frame in the middle of what each time output has seen: each chunk, or the centre of each pooling window."""
+    """The frame in the middle of what each time output has seen: each chunk, or the centre of
+    each pooling window."""
     if outputs == len(frames):
         return list(frames)
     stride = (len(frames) - POOL_WINDOW) // max(1, outputs - 1)

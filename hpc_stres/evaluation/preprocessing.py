@@ -1,4 +1,5 @@
-"""What has to be done to a video before a network reads it, in numbers: for whoever serves an export without us."""
+"""What has to be done to a video before a network reads it, in numbers: for whoever serves an
+export without us."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,5 @@
-"""A network as programs for use elsewhere: torch.export and ONNX, for any batch, number of chunks and frame size."""
+"""A network as programs for use elsewhere: torch.export and ONNX, for any batch, number of
+chunks and frame size."""
 
 import io
 import json
@@ -48,9 +49,10 @@ def make_clips(inputs: Sequence[str], shape: tuple[int, int, int, int]) -> list[
 def trace(flat: Flat, total_stride: int) -> torch.export.ExportedProgram:
     """The program of a network whose last stage has one place for so many pixels.
 
-    While it traces, the exporter notes that some lengths were not 1 in the clip that it saw, and the
-    program would refuse clips where they are. Nothing in it depends on that: these notes are removed,
-    and whoever exports compares the program with the network on clips that they would have refused.
+    While it traces, the exporter notes that some lengths were not 1 in the clip that it saw,
+    and the program would refuse clips where they are. Nothing in it depends on that: these
+    notes are removed, and whoever exports compares the program with the network on clips that
+    they would have refused.
     """
     height, width = (places * total_stride for places in TRACED_PLACES)
     clips = make_clips(flat.inputs, (TRACED_BATCH, TRACED_CHUNKS, height, width))
@@ -121,7 +123,8 @@ Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 def open_program(archive: io.BytesIO) -> Run:
     """The saved program, to be run on clips."""
-    # From memory, what was just made: a program in a file could have been replaced, and loading one runs its code.
+    # From memory, what was just made: a program in a file could have been replaced, and loading
+    # one runs its code.
     archive.seek(0)
     module = torch.export.load(archive).module()
 

@@ -1,15 +1,17 @@
 """Test protocols: which clips of a video are scored, and how its scores become one.
 
-Fully convolutional in space: a frame of 256x340 gives 8x11 places, and the classifier's logits are averaged over the
-2x5 windows of 7x7 places in them. That equals, to rounding, pooling each window by itself. It does not equal ten crops
-of 224x224: a crop is padded with zeros at its own edges in every layer, and in a ResNet-50, whose last unit sees 483
-pixels, no place of a crop is free of that. Inside the frame the windows see the real surroundings instead.
+Fully convolutional in space: a frame of 256x340 gives 8x11 places, and the classifier's logits are
+averaged over the 2x5 windows of 7x7 places in them. That equals, to rounding, pooling each window
+by itself. It does not equal ten crops of 224x224: a crop is padded with zeros at its own edges in
+every layer, and in a ResNet-50, whose last unit sees 483 pixels, no place of a crop is free of
+that. Inside the frame the windows see the real surroundings instead.
 
-Fully convolutional in time: all chunks of a video go through together; the temporal layers pad with zeros at the first
-and last chunk only.
+Fully convolutional in time: all chunks of a video go through together; the temporal layers pad with
+zeros at the first and last chunk only.
 
-Memory: one clip at a time. Units that do not look along time take FRAMES_AT_ONCE frames, so that a clip's peak is a
-few copies of its first stage's output, linear in chunks and pixels; `hpc-stres bench evaluate` measures it.
+Memory: one clip at a time. Units that do not look along time take FRAMES_AT_ONCE frames, so that a
+clip's peak is a few copies of its first stage's output, linear in chunks and pixels;
+`hpc-stres bench evaluate` measures it.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,7 +39,8 @@ __all__ = [
     "test_requests",
 ]
 
-# One thread gives the same sums whatever the number of ranks on a machine; ranks, not threads, share the cores.
+# One thread gives the same sums whatever the number of ranks on a machine; ranks, not threads,
+# share the cores.
 EVALUATION_THREADS = 1
 
 
@@ -45,7 +48,8 @@ Scorer = Callable[[Tensor | None, Tensor | None], Logits]
 
 
 class VideoScores(NamedTuple):
-    """Logits of one video, per stream, in float64: averaged over space and flips, for each time output."""
+    """Logits of one video, per stream, in float64: averaged over space and flips, for
+    each time output."""
 
     appearance: NDArray[np.float64] | None
     motion: NDArray[np.float64] | None
@@ -85,7 +89,8 @@ def _describe_segments(config: EvaluationConfig, clips: TestClips) -> str:
 def score_video(
     model: Scorer, reader: ClipReader, clips: Sequence[Request], dtype: torch.dtype
 ) -> VideoScores:
-    """Scores of one video; its flips go through one after another, so that memory holds one clip at a time."""
+    """Scores of one video; its flips go through one after another, so that memory holds
+    one clip at a time."""
     passes = [_forward(model, reader.read([request]), dtype) for request in clips]
     streams: list[NDArray[np.float64] | None] = []
     for stream in ("appearance", "motion"):

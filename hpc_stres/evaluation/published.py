@@ -1,4 +1,5 @@
-"""Published figures, and beside which numbers they may be printed: those of the same data set, protocol and splits."""
+"""Published figures, and beside which numbers they may be printed: those of the same data set,
+protocol and splits."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,14 +12,16 @@ if TYPE_CHECKING:
 # Late fusion of the two single streams (NIPS 2016, Table 3); each phase says its own figures.
 TWO_STREAM_PUBLISHED = {"ucf101": 89.47, "hmdb51": 60.59}
 PUBLISHED_SPLITS = {"1", "2", "3"}
-# How a column must have been tested, in the first words of its protocol; hand-crafted features draw no clips.
+# How a column must have been tested, in the first words of its protocol; hand-crafted
+# features draw no clips.
 PUBLISHED_PROTOCOL = "paper: 25 evenly spaced chunks and their flips"
 HANDCRAFTED_PROTOCOL = "hand-crafted features of all trajectories of each video"
 COMPARABLE = (PUBLISHED_PROTOCOL, HANDCRAFTED_PROTOCOL)
 
 
 def official_data_set(kind: str, store: "Store", split: int) -> str | None:
-    """Name of the published data set whose official lists the store holds; none for any other data set."""
+    """Name of the published data set whose official lists the store holds; none for
+    any other data set."""
     if store.label_sets is not None:
         return None
     labels = {store.id_of(row): int(label) for row, label in enumerate(store.labels)}
@@ -29,7 +32,8 @@ def official_data_set(kind: str, store: "Store", split: int) -> str | None:
 
 
 def published_for(results: Mapping[str, Any]) -> dict[str, float] | None:
-    """Published figures that results may be compared with: the means of all three splits, each by its own protocol."""
+    """Published figures that results may be compared with: the means of all three splits, each by
+    its own protocol."""
     columns = [column for table in results["splits"].values() for column in table.values()]
     official = results.get("official")
     is_comparable = (

@@ -30,7 +30,8 @@ TWO_STREAM_TITLE = "Two-Stream"
 
 
 def score_path(paths: RunPaths, split: int, name: str, held_out: bool = False) -> Path:
-    """The score file of a phase: of its test videos, or of the training videos that were held out."""
+    """The score file of a phase: of its test videos, or of the training videos
+    that were held out."""
     path = paths.scores(split, name)
     return path.parent / "validation" / path.name if held_out else path
 
@@ -152,7 +153,8 @@ def summarise(config: Config, run_dir: Path, store: Store) -> dict[str, Any]:
 
 
 def paired(first: Scores, second: Scores) -> dict[str, Any]:
-    """Top-1 of the second less the first over the same videos, in per cent, with its interval and an exact test."""
+    """Top-1 of the second less the first over the same videos, in per cent, with its interval
+    and an exact test."""
     if first.ids != second.ids or not np.array_equal(first.labels, second.labels):
         raise UserError("a paired test needs two columns over the same videos and labels")
     plan = statistics.design(measures.strata_of(first.labels), first.recordings.names)
@@ -167,7 +169,8 @@ def paired(first: Scores, second: Scores) -> dict[str, Any]:
 
 
 def with_holm(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows that have a `p`, each with its p-value as Holm's procedure corrects it for all of them."""
+    """Rows that have a `p`, each with its p-value as Holm's procedure corrects it
+    for all of them."""
     corrected = statistics.holm([row["p"] for row in rows])
     return [{**row, "p_holm": p} for row, p in zip(rows, corrected, strict=True)]
 
@@ -181,7 +184,8 @@ def comparisons(scored: Mapping[str, Scores]) -> list[dict[str, Any]]:
 
 
 def combine_splits(run_dir: Path, folders: list[Path]) -> dict[str, Any]:
-    """results.json above the splits' own: their tables, and the mean of each column that all of them have."""
+    """results.json above the splits' own: their tables, and the mean of each column that
+    all of them have."""
     split_results = [read_results(RunPaths(folder).results) for folder in folders]
     for folder, results in zip(folders, split_results, strict=True):
         same = ("data", "official", "recipe", "protocol", "flow", "labels")

@@ -1,7 +1,9 @@
-"""Score files and what is computed from them: accuracy with its interval, fusion of streams, McNemar's test.
+"""Score files and what is computed from them: accuracy with its interval, fusion of
+streams, McNemar's test.
 
-A score file carries a digest of its content and, as JSON text, what it was made by: the weights, the protocol, the
-split. So a changed bit is noticed, and numbers of two protocols or of replaced weights are never in one table.
+A score file carries a digest of its content and, as JSON text, what it was made by: the weights,
+the protocol, the split. So a changed bit is noticed, and numbers of two protocols or of replaced
+weights are never in one table.
 """
 
 import hashlib
@@ -35,7 +37,8 @@ AGAIN = "Remove it and run `hpc-stres evaluate` again; what was scored is kept i
 class Scores:
     """Logits of the videos of a split, in sorted order of their ids.
 
-    Labels are numbers of classes or, where videos have several, rows of 0 and 1. `groups` are the recordings.
+    Labels are numbers of classes or, where videos have several, rows of 0 and 1. `groups`
+    are the recordings.
     """
 
     ids: list[str]
@@ -71,7 +74,8 @@ class Scores:
         )  # fmt: skip
 
     def save(self, path: Path) -> None:
-        """An .npz with ids, labels, classes, recordings, fused logits, each stream's over time, and a digest."""
+        """An .npz with ids, labels, classes, recordings, fused logits, each stream's over
+        time, and a digest."""
         arrays: dict[str, Any] = {
             "ids": np.array(self.ids, dtype=str), "labels": np.asarray(self.labels, np.int64),
             "classes": np.array(self.classes, dtype=str), "logits": np.asarray(self.logits, np.float64),
@@ -129,7 +133,8 @@ def from_videos(
     videos: Mapping[str, Mapping[str, Array]], labels: Mapping[str, int], classes: Sequence[str],
     label_sets: list[list[int]] | None = None,
 ) -> Scores:  # fmt: skip
-    """Scores of videos whose streams are (time, classes): mean over time, then over streams, in float64.
+    """Scores of videos whose streams are (time, classes): mean over time, then over
+    streams, in float64.
 
     With `label_sets` a video's label is the number of its set of classes.
     """
@@ -185,7 +190,8 @@ def interval95(hits: int, count: int) -> tuple[float, float]:
 
 
 def mcnemar(first: Scores, second: Scores) -> tuple[int, int, float]:
-    """Videos that only the first and only the second gets right, and McNemar's exact two-sided p-value."""
+    """Videos that only the first and only the second gets right, and McNemar's exact
+    two-sided p-value."""
     if first.ids != second.ids:
         raise UserError("McNemar's test needs two columns over the same videos")
     one, two = right(first), right(second)
@@ -196,7 +202,8 @@ def mcnemar(first: Scores, second: Scores) -> tuple[int, int, float]:
 def summary(
     scores: Scores, wanted: int, protocol: str, held_out: Scores | None = None
 ) -> dict[str, Any]:
-    """One column of the table. Videos that are missing count as missing, never as right or wrong."""
+    """One column of the table. Videos that are missing count as missing, never
+    as right or wrong."""
     other = None if held_out is None else (held_out.logits, held_out.labels)
     measured = measures.measure(
         scores.labels, scores.classes, scores.logits, scores.recordings, other

@@ -1,20 +1,24 @@
 """Intervals and tests that know which videos were cut from one recording. Pure.
 
-Clips of one recording succeed and fail together, so a set of 3,783 clips of 707 recordings holds less evidence than
-3,783 recordings would. The unit that is drawn here is therefore the recording, and classes are fixed strata:
+Clips of one recording succeed and fail together, so a set of 3,783 clips of 707 recordings holds
+less evidence than 3,783 recordings would. The unit that is drawn here is therefore the recording,
+and classes are fixed strata:
 
-* The variance of a weighted mean is the sum over strata of the squared deviations of recordings' totals from what their
-  sizes let expect (the ratio estimator of survey sampling). With few and uneven recordings such a sum is too small. The
-  factor that makes up for it is known exactly at both ends, for independent clips and for clips that are all alike; the
-  larger one is taken.
-* The interval of a share is Wilson's, with as many videos as would have that variance, and with Student's t in place of
-  the normal quantile. Where few recordings hold all errors their variance is itself badly known; so it is joined, with
-  the weight of one recording, by the variance that clips have that are all alike.
-* Where every clip is a recording of its own, the interval of a share is Wilson's and the test McNemar's.
-* A paired test turns the difference of whole recordings around. All turns are counted, none are drawn.
+* The variance of a weighted mean is the sum over strata of the squared deviations of recordings'
+  totals from what their sizes let expect (the ratio estimator of survey sampling). With few and
+  uneven recordings such a sum is too small. The factor that makes up for it is known exactly at
+  both ends, for independent clips and for clips that are all alike; the larger one is taken.
+* The interval of a share is Wilson's, with as many videos as would have that variance, and with
+  Student's t in place of the normal quantile. Where few recordings hold all errors their variance
+  is itself badly known; so it is joined, with the weight of one recording, by the variance that
+  clips have that are all alike.
+* Where every clip is a recording of its own, the interval of a share is Wilson's and
+  the test McNemar's.
+* A paired test turns the difference of whole recordings around. All turns are
+  counted, none are drawn.
 
-Recordings that hold clips of several classes join these classes into one stratum. Strata of one recording tell nothing
-about their spread and are joined with each other.
+Recordings that hold clips of several classes join these classes into one stratum. Strata of one
+recording tell nothing about their spread and are joined with each other.
 """
 
 import math
@@ -93,7 +97,8 @@ def _strata(labels: Integers, recordings: Integers, count: int) -> Integers:
 
 
 def _without_lone(strata: Integers) -> Integers:
-    """Strata of one recording joined with each other; a last one with the smallest of the others."""
+    """Strata of one recording joined with each other; a last one with the
+    smallest of the others."""
     names, numbers, sizes = np.unique(strata, return_inverse=True, return_counts=True)
     lone = sizes == 1
     if not lone.any() or len(names) == 1:
@@ -108,7 +113,8 @@ def _without_lone(strata: Integers) -> Integers:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A weighted mean, its variance over recordings, and the degrees of freedom of that variance."""
+    """A weighted mean, its variance over recordings, and the degrees of freedom
+    of that variance."""
 
     mean: float
     variance: float
@@ -201,8 +207,8 @@ def difference_interval(
 ) -> tuple[float, float, float]:
     """Mean difference of paired videos (each from -1 to 1) and its 95 % interval.
 
-    One more recording that differs is added to the variance, as Agresti and Min add one to McNemar's counts: where few
-    differ, the spread of those few is too small by chance.
+    One more recording that differs is added to the variance, as Agresti and Min add one to
+    McNemar's counts: where few differ, the spread of those few is too small by chance.
     """
     estimated = estimate(differences, plan, weights)
     if plan.count == 1:
@@ -224,8 +230,8 @@ def mcnemar_p(only_first: int, only_second: int) -> float:
 def sign_flip_p(differences: Sequence[int] | Integers, plan: Design) -> float:
     """Exact two-sided p-value of a paired difference, whole recordings turned around in all ways.
 
-    `differences` are whole numbers, one a video. The distribution of the sum over all 2^n turns is built up recording
-    by recording: each moves half of it up and half down by its own difference.
+    `differences` are whole numbers, one a video. The distribution of the sum over all 2^n turns is
+    built up recording by recording: each moves half of it up and half down by its own difference.
     """
     totals = np.bincount(
         plan.recordings, weights=np.asarray(differences, np.float64), minlength=plan.count
@@ -263,7 +269,8 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float | None, float | None]:
-    """Mean, standard deviation and Student's 95 % interval of a few runs; no interval of one run."""
+    """Mean, standard deviation and Student's 95 % interval of a few runs; no
+    interval of one run."""
     numbers = np.asarray(values, np.float64)
     mean = float(numbers.mean())
     if len(numbers) < 2:
@@ -289,8 +296,8 @@ def welch_p(first: Sequence[float], second: Sequence[float]) -> float | None:
 def t_quantile(probability: float, freedom: float) -> float:
     """Student's t below which it lies with a probability of more than a half.
 
-    Newton's method on the tail, which is convex: from the normal's quantile, which lies below, it climbs and never
-    passes the answer.
+    Newton's method on the tail, which is convex: from the normal's quantile, which lies below, it
+    climbs and never passes the answer.
     """
     value = NormalDist().inv_cdf(probability)
     if freedom >= NORMAL_FREEDOM:
@@ -316,7 +323,8 @@ def t_tail(value: float, freedom: float) -> float:
 
 
 def _beta_share(a: float, b: float, x: float) -> float:
-    """The regularised incomplete beta function, by its continued fraction (Lentz's way of evaluating it)."""
+    """The regularised incomplete beta function, by its continued fraction (Lentz's way
+    of evaluating it)."""
     if x <= 0 or x >= 1:
         return float(x >= 1)
     if x > (a + 1) / (a + b + 2):

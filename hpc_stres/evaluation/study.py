@@ -1,7 +1,9 @@
-"""Several runs of one experiment: mean, deviation and interval over seeds and splits, learning curves, agreement.
+"""Several runs of one experiment: mean, deviation and interval over seeds and splits, learning
+curves, agreement.
 
-Runs whose configs differ in nothing but seed, split and what changes no weights are one experiment. Two experiments are
-compared twice: over recordings, which asks about other videos, and over seeds, which asks about other trainings.
+Runs whose configs differ in nothing but seed, split and what changes no weights are one experiment.
+Two experiments are compared twice: over recordings, which asks about other videos, and over seeds,
+which asks about other trainings.
 """
 
 import itertools
@@ -68,7 +70,8 @@ class Experiment:
 
 
 def run_folders(folder: Path) -> list[Path]:
-    """Run folders at or under a folder: itself, split1 ... split3, or an array's folders with either in them."""
+    """Run folders at or under a folder: itself, split1 ... split3, or an array's folders
+    with either in them."""
     folders = list(_below(folder, MOST_FOLDERS_DEEP))
     if not folders:
         raise UserError(f"{folder}: no run folder here or under it: none has a config.yaml")
@@ -185,7 +188,8 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def agreement(experiment: Experiment) -> list[dict[str, Any]]:
-    """What seeds agree on: videos that all, some and none get right; how often two seeds answer the same."""
+    """What seeds agree on: videos that all, some and none get right; how often two seeds
+    answer the same."""
     rows = []
     for split, name in itertools.product(experiment.splits, experiment.columns):
         runs = experiment.of_split(split)
@@ -215,7 +219,8 @@ def agreement(experiment: Experiment) -> list[dict[str, Any]]:
 
 
 def curves(experiment: Experiment) -> dict[str, dict[str, list[list[float]]]]:
-    """Mean, deviation and number of runs of each training curve at each step, by phase and key of metrics.jsonl."""
+    """Mean, deviation and number of runs of each training curve at each step, by phase and key
+    of metrics.jsonl."""
     by_phase: dict[str, dict[str, list[list[float]]]] = {}
     for phase in ordered_phases(experiment.runs[0].config.phases):
         points: dict[str, dict[int, list[float]]] = {}

@@ -16,7 +16,8 @@ MIXED = "columns of different protocols"
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """results.json as it was written; a missing or damaged one is a UserError that says how to make it again."""
+    """results.json as it was written; a missing or damaged one is a UserError that says how
+    to make it again."""
     remedy = (
         f"Run `hpc-stres evaluate --run-dir {path.parent}`: what was scored is not scored again."
     )
@@ -51,12 +52,14 @@ def score_rows(columns: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 
 def is_multi(column: Mapping[str, Any]) -> bool:
-    """Whether a column is of videos that have several classes: it then has mAP in place of top-5."""
+    """Whether a column is of videos that have several classes: it then has mAP
+    in place of top-5."""
     return "map" in column
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """Accuracy of each column and split, its interval, and beside means the published figure where there is one."""
+    """Accuracy of each column and split, its interval, and beside means the published figure
+    where there is one."""
     header, rows = table_cells(results)
     lines = [*protocol_lines(results), *group_lines(results)]
     return text_table(header, rows) + "".join(f"\n{line}" for line in lines)
@@ -171,7 +174,8 @@ Row = list[Any]
 
 
 def results_csv(results: Mapping[str, Any]) -> str:
-    """Every figure of results.json, one a row: split, column, class, measure, value and its interval."""
+    """Every figure of results.json, one a row: split, column, class, measure, value
+    and its interval."""
     rows: list[Row] = [["split", "column", "class", "measure", "value", "low", "high"]]
     for split, table in results["splits"].items():
         for name, column in table.items():
@@ -190,7 +194,8 @@ def results_csv(results: Mapping[str, Any]) -> str:
 
 
 def _column_rows(column: Mapping[str, Any]) -> list[Row]:
-    """Class, measure, value and interval of each figure of a column; what older results lack is left out."""
+    """Class, measure, value and interval of each figure of a column; what older results
+    lack is left out."""
     intervals = column.get("intervals", {"top1": column["interval95"]})
     rows: list[Row] = [
         ["", key, column[key], *intervals.get(key, ("", ""))] for key in MEASURES if key in column

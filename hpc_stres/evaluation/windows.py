@@ -1,7 +1,8 @@
-"""Windows that slide over a video of any length, and the few frames of it that are in memory at a time.
+"""Windows that slide over a video of any length, and the few frames of it that are in
+memory at a time.
 
-Window number n begins at frame n x stride and holds `chunks` chunks, `spacing` frames apart; each is
-an RGB frame with its ten pairs of flow around it. A video that is shorter than a window has one,
+Window number n begins at frame n x stride and holds `chunks` chunks, `spacing` frames apart; each
+is an RGB frame with its ten pairs of flow around it. A video that is shorter than a window has one,
 spread over all of it as a test clip is.
 """
 

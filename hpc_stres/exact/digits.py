@@ -40,10 +40,12 @@ def digits_of(values: Tensor, form: Form) -> tuple[Tensor, Tensor]:
 
 
 def number_of(digits: Tensor, misfits: Tensor, form: Form) -> Tensor:
-    """The numbers (float64) whose digits these are, or sums of digits; NaN where a term did not fit."""
+    """The numbers (float64) whose digits these are, or sums of digits; NaN where a
+    term did not fit."""
     first, count = form
     value = torch.zeros_like(digits[0], dtype=torch.float64)
-    # The smallest first, as a person would to lose least; each operation is rounded the same way anywhere.
+    # The smallest first, as a person would to lose least; each operation is rounded the
+    # same way anywhere.
     for place in reversed(range(count)):
         value = value + digits[place].to(torch.float64) * 2.0 ** (first - DIGIT_BITS * place)
     return torch.where(misfits > 0, torch.nan, value)

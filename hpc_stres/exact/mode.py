@@ -1,4 +1,5 @@
-"""Every operation that a network's forward pass asks torch for, watched: the guard of bitwise training.
+"""Every operation that a network's forward pass asks torch for, watched: the guard of
+bitwise training.
 
 Most operations work number by number with one rounding each, or move numbers: they run as they
 are. Convolutions and linear layers run unit by unit, with exact sums for their weights. Operations

@@ -1,4 +1,5 @@
-"""What a bitwise training shares between its layers: the units, the threads they run on, the exact sums.
+"""What a bitwise training shares between its layers: the units, the threads they run
+on, the exact sums.
 
 A unit is a fixed number of videos. It goes through each kernel alone, so that every kernel sees the
 same shape, in the same memory order, at an aligned address, on one thread, whatever the number of
@@ -73,7 +74,8 @@ class Session:
         return self.names[id(parameter)]
 
     def make_statistics(self, channels: dict[str, int]) -> None:
-        """Room for the running statistics' sums by layer: of means, of variances (or sigmas), of units."""
+        """Room for the running statistics' sums by layer: of means, of variances (or
+        sigmas), of units."""
         shapes = {name: torch.Size((3, count)) for name, count in channels.items()}
         self.statistics = ExactSums(shapes, MOMENT, self.device)
 
@@ -118,8 +120,8 @@ def _order(x: Tensor) -> torch.memory_format:
 
 
 def _in_order(part: Tensor, order: torch.memory_format) -> Tensor:
-    """A part with the strides that a tensor of its shape is born with: where a size is 1 others mean
-    the same, but a kernel may choose by them."""
+    """A part with the strides that a tensor of its shape is born with: where a size is 1 others
+    mean the same, but a kernel may choose by them."""
     is_aligned = part.data_ptr() % LINE_BYTES == 0
     if is_aligned and part.stride() == _strides(part.shape, order):
         return part

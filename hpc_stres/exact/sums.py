@@ -1,4 +1,5 @@
-"""Exact sums of a set of tensors, over units, micro-steps and ranks, in one flat buffer of int64."""
+"""Exact sums of a set of tensors, over units, micro-steps and ranks, in one flat
+buffer of int64."""
 
 from collections.abc import Mapping
 
@@ -34,7 +35,8 @@ class ExactSums:
     def add(self, name: str, value: Tensor) -> None:
         """One term."""
         numbers, sums = value.detach().reshape(-1), self.digits[name].view(self.form[1], -1)
-        # Piece by piece, for a dozen operations follow each other: what lies between them stays in the cache.
+        # Piece by piece, for a dozen operations follow each other: what lies between them
+        # stays in the cache.
         step = PIECE_NUMBERS if numbers.device.type == "cpu" else max(len(numbers), 1)
         for start in range(0, len(numbers), step):
             digits, misfits = digits_of(numbers[start : start + step], self.form)

@@ -1,1 +1,2 @@
-"""Hand-crafted features: improved dense trajectories, Fisher vectors, linear classifiers. No torch."""
+"""Hand-crafted features: improved dense trajectories, Fisher vectors, linear
+classifiers. No torch."""

@@ -1,7 +1,8 @@
-"""The camera's motion from one frame to the next: a homography that most of the picture agrees with.
+"""The camera's motion from one frame to the next: a homography that most of the
+picture agrees with.
 
-Two kinds of matches vote, because each fails where the other works: SIFT points that look alike in both frames, and
-corners that flow carries along. RANSAC leaves out those that move by themselves.
+Two kinds of matches vote, because each fails where the other works: SIFT points that look alike in
+both frames, and corners that flow carries along. RANSAC leaves out those that move by themselves.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,8 @@ MOST_CORNERS, CORNER_QUALITY, CORNER_DISTANCE = 1000, 0.001, 3
 
 
 class Camera:
-    """Homographies between frames that follow each other; the points of a frame are looked for once."""
+    """Homographies between frames that follow each other; the points of a frame are
+    looked for once."""
 
     def __init__(self) -> None:
         import cv2
@@ -32,7 +34,8 @@ class Camera:
         self._last: tuple[Gray, Any] | None = None
 
     def homography(self, first: Gray, second: Gray, flow: Flow) -> Matrix:
-        """Where the camera takes a pixel of the first frame in the second; the identity where that is in doubt."""
+        """Where the camera takes a pixel of the first frame in the second; the identity where
+        that is in doubt."""
         pairs = [self._alike(first, second), carried_corners(first, flow)]
         return fitted([a for a, _ in pairs], [b for _, b in pairs])
 

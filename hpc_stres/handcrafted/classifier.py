@@ -1,8 +1,9 @@
 """One linear support vector machine a class, against all others.
 
-A video's vector has far more numbers than there are videos. A linear machine sees nothing of them but the products of
-pairs of videos, so it is trained on vectors of as many numbers as videos that have the same products: the same
-machine to rounding, in a hundredth of the memory. Its weights are taken back to the vectors themselves afterwards.
+A video's vector has far more numbers than there are videos. A linear machine sees nothing of them
+but the products of pairs of videos, so it is trained on vectors of as many numbers as videos that
+have the same products: the same machine to rounding, in a hundredth of the memory. Its weights are
+taken back to the vectors themselves afterwards.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,8 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class Basis:
-    """Short vectors of the training videos, and what takes a machine's weights back: (videos, directions) each."""
+    """Short vectors of the training videos, and what takes a machine's weights back: (videos,
+    directions) each."""
 
     vectors: Array
     back: Array
@@ -50,7 +52,8 @@ def basis_of(gram: Array) -> Basis:
 
 
 def train_machine(vectors: Array, is_class: NDArray[np.bool_], cost: float) -> tuple[Array, float]:
-    """Weights and bias of one class against the rest; a class with nothing on one side says so everywhere."""
+    """Weights and bias of one class against the rest; a class with nothing on one side
+    says so everywhere."""
     from sklearn.svm import LinearSVC
 
     if is_class.all() or not is_class.any():

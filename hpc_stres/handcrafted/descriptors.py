@@ -1,10 +1,12 @@
 """Histograms of directions in cells: HOG of the picture, HOF of flow, MBH of the flow's gradients.
 
-Each pixel votes for the two directions nearest to its vector's with the vector's length. Histograms of any rectangle
-come from one table of sums a frame, so that a thousand overlapping patches cost no more than ten. A patch that would
-reach over the frame's border is moved inside. Over time a trajectory's cells are sums of its frames' cells.
+Each pixel votes for the two directions nearest to its vector's with the vector's length. Histograms
+of any rectangle come from one table of sums a frame, so that a thousand overlapping patches cost no
+more than ten. A patch that would reach over the frame's border is moved inside. Over time a
+trajectory's cells are sums of its frames' cells.
 
-All are differences or ratios: HOG does not see a brightness that is added, MBH not a motion that all pixels share.
+All are differences or ratios: HOG does not see a brightness that is added, MBH not a motion that
+all pixels share.
 """
 
 from dataclasses import dataclass
@@ -46,13 +48,15 @@ def directions_and_rest(dx: Array, dy: Array) -> Array:
 
 
 def gradient(plane: NDArray[np.generic]) -> tuple[Array, Array]:
-    """Differences of the two neighbours along x and y; beyond the border a pixel is its own neighbour."""
+    """Differences of the two neighbours along x and y; beyond the border a pixel is
+    its own neighbour."""
     padded = np.pad(plane.astype(np.float32), 1, mode="edge")
     return padded[1:-1, 2:] - padded[1:-1, :-2], padded[2:, 1:-1] - padded[:-2, 1:-1]
 
 
 def strongest_gradient(picture: NDArray[np.uint8]) -> tuple[Array, Array]:
-    """At each pixel the gradient of the channel in which it is longest; the picture is (height, width, channels)."""
+    """At each pixel the gradient of the channel in which it is longest; the picture is (height,
+    width, channels)."""
     if picture.shape[2] == 1:
         return gradient(picture[..., 0])
     channels = [gradient(picture[..., channel]) for channel in range(picture.shape[2])]
@@ -80,7 +84,8 @@ def table_of_sums(picture: NDArray[np.uint8], flow: Array) -> Sums:
 
 
 def cells_around(sums: Sums, points: Array, patch: int) -> Array:
-    """Histograms in the 2 x 2 cells around each (x, y): (points, 4, CHANNELS), rows of cells first."""
+    """Histograms in the 2 x 2 cells around each (x, y): (points, 4, CHANNELS),
+    rows of cells first."""
     edges = []
     for axis, limit in ((0, sums.shape[1] - 1), (1, sums.shape[0] - 1)):
         side = min(patch, limit)

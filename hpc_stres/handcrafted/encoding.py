@@ -1,8 +1,9 @@
 """Fisher vectors: how a video's descriptors differ from what a mixture of Gaussians expects.
 
-A vocabulary is a PCA to half of a descriptor's numbers and a mixture with diagonal covariances, by scikit-learn. The
-Fisher vector is the gradient of the mean log-likelihood by the means and deviations, each scaled by the square root
-of its approximate Fisher information; then the signed square root, then L2 normalisation.
+A vocabulary is a PCA to half of a descriptor's numbers and a mixture with diagonal covariances, by
+scikit-learn. The Fisher vector is the gradient of the mean log-likelihood by the means and
+deviations, each scaled by the square root of its approximate Fisher information; then the signed
+square root, then L2 normalisation.
 """
 
 import hashlib
@@ -18,7 +19,8 @@ from hpc_stres.errors import UserError
 Array = NDArray[np.float64]
 # Descriptors whose responsibilities are in memory at once.
 BLOCK = 4096
-# Added to each variance, so that a direction in which descriptors do not differ is no division by zero.
+# Added to each variance, so that a direction in which descriptors do not differ is no
+# division by zero.
 LEAST_VARIANCE = 1e-6
 MOST_ITERATIONS = 200
 
@@ -75,7 +77,8 @@ def fit(name: str, samples: NDArray[np.float32], gaussians: int, seed: int) -> V
 
 
 def responsibilities(rows: Array, vocabulary: Vocabulary) -> Array:
-    """How much of each row is explained by each Gaussian: (rows, gaussians), each row's sum is 1."""
+    """How much of each row is explained by each Gaussian: (rows, gaussians),
+    each row's sum is 1."""
     inverse = 1 / vocabulary.variances
     distance = rows**2 @ inverse.T - 2 * rows @ (vocabulary.means * inverse).T
     distance += (vocabulary.means**2 * inverse).sum(axis=1)

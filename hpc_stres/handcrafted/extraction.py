@@ -1,10 +1,11 @@
-"""From a store to scores, piece by piece: restartable, on any number of workers, the same bytes whatever their number.
+"""From a store to scores, piece by piece: restartable, on any number of workers, the same bytes
+whatever their number.
 
     samples of some training videos -> a vocabulary for each kind of descriptor -> Fisher vectors of all videos
     -> products of the training videos -> a machine for each class -> scores of the test videos
 
-Descriptors of a whole data set fill no disk: a video's are made when they are needed, for the vocabulary and once more
-for its Fisher vector.
+Descriptors of a whole data set fill no disk: a video's are made when they are needed, for the
+vocabulary and once more for its Fisher vector.
 """
 
 from collections.abc import Callable
@@ -29,8 +30,8 @@ from hpc_stres.store.reader import Store
 POLL_SECONDS = 1.0
 # Tasks that are handed out before their results are there; more than any machine has cores.
 PENDING = 1024
-# Machines are trained side by side as long as their copies of the training videos' short vectors fit in this: the
-# vectors themselves and liblinear's 16 bytes a number.
+# Machines are trained side by side as long as their copies of the training videos' short vectors
+# fit in this: the vectors themselves and liblinear's 16 bytes a number.
 MACHINES_BYTES, BYTES_A_NUMBER = 16 << 30, 24
 Keyed = list[tuple[str, str]]
 Task = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -42,7 +43,8 @@ class StoppedEarly(Exception):
 
 @dataclass(frozen=True)
 class Result:
-    """What a phase makes: scores of the videos that are not trained on, by id, and what they were made by."""
+    """What a phase makes: scores of the videos that are not trained on, by id, and what
+    they were made by."""
 
     ids: list[str]
     scores: NDArray[np.float64]
@@ -53,12 +55,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Videos:
-    """Rows of the store: those that are trained on and those that are scored; and the classes of each row's label."""
+    """Rows of the store: those that are trained on and those that are scored; and the classes of
+    each row's label."""
 
     train: list[int]
     scored: list[int]
     members: NDArray[np.bool_]
-    """(labels, classes): which classes a label stands for, itself alone where videos have one class each."""
+    """(labels, classes): which classes a label stands for, itself alone where videos
+    have one class each."""
 
 
 class Extraction:
@@ -101,7 +105,7 @@ class Extraction:
             empty,
         )
 
-    # -- stages ----------------------------------------------------------------------------------------------------
+    # -- stages ------------------------------------------------------------------------------------
 
     def _vocabularies(self) -> tuple[tuple[str, str], ...]:
         """Keys of the vocabularies."""

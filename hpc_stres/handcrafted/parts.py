@@ -1,4 +1,5 @@
-"""Pieces of a phase while it is at work: arrays with a key that holds everything they depend on, and a digest.
+"""Pieces of a phase while it is at work: arrays with a key that holds everything they depend
+on, and a digest.
 
 A piece that is missing, torn, changed or of other settings is not there: it is made again.
 """

@@ -1,6 +1,8 @@
-"""A phase of kind `handcrafted` from outside: who owns it, what is left to do, what it leaves behind.
+"""A phase of kind `handcrafted` from outside: who owns it, what is left to do, what
+it leaves behind.
 
-Parallel over videos: on the cores of one machine, or over the ranks of `mpirun -n N hpc-stres train --phase NAME`.
+Parallel over videos: on the cores of one machine, or over the ranks of
+`mpirun -n N hpc-stres train --phase NAME`.
 """
 
 import os
@@ -108,7 +110,8 @@ def job_of(config: Config, name: str, run_dir: Path) -> Job:
 
 
 def videos_of(store: Store, config: Config) -> Videos:
-    """What is trained on, what is scored (test videos, and training videos that are held out), and labels' classes."""
+    """What is trained on, what is scored (test videos, and training videos that are held out), and
+    labels' classes."""
     table = label_table(store, config.data)
     return Videos(
         trained_on(store, config).tolist(),
@@ -118,7 +121,8 @@ def videos_of(store: Store, config: Config) -> Videos:
 
 
 def _write(config: Config, name: str, run_dir: Path, store: Store, result: Result) -> None:
-    """The product: scores of the test and the held-out videos, and all that it takes to score another one."""
+    """The product: scores of the test and the held-out videos, and all that it takes to
+    score another one."""
     root = RunPaths(run_dir).phase(name).root
     words: dict[str, Any] = {
         f"{descriptor}_{key}": value

@@ -1,4 +1,5 @@
-"""What the workers do: one piece each. A piece depends on its arguments and files only, never on which worker makes it.
+"""What the workers do: one piece each. A piece depends on its arguments and files only, never on
+which worker makes it.
 
 So that a worker's number of threads changes no bit, linear algebra is done by one thread here.
 """
@@ -21,7 +22,8 @@ from hpc_stres.handcrafted.video import read_video
 from hpc_stres.phases.handcrafted import FeatureOptions
 from hpc_stres.store.reader import Store, VideoRow
 
-# Raised when the numbers that these modules compute change, so that no piece of an older version is used.
+# Raised when the numbers that these modules compute change, so that no piece of an older
+# version is used.
 ALGORITHM = 1
 # Videos whose products with others are computed at once.
 BLOCK_VIDEOS = 256
@@ -51,7 +53,8 @@ class Job:
 
 @functools.cache
 def _settle() -> None:
-    """Once a worker: one thread for all arithmetic, and no end by the signals that ask its parent to stop."""
+    """Once a worker: one thread for all arithmetic, and no end by the signals that ask
+    its parent to stop."""
     import cv2
     import sklearn.cluster  # noqa: F401  (what it loads must be there to be limited)
     from threadpoolctl import threadpool_limits
@@ -180,7 +183,8 @@ def conclude(
     train: list[tuple[str, str]],
     scored: list[tuple[str, str]],
 ) -> tuple[classifier.Classifier, NDArray[np.float64], int]:
-    """All machines in the space of Fisher vectors, the scores, and how many videos have no trajectory."""
+    """All machines in the space of Fisher vectors, the scores, and how many videos
+    have no trajectory."""
     _settle()
     pieces = [_piece(job.parts.machine(label), key) for label, key in enumerate(machines)]
     shares = classifier.weights_of([piece["weights"] for piece in pieces], _basis(job, basis_key))

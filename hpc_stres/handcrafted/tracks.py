@@ -1,10 +1,10 @@
 """Trajectories of densely sampled points, followed through flow, and their descriptors.
 
-A video is looked at in several sizes. In each, points are set on a grid wherever no trajectory passes and the picture
-has enough structure to be followed. Each moves with the median-filtered flow for `length` frames; the histograms
-of the patch around it are summed on the way. Its shape, its flow and what it is kept or dropped for are all taken
-after the camera's motion: a panning camera makes no trajectories, and an object that keeps still in a panning
-picture does.
+A video is looked at in several sizes. In each, points are set on a grid wherever no trajectory
+passes and the picture has enough structure to be followed. Each moves with the median-filtered flow
+for `length` frames; the histograms of the patch around it are summed on the way. Its shape, its
+flow and what it is kept or dropped for are all taken after the camera's motion: a panning camera
+makes no trajectories, and an object that keeps still in a panning picture does.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,9 +21,11 @@ from hpc_stres.phases.handcrafted import CELLS_IN_SPACE, CELLS_IN_TIME, DESCRIPT
 Picture = NDArray[np.uint8]
 Array = NDArray[np.float32]
 SCALE_STEP = 2**-0.5
-# A point is followed where the smaller eigenvalue of its structure is this share of the frame's largest.
+# A point is followed where the smaller eigenvalue of its structure is this share of the
+# frame's largest.
 LEAST_QUALITY = 0.001
-# In pixels of the stored frame: trajectories that keep to one spot, and those that jump, are no motion of an object.
+# In pixels of the stored frame: trajectories that keep to one spot, and those that jump, are no
+# motion of an object.
 LEAST_SPREAD, MOST_SPREAD = 3**0.5, 50.0
 MOST_JUMP, MOST_JUMP_SHARE = 20.0, 0.7
 
@@ -32,7 +34,8 @@ MOST_JUMP, MOST_JUMP_SHARE = 20.0, 0.7
 class Step:
     """One frame in one size and its pixels.
 
-    `picture` is what HOG sees (height, width, channels); `flow` is the way to the next frame, `camera` its part in it.
+    `picture` is what HOG sees (height, width, channels); `flow` is the way to the next frame,
+    `camera` its part in it.
     """
 
     gray: Picture
@@ -43,7 +46,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Film:
-    """A video: T gray frames, the T - 1 flows between them (height, width, 2), and frames with colours for HOG."""
+    """A video: T gray frames, the T - 1 flows between them (height, width, 2), and frames with
+    colours for HOG."""
 
     gray: Sequence[Picture]
     flow: Sequence[Array]
@@ -85,7 +89,8 @@ def pyramid(height: int, width: int, options: TrackOptions) -> list[tuple[int, i
 
 
 def chained(flow: Sequence[Array], skip: int) -> Iterator[Array]:
-    """Flow from every `skip`-th frame to the next of them: each point is taken along flow after flow."""
+    """Flow from every `skip`-th frame to the next of them: each point is taken along
+    flow after flow."""
     for start in range(0, len(flow) - skip + 1, skip):
         total = flow[start]
         for following in flow[start + 1 : start + skip]:
@@ -158,7 +163,8 @@ class Growing:
         self.volumes = np.zeros((0, CELLS_IN_TIME, CELLS_IN_SPACE**2, CHANNELS), np.float32)
 
     def follow(self, frame: Step) -> dict[str, Array]:
-        """Set new points, take all to the next frame, and hand out the descriptors of those at their end."""
+        """Set new points, take all to the next frame, and hand out the descriptors of
+        those at their end."""
         self._begin(new_points(frame.gray, self.points, self.options.step))
         if len(self.points):
             self._describe(frame)
@@ -190,7 +196,8 @@ class Growing:
         self.age = self.age + 1
 
     def _finish(self, shape: tuple[int, ...]) -> dict[str, Array]:
-        """Take out trajectories that left the frame or reached their length; descriptors of the good among these."""
+        """Take out trajectories that left the frame or reached their length; descriptors of the
+        good among these."""
         at_end = self.age == self.options.length
         moves, volumes = self.moves[at_end] * np.float32(self.scale), self.volumes[at_end]
         good = is_motion(moves, self.options.least_motion_pixels)
@@ -221,7 +228,8 @@ def new_points(gray: Picture, taken: Array, step: int) -> Array:
 
 
 def is_motion(moves: Array, least_motion: float) -> NDArray[np.bool_]:
-    """Whether each trajectory is the motion of something: it leaves its spot, does not jump, and is no noise."""
+    """Whether each trajectory is the motion of something: it leaves its spot, does not jump,
+    and is no noise."""
     lengths = np.hypot(moves[..., 0], moves[..., 1])
     path = np.concatenate([np.zeros_like(moves[:, :1]), moves.cumsum(axis=1)], axis=1)
     spread = path.std(axis=1)

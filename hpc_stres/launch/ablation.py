@@ -1,8 +1,9 @@
-"""Ablations: one phase of a recipe with other options, each with several seeds, and one table of all.
+"""Ablations: one phase of a recipe with other options, each with several seeds, and
+one table of all.
 
-A variant of the phase's own options (model.*, clips.*, optimise.*) is a phase of the same run, beside
-the others: so all variants of a seed start from the same trained streams, in jobs that may run at
-the same time. A variant of anything else (data.*, training.*, ...) is a run of its own.
+A variant of the phase's own options (model.*, clips.*, optimise.*) is a phase of the same run,
+beside the others: so all variants of a seed start from the same trained streams, in jobs that may
+run at the same time. A variant of anything else (data.*, training.*, ...) is a run of its own.
 """
 
 import itertools
@@ -110,7 +111,8 @@ def _mapping(node: Node | None, key: str, path: Path) -> dict[str, Any]:
 
 
 def runs(grid: Grid) -> list[Run]:
-    """The run folders of a grid: one a seed, and one a seed for each change outside the phase's options."""
+    """The run folders of a grid: one a seed, and one a seed for each change outside the
+    phase's options."""
     groups: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {}
     for label, options in grid.variants.items():
         own = {key: value for key, value in options.items() if key.startswith(SECTIONS)}
@@ -171,7 +173,7 @@ def wanted_phases(grid: Grid, run: Run, phases: Phases) -> str:
     return ",".join(name for name in phases if name in wanted)
 
 
-# -- the table --------------------------------------------------------------------------------------------------------
+# -- the table -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
-"""After a job that failed or stopped early: who was to blame, and what its successors are told. Called by the job's
-own script.
+"""After a job that failed or stopped early: who was to blame, and what its successors are told.
+Called by the job's own script.
 
   sinfo -h -N -o %N | python -m hpc_stres.launch.aftermath RUN PHASE JOB RESTART STATUS NODELIST SECONDS RANKS_PER_NODE
 
-It prints orders, a line each, which the script carries out with scontrol and scancel (inside an image there are
-none): `exclude JOB NODES` for each job of the run that waits, and `cancel JOB` for the later links of a chain that has
-given up. It runs without torch and ends with 0 whatever it meets: the job's own exit status is what counts.
+It prints orders, a line each, which the script carries out with scontrol and scancel (inside an
+image there are none): `exclude JOB NODES` for each job of the run that waits, and `cancel JOB` for
+the later links of a chain that has given up. It runs without torch and ends with 0 whatever it
+meets: the job's own exit status is what counts.
 """
 
 import os
@@ -51,7 +52,8 @@ MACHINE_WORDS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     ),
     ("disk", re.compile(r"\[Errno 5\]|Input/output error|Stale file handle|Bus error")),
 )
-# Endings that are nobody's fault, or the job's own. (When one task fails, the rest of its STEP is cancelled as well.)
+# Endings that are nobody's fault, or the job's own. (When one task fails, the rest of its STEP is
+# cancelled as well.)
 OWN_FAULT = re.compile(
     r"oom.?kill|out of memory|\*\*\* JOB \S+ .*CANCELLED|DUE TO TIME LIMIT|DUE TO PREEMPTION",
     re.IGNORECASE,
@@ -140,7 +142,8 @@ def machine_word(text: str) -> tuple[Kind | None, str]:
     """The first line in which a machine speaks of itself, and what it is about."""
     for line in text.splitlines():
         for kind, words in MACHINE_WORDS:
-            # srun tells of the ends of all tasks in the first rank's log: that is not that rank's word.
+            # srun tells of the ends of all tasks in the first rank's log: that is not
+            # that rank's word.
             if words.search(line) and not line.startswith("srun: "):
                 return kind, line.strip()[:200]
     return None, ""
@@ -205,7 +208,8 @@ def given_up(ended: Ended) -> str:
 
 
 def _later_jobs(ended: Ended) -> Mapping[str, list[str]]:
-    """Jobs of the run that come after this one, by phase; whether they still wait the scheduler knows."""
+    """Jobs of the run that come after this one, by phase; whether they still wait the
+    scheduler knows."""
     jobs = read_json(RunPaths(ended.run_dir).jobs).get("jobs", {})
     later = {}
     for phase, job in jobs.items():
@@ -249,7 +253,8 @@ def _write_down(ended: Ended, seconds: float) -> None:
 
 
 def script_lines(python: str, run_dir: Path, job: Job) -> list[str]:
-    """Lines of a job script, after its ranks have ended with `$status` or left word in `$marker` for more."""
+    """Lines of a job script, after its ranks have ended with `$status` or left word in
+    `$marker` for more."""
     arguments = f"{shlex.quote(str(run_dir))} {shlex.quote(job.name)}"
     variables = '"$me" "${SLURM_RESTART_COUNT:-0}" "$ended" "$SLURM_JOB_NODELIST" "$SECONDS"'
     return [

@@ -1,4 +1,5 @@
-"""Arrays in the journals: the folder above the runs has them whole, each run hears of its element."""
+"""Arrays in the journals: the folder above the runs has them whole, each run
+hears of its element."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,8 @@ from hpc_stres.launch.survey import settle
 
 
 def catch_up(home: Journal, seconds: float) -> list[scheduler.Row]:
-    """Find out what came of an array whose fate is unknown, and tell each run of its element; what the queue has."""
+    """Find out what came of an array whose fate is unknown, and tell each run of its element;
+    what the queue has."""
     rows = scheduler.look(seconds)
     if home.asked is not None:
         notes: list[str] = []
@@ -21,7 +23,8 @@ def catch_up(home: Journal, seconds: float) -> list[scheduler.Row]:
 
 
 def tell(home: Journal, open_journals: Mapping[Path, Journal]) -> None:
-    """Write the elements of new arrays into the journals of their runs. Whoever calls holds the folder's lock."""
+    """Write the elements of new arrays into the journals of their runs. Whoever calls holds
+    the folder's lock."""
     for array in home.untold:
         for index, own in array["runs"].items():
             folder = home.run_dir / own["run"]

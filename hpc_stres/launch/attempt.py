@@ -1,5 +1,5 @@
-"""What a job does before and after its commands, on every rank: says that it is there, looks at its own node, and
-stops a chain that starts again and again without getting anywhere."""
+"""What a job does before and after its commands, on every rank: says that it is there, looks at its
+own node, and stops a chain that starts again and again without getting anywhere."""
 
 import json
 import os
@@ -32,7 +32,8 @@ class Start:
     rank: int
 
     def begin(self) -> None:
-        """Refuses a node that cannot work, and a chain that makes no progress; both with a sentence."""
+        """Refuses a node that cannot work, and a chain that makes no progress; both
+        with a sentence."""
         self._arrive()
         cluster, mark = settings_and_mark(self.run_dir, self.phase)
         row = attempts.begin_row(
@@ -55,7 +56,8 @@ class Start:
             attempts.write_end(self.run_dir, job, restart_count(), code)
 
     def _arrive(self) -> None:
-        """In the place where training will say which step it is at: a rank that never came left nothing here."""
+        """In the place where training will say which step it is at: a rank that never came
+        left nothing here."""
         paths = RunPaths(self.run_dir)
         word = {
             "step": 0, "where": STARTED, "time": time.time(), "host": os.uname().nodename, "node": node_name(),

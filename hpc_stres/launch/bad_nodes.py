@@ -10,8 +10,8 @@ from hpc_stres.run.paths import RunPaths
 
 
 def excluded(place: Path, cluster: ClusterConfig | None = None) -> list[str]:
-    """Names for `sbatch --exclude`, of a run folder; empty where none is avoided. Without `cluster` the run's own
-    settings say for how long."""
+    """Names for `sbatch --exclude`, of a run folder; empty where none is avoided. Without `cluster`
+    the run's own settings say for how long."""
     return sorted(avoided(place, cluster))
 
 

@@ -89,8 +89,8 @@ def _cancel_jobs(run_dir: Path) -> int:
 
 
 def _mine(run_dir: Path, rows: Sequence[Row], journal: Journal | None, seconds: float) -> list[Row]:
-    """Jobs of the queue that are this run's, by their marks and by their ids. One that the journal knows and squeue
-    does not list is asked for elsewhere: it is not taken for gone."""
+    """Jobs of the queue that are this run's, by their marks and by their ids. One that the journal
+    knows and squeue does not list is asked for elsewhere: it is not taken for gone."""
     mine = rows_of_folder(run_dir, list(rows), journal.run if journal is not None else "")
     if journal is None:
         return mine

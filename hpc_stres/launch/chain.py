@@ -91,7 +91,8 @@ class Request:
 
 
 def store_ready(config: Config) -> bool:
-    """Whether the config's store is there and holds today's data set, so that no job has to prepare it."""
+    """Whether the config's store is there and holds today's data set, so that no job
+    has to prepare it."""
     return store_is_ready(config)
 
 

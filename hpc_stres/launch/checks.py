@@ -1,7 +1,9 @@
-"""What can be known before a job waits in a queue: whether its videos, lists and weights are here, whether its machine
-can do its work, whether its disk has room, and whether the scheduler would take it.
+"""What can be known before a job waits in a queue: whether its videos, lists and weights are
+here, whether its machine can do its work, whether its disk has room, and whether the
+scheduler would take it.
 
-Each check gives sentences. A submit refuses all of them at once, before anything is made; a dry run prints them.
+Each check gives sentences. A submit refuses all of them at once, before anything is made; a dry
+run prints them.
 """
 
 import os
@@ -33,7 +35,8 @@ SHOWN = 5
 def faults(
     config: Config, run_dir: Path, jobs: Sequence[Job], allow_cpu: bool = False
 ) -> list[str]:
-    """Everything that would make these jobs fail, a sentence each; nothing where nothing is known to be wrong."""
+    """Everything that would make these jobs fail, a sentence each; nothing where nothing is
+    known to be wrong."""
     training = [job.name for job in jobs if job.name in config.phases]
     problems = [
         *_data(config.data, jobs),
@@ -94,7 +97,8 @@ def _disk(config: Config, run_dir: Path, phases: Sequence[str]) -> list[str]:
 
 
 def _processors(config: Config, jobs: Sequence[Job]) -> list[str]:
-    """A recipe of weeks of GPUs is not meant for CPU ranks; GPUs that are asked for on this machine are here."""
+    """A recipe of weeks of GPUs is not meant for CPU ranks; GPUs that are asked for on this
+    machine are here."""
     cluster = config.cluster
     is_local, has_gpu = cluster.scheduler == "local", shutil.which("nvidia-smi") is not None
     if is_local and cluster.gpus_per_node and not has_gpu:
@@ -121,8 +125,8 @@ def _processors(config: Config, jobs: Sequence[Job]) -> list[str]:
 def ask_scheduler(
     config: Config, run_dir: Path, jobs: Sequence[Job], members: Members | None = None
 ) -> tuple[list[str], list[str]]:
-    """What `sbatch --test-only` says against each job, or against arrays of such, and notes where it says nothing; no
-    job is made."""
+    """What `sbatch --test-only` says against each job, or against arrays of such, and notes where
+    it says nothing; no job is made."""
     refused: list[str] = []
     notes: list[str] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,9 @@
 """The code that jobs run is the code that was submitted: a read-only copy, named by its content.
 
-A chain of phases takes days, and a `git pull` between two of them must not mix code. So a submit copies the package and
-its configs to RUNS/.code/DIGEST, beside the run folders, and every job imports from there; submissions of the same
-code share a copy. The run notes which code it is of (code.json); another one is taken only when it is asked for.
+A chain of phases takes days, and a `git pull` between two of them must not mix code. So a submit
+copies the package and its configs to RUNS/.code/DIGEST, beside the run folders, and every job
+imports from there; submissions of the same code share a copy. The run notes which code it is of
+(code.json); another one is taken only when it is asked for.
 """
 
 import compileall
@@ -55,7 +56,8 @@ class Code:
         return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_LETTERS]
 
     def differences(self, old: Mapping[str, str]) -> list[str]:
-        """What is other than in an older version; recipes and profiles are configs, which a run compares by value."""
+        """What is other than in an older version; recipes and profiles are configs, which a run
+        compares by value."""
         names = [name for name in sorted({*old, *self.files}) if not is_config(name)]
         words = {(True, False): "added", (False, True): "removed", (True, True): "changed"}
         return [
@@ -94,8 +96,8 @@ def _checksum(path: Path) -> str:
 
 
 def copies_folder(run_dir: Path) -> Path:
-    """Where the copies for a run, or for a folder of runs, are kept: beside it, or in it where nothing may be written
-    beside it."""
+    """Where the copies for a run, or for a folder of runs, are kept: beside it, or in it where
+    nothing may be written beside it."""
     top = study_folder(run_dir) or run_dir
     above = next(folder for folder in top.parents if folder.exists())
     return (top.parent if os.access(above, os.W_OK | os.X_OK) else top) / ".code"
@@ -104,10 +106,12 @@ def copies_folder(run_dir: Path) -> Path:
 def take_code(
     place: Path, run_dirs: Sequence[Path], adopt: bool, queued: Mapping[Path, Collection[str]]
 ) -> Path:
-    """The folder of code for jobs that are about to be submitted; the runs are noted to be of it. A run of other code
-    is refused unless it is to `adopt` this one; `queued` holds ids of jobs that would go on with the other."""
+    """The folder of code for jobs that are about to be submitted; the runs are noted to be of it. A
+    run of other code is refused unless it is to `adopt` this one; `queued` holds ids of jobs that
+    would go on with the other."""
     code, copies = code_of(SOURCES), copies_folder(place)
-    # One who removes old copies must not come between the making of a copy and the note that it is in use.
+    # One who removes old copies must not come between the making of a copy and the note
+    # that it is in use.
     with owned(copies / "lock", "code is being copied", LOCK_SECONDS):
         for run_dir in run_dirs:
             refuse_other_code(run_dir, code, copies, adopt, queued.get(run_dir, ()))
@@ -171,7 +175,8 @@ def _copy(code: Code, copies: Path) -> Path:
         for name in code.files:
             _copy_file(SOURCES / name, temporary / name)
         carry_kernels(temporary / "hpc_stres" / "native")
-        # Nobody can write there later, so Python's own files are made now: those that came along are kept.
+        # Nobody can write there later, so Python's own files are made now: those that
+        # came along are kept.
         compileall.compile_dir(temporary / "hpc_stres", quiet=2)
         if code_of(temporary).files != code.files:
             raise UserError(f"{SOURCES}: its files changed while they were copied\nSubmit again.")
@@ -216,7 +221,8 @@ def _remove(folder: Path) -> None:
 
 
 def refuse_changed_copy(folder: Path) -> None:
-    """Refuse to run in a copy that somebody has changed, or in another place than the one that was submitted."""
+    """Refuse to run in a copy that somebody has changed, or in another place than the one
+    that was submitted."""
     if folder != SOURCES:
         raise ConfigError(
             f"this job was submitted with the code in {folder}, and Python finds {SOURCES}\n"
@@ -247,8 +253,8 @@ def remove_old_code(runs: Path) -> None:
 
 
 def _named(runs: Path) -> set[str]:
-    """Digests that a run under a folder names, now or in its history. One that cannot be read ends the search: what it
-    names is not known."""
+    """Digests that a run under a folder names, now or in its history. One that cannot be read ends
+    the search: what it names is not known."""
     digests: set[str] = set()
     for pattern in ("code.json", "*/code.json", "*/*/code.json", "*/*/*/code.json"):
         for path in runs.glob(pattern):

@@ -144,8 +144,8 @@ class Journal:
     def ask(
         self, phase: str, link: int, cluster: str, array: Mapping[str, Any] | None = None
     ) -> Token:
-        """Write down that sbatch is about to be called for a link of a phase, or for that of an array of runs; returns
-        the job's token."""
+        """Write down that sbatch is about to be called for a link of a phase, or for that of an
+        array of runs; returns the job's token."""
         self._state.pop("moved_from", None)
         self._state["attempts"] += 1
         attempt = self._state["attempts"]

@@ -191,8 +191,9 @@ def run_together(runs: Iterable[LocalRun], at_once: int) -> list[str]:
 
 @contextmanager
 def _stderr_to(path: Path) -> Iterator[None]:
-    """Processes that are started in this block write their errors into a file: submitit's controllers end with a
-    traceback when they are interrupted, which would hide the one sentence that matters."""
+    """Processes that are started in this block write their errors into a file: submitit's
+    controllers end with a traceback when they are interrupted, which would hide the one
+    sentence that matters."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = os.dup(2)
     try:
@@ -206,8 +207,8 @@ def _stderr_to(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _imports_from(code: Path | None) -> Iterator[None]:
-    """Processes that are started in this block find the package there first, and not in the folder that they are
-    started in."""
+    """Processes that are started in this block find the package there first, and not in the folder
+    that they are started in."""
     changes = {} if code is None else {"PYTHONSAFEPATH": "1"}
     if code is not None:
         before = os.environ.get("PYTHONPATH")
@@ -247,7 +248,8 @@ def _free_port() -> int:
 
 
 class Screen:
-    """A few lines that are drawn over again on a terminal, and plain lines now and then elsewhere."""
+    """A few lines that are drawn over again on a terminal, and plain lines now
+    and then elsewhere."""
 
     PLAIN_INTERVAL_SECONDS = 10.0
 

@@ -1,7 +1,8 @@
-"""Nodes that died under a job: the scheduler ends such a job, script and all, so that nobody of it is left to tell.
+"""Nodes that died under a job: the scheduler ends such a job, script and all, so that nobody of it
+is left to tell.
 
-Asked for when somebody looks at the run: of attempts that wrote no end although their job is over or runs again, the
-nodes that are down now.
+Asked for when somebody looks at the run: of attempts that wrote no end although their job is over
+or runs again, the nodes that are down now.
 """
 
 import os
@@ -19,7 +20,8 @@ ROW = "hpc_stres_node|"
 
 
 def note(run_dir: Path, states: Mapping[str, tuple[str, str]], seconds: float) -> None:
-    """Write such nodes into nodes.jsonl; where the scheduler is mute or the folder is not ours, nothing."""
+    """Write such nodes into nodes.jsonl; where the scheduler is mute or the folder is
+    not ours, nothing."""
     cut_short = _cut_short(read_attempts(run_dir), states)
     known = {(row.job, row.restart) for row in read_accusations(run_dir)}
     cut_short = [a for a in cut_short if (a.job, a.restart) not in known]
@@ -37,7 +39,8 @@ def note(run_dir: Path, states: Mapping[str, tuple[str, str]], seconds: float) -
 
 
 def _cut_short(attempts: list[Attempt], states: Mapping[str, tuple[str, str]]) -> list[Attempt]:
-    """Attempts without an end of their own whose job failed with a node, or has begun again since."""
+    """Attempts without an end of their own whose job failed with a node, or has
+    begun again since."""
     again = {(a.job, a.restart) for a in attempts}
     return [
         a

@@ -57,8 +57,8 @@ class Submission:
         queue: Survey,
         ids: dict[str, list[str]],
     ) -> None:
-        """Submit the jobs in order; `ids` holds what is in the queue already, and gets what is submitted. When one
-        is refused, nothing of this submission stays in the queue."""
+        """Submit the jobs in order; `ids` holds what is in the queue already, and gets what is
+        submitted. When one is refused, nothing of this submission stays in the queue."""
         for job in jobs:
             journal, known = journal_of[job.name], ids.get(job.name, [])
             continues = job.name in queue.alive and len(known) < journal.jobs[job.name].links

@@ -44,7 +44,8 @@ def prepare_scratch(run_dir: Path, phase: str, scratch: Path) -> None:
 def train_again(
     run_dir: Path, phase: str, scratch: Path, steps: int, ranks: int, overrides: list[str], level: dict[str, str]
 ) -> None:  # fmt: skip
-    """Train the first steps of a phase on some ranks of this machine; a UserError where one fails."""
+    """Train the first steps of a phase on some ranks of this machine; a UserError
+    where one fails."""
     command = [
         sys.executable, "-m", "hpc_stres", "train", "--config", str(RunPaths(run_dir).config), "--phase", phase,
         "--run-dir", str(scratch), "--set", f"training.max_steps={steps}",

@@ -93,7 +93,8 @@ def order(number: str) -> tuple[int, ...]:
 
 
 def is_of(number: str, row: "Row") -> bool:
-    """Whether a row speaks of a job or element: elements that ended before they began are one row, their array's."""
+    """Whether a row speaks of a job or element: elements that ended before they began are one
+    row, their array's."""
     return row.number in (number, base(number)) or base(row.number) == number
 
 
@@ -114,7 +115,8 @@ class Row:
 
     @property
     def is_ending(self) -> bool:
-        """Whether it has ended but for its processes: neither a success nor a job that continues."""
+        """Whether it has ended but for its processes: neither a success nor a
+        job that continues."""
         return self.state == ENDING_STATE
 
     @property
@@ -271,9 +273,8 @@ def cluster_name(seconds: float) -> str:
         return ""
     answer = call(["scontrol", "show", "config"], seconds)
     if answer.code != 0:
-        look(
-            seconds
-        )  # a controller that is down says so here; one that only keeps its settings private does not
+        # a controller that is down says so here; one that only keeps its settings private does not
+        look(seconds)
         return ""
     match = re.search(r"^ClusterName\s*=\s*(\S+)", answer.out, re.MULTILINE)
     return match[1] if match else ""
@@ -324,8 +325,8 @@ def _are_left(numbers: Iterable[str], seconds: float) -> bool:
 
 
 def wait_until_gone(numbers: Iterable[str], seconds: float, patience_seconds: float) -> list[Row]:
-    """Wait until none of these jobs or arrays waits or runs; returns those that still do when the patience is
-    over."""
+    """Wait until none of these jobs or arrays waits or runs; returns those that still do when the
+    patience is over."""
     wanted, deadline = set(numbers), time.monotonic() + patience_seconds
     while True:
         bases = {base(number) for number in wanted}

@@ -1,7 +1,8 @@
 """Shapes of jobs side by side: nodes x GPUs x wall time, in node-hours and in days with the queue.
 
-A wider job trains faster and waits longer; a shorter one starts sooner and has to start more often. The scheduler's
-own estimate (`sbatch --test-only`) is taken for each shape where it gives one: it is that of this moment.
+A wider job trains faster and waits longer; a shorter one starts sooner and has to start more often.
+The scheduler's own estimate (`sbatch --test-only`) is taken for each shape where it gives one: it
+is that of this moment.
 """
 
 import re
@@ -88,7 +89,8 @@ class Cost:
 
 
 def cost(config: Config, plans: Sequence[PhasePlan], queue_s: float | None) -> Cost:
-    """The chain of these plans under the wall time of their config: each link starts anew and waits anew."""
+    """The chain of these plans under the wall time of their config: each link starts
+    anew and waits anew."""
     ends: dict[str, float] = {}
     total, jobs = 0.0, 0
     by_name = {plan.name: plan for plan in plans}
@@ -107,7 +109,8 @@ def cost(config: Config, plans: Sequence[PhasePlan], queue_s: float | None) -> C
 
 
 def queue_seconds(config: Config, phase: str, now: float | None = None) -> float | None:
-    """How long the scheduler says that such a job would wait if it were submitted now; none where it does not say."""
+    """How long the scheduler says that such a job would wait if it were submitted now; none where
+    it does not say."""
     if config.cluster.scheduler != "slurm" or shutil.which("sbatch") is None:
         return None
     cluster = config.cluster

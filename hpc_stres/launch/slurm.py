@@ -92,8 +92,8 @@ def _gpus(cluster: ClusterConfig, job: Job) -> dict[str, str]:
 
 
 def _own_options(cluster: ClusterConfig, job: Job, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The profile's own sbatch options, by the names that submitit writes, so that they replace what it chose. What
-    is about GPUs is refused by sbatch for a job that has none."""
+    """The profile's own sbatch options, by the names that submitit writes, so that they replace
+    what it chose. What is about GPUs is refused by sbatch for a job that has none."""
     options = {key.replace("-", "_"): value for key, value in cluster.sbatch.items()}
     if job.name == PREPARE:
         own = {key.replace("-", "_"): value for key, value in cluster.prepare.sbatch.items()}
@@ -112,8 +112,8 @@ def _own_options(cluster: ClusterConfig, job: Job, chosen: Mapping[str, Any]) ->
 def _srun_args(cluster: ClusterConfig, job: Job, cores: int | None) -> list[str]:
     """Arguments of the srun that starts the ranks."""
     # Since Slurm 22.05 srun does not take the cores of a task over from sbatch; said twice, it
-    # works on all versions. Where jobs are submitted with --export=NONE, srun would pass on none of what setup
-    # has exported.
+    # works on all versions. Where jobs are submitted with --export=NONE, srun would pass on none of
+    # what setup has exported.
     words = ["--kill-on-bad-exit=1", *([f"--cpus-per-task={cores}"] if cores else [])]
     if "export" in cluster.sbatch:
         words.append("--export=ALL")
@@ -124,8 +124,9 @@ def _srun_args(cluster: ClusterConfig, job: Job, cores: int | None) -> list[str]
 
 
 def _take_call(run_dir: Path, job: Job, token: Token, number: str) -> str:
-    """Shell line that gives the job what it is to call, under the name that submitit reads. The job does it itself:
-    a submit that was killed behind sbatch could not. A job that is requeued keeps what it has."""
+    """Shell line that gives the job what it is to call, under the name that submitit reads. The
+    job does it itself: a submit that was killed behind sbatch could not. A job that is requeued
+    keeps what it has."""
     folder = shlex.quote(str(RunPaths(run_dir).logs / job.name))
     source, mine = f"{folder}/{shlex.quote(token.name)}.pkl", f'{folder}/"{number}_submitted.pkl"'
     return f"[ -e {mine} ] || {{ cp {source} {mine}.part && mv {mine}.part {mine}; }}"
@@ -146,7 +147,8 @@ def _setup(cluster: ClusterConfig, code: Path) -> list[str]:
         f"export {key}={shlex.quote(str(value))}" for key, value in cluster.environment.items()
     ]
     lines += [f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}"]
-    # `python -m` would look into the folder in which the job was submitted first: a checkout, perhaps.
+    # `python -m` would look into the folder in which the job was submitted first: a
+    # checkout, perhaps.
     lines += ["export PYTHONSAFEPATH=1"]
     return [*lines, *cluster.setup, "ulimit -c 0"]
 
@@ -170,7 +172,8 @@ def _binds(cluster: ClusterConfig, run_dir: Path, code: Path, data_root: str) ->
 
 
 def _in_pyxis(cluster: ClusterConfig, binds: Sequence[str]) -> list[str]:
-    """Arguments of srun that run its tasks inside an image, each folder under its own name unless it has another."""
+    """Arguments of srun that run its tasks inside an image, each folder under its own name
+    unless it has another."""
     mounts = ",".join(bind if ":" in bind else f"{bind}:{bind}" for bind in binds)
     return [
         f"--container-image={cluster.image}",
@@ -221,8 +224,8 @@ class Members:
         return ['case "$SLURM_ARRAY_TASK_ID" in', *rows, "esac"]
 
 
-# Stands for the run folder of an element while its script is made. The blank makes a shell's quotes of any word that
-# holds it, so that it can be replaced in the middle of them.
+# Stands for the run folder of an element while its script is made. The blank makes a shell's quotes
+# of any word that holds it, so that it can be replaced in the middle of them.
 ANY_RUN = Path("/run folder of this element")
 IN_QUOTES = "'\"$run\"'"
 
@@ -272,8 +275,8 @@ def _mpi_script(code: Path) -> str:
 
 
 def _unwanted(cluster: ClusterConfig, job: Job) -> set[str]:
-    """Lines of submitit's that are left out. It gives each job a wckey of its own, which clusters that check wckeys
-    refuse."""
+    """Lines of submitit's that are left out. It gives each job a wckey of its own, which clusters
+    that check wckeys refuse."""
     options = {long_name(key): value for key, value in cluster.sbatch.items()}
     if job.name == PREPARE:
         options |= {long_name(key): value for key, value in cluster.prepare.sbatch.items()}
@@ -287,7 +290,8 @@ def write_job(
     config: Config, run_dir: Path, job: Job, dependency: str, token: Token, code: Path | None = None,
     members: Members | None = None,
 ) -> Path:  # fmt: skip
-    """Write what a job is to call, or each element of an array, and its script; returns the script's path."""
+    """Write what a job is to call, or each element of an array, and its script; returns
+    the script's path."""
     from submitit.core.utils import DelayedSubmission
 
     for folder, own in members.jobs.values() if members is not None else [(run_dir, job)]:
@@ -309,8 +313,8 @@ def keep_script(script: Path, number: str) -> None:
 def dependency_of(
     job: Job, ids: Mapping[str, Sequence[str]], link: int, earlier: Sequence[str] = ()
 ) -> str:
-    """afterok between phases; afterany between the links of one job, and after earlier jobs of the same phase that
-    have not ended."""
+    """afterok between phases; afterany between the links of one job, and after earlier jobs of the
+    same phase that have not ended."""
     if link:
         return f"afterany:{ids[job.name][-1]}"
     before = [ids[name][-1] for name in job.after if ids.get(name)]

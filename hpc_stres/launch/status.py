@@ -1,5 +1,6 @@
-"""Show how far runs are: state, step, speed, time left, why a job waits, who is late, what it cost, and the last error
-with the place of its log. Of more than three runs each is one row.
+"""Show how far runs are: state, step, speed, time left, why a job waits, who
+is late, what it cost, and the last error with the place of its log. Of more
+than three runs each is one row.
 
   python launch/status.py runs/binding --watch
   python launch/status.py runs/*
@@ -286,8 +287,8 @@ PLAIN_SECONDS = 10.0
 
 
 def may_go_on(run_dirs: Sequence[Path], asked: Scheduler) -> bool:
-    """Whether something is left that could finish these runs: a job in the queue, or a process of this machine. Where
-    the scheduler does not answer, only a fresh word of a job says so."""
+    """Whether something is left that could finish these runs: a job in the queue, or a process of
+    this machine. Where the scheduler does not answer, only a fresh word of a job says so."""
     if asked.numbers and not asked.silence:
         return asked.has_alive
     progress = [
@@ -326,7 +327,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_folders(names: Sequence[str]) -> list[Path]:
-    """The runs that these names mean, each once. Of several, folders that are no runs are left out."""
+    """The runs that these names mean, each once. Of several, folders that are no
+    runs are left out."""
     folders: list[Path] = []
     for name in names:
         place = Path(name)

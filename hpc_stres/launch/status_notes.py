@@ -1,5 +1,5 @@
-"""Lines under a run's table: nodes that are left out and why, ranks that are late or slow, and what became of the
-time."""
+"""Lines under a run's table: nodes that are left out and why, ranks that are late or slow, and what
+became of the time."""
 
 import time
 from collections.abc import Mapping

@@ -5,14 +5,15 @@
   python launch/submit.py --config configs/ucf101.yaml --nodes 4 --split all --seeds 1,2,3 --at-once 4
   python launch/submit.py --cancel runs/ucf101
 
-Phases that are done or in the queue are not submitted again; the same command resumes after a
-failure, a time-out or a kill, and looks first for what the scheduler has. --dry-run prints the
-jobs, the cut of each global batch and the sbatch scripts, and submits nothing. --split all and
---seeds submit several runs as one job array a phase. --cancel ends all jobs of a run, or of the
+Phases that are done or in the queue are not submitted again; the same command
+resumes after a failure, a time-out or a kill, and looks first for what the
+scheduler has. --dry-run prints the jobs, the cut of each global batch and the
+sbatch scripts, and submits nothing. --split all and --seeds submit several
+runs as one job array a phase. --cancel ends all jobs of a run, or of the
 folder of several.
 
-Exit status: 0 submitted (or nothing to do), 1 failed (a scheduler that does not answer, a failed job), 2 wrong command
-line or config, 130 interrupted.
+Exit status: 0 submitted (or nothing to do), 1 failed (a scheduler that does
+not answer, a failed job), 2 wrong command line or config, 130 interrupted.
 """
 
 import argparse
@@ -137,7 +138,8 @@ def run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def submitting(place: str, debug: bool) -> Iterator[None]:
-    """Jobs find this package, and what the disk refuses is a sentence: for every command that submits."""
+    """Jobs find this package, and what the disk refuses is a sentence: for every
+    command that submits."""
     # Jobs import this package as well, from wherever they run.
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(SOURCES), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -57,8 +57,8 @@ class Seen:
 def survey(
     journal: Journal, cluster: str, seconds: float, matters: Callable[[str], bool], seen: Seen | None = None
 ) -> Survey:  # fmt: skip
-    """Look at the queue; `matters` says whether the fate of a phase's jobs decides anything. Runs that are submitted
-    together share one look."""
+    """Look at the queue; `matters` says whether the fate of a phase's jobs decides anything. Runs
+    that are submitted together share one look."""
     _refuse_other_cluster(journal, cluster, matters)
     seen = seen or Seen(scheduler.look(seconds), {})
     rows = seen.rows
@@ -215,9 +215,9 @@ def read_journal(run_dir: Path, seconds: float) -> Journal:
 
 @contextmanager
 def inherited_lock(path: Path, patience_seconds: float) -> Iterator[int]:
-    """A lock that each sbatch inherits: it stays held until the last of them has ended, also when the submit was
-    killed. So nobody looks at the queue while an orphan may still submit. Yields the descriptor to
-    pass on."""
+    """A lock that each sbatch inherits: it stays held until the last of them has ended, also when
+    the submit was killed. So nobody looks at the queue while an orphan may still submit. Yields the
+    descriptor to pass on."""
     import fcntl
 
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)

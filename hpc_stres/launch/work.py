@@ -1,4 +1,5 @@
-"""Run what a job was submitted to call: `python -m hpc_stres.launch.work CALL.pkl`, for jobs that srun does not start.
+"""Run what a job was submitted to call: `python -m hpc_stres.launch.work CALL.pkl`, for jobs that
+srun does not start.
 
 submitit's own entry names its files by srun's rank, which processes of mpirun share.
 """

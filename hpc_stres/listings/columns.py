@@ -11,7 +11,8 @@ NO = frozenset(("", "train", "training", "test", "no", "n", "false", "0"))
 
 
 def marked(data: DataConfig, name: str) -> set[str]:
-    """Ids of the videos whose cell in a column says yes; refuses words that are neither yes nor no."""
+    """Ids of the videos whose cell in a column says yes; refuses words that are
+    neither yes nor no."""
     table = splits.list_folder(data)
     if data.kind != "csv" or not table.is_file():
         raise UserError(

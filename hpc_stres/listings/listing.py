@@ -84,7 +84,8 @@ class Listing:
     notes: list[str] = field(default_factory=list)
     """What was understood and should be said, a line each."""
     label_sets: list[list[int]] | None = None
-    """Where videos may have several classes: a label's classes, by numbers; none: a label is a class."""
+    """Where videos may have several classes: a label's classes, by numbers; none: a
+    label is a class."""
 
     def classes_of(self, label: int) -> list[int]:
         """The classes of a label."""
@@ -101,7 +102,8 @@ class Listing:
 
     @property
     def is_official(self) -> str | None:
-        """`ucf101` or `hmdb51` where every split of this listing is that data set's official one."""
+        """`ucf101` or `hmdb51` where every split of this listing is that data
+        set's official one."""
         labels = {name: video.label for name, video in self.videos.items()}
         names = {
             official.official_name(self.classes, self.train[split], self.test[split], split, labels)
@@ -165,7 +167,8 @@ def split_by_hash(listing: Listing, ids: list[str], test_fraction: float) -> Non
 
 
 def split_in_folds(listing: Listing, ids: list[str], folds: int) -> None:
-    """Give the videos of one class to as many splits: each recording tests in one of them and trains in the others.
+    """Give the videos of one class to as many splits: each recording tests in one of them and
+    trains in the others.
 
     Recordings are ranked by a hash of their name and dealt out in turn.
     """

@@ -1,4 +1,5 @@
-"""A data set given by text lists of any number of splits: train.txt and test.txt, or train1.txt, test1.txt and so on.
+"""A data set given by text lists of any number of splits: train.txt and test.txt, or train1.txt,
+test1.txt and so on.
 
 A line is a path, and after a space, tab or comma the class, by name or by number. `classes.txt` (or
 classInd.txt) beside the lists gives the classes in their order, a name a line, with its number
@@ -45,7 +46,8 @@ class _Reading:
 
     videos: Path
     names: dict[str, str]
-    """A class by what a list may write for it: its name or its number; empty: no file of classes."""
+    """A class by what a list may write for it: its name or its number; empty: no
+    file of classes."""
     labels: dict[str, str] = field(default_factory=dict)
     """Class of each video."""
     paths: dict[str, str] = field(default_factory=dict)
@@ -98,7 +100,8 @@ def _find_lists(lists: Path) -> tuple[dict[tuple[str, int], Path], list[str]]:
 
 
 def _refuse_half_splits(lists: Path, files: dict[tuple[str, int], Path]) -> None:
-    """Every split has a list that trains and one that tests, and they are numbered from 1 without a gap."""
+    """Every split has a list that trains and one that tests, and they are numbered from
+    1 without a gap."""
     numbers = sorted({split for _, split in files})
     if not numbers:
         raise UserError(f"{lists}: no lists here\n{NAMES_HINT}")
@@ -116,13 +119,15 @@ def _refuse_half_splits(lists: Path, files: dict[tuple[str, int], Path]) -> None
 
 
 def _read_classes(lists: Path) -> list[tuple[str, str]]:
-    """Number and name of each class, in the file's order; nothing where there is no file of classes."""
+    """Number and name of each class, in the file's order; nothing where there is no
+    file of classes."""
     path = next((lists / name for name in CLASS_FILES if (lists / name).is_file()), None)
     if path is None:
         return []
     lines = read_lines(path)
     numbered = [re.fullmatch(r"(\d{1,9})[\s,]+(\S.*)", line) for _, line in lines]
-    # Classes may be named by numbers and more ("50 metres"): only where every line has one it is a number.
+    # Classes may be named by numbers and more ("50 metres"): only where every line has
+    # one it is a number.
     are_numbered = all(numbered) and len({int(m[1]) for m in numbered if m}) == len(lines)
     classes: list[tuple[str, str]] = []
     for count, ((number, line), match) in enumerate(zip(lines, numbered, strict=True)):
@@ -170,7 +175,8 @@ def _read_line(reading: _Reading, line: str, place: str) -> str:
 
 
 def _path_and_label(line: str, place: str) -> tuple[str, str]:
-    """The two parts of a line; the class is the first folder where the line ends with a video's name."""
+    """The two parts of a line; the class is the first folder where the line ends
+    with a video's name."""
     whole = line.strip().strip('"')
     if PurePosixPath(whole).suffix.lower() in VIDEO_SUFFIXES:
         folder = posixpath.normpath(whole).lstrip("/").split("/")[0]

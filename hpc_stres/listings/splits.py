@@ -276,7 +276,8 @@ def problems(listing: Listing) -> list[str]:
 
 
 def _file_identity(path: Path) -> tuple[int, int] | None:
-    """What is the same for every name of one file; None where there is none that can be read about."""
+    """What is the same for every name of one file; None where there is none that
+    can be read about."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):

@@ -1,4 +1,5 @@
-"""The networks by name. torch is imported when the first of these names is used, not with the package."""
+"""The networks by name. torch is imported when the first of these names is used, not
+with the package."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

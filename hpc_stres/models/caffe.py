@@ -1,4 +1,5 @@
-"""The published Caffe ResNets (He et al., 50, 101 and 152 layers) as state dicts of our `msra` trunk.
+"""The published Caffe ResNets (He et al., 50, 101 and 152 layers) as state dicts of
+our `msra` trunk.
 
 A `.caffemodel` is a NetParameter message; only layers' names and blobs are read. An `.npz` holds
 the same arrays as LAYER/NUMBER: `conv1/0`, `res2a_branch2a/0`, `bn2a_branch2a/0` to `/2`,

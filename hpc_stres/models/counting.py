@@ -1,8 +1,9 @@
-"""Parameters, multiply-adds, sizes and receptive fields of networks of ResNets by arithmetic alone: no torch.
+"""Parameters, multiply-adds, sizes and receptive fields of networks of ResNets by arithmetic
+alone: no torch.
 
-`hpc-stres describe` answers from here in a fraction of a second, and submit and init know what a recipe takes without
-building it. A test compares every row with what `hpc_stres.models.describe` measures on the network itself; what is
-not counted here is measured there.
+`hpc-stres describe` answers from here in a fraction of a second, and submit and init know what a
+recipe takes without building it. A test compares every row with what `hpc_stres.models.describe`
+measures on the network itself; what is not counted here is measured there.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
-"""The paper's Table 1 for a network as built: blocks, output sizes, receptive fields, parameters, multiply-adds."""
+"""The paper's Table 1 for a network as built: blocks, output sizes, receptive fields,
+parameters, multiply-adds."""
 
 from typing import Any
 
@@ -12,7 +13,8 @@ from hpc_stres.models.two_stream import POOL_SIDE, TwoStream
 
 
 def describe(model: TwoStream, side: int, chunks: int) -> dict[str, list[Row]]:
-    """The metalayers of each stream for clips of `chunks` frames of `side` pixels, measured on a dry pass."""
+    """The metalayers of each stream for clips of `chunks` frames of `side` pixels,
+    measured on a dry pass."""
     costs: dict[nn.Module, int] = {}
     sizes: dict[nn.Module, int] = {}
     model = model.to("meta").eval()
@@ -62,7 +64,8 @@ def _walk(
         for unit in stage:
             assert isinstance(unit, Bottleneck)
             stride = 2 if sizes[unit] < (rows[-1].side if unit is stage[0] else sizes[unit]) else 1
-            # The strided layer is the 3x3 in the torchvision variant and the 1x1 before it in the MSRA one.
+            # The strided layer is the 3x3 in the torchvision variant and the 1x1 before it
+            # in the MSRA one.
             early = stride if trunk.options.variant == "msra" else 1
             field += 2 * jump * early
             jump *= stride

@@ -1,4 +1,5 @@
-"""A network made ready for a bitwise training: its layers know the session that adds up what they have."""
+"""A network made ready for a bitwise training: its layers know the session that adds
+up what they have."""
 
 import contextlib
 from typing import Any

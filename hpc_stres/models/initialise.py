@@ -39,7 +39,8 @@ def initialise(model: nn.Module, seed: int, phase: str) -> None:
 
 
 def _reset_torchs_own(reset: Callable[[], None], seed: int, layer: str) -> None:
-    """A layer of torch's own draws from torch's generator, which is given this layer's number first."""
+    """A layer of torch's own draws from torch's generator, which is given this
+    layer's number first."""
     number = int(counter.generator(seed, layer, counter.WEIGHTS).integers(2**63))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(number)

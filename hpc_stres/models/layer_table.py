@@ -1,6 +1,7 @@
 """The paper's Table 1 as rows and as text, and the published depths: no torch.
 
-`hpc_stres.models.describe` measures rows on a network, `hpc_stres.tools.counting` counts them by arithmetic.
+`hpc_stres.models.describe` measures rows on a network, `hpc_stres.tools.counting` counts
+them by arithmetic.
 """
 
 from collections.abc import Mapping, Sequence

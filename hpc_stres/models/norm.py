@@ -1,7 +1,9 @@
-"""Sub-batch normalisation: moments of a group of videos, whatever the SGD batch, the ranks and the micro-steps.
+"""Sub-batch normalisation: moments of a group of videos, whatever the SGD batch, the ranks and
+the micro-steps.
 
-The moments of a group are taken over space, frames and videos. A group lies on one rank, several lie on one rank, or
-one lies over several ranks, which then add up their moments in a process group, forwards and backwards.
+The moments of a group are taken over space, frames and videos. A group lies on one rank, several
+lie on one rank, or one lies over several ranks, which then add up their moments in a process group,
+forwards and backwards.
 """
 
 from dataclasses import dataclass
@@ -47,7 +49,8 @@ class NormGroups:
 def assign_groups(
     group_of_video: Tensor, group_count: int, frames: int, dtype: torch.dtype, team: Any = None
 ) -> NormGroups:
-    """Groups of a batch of videos with `frames` frames each, from the group number of each video."""
+    """Groups of a batch of videos with `frames` frames each, from the group
+    number of each video."""
     numbers = torch.arange(group_count, device=group_of_video.device)
     by_video = (numbers[:, None] == group_of_video[None, :]).to(dtype)
     owner = group_of_video.to(torch.int32).repeat_interleave(frames)
@@ -58,7 +61,8 @@ def assign_groups(
 def interleaved_groups(
     videos: int, group_size: int | None, frames: int, device: Any, dtype: torch.dtype
 ) -> NormGroups:
-    """Position p of n videos belongs to group p mod S, S = ceil(n / group_size): 256 by 86 are 86, 85, 85."""
+    """Position p of n videos belongs to group p mod S, S = ceil(n / group_size): 256 by
+    86 are 86, 85, 85."""
     if group_size is not None and group_size > videos:
         raise ValueError(f"norm group of {group_size} videos is larger than the batch of {videos}")
     count = 1 if group_size is None else -(-videos // group_size)
@@ -68,9 +72,10 @@ def interleaved_groups(
 class SubBatchNorm2d(nn.Module):
     """Batch normalisation over groups of videos; buffers have ordinary BatchNorm names.
 
-    `average` names what running statistics average over the groups: the (unbiased) variance, as torch does, or
-    sigma = sqrt(biased variance + eps), as the released code does. With `deferred` set, statistics are collected over
-    micro-steps and ranks until `fold_statistics`; otherwise each training forward folds its own.
+    `average` names what running statistics average over the groups: the (unbiased) variance, as
+    torch does, or sigma = sqrt(biased variance + eps), as the released code does. With `deferred`
+    set, statistics are collected over micro-steps and ranks until `fold_statistics`; otherwise each
+    training forward folds its own.
     """
 
     running_mean: Tensor
@@ -208,7 +213,8 @@ def defer_statistics(model: nn.Module) -> None:
 
 @torch.no_grad()
 def fold_statistics(model: nn.Module, distributed: bool) -> None:
-    """Fold what all micro-steps of all ranks collected: one reduction for the whole network, the same on each rank."""
+    """Fold what all micro-steps of all ranks collected: one reduction for the whole network, the
+    same on each rank."""
     # Those of a frozen trunk collect nothing and keep what they have.
     layers = [layer for layer in norm_layers(model) if layer.training]
     collected = torch.cat([layer.pending for layer in layers], dim=1)

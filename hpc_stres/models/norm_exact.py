@@ -1,7 +1,8 @@
-"""Sub-batch normalisation whose bits do not depend on the layout: moments of units, added up exactly.
+"""Sub-batch normalisation whose bits do not depend on the layout: moments of units,
+added up exactly.
 
-The kernels are those of every training (norm_fused.py), but each unit is a group of its own to them,
-so that what they add up in floating point never crosses a unit. What units give is added as
+The kernels are those of every training (norm_fused.py), but each unit is a group of its own to
+them, so that what they add up in floating point never crosses a unit. What units give is added as
 integers (exact/digits.py), inside a rank and over a team, forwards and backwards; so are the
 gradients of weight and bias and the running statistics. Where the kernels cannot run, the same
 steps are taken in float64 by plain torch, unit by unit.

@@ -1,4 +1,5 @@
-"""Sub-batch normalisation, residual sum and ReLU as one operator of torch: `hpc_stres::sub_batch_norm`.
+"""Sub-batch normalisation, residual sum and ReLU as one operator of torch:
+`hpc_stres::sub_batch_norm`.
 
 Forwards it reads activations once for the moments and once for the values; backwards once for two
 sums over each group and once for the gradient. A ReLU's mask is computed again from x; with a
@@ -27,7 +28,8 @@ def team_name(team: Any) -> str:
 
 
 def _team(name: str) -> Any:
-    """The process group of a name. None is kept here: one that outlived its end would abort the process at its exit."""
+    """The process group of a name. None is kept here: one that outlived its end would abort the
+    process at its exit."""
     home: Any = torch.distributed.distributed_c10d
     return home._resolve_process_group(name)
 

@@ -30,7 +30,8 @@ def _frame_sums(x: Tensor, y: Tensor | None = None) -> Tensor:
 
 
 class Normalise(torch.autograd.Function):
-    """y = weight * (x - mean of its group) / sigma of its group + bias, in two passes, which keeps the digits."""
+    """y = weight * (x - mean of its group) / sigma of its group + bias, in two passes, which
+    keeps the digits."""
 
     @staticmethod
     def forward(

@@ -22,7 +22,8 @@ try:
     triton, tl = importlib.import_module("triton"), importlib.import_module("triton.language")
     jit = triton.jit
 except ImportError:
-    # The kernels below stay plain functions that nobody calls, so that this module can be read anywhere.
+    # The kernels below stay plain functions that nobody calls, so that this module can
+    # be read anywhere.
     triton = tl = None
 
     def jit(function: Any) -> Any:
@@ -63,7 +64,8 @@ def moments_kernel(  # type: ignore[no-untyped-def]
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Mean of a piece, and squares about it, by channel: block by block, each about its own mean."""
+    """Mean of a piece, and squares about it, by channel: block by block, each
+    about its own mean."""
     piece = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     first = piece % per_frame * PIECE

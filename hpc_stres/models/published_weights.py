@@ -1,8 +1,9 @@
-"""Pretrained files that others publish: where they are, what they are, and how a copy of one is checked.
+"""Pretrained files that others publish: where they are, what they are, and how a copy
+of one is checked.
 
-Their makers write the first eight digits of a file's SHA-256 into its name; that much is always compared. The whole
-digest is here where several public projects record the same one for the file; nothing here was computed from a
-file of our own, and no digest is invented.
+Their makers write the first eight digits of a file's SHA-256 into its name; that much is always
+compared. The whole digest is here where several public projects record the same one for the file;
+nothing here was computed from a file of our own, and no digest is invented.
 """
 
 import difflib
@@ -107,7 +108,8 @@ PUBLISHED = (
 
 
 def by_name(name: str) -> PublishedWeights:
-    """A published file by our name for it, or by its own; an unknown one is refused with the nearest."""
+    """A published file by our name for it, or by its own; an unknown one is refused
+    with the nearest."""
     for entry in PUBLISHED:
         if name in (entry.name, entry.file):
             return entry
@@ -142,7 +144,8 @@ def check(entry: PublishedWeights, path: Path) -> str:
 
 
 def fetch(entry: PublishedWeights, folder: Path, silence_seconds: float = SILENCE_SECONDS) -> Path:
-    """Download a file into a folder and check it; nothing is left of a failed or interrupted download."""
+    """Download a file into a folder and check it; nothing is left of a failed or
+    interrupted download."""
     from torch.hub import download_url_to_file
 
     target = folder / entry.file
@@ -202,7 +205,8 @@ class Trunk:
 
 
 def trunk_of(state: Mapping[str, "Tensor"]) -> Trunk | None:
-    """The trunk that a state dict is of; none where its names are not those of a bottleneck ResNet or Inception-v3."""
+    """The trunk that a state dict is of; none where its names are not those of a bottleneck ResNet
+    or Inception-v3."""
     head = state.get("fc.weight")
     classes = None if head is None else int(head.shape[0])
     first = state.get("conv1.weight")

@@ -19,7 +19,8 @@ CLASSIFIER_SIGMA = 0.01
 Variant = Literal["msra", "torchvision"]
 Temporal = Literal["none", "inflated", "new"]
 TemporalUnits = Literal["second", "as_released"]
-# The published trunks whose third stage is longer than this number the units of their third and fourth stage.
+# The published trunks whose third stage is longer than this number the units of their third
+# and fourth stage.
 MOST_LETTERED_UNITS = 6
 
 
@@ -51,7 +52,8 @@ class TrunkOptions:
         return self.temporal if unit == 1 and not is_missed else "none"
 
     def norm(self, channels: int, relu: bool = False) -> SubBatchNorm2d:
-        """A normalisation layer as this trunk uses it, with the ReLU behind it where there is one."""
+        """A normalisation layer as this trunk uses it, with the ReLU behind it
+        where there is one."""
         return SubBatchNorm2d(channels, self.norm_group, relu, average=self.norm_average)
 
 
@@ -102,8 +104,8 @@ class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 with a shortcut; returns the sum before its ReLU, which the two-stream network
     needs, or after it.
 
-    With `temporal` the unit carries the published convolutions over time: both 1x1 turned into 1x1x3 (`inflated`), or
-    a new C to C one after the ReLU of the 3x3 (`new`).
+    With `temporal` the unit carries the published convolutions over time: both 1x1 turned into
+    1x1x3 (`inflated`), or a new C to C one after the ReLU of the 3x3 (`new`).
     """
 
     def __init__(

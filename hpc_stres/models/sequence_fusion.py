@@ -1,4 +1,5 @@
-"""STFN's fusion block: two sequences of features are joined, and each receiver looks along time anew.
+"""STFN's fusion block: two sequences of features are joined, and each receiver looks
+along time anew.
 
 The poster names the operators (average is best, maximum, product), the directions (both ways is
 best) and that blocks follow each other (two are best). Which tensor is joined is our reading: the

@@ -1,4 +1,5 @@
-"""STFN: features of both streams a segment, temporal Res-Inception modules, fusion blocks, two heads.
+"""STFN: features of both streams a segment, temporal Res-Inception modules, fusion
+blocks, two heads.
 
     rgb  -> trunk -> mean over space -> Res-Inception -\\  /-> Res-Inception ... -> mean over segments -> head
                                                        join                                       |  + |
@@ -122,8 +123,8 @@ class Stfn(nn.Module):
         if clips.ndim == 3:
             return frames[:, :, None, None]
         if self.options.trunks_frozen or not self.training:
-            # Nothing is recorded in frozen trunks, whose parameters want no gradient; but whoever asks for the
-            # gradients of their activations (Grad-CAM) gets them.
+            # Nothing is recorded in frozen trunks, whose parameters want no gradient; but whoever
+            # asks for the gradients of their activations (Grad-CAM) gets them.
             # Traced for export, a clip goes through as a whole: its length is then free.
             is_traced = torch.compiler.is_exporting()
             parts = (frames,) if is_traced else frames.split(self.frames_at_once)

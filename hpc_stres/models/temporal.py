@@ -20,7 +20,8 @@ TAPS = {
 
 
 def fold_time(x: Tensor, frames: int) -> Tensor:
-    """(videos * frames, C, H, W) as (videos, C, frames, H * W); no copy for channels-last tensors."""
+    """(videos * frames, C, H, W) as (videos, C, frames, H * W); no copy for
+    channels-last tensors."""
     total, channels, height, width = x.shape
     by_pixel = x.permute(0, 2, 3, 1).reshape(total // frames, frames, height * width, channels)
     return by_pixel.permute(0, 3, 1, 2)
@@ -37,9 +38,9 @@ def unfold_time(x: Tensor, height: int, width: int) -> Tensor:
 class TemporalConv(nn.Module):
     """A 1x1x3 convolution: 1x1 in space, 3 in time, same length. The weight is (out, in, 3, 1).
 
-    `init` is `inflated` (a 1x1 convolution spread over the taps, a third at each: ST-ResNet) or one of the starts of
-    STM-ResNet's new layers: `identity` (the centre tap passes its input), `average` (the mean of three steps) or
-    `difference` (three times a step less its neighbours).
+    `init` is `inflated` (a 1x1 convolution spread over the taps, a third at each: ST-ResNet) or one
+    of the starts of STM-ResNet's new layers: `identity` (the centre tap passes its input),
+    `average` (the mean of three steps) or `difference` (three times a step less its neighbours).
     """
 
     def __init__(
@@ -78,7 +79,8 @@ class TemporalConv(nn.Module):
         else:
             y = functional.conv2d(folded, self.weight, self.bias, padding=(KERNEL // 2, 0))
         out = unfold_time(y, height, width)
-        # In the input's order in memory, so that the layers behind it round as they do without this one.
+        # In the input's order in memory, so that the layers behind it round as they do
+        # without this one.
         return out.contiguous() if x.is_contiguous() else out
 
 
@@ -88,7 +90,8 @@ def inflate(weight: Tensor) -> Tensor:
 
 
 def temporal_max_pool(x: Tensor, frames: int, window: int, stride: int) -> Tensor:
-    """Max over `window` time steps of every channel and place; (videos * frames, ...) to (videos * fewer, ...)."""
+    """Max over `window` time steps of every channel and place; (videos * frames, ...) to
+    (videos * fewer, ...)."""
     if frames < window:
         raise ValueError(f"{frames} time steps are too few for a temporal pool over {window}")
     height, width = x.shape[2:]

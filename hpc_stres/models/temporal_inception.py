@@ -1,4 +1,5 @@
-"""STFN's temporal Res-Inception module: convolutions of several lengths along a sequence of features.
+"""STFN's temporal Res-Inception module: convolutions of several lengths along a
+sequence of features.
 
 A sequence lies as (videos * segments, channels, 1, 1), video after video, as frames do elsewhere.
 The poster gives the kernels 2, 3, 4, 5, each with normalisation and ReLU, and a residual
@@ -42,7 +43,8 @@ def shared_out(channels: int, count: int) -> list[int]:
 
 
 class SequenceConv(nn.Module):
-    """A convolution along time that keeps the length, without bias. The weight is (out, in, kernel, 1).
+    """A convolution along time that keeps the length, without bias. The weight is
+    (out, in, kernel, 1).
 
     An even kernel has no middle: it looks one step further ahead (`after`) or back (`before`).
     """

@@ -1,4 +1,5 @@
-"""Both streams, their interaction, the pools and the classifiers: every network of the package is one of these."""
+"""Both streams, their interaction, the pools and the classifiers: every network of the package
+is one of these."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ FRAMES_AT_ONCE = 5
 
 
 class Logits(NamedTuple):
-    """Class scores (videos, time, classes) of each stream, averaged over space; None for a stream that is not there."""
+    """Class scores (videos, time, classes) of each stream, averaged over space; None for a stream
+    that is not there."""
 
     appearance: Tensor | None
     motion: Tensor | None
@@ -39,7 +41,8 @@ class TemporalPool:
 
 
 def spatial_average(x: Tensor, side: int = POOL_SIDE) -> Tensor:
-    """Average over 7x7 windows at stride 1, so that larger frames give several places; over everything below 7x7."""
+    """Average over 7x7 windows at stride 1, so that larger frames give several places; over
+    everything below 7x7."""
     if torch.compiler.is_exporting():
         # The same as two matrix products: a pool would be fixed to the window of the traced size.
         rows, columns = (window_means(x.shape[axis], x, side) for axis in (2, 3))
@@ -61,7 +64,8 @@ def _trunk(planes: int, num_classes: int, options: AnyTrunkOptions | None) -> An
 
 
 class TwoStream(nn.Module):
-    """An appearance trunk, a motion trunk, or both with an interaction at the second unit of each stage."""
+    """An appearance trunk, a motion trunk, or both with an interaction at the second
+    unit of each stage."""
 
     def __init__(
         self,

@@ -1,4 +1,5 @@
-"""Weights in and out: torchvision's and timm's files, earlier phases, inflation; every name and shape is checked."""
+"""Weights in and out: torchvision's and timm's files, earlier phases, inflation; every name and
+shape is checked."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -113,7 +114,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def save_state(
     state: Mapping[str, Tensor], path: Path, about: Mapping[str, str] | None = None
 ) -> None:
-    """A .safetensors file that carries a checksum of its tensors, and what is said `about` them, written atomically."""
+    """A .safetensors file that carries a checksum of its tensors, and what is said `about` them,
+    written atomically."""
     from safetensors.torch import save
 
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -153,7 +155,8 @@ def to_streams(
     conv1: Literal["mirror", "mean"],
     rescale: bool,
 ) -> dict[str, Tensor]:
-    """A plain ResNet's state dict under the names of the given streams, conv1 inflated for motion."""
+    """A plain ResNet's state dict under the names of the given streams, conv1
+    inflated for motion."""
     tensors: dict[str, Tensor] = {}
     kept = {name: tensor for name, tensor in state.items() if not name.startswith(AUXILIARY)}
     for stream in streams:
@@ -177,7 +180,8 @@ def to_torchvision(state: Mapping[str, Tensor], stream: str) -> dict[str, Tensor
 
 
 def load_into(model: TwoStream, state: Mapping[str, Tensor], source: str) -> Report:
-    """Load a state dict with stream names; 1x1 weights become temporal ones, a classifier of another size is replaced.
+    """Load a state dict with stream names; 1x1 weights become temporal ones, a classifier of
+    another size is replaced.
 
     Anything else that does not fit is an error that names it.
     """
@@ -217,7 +221,8 @@ def _is_inflatable(source: Tensor, target: Tensor) -> bool:
 
 
 def _refuse_missing(report: Report, source: str) -> None:
-    # A counter, STM's identity layers, MSRA's conv1 bias and a headless backbone's classifier have start values.
+    # A counter, STM's identity layers, MSRA's conv1 bias and a headless backbone's classifier
+    # have start values.
     allowed = (
         "num_batches_tracked",
         ".temporal.weight",

@@ -56,7 +56,8 @@ ARITHMETIC_FLAGS = (
     "-freciprocal-math",
 )
 FLAGS = ("-O3", "-std=c++17", *ARITHMETIC_FLAGS, "-fPIC", "-shared", "-pthread")
-# One fixed level, never -march=native: what a login node computes must be, byte for byte, what a compute node does.
+# One fixed level, never -march=native: what a login node computes must be, byte for byte, what a
+# compute node does.
 MODERN_FLAGS = ("-march=x86-64-v3",)
 PREBUILT = "prebuilt"  # the folder beside the sources
 # Who has said already that a kernel is missing: the processes that this one starts keep silent.
@@ -88,7 +89,8 @@ os.register_at_fork(after_in_child=_renew_lock)
 
 
 def load(name: str) -> ctypes.CDLL:
-    """The library of `name`.cpp, compiled now if the cache has none of this source. Threads compile it once."""
+    """The library of `name`.cpp, compiled now if the cache has none of this source. Threads
+    compile it once."""
     with _lock:
         return _load(name)
 
@@ -100,14 +102,16 @@ def load_cuda(name: str, architecture: str) -> ctypes.CDLL:
 
 
 def load_emulated(name: str) -> ctypes.CDLL:
-    """`name`.cu as plain C++, its kernels run pixel after pixel: for tests where there is no GPU."""
+    """`name`.cu as plain C++, its kernels run pixel after pixel: for tests where
+    there is no GPU."""
     with _lock:
         return _load_emulated(name)
 
 
 @functools.cache
 def find(name: str) -> ctypes.CDLL | None:
-    """The library of `name`.cpp; None where it can neither be found nor built, which is said once."""
+    """The library of `name`.cpp; None where it can neither be found nor built,
+    which is said once."""
     try:
         return load(name)
     except UserError as error:
@@ -134,7 +138,8 @@ def _load(name: str) -> ctypes.CDLL:
 
 
 def _prebuilt(name: str, key: str) -> ctypes.CDLL | None:
-    """The library that came with the package, if it was made of these very sources and runs here."""
+    """The library that came with the package, if it was made of these very
+    sources and runs here."""
     file = _prebuilt_file(SOURCES / PREBUILT, name, key)
     library = unpack(file.read_bytes(), key) if file.is_file() else None
     if library is not None:
@@ -261,7 +266,8 @@ def _compiled(source: Path, parts: dict[str, bytes], command: tuple[str, ...]) -
 
 
 def _is_modern() -> bool:
-    """Whether this processor has what x86-64-v3 asks for (AVX2 and fused multiply-add: any since 2013)."""
+    """Whether this processor has what x86-64-v3 asks for (AVX2 and fused multiply-add:
+    any since 2013)."""
     if platform.machine() != "x86_64" or not Path("/proc/cpuinfo").is_file():
         return False
     flags = (

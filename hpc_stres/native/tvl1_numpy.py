@@ -1,4 +1,5 @@
-"""TV-L1 in NumPy: the arithmetic of tvl1_pixel.h on whole pictures, for machines without a compiler.
+"""TV-L1 in NumPy: the arithmetic of tvl1_pixel.h on whole pictures, for machines
+without a compiler.
 
 The algorithm, its constants and its rule of when a pair has come to rest are the kernel's; sums are
 taken in another order, so that displacements agree to rounding and stored levels to one, seldom.
@@ -19,7 +20,8 @@ TAU, LAMBDA, THETA, EPSILON = 0.25, 0.15, 0.3, 0.01
 SCALES, WARPS, SMALLEST_SIDE = 5, 5, 16
 # How far outside of the picture a warp may look: all that lies further off is the same as this.
 REACH = 4
-# Pixels that are worked on together: their two dozen planes have to fit into the second-level cache.
+# Pixels that are worked on together: their two dozen planes have to fit into the
+# second-level cache.
 PIXELS_AT_ONCE = 1 << 14
 
 
@@ -217,7 +219,8 @@ def _median(flow: Floats) -> None:
 
 
 def _halve(pictures: Floats, rows: int, cols: int) -> Floats:
-    """Every second pixel under the filter 1 4 6 4 1 along both axes; borders are mirrored about the edge's pixels."""
+    """Every second pixel under the filter 1 4 6 4 1 along both axes; borders are mirrored about
+    the edge's pixels."""
     kernel = np.array([0.0625, 0.25, 0.375, 0.25, 0.0625], np.float32)
     for axis, size in ((1, rows), (2, cols)):
         length = pictures.shape[axis]

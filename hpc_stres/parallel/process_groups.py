@@ -25,7 +25,8 @@ def choose_device(world: World) -> torch.device:
 
 
 def cpu_threads(world: World) -> int:
-    """Threads of one rank: what our launcher says, what the user says, else an even share of the cores.
+    """Threads of one rank: what our launcher says, what the user says, else an even
+    share of the cores.
 
     torchrun sets OMP_NUM_THREADS to 1 by itself, which is nobody's wish.
     """
@@ -73,13 +74,15 @@ def stop() -> None:
 
 
 def shorten_timeouts(groups: list[Any], timeout_minutes: float) -> None:
-    """From the long time-out of the start to the short one of a step, for the world's group and these."""
+    """From the long time-out of the start to the short one of a step, for the world's
+    group and these."""
     for group in [None, *(group for group in groups if group is not None)]:
         dist.distributed_c10d._set_pg_timeout(timedelta(minutes=timeout_minutes), group)
 
 
 def make_teams(layout: Layout, world: World) -> Any:
-    """The process group of this rank's team; None where a team is one rank. Every rank makes every group, in order."""
+    """The process group of this rank's team; None where a team is one rank. Every rank makes every
+    group, in order."""
     if layout.team_size == 1:
         return None
     mine = None
@@ -91,7 +94,8 @@ def make_teams(layout: Layout, world: World) -> Any:
 
 
 def agree(values: list[float], group: Any, largest: bool = True) -> list[float]:
-    """The largest (or smallest) of each value over all ranks, through host memory: no device is made to wait."""
+    """The largest (or smallest) of each value over all ranks, through host memory: no device
+    is made to wait."""
     tensor = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(tensor, dist.ReduceOp.MAX if largest else dist.ReduceOp.MIN, group=group)
     return [float(value) for value in tensor]
@@ -125,8 +129,8 @@ def is_same_everywhere(fingerprint: str, control: Any) -> bool:
 
 
 def refuse_different_starts(fingerprint: str, control: Any) -> None:
-    """Refuse ranks that begin with different weights, steps or videos, which a file system that lags
-    behind can cause."""
+    """Refuse ranks that begin with different weights, steps or videos, which a file system that
+    lags behind can cause."""
     if not is_same_everywhere(fingerprint, control):
         raise UserError(
             "the ranks do not start from the same weights, step and videos: they read different files\n"

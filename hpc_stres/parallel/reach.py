@@ -1,9 +1,11 @@
-"""Whether the ranks of a job can find and reach each other, told in seconds and by the names of nodes.
+"""Whether the ranks of a job can find and reach each other, told in seconds and by
+the names of nodes.
 
-A process group that misses one rank waits for its whole time-out and then names nobody. Here, before anything heavy
-is imported, each rank resolves the first rank's address and connects to it; the first rank sees who has come. Then
-each rank connects to the next one, so that a node which reaches the first and nobody else is seen as well. All ranks
-end with the same sentence. Standard library only.
+A process group that misses one rank waits for its whole time-out and then names nobody. Here,
+before anything heavy is imported, each rank resolves the first rank's address and connects to
+it; the first rank sees who has come. Then each rank connects to the next one, so that a node
+which reaches the first and nobody else is seen as well. All ranks end with the same sentence.
+Standard library only.
 """
 
 import contextlib
@@ -54,7 +56,8 @@ class Place:
 
 
 def nodes_by_rank(env: Mapping[str, str], size: int) -> list[str] | None:
-    """The node of each rank as Slurm puts them, in blocks or in turn; None where Slurm does not say."""
+    """The node of each rank as Slurm puts them, in blocks or in turn; None where
+    Slurm does not say."""
     listed = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST")
     tasks = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE", "")
     counts: list[int] = []
@@ -72,7 +75,8 @@ def nodes_by_rank(env: Mapping[str, str], size: int) -> list[str] | None:
 
 
 def resolve(name: str, seconds: float = RESOLVE_SECONDS) -> str:
-    """Why a name has no address; empty where it has one. A name server that is mute is not waited for longer."""
+    """Why a name has no address; empty where it has one. A name server that is mute is not
+    waited for longer."""
     answer: list[str] = []
 
     def ask() -> None:
@@ -89,8 +93,8 @@ def resolve(name: str, seconds: float = RESOLVE_SECONDS) -> str:
 
 
 def refuse_unresolvable(world: World, node: str, names: Sequence[str] = ()) -> None:
-    """The first rank's address has to have an address here. Where none of the other nodes' names has one either, it
-    is this node that cannot resolve."""
+    """The first rank's address has to have an address here. Where none of the other nodes' names
+    has one either, it is this node that cannot resolve."""
     reason = resolve(world.address)
     if not reason:
         return
@@ -108,7 +112,8 @@ def refuse_unresolvable(world: World, node: str, names: Sequence[str] = ()) -> N
 def check(
     world: World, node: str, patience_seconds: float, env: Mapping[str, str] | None = None
 ) -> None:
-    """Every rank reaches the first one within the patience, and each the next; raises `Unreachable` on all of them."""
+    """Every rank reaches the first one within the patience, and each the next; raises
+    `Unreachable` on all of them."""
     if world.size == 1 or world.source == "torchrun":  # torchrun's own agent listens at that port
         return
     known = nodes_by_rank(os.environ if env is None else env, world.size)
@@ -218,7 +223,8 @@ class _Host:
         if missing:
             self._tell({"missing": missing})
             raise _missing(self.place, missing)
-        # A rank that came over the loopback is on this node: others reach it as they reach this one.
+        # A rank that came over the loopback is on this node: others reach it as
+        # they reach this one.
         here = self.own_address or "127.0.0.1"
         table = [[here, self.port]] + [
             [here if _is_loopback(self.peers[n][0]) else self.peers[n][0], self.peers[n][1]]
@@ -288,7 +294,8 @@ def _connect(place: Place, deadline: float) -> socket.socket:
     raise Unreachable(
         f"{place.node} cannot reach the first rank at {world.address}:{world.port}: {reason}\n"
         "Is its rank there? The message of the first rank names who did not come.",
-        # Its node answers and its rank does not: where it was there, it has named who came too late.
+        # Its node answers and its rank does not: where it was there, it has named
+        # who came too late.
         [(first, "network", f"{first}: its rank was not there for {place.node}")]
         if is_refused
         else [],
@@ -306,7 +313,8 @@ def _try_next(position: int, table: Sequence[Sequence[Any]]) -> str:
 
 
 def _missing(place: Place, missing: Sequence[int]) -> Unreachable:
-    """Ranks that did not come. Where nobody of several other nodes came, it is the first rank that was not reached."""
+    """Ranks that did not come. Where nobody of several other nodes came, it is the first rank that
+    was not reached."""
     others = {node for node in place.nodes if node != place.nodes[0]}
     lost = {place.nodes[n] for n in missing}
     alone = len(others) > 1 and lost >= others
@@ -325,7 +333,8 @@ def _missing(place: Place, missing: Sequence[int]) -> Unreachable:
 
 
 def _dead(place: Place, faults: Sequence[tuple[int, str]]) -> Unreachable:
-    """Ranks that the one before them could not reach; one that reaches nobody and is reached by nobody is the same."""
+    """Ranks that the one before them could not reach; one that reaches nobody and is reached by
+    nobody is the same."""
     size, complaining = len(place.ranks), dict(faults)
     quiet = next((n for n in range(size) if n not in complaining), 0)
     lost: list[int] = []

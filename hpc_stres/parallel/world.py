@@ -1,4 +1,5 @@
-"""Rank, world and address from Slurm, Open MPI or MPICH, torchrun, or a single process; half-set is refused."""
+"""Rank, world and address from Slurm, Open MPI or MPICH, torchrun, or a single process;
+half-set is refused."""
 
 import contextlib
 import os
@@ -34,7 +35,8 @@ class World:
 
 
 def find_world(environment: Mapping[str, str] | None = None) -> World:
-    """Read the launcher's variables; a launcher that was found but is incomplete is an error, never a lone process."""
+    """Read the launcher's variables; a launcher that was found but is incomplete is an error,
+    never a lone process."""
     env = os.environ if environment is None else environment
     if any(name in env for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")):
         world = _from_torchrun(env)
@@ -59,7 +61,8 @@ def find_world(environment: Mapping[str, str] | None = None) -> World:
     return replace(world, port_is_agreed=agreed)
 
 
-# The batch script of a job and an interactive shell are single processes although Slurm names its tasks.
+# The batch script of a job and an interactive shell are single processes although Slurm
+# names its tasks.
 _BATCH_STEPS = ("4294967291", "4294967290", "batch", "interactive")
 
 

@@ -1,4 +1,5 @@
-"""Phases of kind `features`: what trained single streams say of every frame, once, into the store's folder.
+"""Phases of kind `features`: what trained single streams say of every frame, once, into
+the store's folder.
 
 A `train` phase with frozen trunks may start from one in place of the streams: it then reads
 features where it would read clips, with the same result to rounding.
@@ -18,7 +19,8 @@ class FeaturesPhase(Phase):
     """Computes features of the middle square of frames, and of their mirror images."""
 
     frame_grid: int = 1
-    """Features of every n-th frame. 2048 numbers a frame, stream and mirror image are 32 KiB a frame in float32."""
+    """Features of every n-th frame. 2048 numbers a frame, stream and mirror image are 32 KiB a
+    frame in float32."""
     short_video: Literal["mirror", "repeat"] = "mirror"
     """Videos too short for one flow stack, as in the phases that read the features."""
     antialias: bool = True

@@ -1,4 +1,5 @@
-"""Phases of kind `fuse`: the scores of several phases as one column, L2-normalised per video and averaged."""
+"""Phases of kind `fuse`: the scores of several phases as one column, L2-normalised per
+video and averaged."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -24,8 +25,9 @@ class FusePhase(Phase):
     weights: tuple[float, ...] = ()
     """Weight of each phase in `starts_from`, in that order; none: all the same, as published."""
     weights_from: Literal["given", "held_out"] = "given"
-    """The weights are those given, or are chosen by cross-validation over the recordings of the training list that
-    `evaluation.validation_share` holds out of all training; test videos are never looked at for it."""
+    """The weights are those given, or are chosen by cross-validation over the recordings of the
+    training list that `evaluation.validation_share` holds out of all training; test videos are
+    never looked at for it."""
 
     def __post_init__(self) -> None:
         parts = self.starts_from

@@ -1,4 +1,5 @@
-"""Phases of kind `handcrafted`: improved dense trajectories, Fisher vectors and linear classifiers, no network.
+"""Phases of kind `handcrafted`: improved dense trajectories, Fisher vectors and linear
+classifiers, no network.
 
 With one skip level they are IDT, with several MIFS (multi-skip feature stacking).
 """
@@ -22,7 +23,8 @@ class TrackOptions:
     """How trajectories are found and described."""
 
     scales: int = 8
-    """Sizes at which a video is sampled, each 1/sqrt(2) of the one before; those smaller than a patch are left out."""
+    """Sizes at which a video is sampled, each 1/sqrt(2) of the one before; those smaller than a
+    patch are left out."""
     step: int = 5
     """Pixels between sampled points."""
     length: int = 15
@@ -30,13 +32,16 @@ class TrackOptions:
     patch: int = 32
     """Side in pixels of the square around a trajectory that is described."""
     hog: Literal["gray", "colour"] = "gray"
-    """HOG of gray pictures, as published, or of the colour channel with the longest gradient at each pixel."""
+    """HOG of gray pictures, as published, or of the colour channel with the longest
+    gradient at each pixel."""
     camera: Literal["homography", "none"] = "homography"
     """What the camera's motion is taken out by."""
     least_motion_pixels: float = 1.0
-    """A trajectory whose largest move between two frames is below this, the camera's taken out, is dropped."""
+    """A trajectory whose largest move between two frames is below this, the camera's taken
+    out, is dropped."""
     skips: tuple[int, ...] = (1,)
-    """Frames from one that is used to the next; several (MIFS: 1, 2, 3) are stacked into the same Fisher vectors."""
+    """Frames from one that is used to the next; several (MIFS: 1, 2, 3) are stacked into the
+    same Fisher vectors."""
 
     def __post_init__(self) -> None:
         check_field(1 <= self.scales <= 32, "scales", "expected 1 to 32")

@@ -1,6 +1,8 @@
-"""The sections of a `train` phase beside its model: what a clip is, and how the network is optimised.
+"""The sections of a `train` phase beside its model: what a clip is, and how the
+network is optimised.
 
-Where the paper and the released code disagree there is one field, and its docstring names both values.
+Where the paper and the released code disagree there is one field, and its docstring
+names both values.
 """
 
 from dataclasses import dataclass
@@ -17,28 +19,34 @@ class ClipsSection:
     chunks: int = 1
     """Time steps T of one training clip."""
     segments: int | None = None
-    """In place of chunks at a stride: a video is cut into so many segments, with one chunk from each (STFN: 7 are the
-    poster's best, 5 its ablations'). Tested on the middle of each segment, or evenly spread clips of them."""
+    """In place of chunks at a stride: a video is cut into so many segments, with one chunk from
+    each (STFN: 7 are the poster's best, 5 its ablations'). Tested on the middle of each segment, or
+    evenly spread clips of them."""
     frame_grid: int = 1
-    """With segments: chunks are at every n-th frame only, so that a cache of features need not hold the others."""
+    """With segments: chunks are at every n-th frame only, so that a cache of features need not
+    hold the others."""
     stride: tuple[int, int] = (1, 1)
     """Smallest and largest temporal stride tau between chunks, drawn uniformly."""
     stride_shared_by: Literal["video", "group"] = "video"
-    """Who shares one drawn stride: each video its own, or (released code) all videos of a norm group."""
+    """Who shares one drawn stride: each video its own, or (released code) all videos
+    of a norm group."""
     window: Literal["anywhere", "released"] = "anywhere"
-    """Start of the window of chunks: any valid frame, or (released code) on the lattice that starts at the first
-    valid frame and never at its first point."""
+    """Start of the window of chunks: any valid frame, or (released code) on the lattice that starts
+    at the first valid frame and never at its first point."""
     short_video: Literal["mirror", "repeat"] = "mirror"
-    """Videos too short for one flow stack: padded symmetrically (paper) or by forward repeats (released code)."""
+    """Videos too short for one flow stack: padded symmetrically (paper) or by forward repeats
+    (released code)."""
     crop: Literal["corners", "borders", "centre"] = "borders"
-    """`corners`: sides from {1, 7/8, 3/4, 21/32} of 256, at a corner or the centre (motion stream); `borders`: sides
-    jittered by 25 %, at most a quarter of the slack away from a border (all others); `centre`: the middle square
-    of the frame, at test time too, which is what cached features are of."""
+    """`corners`: sides from {1, 7/8, 3/4, 21/32} of 256, at a corner or the centre (motion stream);
+    `borders`: sides jittered by 25 %, at most a quarter of the slack away from a border (all
+    others); `centre`: the middle square of the frame, at test time too, which is what cached
+    features are of."""
     border_corners: Literal["four", "two"] = "four"
-    """`borders` crops lie near any of the four corners (what the paper's words allow) or near the top-left and
-    bottom-right ones only (released code)."""
+    """`borders` crops lie near any of the four corners (what the paper's words allow) or near the
+    top-left and bottom-right ones only (released code)."""
     crop_shared_by: Literal["video", "group"] = "video"
-    """Each video draws its own place and flip, or (released appearance stream) a norm group shares one."""
+    """Each video draws its own place and flip, or (released appearance stream) a norm
+    group shares one."""
     antialias: bool = True
     """Low-pass when a crop is shrunk; the released motion stream switches it off."""
 
@@ -64,28 +72,34 @@ class OptimiseSection:
     global_batch: int = 256
     """Videos in one SGD step, whatever the number of ranks."""
     norm_group: int = 32
-    """Videos that share normalisation moments. Motion: 86 in the paper, 32 in the released code; appearance: 8
-    in the paper's Table 2, 32 in the released code's last edition; joint phases: 4 in both."""
+    """Videos that share normalisation moments. Motion: 86 in the paper, 32 in the released
+    code; appearance: 8 in the paper's Table 2, 32 in the released code's last edition; joint
+    phases: 4 in both."""
     schedule: tuple[Plateau, ...] | Curve = (Plateau(1000, 0.01),)
-    """Plateaus `[steps, learning rate]`, or a schedule by name: {name: cosine, steps: 1000, options: {rate: 0.01}}.
-    The paper and the code agree on rates, not on lengths."""
+    """Plateaus `[steps, learning rate]`, or a schedule by name: {name: cosine, steps: 1000,
+    options: {rate: 0.01}}. The paper and the code agree on rates, not on lengths."""
     schedule_scale: float = 1.0
-    """Every plateau (or curve), and `classifier_only_steps`, takes so many times its steps: a smaller data set wants
-    shorter schedules of the same shape."""
+    """Every plateau (or curve), and `classifier_only_steps`, takes so many times its steps: a
+    smaller data set wants shorter schedules of the same shape."""
     trainable: Literal["all", "temporal", "last_stage", "head"] = "all"
-    """What moves: all of the network, or besides the classifiers nothing (head: a linear probe), the convolutions over
-    time, or the last stage. The rest stays as it was, normalisation with its stored statistics included."""
+    """What moves: all of the network, or besides the classifiers nothing (head: a linear probe),
+    the convolutions over time, or the last stage. The rest stays as it was, normalisation with its
+    stored statistics included."""
     dropout: float = 0.0
-    """Dropout on the pooled features: 0 in the paper, 0.8 for the motion stream in the released code."""
+    """Dropout on the pooled features: 0 in the paper, 0.8 for the motion stream in
+    the released code."""
     classifier_only_steps: int = 0
-    """First steps that train the classifier alone (first released appearance stream); 0 in the paper."""
+    """First steps that train the classifier alone (first released appearance
+    stream); 0 in the paper."""
     loss_over_time: Literal["sum", "mean"] = "sum"
-    """Cross-entropies of the time outputs are summed (released code) or averaged; the paper does not say."""
+    """Cross-entropies of the time outputs are summed (released code) or averaged; the
+    paper does not say."""
     softmax: Literal["each", "joint"] = "each"
-    """A cross-entropy for each stream (chosen by the papers), or one for the mean of their logits, which the paper
-    found to overfit to appearance."""
+    """A cross-entropy for each stream (chosen by the papers), or one for the mean of their logits,
+    which the paper found to overfit to appearance."""
     agreement_loss: float = 0.0
-    """Weight of the distance (L1) between both streams' softmaxes: 1 in the first STM release, 0 in the last."""
+    """Weight of the distance (L1) between both streams' softmaxes: 1 in the first STM
+    release, 0 in the last."""
     loss_weight_appearance: float = 1.0
     """Weight of the appearance stream's loss in joint phases."""
     loss_weight_motion: float = 1.0

@@ -1,4 +1,5 @@
-"""Phases of kind `train`: a network is trained with SGD, from other phases' weights, a file's or random ones."""
+"""Phases of kind `train`: a network is trained with SGD, from other phases' weights, a
+file's or random ones."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -25,8 +26,9 @@ class TrainPhase(Phase):
     """Trains a network."""
 
     weights: str | None = None
-    """What to start from: a file, a published file by its name (`hpc-stres weights`), a finished run, a phase of one,
-    or an exported model. The classifier is replaced where the classes are others."""
+    """What to start from: a file, a published file by its name (`hpc-stres weights`), a
+    finished run, a phase of one, or an exported model. The classifier is replaced where the
+    classes are others."""
     model: ModelOptions
     """The network: its name and its own options."""
     clips: ClipsSection = field(default_factory=ClipsSection)
@@ -101,7 +103,8 @@ class TrainPhase(Phase):
         return side
 
     def weight_files(self) -> dict[str, list[str]]:
-        """Values of `weights`, and the streams that start from each; none where other phases are started from."""
+        """Values of `weights`, and the streams that start from each; none where other phases
+        are started from."""
         files: dict[str, list[str]] = {}
         if self.starts_from:
             return files
@@ -140,7 +143,7 @@ class TrainPhase(Phase):
         )
         return layout.explain() + (" (micro-batch: what fits in memory)" if limit == "auto" else "")
 
-    # -- options that have no effect are refused ------------------------------------------------------------------
+    # -- options that have no effect are refused ---------------------------------------------------
 
     def _refuse_untrained(self) -> None:
         weights = {
@@ -172,7 +175,7 @@ class TrainPhase(Phase):
                 names += [f"{section}.{f.name}.{i.name}" for i in inner] or [f"{section}.{f.name}"]
         return [name for name in names if name not in ACTS_ON or ACTS_ON[name][0](self)]
 
-    # -- what a run gives every phase ------------------------------------------------------------------------------
+    # -- what a run gives every phase --------------------------------------------------------------
 
     def applied(self, config: Any) -> tuple["TrainPhase", dict[str, str]]:
         sources: dict[str, str] = {}
@@ -282,7 +285,8 @@ def _refuse_sides(trunks: Mapping[str, TrunkSection]) -> None:
 
 
 def _field(phase: TrainPhase, key: str) -> tuple[Any, Any]:
-    """The section that holds an option, and the option's default; nothing where the section has no such option."""
+    """The section that holds an option, and the option's default; nothing where the section
+    has no such option."""
     section: Any = phase
     for part in key.split(".")[:-1]:
         section = getattr(section, part)

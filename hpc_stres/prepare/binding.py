@@ -1,10 +1,11 @@
 """The demonstration data set: the class is which colour makes which motion.
 
-Two textured discs of equal luminance move on a textured ground, each inside its own half of the picture. The 8 classes
-are colour pair x motion pair x which of the two colours makes which of the two motions. So one frame tells the colour
-pair only (25 %), flow tells the motion pair only (25 %), both together without their registration half of the
-rest (50 %). A disc starts anywhere in its half and is reflected at its borders, so that at every moment its place is
-uniformly distributed whatever its motion: place tells nothing.
+Two textured discs of equal luminance move on a textured ground, each inside its own half of the
+picture. The 8 classes are colour pair x motion pair x which of the two colours makes which of the
+two motions. So one frame tells the colour pair only (25 %), flow tells the motion pair only (25 %),
+both together without their registration half of the rest (50 %). A disc starts anywhere in its half
+and is reflected at its borders, so that at every moment its place is uniformly distributed whatever
+its motion: place tells nothing.
 """
 
 from collections.abc import Iterator
@@ -132,7 +133,8 @@ def _to_rgb(luma: NDArray[np.float64], chroma: NDArray[np.float64]) -> NDArray[n
 
 
 def write_data_set(videos: Path, lists: Path, config: BindingConfig, seed: int) -> int:
-    """Write AVI files and UCF101-style lists; files that are there stay. Returns the number of videos."""
+    """Write AVI files and UCF101-style lists; files that are there stay. Returns the
+    number of videos."""
     _claim(lists, config, seed)
     named = classes()
     per_class = [-(-count // len(named)) for count in (config.train_videos, config.test_videos)]
@@ -154,7 +156,8 @@ def write_data_set(videos: Path, lists: Path, config: BindingConfig, seed: int) 
 
 
 def _claim(lists: Path, config: BindingConfig, seed: int) -> None:
-    """Say beside the lists what the videos are made of; refuse one whose videos are of other sizes or another seed."""
+    """Say beside the lists what the videos are made of; refuse one whose videos are of other sizes
+    or another seed."""
     made_of = {**asdict(config), "seed": seed}
     there = read_json(lists / MADE_OF)
     if there and there != made_of:
@@ -197,5 +200,6 @@ def _write(frames: Iterator[NDArray[np.uint8]], target: Path) -> None:
 
 
 def make(data: DataConfig, seed: int) -> None:
-    """Write the videos and lists that a config's `data` section asks for; those that are there stay."""
+    """Write the videos and lists that a config's `data` section asks for; those
+    that are there stay."""
     write_data_set(video_folder(data), list_folder(data), data.binding, seed)

@@ -39,7 +39,8 @@ def disk_error(error: OSError, where: Path) -> UserError:
 def estimate(
     todo: list[Video], settings: Settings, data: DataConfig, workers: int, root: Path
 ) -> str:
-    """What the work will take, measured on the middle videos; refuses when the disk has no room for it."""
+    """What the work will take, measured on the middle videos; refuses when the disk
+    has no room for it."""
     ordered = sorted(todo, key=sources.size)
     middle = ordered[len(ordered) // 2 :][:SAMPLE_VIDEOS]
     source = stored = 0

@@ -89,7 +89,8 @@ def prepare(
     flow_root: str | None = None,
     wanted: set[int] | None = None,
 ) -> PreparedVideo:
-    """One video, prepared in a child; UndecodableError with the reason where the video is to blame."""
+    """One video, prepared in a child; UndecodableError with the reason where the
+    video is to blame."""
     limits = limits or Limits()
     task = "import" if is_import else "prepare"
     job = _job(video.path, settings, limits, task, flow_root, wanted)
@@ -128,8 +129,8 @@ def measure(path: Path, limits: Limits | None = None) -> Measured:
 def stream(
     path: Path, settings: Settings, wanted: set[int], limits: Limits | None = None
 ) -> Generator[tuple[str, bytes], None, None]:
-    """A video's RGB frames ("r") and flow planes ("f") as a child makes them, of any length: the child waits for
-    whoever reads. Flow is computed for the pairs in `wanted` only.
+    """A video's RGB frames ("r") and flow planes ("f") as a child makes them, of any length: the
+    child waits for whoever reads. Flow is computed for the pairs in `wanted` only.
     """
     limits = limits or Limits()
     job, given = _job(path, settings, limits, wanted=wanted), 0

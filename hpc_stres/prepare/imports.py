@@ -1,7 +1,8 @@
 """Where a video comes from: a video file, or folders of frames and flow of another tool.
 
 Layouts of folders, found by what is in them (VIDEO is the video's id, alone or under its class):
-    FRAMES/VIDEO/frame000001.jpg      or img_00001.jpg, image_00001.jpg: RGB, numbered from any start; .png as well
+    FRAMES/VIDEO/frame000001.jpg      or img_00001.jpg, image_00001.jpg: RGB, numbered from any
+                                      start; .png as well
     FLOW/VIDEO/x_0001.jpg, y_0001.jpg or flow_x_00001.jpg, flow_y_00001.jpg; may be the same folder as the frames
     FLOW/u/VIDEO/frame000001.jpg      and FLOW/v/VIDEO/...
 Imported flow holds round(255 (v + 20) / 40), as ours does; a JPEG that has the right size is kept

@@ -1,6 +1,8 @@
-"""A look at a data set before anything is decided: what it is, how long and large its videos are, what it will take.
+"""A look at a data set before anything is decided: what it is, how long and large its videos are,
+what it will take.
 
-Headers are read and a few frames prepared in a child process: a file that breaks its decoder costs that file only.
+Headers are read and a few frames prepared in a child process: a file that breaks its decoder
+costs that file only.
 """
 
 import concurrent.futures
@@ -37,7 +39,8 @@ TABLE_COLUMNS = frozenset({"path", "label"})
 
 
 def find_kind(videos: Path, lists: Path | None) -> tuple[str, Path | None]:
-    """The kind of a data set, and where its lists are: as given, else by what lies in the folder of videos."""
+    """The kind of a data set, and where its lists are: as given, else by what lies in the
+    folder of videos."""
     if not videos.is_dir():
         raise UserError(f"--videos {videos}: no such folder")
     if lists is not None:
@@ -254,9 +257,11 @@ def _cost(videos: list[Video], settings: Settings, max_pixels: int) -> Cost | No
 
 
 def _in_children(function: Any, jobs: Sequence[tuple[Any, ...]], seconds: float) -> list[Any]:
-    """The function's answers in the order of the jobs, from child processes: what it says, or why there is nothing.
+    """The function's answers in the order of the jobs, from child processes: what it says, or why
+    there is nothing.
 
-    A child that dies takes all that run with it. From then on one job runs at a time, so that the blame is known.
+    A child that dies takes all that run with it. From then on one job runs at a time, so that
+    the blame is known.
     """
     answers: list[Any] = []
     at_once, patience = min(cores(), len(jobs)), PATIENCE
@@ -272,7 +277,8 @@ def _in_children(function: Any, jobs: Sequence[tuple[Any, ...]], seconds: float)
 def _answer_some(
     function: Any, jobs: Sequence[tuple[Any, ...]], answers: list[Any], at_once: int, seconds: float
 ) -> str:
-    """Add answers until all are there or a child breaks or hangs; returns what happened then, empty for nothing."""
+    """Add answers until all are there or a child breaks or hangs; returns what happened then,
+    empty for nothing."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(at_once, mp_context=context) as pool:
         waiting = [pool.submit(function, *job) for job in jobs]

@@ -1,8 +1,9 @@
 """Repairing a store: damaged videos are prepared again, and only their shards are written anew.
 
-Preparing is deterministic, so a repaired shard has the bytes that it was born with and takes the place of the damaged
-one. Where it has not (another version of a codec), it gets a new number and the index is written anew, and that is
-said. Where the index or the manifest is damaged, both are made again out of the shards and the config's listing.
+Preparing is deterministic, so a repaired shard has the bytes that it was born with and takes the
+place of the damaged one. Where it has not (another version of a codec), it gets a new number and
+the index is written anew, and that is said. Where the index or the manifest is damaged, both are
+made again out of the shards and the config's listing.
 """
 
 import hashlib
@@ -59,7 +60,8 @@ def repair(config: Config, quiet: bool = False) -> list[str]:
 
 
 def _repair_index(config: Config, paths: StorePaths, quiet: bool) -> list[str]:
-    """Where the index or the manifest is damaged, make both again; what is damaged in shards as well is prepared."""
+    """Where the index or the manifest is damaged, make both again; what is damaged in shards as
+    well is prepared."""
     try:
         Store(paths.root, check_shards=False).offsets.check()
         return []
@@ -129,7 +131,8 @@ def _part(work: Path, name: str) -> Path:
 def _rewrite_shard(
     store: Store, number: int, again: Collection[str], work: Path
 ) -> tuple[str, Contents | None]:
-    """One shard from the parts that were made again and its own whole members, in the order that they had."""
+    """One shard from the parts that were made again and its own whole members, in the
+    order that they had."""
     rows = sorted((row for row in store.rows if row.shard == number), key=lambda row: row.rgb_first)
     for row in rows:
         if row.id not in again:
@@ -169,7 +172,7 @@ def _write_index(store: Store, moved: list[Contents]) -> None:
     writer.remove_unused(store.paths, Store(store.paths.root, check_shards=False).manifest)
 
 
-# -- shards without an index -------------------------------------------------------------------------------------------
+# -- shards without an index -----------------------------------------------------------------------
 
 
 def scan(paths: StorePaths, settings: Settings) -> Contents:

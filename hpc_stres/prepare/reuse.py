@@ -1,4 +1,5 @@
-"""Frames and flow that another store under the same root holds already: they are copied, not made again."""
+"""Frames and flow that another store under the same root holds already: they are
+copied, not made again."""
 
 import hashlib
 import itertools
@@ -18,7 +19,8 @@ Hasher = Callable[[Iterable[Video]], Mapping[str, Source]]
 
 
 def read_back(store: "Store", number: int) -> PreparedVideo:
-    """A whole video of a store as it was before it was packed; refused where a bit of it has changed."""
+    """A whole video of a store as it was before it was packed; refused where a bit
+    of it has changed."""
     row, (rgb, flow) = store.rows[number], store.places(number)
     streams: list[list[bytes]] = []
     for stream, places, expected in (("rgb", rgb, row.rgb_sha256), ("flow", flow, row.flow_sha256)):
@@ -55,7 +57,8 @@ def copy_from_siblings(
     wanted: Mapping[str, tuple[Video, Stamp]],
     hash_all: Hasher,
 ) -> list[str]:
-    """Write parts of the wanted videos that siblings hold; returns their ids. Only sizes that occur are hashed."""
+    """Write parts of the wanted videos that siblings hold; returns their ids. Only sizes that
+    occur are hashed."""
     done: list[str] = []
     for store in siblings(paths, settings):
         rows: dict[Source, int] = {}

@@ -1,7 +1,9 @@
-"""From videos to the store: restartable, parallel over processes or MPI ranks, the same bytes whatever their number.
+"""From videos to the store: restartable, parallel over processes or MPI ranks, the same bytes
+whatever their number.
 
-Prepared again, only what has changed is done: another label or split writes an index, a new or replaced video is
-prepared and appended in shards of its own. A store under the same root that has the same frames gives them.
+Prepared again, only what has changed is done: another label or split writes an index, a new or
+replaced video is prepared and appended in shards of its own. A store under the same root that has
+the same frames gives them.
 """
 
 import os
@@ -52,9 +54,11 @@ class Outcome:
 
 
 def prepare(config: Config, quiet: bool = False) -> Path:
-    """Make the store of a config complete and up to date; returns its folder. Resumes where a killed run was.
+    """Make the store of a config complete and up to date; returns its folder. Resumes where
+    a killed run was.
 
-    Under mpirun or srun every rank calls this: the first hands out videos, the others work until it is done.
+    Under mpirun or srun every rank calls this: the first hands out videos, the others work
+    until it is done.
     """
     return run(config, quiet).folder
 
@@ -135,7 +139,7 @@ class Preparation:
         said = changes.lines() if before is not None else []
         return [f"changed: {line}" for line in said] + summary(store, listing)
 
-    # -- what there is ---------------------------------------------------------------------------------------------
+    # -- what there is -----------------------------------------------------------------------------
 
     def _read_listing(self, missing_is_fine: bool) -> Listing:
         make = DATA_SETS.get(self.data.kind).make
@@ -153,7 +157,8 @@ class Preparation:
         return listing
 
     def _look_at_sources(self, listing: Listing, old: Old) -> None:
-        """Stamps of all sources; the contents of those that were prepared before, read only where a stamp differs."""
+        """Stamps of all sources; the contents of those that were prepared before, read only where
+        a stamp differs."""
         seen = fingerprint.read_seen(self.store)
         unsure = []
         for name, video in listing.videos.items():
@@ -193,10 +198,11 @@ class Preparation:
         """Whether a video was rejected under today's limits of size, memory and time."""
         return row.get("limits") == worker_tasks.limits_of(self.data)
 
-    # -- what is done ----------------------------------------------------------------------------------------------
+    # -- what is done ------------------------------------------------------------------------------
 
     def _recall_packed(self, old: Old, videos: Mapping[str, Video]) -> None:
-        """Find the shards that a killed run finished, and which of their videos are still wanted as they are."""
+        """Find the shards that a killed run finished, and which of their videos are still
+        wanted as they are."""
         self.packed = packing.all_packed(self.store, self.settings.as_json(), old.contents.shards)
         for shard in self.packed:
             for name, packed in shard.videos.items():
@@ -309,7 +315,8 @@ class Preparation:
             )
 
     def _unpack_sparse_shards(self, old: Old, kept: dict[str, Packed]) -> list[str]:
-        """Take the videos out of shards that are mostly unused; they are packed again with the new ones."""
+        """Take the videos out of shards that are mostly unused; they are packed again
+        with the new ones."""
         if old.store is None:
             return []
         live: dict[int, int] = {}
@@ -330,7 +337,8 @@ class Preparation:
         return moved
 
     def _pack(self, names: list[str], old: Old) -> list[Contents]:
-        """Parts into new shards, several at once; the same shards whatever the number of workers."""
+        """Parts into new shards, several at once; the same shards whatever the
+        number of workers."""
         sizes = {
             n: read_part(self.store.part(n))[1].payload_bytes
             for n in names
@@ -366,7 +374,7 @@ class Preparation:
     def _used_of(self, shard: PackedShard) -> set[str]:
         return {name for name in shard.videos if self.shard_of.get(name) is shard}
 
-    # -- what is said ----------------------------------------------------------------------------------------------
+    # -- what is said ------------------------------------------------------------------------------
 
     def _seen(self, known: Mapping[str, Source]) -> fingerprint.Seen:
         return {

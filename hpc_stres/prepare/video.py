@@ -178,7 +178,8 @@ def _upright(frame: Any) -> Frame:
 
 
 def target_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Height and width with the shorter side at `short_side`, aspect kept, both even, rounded down."""
+    """Height and width with the shorter side at `short_side`, aspect kept, both
+    even, rounded down."""
     factor = max(short_side / width, short_side / height)
     return tuple(max(2, int(side * factor + 1e-6) // 2 * 2) for side in (height, width))  # type: ignore[return-value]
 

@@ -1,4 +1,5 @@
-"""What the workers of `prepare` do, and who they are: processes of this machine, or the ranks of MPI."""
+"""What the workers of `prepare` do, and who they are: processes of this machine, or
+the ranks of MPI."""
 
 import json
 import os
@@ -30,7 +31,8 @@ TRIES = 3
 def prepare_video(
     video: splits.Video, settings: Settings, data: DataConfig, root: Path
 ) -> tuple[str, int]:
-    """Prepare one video into its part, or write why not; returns its id and frames (0: rejected)."""
+    """Prepare one video into its part, or write why not; returns its id and
+    frames (0: rejected)."""
     import cv2
 
     cv2.setNumThreads(1)
@@ -95,7 +97,8 @@ def _reject(
 
 
 def hash_video(video: splits.Video, data: DataConfig) -> tuple[str, Source]:
-    """The content of a source; unknown where it cannot be read, which `prepare_video` will find as well."""
+    """The content of a source; unknown where it cannot be read, which `prepare_video`
+    will find as well."""
     try:
         return video.id, fingerprint.content_of(video, data)
     except OSError:
@@ -134,12 +137,13 @@ def found_rejection(store: StorePaths, video_id: str) -> dict[str, Any] | None:
 
 @contextmanager
 def executor_of(workers: int) -> Iterator[Executor | None]:
-    """Processes of this machine, or under mpirun or srun the ranks of MPI (None on all but the first)."""
+    """Processes of this machine, or under mpirun or srun the ranks of MPI (None on
+    all but the first)."""
     if find_world().size > 1:
         import mpi4py
 
-        # One thread at a time talks to MPI, which mpi4py.futures sees to: with several at once, Open
-        # MPI's TCP transport has been seen to die of a null pointer while it connects.
+        # One thread at a time talks to MPI, which mpi4py.futures sees to: with several at once,
+        # Open MPI's TCP transport has been seen to die of a null pointer while it connects.
         mpi4py.rc.thread_level = "serialized"
         from mpi4py import MPI
         from mpi4py.futures import MPICommExecutor

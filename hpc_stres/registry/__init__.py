@@ -1,4 +1,5 @@
-"""What can be added with one file: models, kinds of phases, data sets, schedules. Pure: nothing heavy is imported.
+"""What can be added with one file: models, kinds of phases, data sets, schedules. Pure: nothing
+heavy is imported.
 
 Each registry finds the built-in entries in a folder of this package, one file each, and takes those
 of a config's `extensions` beside them. A file registers its entry when it is imported; what is
@@ -110,7 +111,8 @@ _ALL: tuple[Registry[Any], ...] = (MODELS, PHASE_KINDS, DATA_SETS, SCHEDULES)
 
 
 def load_extension(path: Path) -> None:
-    """Import a file of the user's own, which registers what it adds. Its code runs as the user's does."""
+    """Import a file of the user's own, which registers what it adds. Its code runs as
+    the user's does."""
     if not path.is_file():
         raise ConfigError(f"extensions: {path}: no such file")
     content = path.read_bytes()

@@ -15,6 +15,7 @@ class DataSet:
     lists: str = "splits"
     """Name of its folder or file of lists under ROOT/NAME."""
     make: str | None = None
-    """`module:function` called with the `data` section and the seed before the lists are read: it makes the videos."""
+    """`module:function` called with the `data` section and the seed before the lists are read: it
+    makes the videos."""
     is_folder: bool = False
     """Whether classes are folders and there are no lists."""

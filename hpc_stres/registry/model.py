@@ -33,12 +33,14 @@ class TrunkSection:
     variant: Variant | None = None
     """Where strides and pool padding are, and the levels of pixels; none: `model.variant`."""
     side: int | None = None
-    """Side of the input in pixels; none: `data.crop`, for Inception-v3 299. A crop is as large in the frame either way,
-    and test frames are scaled by side / `data.crop`."""
+    """Side of the input in pixels; none: `data.crop`, for Inception-v3 299. A crop is as large in
+    the frame either way, and test frames are scaled by side / `data.crop`."""
     mean: tuple[float, float, float] | None = None
-    """Level of R, G and B that is subtracted (flow: the first is that of all planes); none: the variant's."""
+    """Level of R, G and B that is subtracted (flow: the first is that of all planes);
+    none: the variant's."""
     deviation: tuple[float, float, float] | None = None
-    """What R, G and B are divided by then (flow: the first, for all planes); none: the variant's."""
+    """What R, G and B are divided by then (flow: the first, for all planes);
+    none: the variant's."""
     weights: str | None = None
     """File of weights that this stream starts from; none: `model.weights` for a ResNet."""
 
@@ -79,7 +81,8 @@ class ModelOptions:
     name: str
     """Name of the network, as in `hpc_stres.models.build_model`."""
     norm_average: Literal["variance", "sigma"] = "variance"
-    """What running statistics average over groups: the variance, as torch does, or sigma (released code)."""
+    """What running statistics average over groups: the variance, as torch does, or sigma
+    (released code)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +100,11 @@ class MotionOptions(ModelOptions):
     motion: TrunkSection = field(default_factory=TrunkSection)
     """The motion stream's trunk."""
     conv1_inflation: Literal["mirror", "mean"] = "mirror"
-    """Motion conv1 from RGB filters: R G B B G R ... (paper's time) or their mean repeated (last released code)."""
+    """Motion conv1 from RGB filters: R G B B G R ... (paper's time) or their mean repeated
+    (last released code)."""
     conv1_rescale: bool = False
-    """Multiply the inflated conv1 by 3/20 so that its response keeps its size; neither source does."""
+    """Multiply the inflated conv1 by 3/20 so that its response keeps its size;
+    neither source does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,18 +112,21 @@ class JointOptions(AppearanceOptions, MotionOptions):
     """Of a network whose streams are joined at the second unit of each stage."""
 
     temporal_padding: Literal["zeros", "replicate"] = "zeros"
-    """Frames beyond a clip's ends in temporal convolutions: zeros (released code; the paper does not say)."""
+    """Frames beyond a clip's ends in temporal convolutions: zeros (released code; the
+    paper does not say)."""
     operation: Literal["add", "multiply", "concatenate"] = "add"
-    """What the streams do to each other: one is added to the other, gates it, or both are concatenated and go
-    through a 1x1 convolution that begins as the receiver alone."""
+    """What the streams do to each other: one is added to the other, gates it, or both are
+    concatenated and go through a 1x1 convolution that begins as the receiver alone."""
     direction: Literal["motion_to_appearance", "appearance_to_motion", "both", "off"] = (
         "motion_to_appearance"
     )
     """Which stream acts on which."""
     placement: Literal["residual", "direct"] = "residual"
-    """Whether the joined signal enters the residual branch alone, or its unit's shortcut as well."""
+    """Whether the joined signal enters the residual branch alone, or its unit's
+    shortcut as well."""
     learned_scale: bool = False
-    """A learned factor (0.1 at first) and offset a channel on what is sent; the released code can and does not."""
+    """A learned factor (0.1 at first) and offset a channel on what is sent; the released code
+    can and does not."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +185,8 @@ class ModelFamily:
     published_depths: Mapping[str, int] = field(default_factory=dict)
     """Depth of each stream's ResNet in the published network; a stream that is not named has 50."""
     counted: Counted | None = None
-    """How `describe`, `init` and `submit` count it without torch; none: it is measured where that is needed."""
+    """How `describe`, `init` and `submit` count it without torch; none: it is measured
+    where that is needed."""
     probes: tuple[str, ...] = ()
     """What the report may show of it: `junctions`, `temporal_kernels`."""
 

@@ -1,4 +1,5 @@
-"""What a kind of phase says of itself: options, what it reads and makes, what it runs on, and its scores."""
+"""What a kind of phase says of itself: options, what it reads and makes, what it runs
+on, and its scores."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,7 +21,8 @@ class Phase:
     """Phases whose products this one reads; it begins when they are done."""
 
     def applied(self, config: Any) -> "tuple[Phase, dict[str, str]]":
-        """The phase as it applies in a config, and the run-wide key that gave each value that one gave."""
+        """The phase as it applies in a config, and the run-wide key that gave each
+        value that one gave."""
         return self, {}
 
     def acting(self) -> list[str]:
@@ -36,7 +38,8 @@ class Phase:
         return ""
 
     def weight_files(self) -> dict[str, list[str]]:
-        """Weights from outside the run that it starts from: each value of `weights`, and the streams that take it."""
+        """Weights from outside the run that it starts from: each value of `weights`, and the
+        streams that take it."""
         return {}
 
     @property
@@ -72,13 +75,16 @@ class PhaseKind:
     name: str
     options: type[Phase]
     run: str
-    """`module:function` called as (config, name, run_dir, world, allowed) -> whether it is finished."""
+    """`module:function` called as (config, name, run_dir, world, allowed) ->
+    whether it is finished."""
     ranks: Ranks = "training"
-    """What its job asks for: the ranks and GPUs of training, CPU ranks as `prepare`, or one process."""
+    """What its job asks for: the ranks and GPUs of training, CPU ranks as
+    `prepare`, or one process."""
     products: tuple[str, ...] = ("weights.safetensors",)
     """Files of the phase's folder beside done.json, whose checksum done.json holds."""
     scores: str | None = None
-    """`module:function` called as (config, name, run_dir, store) -> Scores; none: its network is tested."""
+    """`module:function` called as (config, name, run_dir, store) -> Scores; none: its
+    network is tested."""
     is_scored: bool = True
     """Whether it has a column in the table."""
     reads: tuple[str, ...] = field(default=("train",))

@@ -1,1 +1,2 @@
-"""The run folder: its file names, atomic and sealed files, owners, products, progress, provenance."""
+"""The run folder: its file names, atomic and sealed files, owners, products,
+progress, provenance."""

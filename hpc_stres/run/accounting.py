@@ -1,8 +1,9 @@
 """What became of a run's time: queue, start-up, training, checkpoints, work done again, evaluation.
 
-From two files that the jobs write themselves: attempts.jsonl says when each attempt began and ended and on which
-nodes, the phases' metrics.jsonl when steps were done (rows of steps that a restart did again are taken out of it, so
-that what an attempt did after its last kept row was in vain). No scheduler is asked; a copied run says the same.
+From two files that the jobs write themselves: attempts.jsonl says when each attempt began and ended
+and on which nodes, the phases' metrics.jsonl when steps were done (rows of steps that a restart did
+again are taken out of it, so that what an attempt did after its last kept row was in vain). No
+scheduler is asked; a copied run says the same.
 """
 
 import time
@@ -24,7 +25,8 @@ SILENCE_SECONDS = 120.0
 
 @dataclass
 class Costs:
-    """Seconds of one job's attempts (or of several jobs, or of one node), each second in one place."""
+    """Seconds of one job's attempts (or of several jobs, or of one node), each
+    second in one place."""
 
     queue: float = 0.0
     startup: float = 0.0
@@ -178,7 +180,8 @@ def _queue(
 
 
 def planned_node_hours(paths: RunPaths) -> float | None:
-    """Of plan.json; none where there is none, or one that cannot be read: submit.py says what is wrong with it."""
+    """Of plan.json; none where there is none, or one that cannot be read: submit.py says what
+    is wrong with it."""
     if not paths.plan.is_file():
         return None
     try:
@@ -189,7 +192,8 @@ def planned_node_hours(paths: RunPaths) -> float | None:
 
 
 def by_kind(costs: Costs) -> list[tuple[str, float]]:
-    """Each kind of time under its name, as status and the report tell them; what is nothing is left out."""
+    """Each kind of time under its name, as status and the report tell them; what is
+    nothing is left out."""
     named = [
         ("queue", costs.queue), ("start-up", costs.startup), ("training", costs.training),
         ("checkpoints", costs.checkpoints), ("done again", costs.repeated), ("evaluation", costs.evaluation),

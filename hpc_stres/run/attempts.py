@@ -1,7 +1,9 @@
-"""The attempts of a run's jobs, attempts.jsonl: when each began and ended, on which nodes, and from which checkpoint.
+"""The attempts of a run's jobs, attempts.jsonl: when each began and ended, on which nodes, and from
+which checkpoint.
 
-Written by the first rank of each job, and for ranks that left no word by the job script after them. Two questions are
-answered from it: whether a chain still makes progress, and what became of the time (`accounting`).
+Written by the first rank of each job, and for ranks that left no word by the job script after them.
+Two questions are answered from it: whether a chain still makes progress, and what became of the
+time (`accounting`).
 """
 
 import os
@@ -47,7 +49,8 @@ def begin_row(
     phase: str, *, link: int, submission: int, nodes: tuple[str, ...], ranks: int, gpus: int, mark: int,
     call: Path | None, begun: float | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """What is written when a job begins; `call` is the file that was written for it when it was submitted."""
+    """What is written when a job begins; `call` is the file that was written for it when
+    it was submitted."""
     return {
         "event": "begin", "phase": phase, "job": job_number() or f"process{os.getpid()}", "restart": restart_count(),
         "link": link, "submission": submission, "time": round(begun or time.time(), 3),
@@ -81,7 +84,8 @@ def _time_of(path: Path | None) -> float | None:
 
 
 def progress_mark(paths: RunPaths, phase: str, has_checkpoints: bool) -> int:
-    """How far a job's work is kept: the step of its newest checkpoint, or the items that it has counted."""
+    """How far a job's work is kept: the step of its newest checkpoint, or the items
+    that it has counted."""
     if has_checkpoints:
         return checkpoint_step(paths.phase(phase)) or 0
     done = read_json(paths.logs / f"{phase}.progress.json").get("done", 0)
@@ -131,8 +135,9 @@ def _attempt(row: Mapping[str, Any]) -> Attempt:
 
 def without_progress(attempts: list[Attempt], phase: str, job: str, restart: int, mark: int,
                      link: int, submission: int) -> list[Attempt]:  # fmt: skip
-    """Attempts of a phase in a row, the newest first, that began where this one begins: each has ended and left no
-    new checkpoint. Those of an earlier submission do not count, for whoever submits again has changed something."""
+    """Attempts of a phase in a row, the newest first, that began where this one begins: each has
+    ended and left no new checkpoint. Those of an earlier submission do not count, for whoever
+    submits again has changed something."""
     earlier = [a for a in attempts if a.phase == phase and (a.job, a.restart) != (job, restart)]
     fruitless: list[Attempt] = []
     for attempt in reversed(earlier):

@@ -1,8 +1,8 @@
 """What a run knows against nodes: nodes.jsonl, a row for each time that one did not do its work.
 
-Whoever sees a node fail writes it down: a rank that finds its disk full, the preflight that misses a rank, training
-that waits for a slow one, the job script that outlived its ranks. Whether a node is avoided is decided later, by
-`excluded_nodes`, which also sees what the rows have in common.
+Whoever sees a node fail writes it down: a rank that finds its disk full, the preflight that misses
+a rank, training that waits for a slow one, the job script that outlived its ranks. Whether a node
+is avoided is decided later, by `excluded_nodes`, which also sees what the rows have in common.
 """
 
 import os
@@ -19,7 +19,8 @@ from hpc_stres.run.ledger import append_row, read_rows
 from hpc_stres.run.paths import RunPaths
 
 Kind = Literal["arrival", "name", "network", "disk", "gpu", "crash", "slow", "stall", "node_fail"]
-# What a node cannot share with all others of its job: it counts although every node of the job is accused.
+# What a node cannot share with all others of its job: it counts although every node of
+# the job is accused.
 CERTAIN = frozenset(("disk", "gpu", "node_fail"))
 # Names go into commands of the scheduler: nothing else than names may stand there.
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
@@ -52,8 +53,8 @@ def node_name() -> str:
 
 
 def job_number() -> str:
-    """The job that this process belongs to, as the run's journal has it: 17_3 is an element of an array. Empty outside
-    of jobs."""
+    """The job that this process belongs to, as the run's journal has it: 17_3 is an element of an
+    array. Empty outside of jobs."""
     array, index = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     if array and index:
         return f"{array}_{index}"
@@ -76,7 +77,8 @@ def accuse(
     restart: int | None = None,
     job_nodes: int | None = None,
 ) -> bool:
-    """Write down that a node (this one, unless named) did not do its work; once for a job, node and kind."""
+    """Write down that a node (this one, unless named) did not do its work; once for a
+    job, node and kind."""
     named, number = node or node_name(), job_number() if job is None else job
     again = restart_count() if restart is None else restart
     path = RunPaths(run_dir).nodes
@@ -116,8 +118,8 @@ def _accusation_of(row: Mapping[str, Any]) -> Accusation | None:
 
 
 def withdraw(run_dir: Path, jobs: Sequence[str]) -> None:
-    """Attempts that came to nothing one after another on different nodes: it was not the nodes. What each node's own
-    disk or GPU said stays."""
+    """Attempts that came to nothing one after another on different nodes: it was not the nodes.
+    What each node's own disk or GPU said stays."""
     of_jobs = [
         row for row in read_accusations(run_dir) if row.job in jobs and row.kind not in CERTAIN
     ]
@@ -136,8 +138,8 @@ def _withdrawn(run_dir: Path) -> set[str]:
 def excluded_nodes(run_dir: Path, hours: float, now: float | None = None) -> dict[str, Accusation]:
     """Nodes that are avoided, the newest accusation of each, newest first; 0 hours: none.
 
-    Where all nodes of one job of several are accused of the same, the fault is the job's or the site's (a name
-    service, a broken installation), and no node is avoided for it.
+    Where all nodes of one job of several are accused of the same, the fault is the job's or the
+    site's (a name service, a broken installation), and no node is avoided for it.
     """
     moment = time.time() if now is None else now
     young = [row for row in read_accusations(run_dir) if hours * 3600 - (moment - row.time) >= 0]
@@ -158,7 +160,8 @@ def excluded_nodes(run_dir: Path, hours: float, now: float | None = None) -> dic
 
 
 def affordable(names: Sequence[str], available: Sequence[str], needed: int) -> list[str]:
-    """As many of these nodes, in their order, as can be left out while `needed` of the available ones are left."""
+    """As many of these nodes, in their order, as can be left out while `needed` of the
+    available ones are left."""
     spare = len(set(available)) - needed
     kept = [name for name in names if name in set(available)]
     return kept[: max(0, spare)]

@@ -1,8 +1,8 @@
 """A run belongs to one state of its data set, as it belongs to one experiment. Pure.
 
-Labels are numbers: a class that comes or goes moves them, and a video that changes its split is tested by weights that
-were trained on it. So the first phase of a run writes down what it was trained on, and whoever trains, resumes or tests
-later must find the same.
+Labels are numbers: a class that comes or goes moves them, and a video that changes its split is
+tested by weights that were trained on it. So the first phase of a run writes down what it was
+trained on, and whoever trains, resumes or tests later must find the same.
 """
 
 import json
@@ -22,7 +22,8 @@ _REMEDY = "Use another --run-dir for the changed data set, or bring the old stat
 def claim_data_set(run_dir: Path, facts: Mapping[str, Any], allowed: tuple[str, ...] = ()) -> None:
     """Bind a run folder to the state of a data set, or refuse another one than it is bound to.
 
-    `facts` are classes, the number of training videos, and a digest of their ids, labels and contents.
+    `facts` are classes, the number of training videos, and a digest of their ids,
+    labels and contents.
     """
     path = RunPaths(run_dir).data_set
     with owned(run_dir / "config.lock", "this run folder is being claimed", _PATIENCE_SECONDS):
@@ -33,7 +34,8 @@ def claim_data_set(run_dir: Path, facts: Mapping[str, Any], allowed: tuple[str, 
 
 
 def refuse_other_data_set(run_dir: Path, facts: Mapping[str, Any]) -> None:
-    """Refuse a data set that is not as it was when this run was begun; a run that never said is believed."""
+    """Refuse a data set that is not as it was when this run was begun; a run that never
+    said is believed."""
     path = RunPaths(run_dir).data_set
     if not path.is_file():
         return

@@ -29,7 +29,8 @@ from hpc_stres.run.product import read_done
 CLAIM_PATIENCE_SECONDS = 60.0
 ALLOWED_CHANGES = "allowed_changes.json"
 
-# Options of testing that change no weights. The others decide which videos are held out, and so not trained on.
+# Options of testing that change no weights. The others decide which videos are held out, and
+# so not trained on.
 FREE_EVALUATION = tuple(
     f"evaluation.{key}"
     for key in ("protocol", "chunks", "flips", "allow_missing", "validation_every_steps")
@@ -39,7 +40,8 @@ BEFORE = {
     "data.labels": "single", "evaluation.validation_share": 0.0, "evaluation.groups": "auto",
     "evaluation.validation_column": None,
 }  # fmt: skip
-# What may differ between a checkpoint and the run that resumes from it: layout and logging, not learning.
+# What may differ between a checkpoint and the run that resumes from it: layout and
+# logging, not learning.
 FREE_KEYS = (
     "cluster", "profile", *FREE_EVALUATION, "extensions", "data.root", "data.workers", "data.stage",
     # Where the videos are does not matter: data_set.json knows what is in them.
@@ -89,7 +91,8 @@ def claim_run_folder(
 def _claim_extensions(
     extensions: Sequence[str], paths: RunPaths, allowed: tuple[str, ...]
 ) -> list[str]:
-    """Copy the files of one's own into the run folder, so that the run keeps the code that it began with.
+    """Copy the files of one's own into the run folder, so that the run keeps the code
+    that it began with.
 
     Returns their names as config.yaml holds them, relative to itself.
     """

@@ -1,4 +1,5 @@
-"""The hashes of weights that a training leaves in metrics.jsonl, and what differs between two trainings. Pure."""
+"""The hashes of weights that a training leaves in metrics.jsonl, and what differs between two
+trainings. Pure."""
 
 import json
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ NEEDED = ("torch", "numpy", "nvidia-dali-cuda120", "nvidia-dali-cuda130")
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far two trainings agree: the last step at which all is equal, and the first at which it is not."""
+    """How far two trainings agree: the last step at which all is equal, and the first at
+    which it is not."""
 
     equal: int | None
     different: int | None
@@ -73,7 +75,8 @@ def provenance_of(paths: RunPaths) -> dict[str, Any]:
 
 
 def unlike(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
-    """What must be equal for equal bits and is not: versions of packages, and the kernels' level."""
+    """What must be equal for equal bits and is not: versions of packages, and
+    the kernels' level."""
     lines = []
     for name in NEEDED:
         one, other = (side.get("packages", {}).get(name) for side in (theirs, ours))

@@ -1,7 +1,8 @@
 """Files of rows that many processes append to: nodes.jsonl and attempts.jsonl.
 
-A row is one line of JSON with its own checksum, appended in one write, so that ranks of several nodes may write at
-once. What a kill or a full disk tore is left out when the file is read, and named.
+A row is one line of JSON with its own checksum, appended in one write, so that ranks of
+several nodes may write at once. What a kill or a full disk tore is left out when the file is
+read, and named.
 """
 
 import json
@@ -18,8 +19,8 @@ Row = dict[str, Any]
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> bool:
-    """Append a row; where the file cannot be written that is said on stderr, and the answer is False: whoever writes
-    a ledger has something more important to say or to do."""
+    """Append a row; where the file cannot be written that is said on stderr, and the answer is
+    False: whoever writes a ledger has something more important to say or to do."""
     line = json.dumps(sealed(row), ensure_ascii=False, allow_nan=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +42,8 @@ def append_row(path: Path, row: Mapping[str, Any]) -> bool:
 
 
 def read_rows(path: Path) -> tuple[list[Row], list[str]]:
-    """The good rows of a ledger, and what is wrong with each of the others; a torn last line is no fault."""
+    """The good rows of a ledger, and what is wrong with each of the others; a torn last
+    line is no fault."""
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:

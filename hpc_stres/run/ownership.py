@@ -1,8 +1,9 @@
 """One owner at a time: of a store, a phase, an evaluation, a submission.
 
-The lock is held by the kernel, so that it ends with its process whatever ends that. Some file systems lock only
-within one node, and some not at all. So the owner also writes into the lock file who it is and touches it every few
-seconds: an owner on another host counts as alive for as long as its file is touched.
+The lock is held by the kernel, so that it ends with its process whatever ends that. Some file
+systems lock only within one node, and some not at all. So the owner also writes into the lock file
+who it is and touches it every few seconds: an owner on another host counts as alive for as long as
+its file is touched.
 """
 
 import fcntl
@@ -27,7 +28,8 @@ Owner = dict[str, object]
 
 @contextmanager
 def owned(path: Path, what: str, patience_seconds: float = 0.0) -> Iterator[None]:
-    """Own what `path` guards while the block runs; `what` names it in the refusal: "this store is being prepared".
+    """Own what `path` guards while the block runs; `what` names it in the refusal: "this store is
+    being prepared".
 
     A second comer waits for as long as it has patience, then is refused with the owner's name.
     """
@@ -43,7 +45,8 @@ def owned(path: Path, what: str, patience_seconds: float = 0.0) -> Iterator[None
         finally:
             stop.set()
             beat.join()
-            # On a disk that fails, what failed first must be said; the kernel gives the lock back in any case.
+            # On a disk that fails, what failed first must be said; the kernel gives the lock
+            # back in any case.
             with suppress(OSError):
                 stream.truncate(0)
 
@@ -57,7 +60,8 @@ def _take(stream: IO[str], path: Path, what: str, patience_seconds: float) -> No
             _write_owner(stream)
             if kernel_locks or _is_mine_still(stream):
                 return
-        # A silent owner elsewhere is waited for until it is stale; one that touched its file meanwhile is alive.
+        # A silent owner elsewhere is waited for until it is stale; one that touched its file
+        # meanwhile is alive.
         is_alive = not is_free or path.stat().st_mtime_ns != first_touch
         if is_alive and time.monotonic() - started >= patience_seconds:
             raise UserError(
@@ -69,7 +73,8 @@ def _take(stream: IO[str], path: Path, what: str, patience_seconds: float) -> No
 
 
 def _lock(stream: IO[str]) -> tuple[bool, bool]:
-    """Whether no process that this kernel knows of holds the lock, and whether the kernel has locks here at all."""
+    """Whether no process that this kernel knows of holds the lock, and whether the kernel has
+    locks here at all."""
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -80,7 +85,8 @@ def _lock(stream: IO[str]) -> tuple[bool, bool]:
 
 
 def _is_mine_still(stream: IO[str]) -> bool:
-    """Without kernel locks two may write their names at once: the one whose name stays is the owner."""
+    """Without kernel locks two may write their names at once: the one whose name
+    stays is the owner."""
     time.sleep(POLL_SECONDS)
     return _owner_of(stream).get("process") == os.getpid()
 
@@ -94,7 +100,8 @@ def _owner_of(stream: IO[str]) -> Owner:
 
 
 def _lives_elsewhere(owner: Owner, path: Path, kernel_locks: bool) -> bool:
-    """Whether the file names an owner whose lock this kernel does not see, and who has touched it lately."""
+    """Whether the file names an owner whose lock this kernel does not see, and who has
+    touched it lately."""
     if not owner:
         return False
     here = owner.get("host") == os.uname().nodename
@@ -109,7 +116,8 @@ def _process_lives(owner: Owner) -> bool:
 
 
 def _age_seconds(path: Path) -> float:
-    """Seconds since the file was touched, by the clock of the file's own server: hosts' clocks differ."""
+    """Seconds since the file was touched, by the clock of the file's own server:
+    hosts' clocks differ."""
     probe = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.now")
     probe.touch()
     try:
@@ -128,7 +136,8 @@ def _write_owner(stream: IO[str]) -> None:
         owner["job"] = job
     stream.seek(0)
     stream.truncate(0)
-    # Not through the stream's buffer: what a full disk leaves there would fail once more when the stream is closed.
+    # Not through the stream's buffer: what a full disk leaves there would fail once more when the
+    # stream is closed.
     os.write(stream.fileno(), f"{json.dumps(owner)}\n".encode())
 
 

@@ -1,4 +1,5 @@
-"""The one place that knows file names in a run folder, and the one way in which files are written."""
+"""The one place that knows file names in a run folder, and the one way in which
+files are written."""
 
 import hashlib
 import json
@@ -54,7 +55,8 @@ class RunPaths:
 
     @property
     def runs(self) -> Path:
-        """Of a folder of runs that were submitted together: their names, in the order of their indices."""
+        """Of a folder of runs that were submitted together: their names, in the order
+        of their indices."""
         return self.root / "runs.json"
 
     @property
@@ -152,14 +154,16 @@ class PhasePaths:
 
 
 def split_folders(root: Path) -> list[Path]:
-    """Run folders of single splits under the folder that `submit.py --split all` was given; none elsewhere."""
+    """Run folders of single splits under the folder that `submit.py --split all` was
+    given; none elsewhere."""
     if RunPaths(root).config.is_file():
         return []
     return [path for path in _numbered(root) if RunPaths(path).config.is_file()]
 
 
 def runs_together(root: Path) -> list[Path]:
-    """Run folders that were submitted together under this folder, or its splits; none where it is a run itself."""
+    """Run folders that were submitted together under this folder, or its splits; none where it
+    is a run itself."""
     if RunPaths(root).config.is_file():
         return []
     named = [root / str(name) for name in read_json(RunPaths(root).runs).get("runs", [])]
@@ -184,7 +188,8 @@ def _numbered(root: Path) -> list[Path]:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`; synced and renamed to it when the block ends, removed when it fails."""
+    """A temporary name beside `path`; synced and renamed to it when the block ends,
+    removed when it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
@@ -200,7 +205,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """The kernel's errors know no name where a file is open already: give them this one, for whoever tells the user."""
+    """The kernel's errors know no name where a file is open already: give them this one, for
+    whoever tells the user."""
     try:
         yield
     except OSError as error:
@@ -240,7 +246,8 @@ def write_with(path: Path, writer: Callable[[Path], None]) -> None:
 
 
 def checksum(value: Any) -> str:
-    """Hex digest of a JSON value, whatever the order of its keys and however it is laid out in a file."""
+    """Hex digest of a JSON value, whatever the order of its keys and however it is
+    laid out in a file."""
     return hashlib.sha256(
         json.dumps(value, sort_keys=True, ensure_ascii=False).encode()
     ).hexdigest()
@@ -254,7 +261,8 @@ def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unsealed(value: Any, where: str, remedy: str) -> dict[str, Any]:
-    """What `sealed` was given; a UserError that names the place and the remedy when a bit of it has changed."""
+    """What `sealed` was given; a UserError that names the place and the remedy when a bit
+    of it has changed."""
     if isinstance(value, dict) and SEAL in value:
         bare = {key: item for key, item in value.items() if key != SEAL}
         if value[SEAL] == checksum(bare):
@@ -274,7 +282,8 @@ def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_sealed(path: Path, remedy: str) -> dict[str, Any]:
-    """The way back from `write_sealed`; a missing or damaged file is a UserError that says what to do."""
+    """The way back from `write_sealed`; a missing or damaged file is a UserError that
+    says what to do."""
     try:
         text = path.read_bytes().decode("utf-8")
         value = json.loads(text)
@@ -314,7 +323,8 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
-            # Only a line without its newline can be torn; anything else is damage that must be seen.
+            # Only a line without its newline can be torn; anything else is damage
+            # that must be seen.
             if number != len(lines) - 1:
                 raise
     return rows

@@ -1,4 +1,5 @@
-"""Kernels of one level on every x86 processor with AVX2: variables that libraries read when they are loaded. Pure."""
+"""Kernels of one level on every x86 processor with AVX2: variables that libraries read when they
+are loaded. Pure."""
 
 import os
 import platform

@@ -56,7 +56,8 @@ def read_done(paths: PhasePaths) -> dict[str, Any] | None:
 
 
 def write_product(run_dir: Path, phase: str, files: Sequence[str], facts: dict[str, Any]) -> None:
-    """done.json of a phase that is not trained step by step: checksums of its files, and what else is known of it."""
+    """done.json of a phase that is not trained step by step: checksums of its files, and what
+    else is known of it."""
     paths = RunPaths(run_dir).phase(phase)
     sums = {name: sha256(paths.root / name) for name in files}
     write_done(
@@ -86,7 +87,8 @@ def _remedy(paths: PhasePaths) -> str:
 
 
 def phase_is_done(paths: PhasePaths, steps: int) -> bool:
-    """Whether a phase is finished, was trained for at least so many steps, and its product is there as it was made.
+    """Whether a phase is finished, was trained for at least so many steps, and its product is
+    there as it was made.
 
     By checksums alone: a copied run is the run, whatever times its files have.
     """
@@ -103,7 +105,8 @@ def phase_is_done(paths: PhasePaths, steps: int) -> bool:
 
 
 def changed_files(paths: PhasePaths, done: Mapping[str, Any]) -> list[Path]:
-    """Files of a finished phase that are missing or are not those that its done.json knows the checksums of."""
+    """Files of a finished phase that are missing or are not those that its done.json knows
+    the checksums of."""
     sums = done.get("products")
     expected = sums if isinstance(sums, dict) else {paths.weights.name: done["sha256"]}
     return [
@@ -114,7 +117,8 @@ def changed_files(paths: PhasePaths, done: Mapping[str, Any]) -> list[Path]:
 
 
 def _digest_now(path: Path) -> str | None:
-    """SHA-256 of a file as it is; none where it cannot be read. Read once for as long as the file stays the same."""
+    """SHA-256 of a file as it is; none where it cannot be read. Read once for as long as the
+    file stays the same."""
     try:
         stat = path.stat()
         return _digest_of(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)

@@ -1,4 +1,5 @@
-"""One progress line for a person who watches; a plain line now and then where there is no terminal."""
+"""One progress line for a person who watches; a plain line now and then where
+there is no terminal."""
 
 import os
 import shutil

@@ -1,7 +1,8 @@
-"""What a run was made with: config, code, packages, machine. Everything a stranger needs to repeat it.
+"""What a run was made with: config, code, packages, machine. Everything a stranger
+needs to repeat it.
 
-Run folders are shared, and report.html shows what is written here: of the environment only variables on a list are
-kept, and values that look like secrets are left out of command lines.
+Run folders are shared, and report.html shows what is written here: of the environment only
+variables on a list are kept, and values that look like secrets are left out of command lines.
 """
 
 import importlib.metadata
@@ -27,7 +28,8 @@ PACKAGES = (
     "torch", "deepspeed", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "submitit", "mpi4py", "numpy",
     "opencv-contrib-python-headless", "av", "safetensors",
 )  # fmt: skip
-# Variables that decide where and how a job runs, by name: any other may hold a secret (SLURM_JWT does).
+# Variables that decide where and how a job runs, by name: any other may hold a secret
+# (SLURM_JWT does).
 ENVIRONMENT = frozenset((
     "SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_JOB_NODELIST", "SLURM_JOB_NUM_NODES", "SLURM_JOB_PARTITION",
     "SLURM_JOB_QOS", "SLURM_JOB_CPUS_PER_NODE", "SLURM_JOB_GPUS", "SLURM_JOB_END_TIME", "SLURM_CLUSTER_NAME",
@@ -60,7 +62,8 @@ MOST_DIFF_BYTES, MOST_CHANGED_FILES, MOST_VALUE_LETTERS, GIT_SECONDS = 1 << 20, 
 
 
 def write_provenance(run_dir: Path, config: Config) -> None:
-    """Write the resolved config and the provenance where they are missing; the first writer stays."""
+    """Write the resolved config and the provenance where they are missing; the
+    first writer stays."""
     paths = RunPaths(run_dir)
     if not paths.config.is_file():
         write_text(paths.config, sealed_text(dump(config)))
@@ -99,7 +102,8 @@ def kept_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def without_secret(word: str) -> str:
-    """A word of a command line; of `KEY=VALUE` only the key where either looks like a secret, no URL's password."""
+    """A word of a command line; of `KEY=VALUE` only the key where either looks like a secret,
+    no URL's password."""
     text = re.sub(r"//[^/@\s]+@", f"//{HIDDEN}@", _printable(word))
     key, equals, _ = text.partition("=")
     return f"{key}={HIDDEN}" if equals and SECRET.search(text) else text
@@ -112,7 +116,8 @@ def without_secrets(config: Config) -> Config:
 
 
 def code_diff() -> str:
-    """Changes of the code against its commit; cut off, and said to be, where they are very large."""
+    """Changes of the code against its commit; cut off, and said to be, where
+    they are very large."""
     text = _git("diff", "--no-ext-diff", "--no-textconv", "HEAD") or ""
     if len(text) <= MOST_DIFF_BYTES:
         return text
@@ -138,9 +143,11 @@ def package_versions() -> dict[str, str]:
 
 
 def _git(*arguments: str) -> str | None:
-    """Output of git about this package's own repository; none where the package was installed without one."""
+    """Output of git about this package's own repository; none where the package was
+    installed without one."""
     top = _run_git("rev-parse", "--show-toplevel")
-    # An installed package may lie inside somebody else's repository, whose changes are none of ours.
+    # An installed package may lie inside somebody else's repository, whose changes
+    # are none of ours.
     if top is None or Path(top.strip()).resolve() != SOURCES:
         return None
     return _run_git(*arguments)

@@ -1,4 +1,5 @@
-"""When to stop early: a signal or the wall clock sets a flag, nothing else; the loop asks at each step."""
+"""When to stop early: a signal or the wall clock sets a flag, nothing else; the loop
+asks at each step."""
 
 import os
 import signal
@@ -13,7 +14,8 @@ _early: list[str] = []
 
 
 def catch_early() -> None:
-    """Remember a request to stop that comes while a job still imports and reads; the StopFlag made later honours it."""
+    """Remember a request to stop that comes while a job still imports and reads; the StopFlag made
+    later honours it."""
     for number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, lambda caught, frame: _early.append(signal.Signals(caught).name))
 

@@ -1,8 +1,10 @@
-"""What is left of a training that stood still: stacks and flight records of its ranks, told in three lines.
+"""What is left of a training that stood still: stacks and flight records of its ranks,
+told in three lines.
 
-Each rank's stack is in `stall/rankNNNNN.txt`. A rank that hangs writes it by a timer of the interpreter, which needs
-nothing of the hanging code; one that waited for it writes it when its patience is over. Pure, no torch: the ranks
-summarise it, and where none of them is left, the job's own script.
+Each rank's stack is in `stall/rankNNNNN.txt`. A rank that hangs writes it by a timer of the
+interpreter, which needs nothing of the hanging code; one that waited for it writes it when its
+patience is over. Pure, no torch: the ranks summarise it, and where none of them is left, the
+job's own script.
 """
 
 import json
@@ -38,8 +40,8 @@ class Stall:
 
 
 def frames(text: str) -> list[tuple[str, bool]]:
-    """Frames of the main thread, innermost first, of what faulthandler wrote: `function (file:line)`, and whether it
-    is of this package."""
+    """Frames of the main thread, innermost first, of what faulthandler wrote:
+    `function (file:line)`, and whether it is of this package."""
     blocks = re.split(r"\n(?=(?:Current thread|Thread) 0x)", text)
     # The main thread is written last; the first that knows the loop is surer.
     chosen = next((b for b in blocks if " in train\n" in b or b.endswith(" in train")), blocks[-1])
@@ -68,7 +70,8 @@ def where(paths: PhasePaths, rank: int) -> str:
 
 
 def examine(paths: PhasePaths, world_size: int, waiting_word: str) -> Stall | None:
-    """Who is late, by the heartbeats: ranks that waited say so. None where all wait, or none does."""
+    """Who is late, by the heartbeats: ranks that waited say so. None where all
+    wait, or none does."""
     beats = [read_json(paths.heartbeat(rank)) for rank in range(world_size)]
     waiting = tuple(r for r, beat in enumerate(beats) if beat.get("where") == waiting_word)
     late = tuple(r for r in range(world_size) if r not in waiting)

@@ -1,5 +1,5 @@
-"""What `weights` in a config may name, found and checked: a file, a published file by name, a phase, a run, an
-export. Pure, no torch."""
+"""What `weights` in a config may name, found and checked: a file, a published file by name, a
+phase, a run, an export. Pure, no torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +29,8 @@ def published_path(source: str, root: str) -> Path:
 
 
 def find_start(source: str, phase: str, model: str, root: str) -> Start:
-    """The file that a phase (of this name, training this model) starts from; refuses what is not there or damaged."""
+    """The file that a phase (of this name, training this model) starts from; refuses what is not
+    there or damaged."""
     if is_published_name(source):
         path = published_path(source, root)
         if not path.is_file():
@@ -42,7 +43,8 @@ def find_start(source: str, phase: str, model: str, root: str) -> Start:
     if path.is_dir():
         return _from_folder(path, phase, model)
     beside = PhasePaths(path.parent)
-    # A finished phase knows the checksum of its weights, whether its folder or the file in it is named.
+    # A finished phase knows the checksum of its weights, whether its folder or the
+    # file in it is named.
     if path == beside.weights and beside.done.exists():
         return _from_phase(beside)
     if path.name == EXPORT_WEIGHTS and (path.parent / EXPORT_MANIFEST).is_file():
@@ -115,5 +117,6 @@ def _texts(classes: Any) -> list[str] | None:
 
 
 def keeps_classifier(start: Start, own: Sequence[str]) -> bool:
-    """Whether a file's classifier may be used: it tells apart the same classes, in the same order."""
+    """Whether a file's classifier may be used: it tells apart the same classes,
+    in the same order."""
     return start.classes is None or start.classes == list(own)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 def text_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None
 ) -> str:
-    """Columns padded to their widest cell; where they are wider than `width`, or than the terminal that they are
-    printed on, a block of lines for each row."""
+    """Columns padded to their widest cell; where they are wider than `width`, or than the terminal
+    that they are printed on, a block of lines for each row."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -1,7 +1,7 @@
 """Seconds that this process has waited for others inside its own forward and backward passes.
 
-Norm groups that lie over several ranks are reduced in the middle of a pass. Without this a slow rank would make every
-rank of its team look as slow as it is.
+Norm groups that lie over several ranks are reduced in the middle of a pass. Without this a slow
+rank would make every rank of its team look as slow as it is.
 """
 
 import time

@@ -56,7 +56,8 @@ def check_index(
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
     """Read the index once: checksums, and every number inside the range that it may have.
 
-    Returns the label of each listed video, the rows of the splits, and the row of each listed video (-1: none).
+    Returns the label of each listed video, the rows of the splits, and the row of each listed
+    video (-1: none).
     """
     listing, videos = tables["listing"], tables["videos"]
     labels = np.zeros(len(listing), np.int32)
@@ -168,7 +169,8 @@ class Damage:
 
 
 def find_damage(store: "Store") -> Damage:
-    """Re-read everything. The members of a shard are read one by one only where the whole has another checksum."""
+    """Re-read everything. The members of a shard are read one by one only where the whole has
+    another checksum."""
     store.offsets.check()
     videos: dict[str, list[str]] = {}
     broken: dict[int, str] = {}

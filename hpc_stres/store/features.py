@@ -4,8 +4,9 @@
     STORE/features/KEY/part-RANK-ATTEMPT.jsonl   one sealed line a video: where, how many, checksum
     STORE/features/KEY/index.json                sealed, written last: the cache is whole
 
-KEY is a checksum of everything that the numbers depend on. Each rank of each attempt writes two files of
-its own, the numbers before the line, so that no file has two writers and a kill costs one video.
+KEY is a checksum of everything that the numbers depend on. Each rank of each attempt writes
+two files of its own, the numbers before the line, so that no file has two writers and a kill
+costs one video.
 Of one video there are, by stream, (flips, places, features) numbers; both streams are at the
 same places.
 """
@@ -31,7 +32,8 @@ Array = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one video's features lie. `streams` are the features a place of each stream there is."""
+    """Where one video's features lie. `streams` are the features a place of each
+    stream there is."""
 
     video: str
     content: str
@@ -120,7 +122,8 @@ def finish(folder: Path, made_by: Mapping[str, Any], entries: Mapping[str, Entry
 
 
 class Features:
-    """A whole cache, opened for reading. Numbers are compared with their checksum when first read."""
+    """A whole cache, opened for reading. Numbers are compared with their checksum
+    when first read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,7 +1,8 @@
 """Whether a source is still the file, or the folders of frames, that a video was prepared from.
 
-A stamp (size and times) says cheaply that nothing has changed; where it differs, the content's hash decides. Stamps are
-kept beside the store and not inside: a store's bytes depend on contents, not on when files were copied.
+A stamp (size and times) says cheaply that nothing has changed; where it differs, the content's hash
+decides. Stamps are kept beside the store and not inside: a store's bytes depend on contents, not on
+when files were copied.
 """
 
 import errno
@@ -69,7 +70,8 @@ def content_of(video: Video, data: DataConfig) -> Source:
 
 
 def read_seen(store: StorePaths) -> Seen:
-    """Stamps and hashes of the sources when they were last prepared; nothing where the file is gone or damaged."""
+    """Stamps and hashes of the sources when they were last prepared; nothing where the file is
+    gone or damaged."""
     try:
         seen = read_sealed(store.seen, "")
         return {name: (Stamp(*row[:3]), str(row[3])) for name, row in seen["sources"].items()}
@@ -85,7 +87,8 @@ def write_seen(store: StorePaths, seen: Seen) -> None:
 
 
 class QuickLook:
-    """Whether sources have changed, by their times; contents are read up to a small sum of bytes."""
+    """Whether sources have changed, by their times; contents are read up to a
+    small sum of bytes."""
 
     def __init__(self, data: DataConfig, seen: Seen) -> None:
         self.data, self.seen, self.left = data, seen, QUICK_BYTES

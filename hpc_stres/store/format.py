@@ -1,14 +1,17 @@
 """What a clip store is made of: its file names, its tables, and the tar members of one video.
 
-    STORE/manifest.json             sealed: what made it, its classes, a checksum per file of the index and per shard
+    STORE/manifest.json             sealed: what made it, its classes, a checksum per file of the
+                                    index and per shard
     STORE/index/ROLE-HASH.*         the index, each file named by its content (see ROLES)
-    STORE/shards/00000.tar          members ID.rgb.mjpeg, ID.flow.mjpeg (u and v of each frame in turn), ID.json
-    STORE/parts/                    prepared videos on their way into a shard; gone when the store is complete
+    STORE/shards/00000.tar          members ID.rgb.mjpeg, ID.flow.mjpeg (u and v of each frame
+                                    in turn), ID.json
+    STORE/parts/                    prepared videos on their way into a shard; gone when the
+                                    store is complete
     STORE/owner.lock                who prepares, repairs or copies it just now
 
-What a video is called, its label and its splits are in the index's listing only. A shard holds what depends on
-nothing but a source file and the settings of preparing, so that another label or split costs no shard.
-A video of one frame has no flow; it is stored with one pair of planes at rest.
+What a video is called, its label and its splits are in the index's listing only. A shard holds what
+depends on nothing but a source file and the settings of preparing, so that another label or split
+costs no shard. A video of one frame has no flow; it is stored with one pair of planes at rest.
 """
 
 import hashlib
@@ -144,7 +147,8 @@ class VideoRow:
 
 
 class Stamp(NamedTuple):
-    """What tells cheaply that a source is as it was; of folders, the sum of sizes and the newest times."""
+    """What tells cheaply that a source is as it was; of folders, the sum of sizes and
+    the newest times."""
 
     size: int
     mtime_ns: int
@@ -160,7 +164,8 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class PreparedVideo:
-    """The JPEG frames of one video before they are packed; `note` says what a person should know of it."""
+    """The JPEG frames of one video before they are packed; `note` says what a person
+    should know of it."""
 
     id: str
     label: int
@@ -177,7 +182,8 @@ class PreparedVideo:
         settings: dict[str, Any] | None = None,
         stamp: Stamp | None = None,
     ) -> None:
-        """A tar with this video's three members, after a first one that stays behind when it is packed."""
+        """A tar with this video's three members, after a first one that stays behind
+        when it is packed."""
         meta = Meta(
             id=self.id,
             height=self.height,
@@ -240,7 +246,8 @@ class Meta:
         return sum(self.rgb_bytes) + sum(self.flow_bytes)
 
     def row(self, shard: int, rgb_first: int, flow_first: int) -> VideoRow:
-        """The row of this video where its frames are at these rows of the offsets; the label is the listing's."""
+        """The row of this video where its frames are at these rows of the offsets; the label
+        is the listing's."""
         return VideoRow(
             id=self.id,
             label=-1,
@@ -291,7 +298,8 @@ def read_part(path: Path) -> tuple[Stamp | None, Meta]:
 
 
 def places_crc(rgb: Offsets, flow: Offsets) -> int:
-    """Checksum of one video's offsets, so that they can be checked without reading those of all videos."""
+    """Checksum of one video's offsets, so that they can be checked without reading
+    those of all videos."""
     return zlib.crc32(flow.astype("<i8").tobytes(), zlib.crc32(rgb.astype("<i8").tobytes()))
 
 

@@ -1,9 +1,11 @@
-"""Training videos that are not trained on: a share of each class's recordings, or those that a CSV's column names.
+"""Training videos that are not trained on: a share of each class's recordings, or those that a
+CSV's column names.
 
-A share depends on nothing but names: recordings are ranked by a hash, and the first share of each class is held out,
-at least one and never all. So every phase, every world size and every later evaluation holds out the same videos.
-Where recordings or the videos themselves are known by a column of the CSV, which the store does not keep, their
-digest goes into what a run remembers of its data set: another list is refused.
+A share depends on nothing but names: recordings are ranked by a hash, and the first share of each
+class is held out, at least one and never all. So every phase, every world size and every later
+evaluation holds out the same videos. Where recordings or the videos themselves are known by a
+column of the CSV, which the store does not keep, their digest goes into what a run remembers of its
+data set: another list is refused.
 """
 
 import hashlib
@@ -32,7 +34,8 @@ Column = Mapping[str, str | None]
 
 
 def held_out(store: "Store", config: Config) -> list[int]:
-    """Row numbers of the held-out videos of the configured split, in the order of its training list."""
+    """Row numbers of the held-out videos of the configured split, in the order of
+    its training list."""
     if not config.evaluation.holds_out:
         return []
     rows = store.present(config.data.split, "train")
@@ -44,14 +47,16 @@ def held_out(store: "Store", config: Config) -> list[int]:
 
 
 def trained_on(store: "Store", config: Config) -> NDArray[np.int32]:
-    """Row numbers of the training videos that are trained on, as an array: there may be millions."""
+    """Row numbers of the training videos that are trained on, as an array: there
+    may be millions."""
     rows = store.present_rows(config.data.split, "train")
     left_out = held_out(store, config)
     return rows[~np.isin(rows, left_out)] if left_out else rows
 
 
 def trained_facts(store: "Store", config: Config) -> dict[str, Any]:
-    """What weights depend on of a data set; with a digest of what is held out where a column decides it."""
+    """What weights depend on of a data set; with a digest of what is held out where a
+    column decides it."""
     facts = facts_of(store, config.data.split)
     if config.evaluation.holds_out and _is_by_column(config):
         facts["held_out"] = checksum([store.rows[row].id for row in held_out(store, config)])
@@ -65,9 +70,11 @@ def _is_by_column(config: Config) -> bool:
 
 
 def recordings_column(data: DataConfig, wanted: str) -> Column | None:
-    """The recording of each listed video by the CSV's column `group`, where `evaluation.groups` asks for it.
+    """The recording of each listed video by the CSV's column `group`, where
+    `evaluation.groups` asks for it.
 
-    None where it asks for something else, or asks for nothing (auto) and the list has no such column or is not here.
+    None where it asks for something else, or asks for nothing (auto) and the list has no such
+    column or is not here.
     """
     if wanted not in ("auto", COLUMN):
         return None
@@ -121,7 +128,8 @@ def _share(store: "Store", config: Config, rows: list[int]) -> set[int]:
     chosen: set[int] = set()
     for recordings in by_class.values():
         ranked = sorted(recordings, key=lambda name: (_hash(name), name))
-        # Halves are rounded up, as fractions: the product of two floats would depend on their rounding.
+        # Halves are rounded up, as fractions: the product of two floats would depend
+        # on their rounding.
         count = int(Fraction(str(share)) * len(ranked) + Fraction(1, 2))
         for name in ranked[: max(1, min(count, len(ranked) - 1))] if len(ranked) > 1 else []:
             chosen.update(recordings[name])

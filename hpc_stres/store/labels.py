@@ -1,4 +1,5 @@
-"""Videos of several classes: a label is then the number of a set of classes, and the store names the sets. Pure."""
+"""Videos of several classes: a label is then the number of a set of classes, and the store
+names the sets. Pure."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,5 @@
-"""A config's listing against the listing of its store: what was added, removed, relabelled, moved or replaced."""
+"""A config's listing against the listing of its store: what was added, removed, relabelled,
+moved or replaced."""
 
 import hashlib
 import json
@@ -69,7 +70,8 @@ def catalogue_of(store: "Store") -> Catalogue:
 
 
 def facts_of(store: "Store", split: int) -> dict[str, Any]:
-    """What weights depend on: classes, how many videos train, and a digest of their ids, labels and contents.
+    """What weights depend on: classes, how many videos train, and a digest of their ids,
+    labels and contents.
 
     Test videos may change: they are tested as they are, and none of them has trained.
     """
@@ -83,7 +85,8 @@ def facts_of(store: "Store", split: int) -> dict[str, Any]:
 
 
 def _digest_of(store: "Store", listed: NDArray[np.int32]) -> str:
-    """`checksum` of the list of [id, label, content, whether it is prepared], a few thousand of them in memory."""
+    """`checksum` of the list of [id, label, content, whether it is prepared], a few thousand
+    of them in memory."""
     digest = hashlib.sha256(b"[")
     for first in range(0, len(listed), DIGEST_ROWS):
         rows = listed[first : first + DIGEST_ROWS]
@@ -176,7 +179,8 @@ def _memberships(listing: Catalogue) -> dict[str, list[tuple[str, int]]]:
 
 
 def find_difference(store: "Store", config: Config) -> Changes | None:
-    """What has changed since the store was prepared, without reading videos; None where the originals are gone."""
+    """What has changed since the store was prepared, without reading videos; None where the
+    originals are gone."""
     data = data_of(config)
     if not originals_are_there(data):
         return None
@@ -193,7 +197,8 @@ def find_difference(store: "Store", config: Config) -> Changes | None:
 
 
 def originals_are_there(data: DataConfig) -> bool:
-    """Whether the listing can be read: the lists, or where there are none the folders of videos, are there."""
+    """Whether the listing can be read: the lists, or where there are none the folders of
+    videos, are there."""
     if data.kind == "folder":
         home = Path(data.frames) if data.frames is not None else splits.video_folder(data)
         return home.is_dir() and any(entry.is_dir() for entry in os.scandir(home))
@@ -204,7 +209,8 @@ def originals_are_there(data: DataConfig) -> bool:
 
 
 def splits_of(config: Config) -> list[int]:
-    """Numbers of the splits of a config's data set: as its lists say, else its store, else the official three."""
+    """Numbers of the splits of a config's data set: as its lists say, else its store, else
+    the official three."""
     from hpc_stres.store.reader import Store
 
     data = data_of(config)
@@ -217,7 +223,8 @@ def splits_of(config: Config) -> list[int]:
 
 
 def missing_originals(data: DataConfig) -> list[str]:
-    """What preparing this data set's store would fail for, a sentence each: lists, videos, a split that is not here."""
+    """What preparing this data set's store would fail for, a sentence each: lists, videos, a split
+    that is not here."""
     if sources.is_made_here(data):
         return []
     if not originals_are_there(data):

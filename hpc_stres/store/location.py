@@ -1,4 +1,5 @@
-"""Where a config's store is: one folder for one data set and one way of preparing it. Pure but for `store_is_ready`."""
+"""Where a config's store is: one folder for one data set and one way of preparing it. Pure but for
+`store_is_ready`."""
 
 import hashlib
 import json
@@ -56,7 +57,8 @@ def flow_name(settings: dict[str, Any]) -> str:
 
 
 def relative_to(path: Path | str, home: Path | str) -> str:
-    """A path as seen from a folder that it is inside, absolute elsewhere; whatever the working folder."""
+    """A path as seen from a folder that it is inside, absolute elsewhere; whatever
+    the working folder."""
     own, base = os.path.abspath(path), os.path.abspath(home)
     inside = own == base or own.startswith(base.rstrip("/") + "/")
     return os.path.relpath(own, base) if inside else own
@@ -70,7 +72,8 @@ def home_of(data: DataConfig) -> Path:
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """What makes one store another: the data set's places and kind, and the settings of preparing."""
+    """What makes one store another: the data set's places and kind, and the
+    settings of preparing."""
     data = config.data
     traits: dict[str, Any] = {
         "format": STORE_FORMAT,
@@ -97,7 +100,8 @@ def _default_lists(data: DataConfig) -> str:
 
 
 def store_folder(config: Config) -> Path:
-    """Folder of the store: another one for another data set or other settings, so that stores never mix."""
+    """Folder of the store: another one for another data set or other settings, so that
+    stores never mix."""
     tag = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:8]
     return Path(config.data.root) / "stores" / f"{config.data.kind}-{config.data.short_side}-{tag}"
 
@@ -110,7 +114,8 @@ def binding_made_of(config: Config) -> dict[str, int]:
 def data_of(config: Config) -> DataConfig:
     """The data section with the folders of the demonstration data set filled in.
 
-    It is made in ROOT/binding. Where that holds one of other sizes or another seed, it gets a folder of its own.
+    It is made in ROOT/binding. Where that holds one of other sizes or another seed, it gets a
+    folder of its own.
     """
     data = config.data
     if data.kind != "binding":
@@ -126,7 +131,8 @@ def data_of(config: Config) -> DataConfig:
 
 
 def store_is_ready(config: Config) -> bool:
-    """Whether the store is whole as far as can be seen quickly, and is that of the lists and videos as they are now."""
+    """Whether the store is whole as far as can be seen quickly, and is that of the lists and videos
+    as they are now."""
     from hpc_stres.store.listing import find_difference
     from hpc_stres.store.reader import Store
 

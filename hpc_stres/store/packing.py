@@ -1,8 +1,9 @@
 """Parts into shards, on little more than the disk of either.
 
-A shard is packed from the parts of its videos. When it is on the disk for good, and beside it a record of all that the
-index will need, its parts are removed. So at any moment a video is in a part, or in a recorded shard, or in a shard of
-the index; a killed run is resumed from there. What is on the disk twice are the shards under work and no more.
+A shard is packed from the parts of its videos. When it is on the disk for good, and beside it a
+record of all that the index will need, its parts are removed. So at any moment a video is in a
+part, or in a recorded shard, or in a shard of the index; a killed run is resumed from there. What
+is on the disk twice are the shards under work and no more.
 """
 
 import hashlib
@@ -42,7 +43,8 @@ UNFINISHED = (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
 
 @dataclass(frozen=True)
 class PackedShard:
-    """A finished shard that no index points to yet: its videos, and the stamps of what they were made from."""
+    """A finished shard that no index points to yet: its videos, and the stamps of what
+    they were made from."""
 
     number: int
     sums: dict[str, Any]
@@ -51,7 +53,8 @@ class PackedShard:
     stamps: dict[str, Stamp | None]
 
     def contents(self, store: StorePaths, used: Collection[str]) -> Contents:
-        """The part of it that an index is to point to. Offsets are read a shard at a time, when they are written."""
+        """The part of it that an index is to point to. Offsets are read a shard at a time, when
+        they are written."""
         record = store.packed(self.number)
         videos = {name: packed for name, packed in self.videos.items() if name in used}
         sums = {store.shard(self.number).name: self.sums}
@@ -81,8 +84,9 @@ def batches(sizes: Mapping[str, int], shard_bytes: int) -> Iterator[list[str]]:
 
 
 def free_numbers(first: int, taken: Collection[int]) -> Iterator[int]:
-    """Numbers for new shards from `first` on. A resumed run gives those that a straight run would give: whole
-    shards are taken out of the sorted videos, which leaves the borders between the others where they were."""
+    """Numbers for new shards from `first` on. A resumed run gives those that a straight run would
+    give: whole shards are taken out of the sorted videos, which leaves the borders between the
+    others where they were."""
     number = first
     while True:
         if number not in taken:
@@ -91,7 +95,8 @@ def free_numbers(first: int, taken: Collection[int]) -> Iterator[int]:
 
 
 def pack_shard(store: StorePaths, ids: Sequence[str], number: int) -> None:
-    """One shard from the parts of some videos, the record of what it holds, and only then the end of the parts."""
+    """One shard from the parts of some videos, the record of what it holds, and only then the
+    end of the parts."""
     parts = [store.part(video_id) for video_id in ids]
     stamps = [read_part(part) for part in parts]
     # Of a shard that had this number before, under other settings: it would tell of this one.
@@ -139,7 +144,8 @@ def read_packed(store: StorePaths, number: int) -> PackedShard | None:
 def all_packed(
     store: StorePaths, settings: Mapping[str, Any], known: Collection[str]
 ) -> list[PackedShard]:
-    """Shards that a killed run finished with these settings, less those that the index has (`known`, file names)."""
+    """Shards that a killed run finished with these settings, less those that the index has
+    (`known`, file names)."""
     shards = []
     for path in sorted(store.parts.glob("packed-*.npz")):
         number = int(path.stem.removeprefix("packed-"))

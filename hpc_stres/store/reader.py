@@ -1,8 +1,8 @@
 """The clip store, opened for reading: any frame of any video is one slice of one file.
 
-What a store is made of is told in `storeformat`. Opening reads and checks the index, a few bytes a video, and keeps of
-it what each lookup needs: opening a million videos takes about a second and some ten megabytes. Rows are made
-when they are asked for.
+What a store is made of is told in `storeformat`. Opening reads and checks the index, a few bytes a
+video, and keeps of it what each lookup needs: opening a million videos takes about a second and
+some ten megabytes. Rows are made when they are asked for.
 """
 
 import json
@@ -113,7 +113,8 @@ class Numbers(Mapping[str, int]):
 
 
 class Store:
-    """A complete store. `check_shards=False` opens one whose shards may be missing or cut, to repair it."""
+    """A complete store. `check_shards=False` opens one whose shards may be missing or
+    cut, to repair it."""
 
     def __init__(self, root: Path, check_shards: bool = True) -> None:
         self.paths = StorePaths(root)
@@ -133,7 +134,8 @@ class Store:
         self.number = Numbers(self)
         self._places = Kept(self._read_places, KEPT_PLACES)
         self._files = Kept(lambda number: OpenFile(self.paths.shard(number)), KEPT_FILES)
-        # Open files stay readable when the store is prepared again meanwhile and old shards are removed.
+        # Open files stay readable when the store is prepared again meanwhile and old
+        # shards are removed.
         for number in (
             self.shard_bytes if check_shards and len(self.shard_bytes) <= KEPT_FILES else ()
         ):
@@ -153,10 +155,11 @@ class Store:
 
     @property
     def label_sets(self) -> list[list[int]] | None:
-        """The classes of each label, where videos may have several; none where a label is a class."""
+        """The classes of each label, where videos may have several; none where a
+        label is a class."""
         return self.manifest.get("label_sets")
 
-    # -- the listing ---------------------------------------------------------------------------------------------------
+    # -- the listing -------------------------------------------------------------------------------
 
     def id_of(self, listed: int) -> str:
         """The id at a row of the listing."""
@@ -165,7 +168,8 @@ class Store:
         return self._text(start, start + int(row["id_bytes"]))
 
     def read_listing(self) -> tuple[list[str], list[str], list[Source]]:
-        """Ids, paths (relative to the folder of videos where they are inside) and contents, all at once."""
+        """Ids, paths (relative to the folder of videos where they are inside) and
+        contents, all at once."""
         texts, ids, paths, sources = self.names[:].tobytes(), [], [], []
         for start, size, id_bytes, path_bytes, _, digest in self.listing[:].tolist():
             middle = start + id_bytes
@@ -247,7 +251,7 @@ class Store:
         """Ids and reasons of videos that did not decode."""
         return {row["id"]: row["reason"] for row in self.remarks if "reason" in row}
 
-    # -- frames --------------------------------------------------------------------------------------------------------
+    # -- frames ------------------------------------------------------------------------------------
 
     def make_row(self, number: int) -> VideoRow:
         """A row out of the tables."""
@@ -268,7 +272,8 @@ class Store:
         )
 
     def _read_places(self, number: int) -> tuple[VideoRow, Offsets, Offsets]:
-        """A video's offsets, checked once: they increase, lie inside the shard and have their checksum."""
+        """A video's offsets, checked once: they increase, lie inside the shard and
+        have their checksum."""
         row = self.rows[number]
         rgb = self.offsets.part(row.rgb_first, row.rgb_first + row.frames + 1)
         flow = self.offsets.part(row.flow_first, row.flow_first + 2 * row.flow_pairs + 1)
@@ -285,7 +290,8 @@ class Store:
         return row, rgb, flow
 
     def places(self, number: int) -> tuple[Offsets, Offsets]:
-        """Where each RGB frame and each flow plane of a video begins in its shard, and the last one ends."""
+        """Where each RGB frame and each flow plane of a video begins in its shard, and
+        the last one ends."""
         return self._places(number)[1:]
 
     def rgb(self, video: int, frame: int) -> NDArray[np.uint8]:

@@ -1,8 +1,9 @@
 """A store on a node's own disk: copied there once a node, however many ranks and jobs ask for it.
 
-The copy is in a folder that belongs to this user and that only this user can write. Each file was compared with its
-checksum when it was copied; its size and times then say cheaply that nobody has touched it since. What is there
-besides, links among it, is removed. Where the disk is too small the job refuses, and leaves nothing behind.
+The copy is in a folder that belongs to this user and that only this user can write. Each file was
+compared with its checksum when it was copied; its size and times then say cheaply that nobody has
+touched it since. What is there besides, links among it, is removed. Where the disk is too small the
+job refuses, and leaves nothing behind.
 """
 
 import errno
@@ -61,7 +62,8 @@ def staged(source: Path, folder: str) -> Path:
 
 
 def _expanded(folder: str) -> Path:
-    """The folder with its variables filled in; one that is not set is an error, not a folder of that name."""
+    """The folder with its variables filled in; one that is not set is an error, not a
+    folder of that name."""
     path = os.path.expandvars(os.path.expanduser(folder))
     if "$" in path:
         raise ConfigError(
@@ -117,7 +119,8 @@ def _files(manifest: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _complete(source: Path, target: Path, manifest: dict[str, Any]) -> None:
-    """Copy what is not there as it should be, remove what should not be there, the manifest last."""
+    """Copy what is not there as it should be, remove what should not be there,
+    the manifest last."""
     wanted = dict(_files(manifest))
     _remove_strangers(target, set(wanted))
     known = _read_compared(target)

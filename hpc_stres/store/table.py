@@ -1,7 +1,9 @@
-"""Reading files of a store by position: nothing is mapped, so that a file cut short is an error and not a signal.
+"""Reading files of a store by position: nothing is mapped, so that a file cut short is an error
+and not a signal.
 
-A memory map of a file that another process truncates, or of a network file system that answers with an error, kills
-the reader with SIGBUS. A read at a position costs two microseconds more and returns an error.
+A memory map of a file that another process truncates, or of a network file system that answers
+with an error, kills the reader with SIGBUS. A read at a position costs two microseconds more and
+returns an error.
 """
 
 import ast
@@ -72,7 +74,8 @@ class Table:
         self.sha256 = entry["sha256"]
 
     def _header(self) -> tuple[int, int]:
-        """Where the rows begin, and how many there are. NumPy's own reader trusts a header too much for this."""
+        """Where the rows begin, and how many there are. NumPy's own reader trusts a header
+        too much for this."""
         size, descr = (
             os.fstat(self._file.descriptor).st_size,
             np.lib.format.dtype_to_descr(self.dtype),

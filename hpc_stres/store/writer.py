@@ -1,8 +1,8 @@
 """Writing a store so that at every moment the folder holds the old one whole or the new one whole.
 
-New shards get numbers that no shard of the old manifest has, files of the index are named by their content, and the
-manifest that points to all of them is replaced last. What it no longer points to is removed afterwards.
-Memory: the rows of all videos, and the offsets of one video at a time.
+New shards get numbers that no shard of the old manifest has, files of the index are named by their
+content, and the manifest that points to all of them is replaced last. What it no longer points to
+is removed afterwards. Memory: the rows of all videos, and the offsets of one video at a time.
 """
 
 import hashlib
@@ -46,7 +46,8 @@ class Packed:
 
 @dataclass
 class Contents:
-    """What shards hold, whoever says so: an opened store, shards that were just packed, or shards read through."""
+    """What shards hold, whoever says so: an opened store, shards that were just packed, or
+    shards read through."""
 
     videos: dict[str, Packed] = field(default_factory=dict)
     shards: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -86,7 +87,7 @@ def slices(offsets: Any, row: VideoRow) -> Places:
     return rgb, flow
 
 
-# -- index and manifest ------------------------------------------------------------------------------------------------
+# -- index and manifest ----------------------------------------------------------------------------
 
 
 def write_index(
@@ -96,7 +97,8 @@ def write_index(
     rejected: Sequence[dict[str, Any]],
     settings: dict[str, Any],
 ) -> None:
-    """The index of the listed videos that some shards hold, and the manifest: from here on, this is the store."""
+    """The index of the listed videos that some shards hold, and the manifest: from here on,
+    this is the store."""
     ids = catalogue.ids
     listed = {video_id: number for number, video_id in enumerate(ids)}
     chosen = [
@@ -161,7 +163,8 @@ def _write_listing(store: StorePaths, catalogue: Catalogue, ids: Sequence[str]) 
 def _write_splits(
     store: StorePaths, catalogue: Catalogue, listed: Mapping[str, int]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The splits' rows of the listing one after the other, and where each begins and how long it is."""
+    """The splits' rows of the listing one after the other, and where each begins
+    and how long it is."""
     rows: list[int] = []
     spans: dict[str, dict[str, list[int]]] = {"train": {}, "test": {}}
     for kind, splits in (("train", catalogue.train), ("test", catalogue.test)):

@@ -21,7 +21,8 @@ MIN_OPEN_FILES, MIN_SHM_MIB, MIN_FREE_GIB, MIN_INODES, MIN_MEMORY_GIB = 1024, 64
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what, its state, what was found, what to do; `fatal` if the main job cannot do without."""
+    """One line: what, its state, what was found, what to do; `fatal` if the main job
+    cannot do without."""
 
     what: str
     state: Literal["ok", "warning", "missing"]

@@ -1,8 +1,9 @@
 """What GPUs were measured to do: ResNet-50 trainings that others published, each with its source.
 
-A network of this package is planned at the speed of ResNet-50 on the same GPU, by its operations, times the share of
-that speed which `hpc-stres bench step` finds it to reach beside ResNet-50 on one machine. The fast end of a range is
-the published record, so that no plan promises more; the slow end is what ordinary PyTorch was published to reach.
+A network of this package is planned at the speed of ResNet-50 on the same GPU, by its operations,
+times the share of that speed which `hpc-stres bench step` finds it to reach beside ResNet-50 on one
+machine. The fast end of a range is the published record, so that no plan promises more; the slow
+end is what ordinary PyTorch was published to reach.
 """
 
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from hpc_stres.errors import ConfigError
 
 # Multiply-adds of ResNet-50 for one image of 224 x 224, times two, forwards.
 RESNET50_FLOP = 2 * 4.089e9
-# Videos/s of ST-ResNet-50 times its operations over ResNet-50's, in one run on two cores: see docs/benchmarks.md.
-# `hpc-stres plan --bench FILE` takes the figure of your own run.
+# Videos/s of ST-ResNet-50 times its operations over ResNet-50's, in one run on two cores: see
+# docs/benchmarks.md. `hpc-stres plan --bench FILE` takes the figure of your own run.
 STEP_SHARE = 0.47
 STEP_SHARE_SOURCE = "this package's own bench step"
 # The name of that figure in the JSON of `hpc-stres bench step`.
@@ -23,7 +24,8 @@ PICTURES_PER_S_OF_A_CORE = 6_000.0
 
 @dataclass(frozen=True)
 class Published:
-    """Training of ResNet-50 at 224 in images/s of one GPU, from ordinary to record, and who says so."""
+    """Training of ResNet-50 at 224 in images/s of one GPU, from ordinary to record,
+    and who says so."""
 
     slow: float
     fast: float
@@ -43,7 +45,8 @@ _H100_FLOAT32 = Published(
     "no figure published: the A100's x 1.8, H100 over A100 in MLPerf Training 3.0",
 )
 _V100 = Published(356, 367, f"{_EXAMPLES}: float32, DGX-1 of 32 and 16 GB")
-# By kind and precision. bfloat16 figures are of mixed precision; float32 of GPUs from Ampere on is with TF32.
+# By kind and precision. bfloat16 figures are of mixed precision; float32 of GPUs from Ampere
+# on is with TF32.
 PUBLISHED = {
     "v100": {"float32": _V100, "bfloat16": _V100},
     "a100": {
@@ -83,5 +86,6 @@ def published(kind: str, precision: str) -> Published:
 
 
 def seconds_per_video(flop_per_video: float, images_per_s: float, share: float) -> float:
-    """A training pass of a video, at this share of the speed at which ResNet-50's operations run."""
+    """A training pass of a video, at this share of the speed at which
+    ResNet-50's operations run."""
     return flop_per_video / RESNET50_FLOP / (images_per_s * share)

@@ -1,8 +1,10 @@
-"""Short measurements on this machine that `hpc-stres plan` extrapolates: a step of each network, the feed, the wire.
+"""Short measurements on this machine that `hpc-stres plan` extrapolates: a step of each network,
+the feed, the wire.
 
-All ranks of a node measure at the same time, each in a process of its own as in training: they share the memory's
-bandwidth, the caches and the storage, so that one alone would promise too much. The slowest rank counts. Each time is
-the median of a few turns, and what is compared with each other takes turns.
+All ranks of a node measure at the same time, each in a process of its own as in training: they
+share the memory's bandwidth, the caches and the storage, so that one alone would promise too much.
+The slowest rank counts. Each time is the median of a few turns, and what is compared with each
+other takes turns.
 """
 
 import json
@@ -41,7 +43,8 @@ from hpc_stres.training import memory
 TYPICAL_RGB_BYTES, TYPICAL_FLOW_BYTES = 20_300.0, 5_000.0
 TYPICAL_PICTURES_PER_S = 2_000.0
 UCF101_TEST_VIDEOS, DEFAULT_CLASSES = 3_783, 101
-# Videos of the two passes whose difference is the time of a video; large networks on a CPU take fewer.
+# Videos of the two passes whose difference is the time of a video; large networks on
+# a CPU take fewer.
 FEW, MORE, SLOW_MORE, FAST_SECONDS, REPEATS = 2, 10, 4, 0.5, 5
 # Pictures that the feed is measured on at once.
 MOST_PICTURES = 1024
@@ -87,7 +90,8 @@ def measure(
 
 
 def ranks_here(cluster: ClusterConfig) -> int:
-    """Ranks that measure at once: those of a node, as far as this machine has GPUs or cores for them."""
+    """Ranks that measure at once: those of a node, as far as this machine has GPUs
+    or cores for them."""
     wanted = cluster.ranks_of_a_node
     if torch.cuda.is_available():
         return min(wanted, torch.cuda.device_count())
@@ -95,7 +99,8 @@ def ranks_here(cluster: ClusterConfig) -> int:
 
 
 def network_only(config: Config, network_gb_per_s: float, run_dir: Path | None = None) -> Speeds:
-    """What is known without measuring: the network's speed, and the sizes of pictures and of the test."""
+    """What is known without measuring: the network's speed, and the sizes of pictures
+    and of the test."""
     store = _store(config)
     network, source = network_gb_per_s * 1e9, "as given by --network-gb-per-s"
     if run_dir is not None and (run_dir / "preflight.json").is_file():
@@ -113,7 +118,8 @@ def network_only(config: Config, network_gb_per_s: float, run_dir: Path | None =
 
 
 def count_needs(config: Config, phases: list[str]) -> dict[str, Needs]:
-    """Operations and gradients of each phase's network, counted on tensors without memory: nothing is computed."""
+    """Operations and gradients of each phase's network, counted on tensors without memory:
+    nothing is computed."""
     store = _store(config)
     classes = len(store.classes) if store else DEFAULT_CLASSES
     needs = {}
@@ -147,7 +153,7 @@ def _slowest(ranks: list[dict[str, Speed]]) -> dict[str, Speed]:
     }
 
 
-# -- the ranks of a node -----------------------------------------------------------------------------------------------
+# -- the ranks of a node ---------------------------------------------------------------------------
 
 
 def side_by_side(config: Config, phases: list[str], ranks: int, classes: int) -> list[RankFigures]:
@@ -232,7 +238,8 @@ def _measure_rank(config: Config, phases: list[str], classes: int, ranks: int) -
 
 
 def measure_wire(device: torch.device) -> Wire:
-    """Latency and bandwidth of this group's all-reduce, out of a short and a long one: the same on every rank."""
+    """Latency and bandwidth of this group's all-reduce, out of a short and a long one: the
+    same on every rank."""
     ranks = dist.get_world_size()
     short, long = (torch.zeros(size // 4, device=device) for size in (SHORT_BYTES, LONG_BYTES))
     quick, slow = turns(device, lambda: dist.all_reduce(short), lambda: dist.all_reduce(long))
@@ -258,7 +265,7 @@ def turns(device: torch.device, *contestants: Callable[[], object]) -> list[floa
     return [statistics.median(one) for one in seconds]
 
 
-# -- what a rank measures ----------------------------------------------------------------------------------------------
+# -- what a rank measures --------------------------------------------------------------------------
 
 
 def _speed(config: Config, name: str, classes: int, device: torch.device) -> Speed:
@@ -295,9 +302,11 @@ def _pass(
 
 
 def _flop(model: torch.nn.Module, config: Config, name: str) -> float:
-    """Floating-point operations of a forward pass of one video, counted by torch where the model's weights are.
+    """Floating-point operations of a forward pass of one video, counted by torch where the
+    model's weights are.
 
-    As in testing: what training does besides is no product of matrices, and tensors without memory know no autocast.
+    As in testing: what training does besides is no product of matrices, and tensors without memory
+    know no autocast.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -330,7 +339,8 @@ def _feed(
         max(1, torch.get_num_threads()), device.index,
         dtype=torch.bfloat16 if config.training.precision == "bfloat16" else None,
     )  # fmt: skip
-    # As much at once as in training, up to a limit: what each call costs besides is shared by as many pictures.
+    # As much at once as in training, up to a limit: what each call costs besides is shared by
+    # as many pictures.
     pictures = phase.clips.times * (phase.uses_rgb + 2 * FLOW_STACK * phase.uses_flow)
     share = phase.optimise.global_batch // dist.get_world_size()
     count = max(1, min(share, MOST_PICTURES // pictures))

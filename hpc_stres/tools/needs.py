@@ -1,4 +1,5 @@
-"""What a recipe needs, counted without torch and before anything is made: arithmetic, and bytes of a run folder."""
+"""What a recipe needs, counted without torch and before anything is made: arithmetic, and bytes
+of a run folder."""
 
 import math
 from collections.abc import Sequence
@@ -18,9 +19,11 @@ COPIES = 1 + 3 * 2
 
 
 def sizes_of(phases: Phases, name: str, classes: int) -> counting.Sizes | None:
-    """What a phase's network is counted from; none where it is not one that is counted by arithmetic.
+    """What a phase's network is counted from; none where it is not one that is
+    counted by arithmetic.
 
-    Where its streams have different ResNets, both count as the larger: what is asked for is then enough.
+    Where its streams have different ResNets, both count as the larger: what is asked
+    for is then enough.
     """
     phase = phases[name]
     if not isinstance(phase, TrainPhase) or phase.family.counted is None:

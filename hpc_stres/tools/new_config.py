@@ -102,7 +102,8 @@ def quoted(value: object) -> str:
 
 
 def _phases(choice: Choice) -> list[str]:
-    """Phases of which something is said; of the published ones what fits the videos, and what they start from."""
+    """Phases of which something is said; of the published ones what fits the videos, and what
+    they start from."""
     phases = usual_phases(choice.is_small)
     if choice.is_small:
         return list(phases)

@@ -1,4 +1,5 @@
-"""What a node can say against itself before a job spends time on it: its own disk, and its GPUs' memory errors.
+"""What a node can say against itself before a job spends time on it: its own disk, and its
+GPUs' memory errors.
 
 Asked by the first rank of each node at the start of every job, before anything heavy is imported.
 """
@@ -15,7 +16,8 @@ from hpc_stres.run.bad_nodes import Kind, node_name
 
 TMP_BYTES = 1 << 20
 NVIDIA_SMI_SECONDS = 30.0
-# Columns of nvidia-smi, and the sentence for each that is not zero. A GPU that has not got one says N/A.
+# Columns of nvidia-smi, and the sentence for each that is not zero. A GPU that has not
+# got one says N/A.
 GPU_COUNTS = {
     "ecc.errors.uncorrected.volatile.total": "uncorrected memory errors (ECC) since its start",
     "remapped_rows.failure": "broken rows of memory that could not be remapped",
@@ -62,7 +64,8 @@ def disk_fault(folder: Path) -> str:
 
 
 def gpu_faults() -> list[str]:
-    """What nvidia-smi tells of this job's GPUs; nothing where there is no nvidia-smi or it has no such columns."""
+    """What nvidia-smi tells of this job's GPUs; nothing where there is no nvidia-smi or it has
+    no such columns."""
     if shutil.which("nvidia-smi") is None:
         return []
     faults = []

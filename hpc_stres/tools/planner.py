@@ -1,4 +1,5 @@
-"""How long each phase will take on so many nodes, and what limits it. Pure arithmetic on measured speeds.
+"""How long each phase will take on so many nodes, and what limits it. Pure arithmetic on
+measured speeds.
 
 With N ranks, of which the busiest takes b videos of a step in m micro-steps:
 
@@ -9,10 +10,11 @@ With N ranks, of which the busiest takes b videos of a step in m micro-steps:
                 = arithmetic + feed + all-reduce          (on CPU ranks both take the same cores)
     hours       = steps * step / 3600,  node-hours = hours * nodes
 
-A rank's pictures are one JPEG for each RGB frame and two for each flow pair. The storage must deliver their bytes, of
-all ranks together, within a step. Evaluation passes forward only: a third of the training time of as many chunks.
-Latency and bytes a second are those between the nodes; on one node those between its ranks, where they were measured.
-The speeds of a GPU that is not here are a range: `gpus` has what was published, and its sources.
+A rank's pictures are one JPEG for each RGB frame and two for each flow pair. The storage must
+deliver their bytes, of all ranks together, within a step. Evaluation passes forward only: a third
+of the training time of as many chunks. Latency and bytes a second are those between the nodes; on
+one node those between its ranks, where they were measured. The speeds of a GPU that is not here are
+a range: `gpus` has what was published, and its sources.
 """
 
 import math
@@ -198,7 +200,8 @@ def comparison(
 
 @dataclass(frozen=True)
 class Needs:
-    """What a phase's network takes, counted and not measured: operations forward a video, bytes of gradients."""
+    """What a phase's network takes, counted and not measured: operations forward a video,
+    bytes of gradients."""
 
     flop_per_video: float
     gradient_bytes: int
@@ -212,7 +215,8 @@ def published_speeds(
     share_source: str,
     network: Speeds,
 ) -> tuple[Speeds, Speeds]:
-    """Slow and fast end of a GPU that is not here; all but the arithmetic and the feed is that of `network`."""
+    """Slow and fast end of a GPU that is not here; all but the arithmetic and the feed is
+    that of `network`."""
     figures = gpus.published(kind, config.training.precision)
     note = f"; {gpus.NOTES[kind.lower()]}" if kind.lower() in gpus.NOTES else ""
     cores = config.cluster.cpus_per_rank or 1
@@ -287,7 +291,8 @@ HEADINGS = (
 
 
 def chain_hours(phases: Phases, plans: Mapping[str, PhasePlan]) -> float:
-    """Hours from the first job to the last when nothing waits in a queue: the longest path through the graph."""
+    """Hours from the first job to the last when nothing waits in a queue: the longest path
+    through the graph."""
     ends: dict[str, float] = {}
     for name, phase in phases.items():
         if name in plans:

@@ -1,4 +1,5 @@
-"""What every rank looks like before hours are spent: hosts, GPUs, cores, versions, clocks, and the network.
+"""What every rank looks like before hours are spent: hosts, GPUs, cores, versions, clocks,
+and the network.
 
 `findings` is a pure function of the ranks' reports; `run` gathers them and measures an all-reduce.
 """
@@ -137,7 +138,8 @@ def _some(ranks: Sequence[int]) -> str:
 
 
 def transport(log: str) -> str:
-    """How NCCL's channels go, from its INFO log: `NET/IB`, `NET/Socket`, `P2P`, `SHM`, with the number of each."""
+    """How NCCL's channels go, from its INFO log: `NET/IB`, `NET/Socket`, `P2P`, `SHM`, with
+    the number of each."""
     kinds = re.findall(r"via (NET/\w+|P2P|SHM|COLLNET)", log)
     return ", ".join(f"{kind} x {count}" for kind, count in sorted(Counter(kinds).items()))
 
@@ -192,7 +194,8 @@ def run(cluster: ClusterConfig, world: World, run_dir: Path | None) -> list[str]
 
 
 def _reach_each_other(cluster: ClusterConfig, world: World, run_dir: Path | None) -> None:
-    """Names and connections first: they take a moment, and a process group that misses a rank takes minutes."""
+    """Names and connections first: they take a moment, and a process group that misses a
+    rank takes minutes."""
     try:
         reach.check(world, node_name(), cluster.arrival_seconds)
     except reach.Unreachable as error:

@@ -1,4 +1,5 @@
-"""Features that a phase of kind `features` has left in the store: which they are, and opening them."""
+"""Features that a phase of kind `features` has left in the store: which they are,
+and opening them."""
 
 from pathlib import Path
 from typing import Any

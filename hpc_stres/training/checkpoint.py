@@ -43,7 +43,8 @@ def save(
     momentum: Mapping[str, Tensor],
     meta: dict[str, Any],
 ) -> None:
-    """Write a checkpoint beside the others and point `latest` to it; then drop the ones that are too old."""
+    """Write a checkpoint beside the others and point `latest` to it; then drop the ones
+    that are too old."""
     target = paths.checkpoint(step)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
@@ -67,7 +68,8 @@ def save(
 
 
 class Writer:
-    """Writes checkpoints in a thread: the tensors are copied at once, the disk is not waited for."""
+    """Writes checkpoints in a thread: the tensors are copied at once, the disk
+    is not waited for."""
 
     def __init__(self, paths: PhasePaths) -> None:
         self.paths = paths

@@ -20,7 +20,8 @@ MOMENTUM = "momentum_buffer"
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Published multipliers: weights 1, decayed; biases 2; normalisation gain 2, offset 1; temporal bias 1, decayed.
+    """Published multipliers: weights 1, decayed; biases 2; normalisation gain 2, offset 1; temporal
+    bias 1, decayed.
 
     Classifiers are in groups of their own, for they may be trained alone at first.
     """
@@ -60,13 +61,15 @@ class Engine(ABC):
 
     @abstractmethod
     def backward(self, loss: Tensor | None, last: bool) -> None:
-        """Add one micro-step's gradients of a loss that is already divided by the global number of videos.
+        """Add one micro-step's gradients of a loss that is already divided by the global
+        number of videos.
 
         `loss` is None where this rank has nothing in the micro-step; the last one is never empty.
         """
 
     def backward_exactly(self, losses: list[Tensor]) -> None:
-        """Go back from the units' losses of one micro-step; what they add goes into the exact sums."""
+        """Go back from the units' losses of one micro-step; what they add goes
+        into the exact sums."""
         torch.autograd.backward(losses)
 
     @abstractmethod
@@ -83,7 +86,8 @@ class Engine(ABC):
 
     @abstractmethod
     def step(self, rate: float, classifier_only: bool = False) -> None:
-        """One SGD step with the gradients of all ranks, summed; of the classifiers alone where that is asked for."""
+        """One SGD step with the gradients of all ranks, summed; of the classifiers alone where
+        that is asked for."""
 
     def _set_rate(self, rate: float, classifier_only: bool) -> None:
         for group in self.optimizer.param_groups:
@@ -92,7 +96,8 @@ class Engine(ABC):
             group["weight_decay"] = group["decay"] if moves else 0.0
 
     def forget_trunk_momentum(self) -> None:
-        """The trunk's momentum to zero: it begins to move, and its gradients so far were not used."""
+        """The trunk's momentum to zero: it begins to move, and its gradients so
+        far were not used."""
         momentum = self.momentum()
         self.load_momentum(
             {n: v if ".fc." in n else torch.zeros_like(v) for n, v in momentum.items()}
@@ -140,10 +145,11 @@ class DdpEngine(Engine):
         self.wrapped: nn.Module = model
         if self.ranks > 1 and exact is None:
             ids = [device.index] if device.type == "cuda" else None
-            # Two things DDP does otherwise in the first step after a start than in later ones, so that a run which
-            # was resumed on three ranks or more would differ from an undisturbed one by rounding: it divides by the
-            # ranks in another way (none here: `_add_up` sums), and it cuts its buckets anew after that step (not
-            # where it looks for unused parameters), which lets the ranks' gradients be added in another order.
+            # Two things DDP does otherwise in the first step after a start than in later ones, so
+            # that a run which was resumed on three ranks or more would differ from an undisturbed
+            # one by rounding: it divides by the ranks in another way (none here: `_add_up` sums),
+            # and it cuts its buckets anew after that step (not where it looks for unused
+            # parameters), which lets the ranks' gradients be added in another order.
             wrapped = nn.parallel.DistributedDataParallel(
                 model,
                 device_ids=ids,
@@ -181,7 +187,8 @@ class DdpEngine(Engine):
 
 
 class DeepSpeedEngine(Engine):
-    """DeepSpeed, ZeRO stage 0 or 1. ZeRO keeps its master weights in float32, whatever the network's type."""
+    """DeepSpeed, ZeRO stage 0 or 1. ZeRO keeps its master weights in float32, whatever
+    the network's type."""
 
     def __init__(
         self, model: nn.Module, config: TrainingConfig, micro_steps: int, exact: Session | None
@@ -195,7 +202,8 @@ class DeepSpeedEngine(Engine):
             optimizer=self.optimizer,
             config=deepspeed_config(config, micro_steps, self.ranks),
         )
-        # DeepSpeed refuses to reduce float64 gradients: without ZeRO we add them up over the ranks ourselves.
+        # DeepSpeed refuses to reduce float64 gradients: without ZeRO we add them up over the
+        # ranks ourselves.
         self.reduces_itself = config.precision == "float64" and config.zero_stage == 0
         if self.reduces_itself or exact is not None:
             self.engine.enable_backward_allreduce = False
@@ -256,8 +264,8 @@ class DeepSpeedEngine(Engine):
                 )
 
     def _link_partitions(self) -> None:
-        """Link every group's momentum to its parameters. DeepSpeed links after its first group's first step, when the
-        other groups have none yet."""
+        """Link every group's momentum to its parameters. DeepSpeed links after its first group's
+        first step, when the other groups have none yet."""
         self.engine.optimizer._hp_optimizer_states_linked = False
         self.engine.optimizer._lazy_init_hp_params_optimizer_state()
 
@@ -270,22 +278,24 @@ def import_deepspeed() -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     from torch.utils import cpp_extension
 
-    # torch hands this path to the linker unquoted when DeepSpeed builds its kernel; a space in it would break that.
+    # torch hands this path to the linker unquoted when DeepSpeed builds its kernel; a space in it
+    # would break that.
     if " " in str(cpp_extension.TORCH_LIB_PATH) and not str(
         cpp_extension.TORCH_LIB_PATH
     ).startswith("'"):
         cpp_extension.TORCH_LIB_PATH = shlex.quote(str(cpp_extension.TORCH_LIB_PATH))
     import deepspeed
 
-    # On a CPU it would compile a shared-memory kernel at its first start: 40 s and 1.5 GB a rank, and no start at all
-    # without g++. Gloo, which is there anyway, does the same.
+    # On a CPU it would compile a shared-memory kernel at its first start: 40 s and 1.5 GB a rank,
+    # and no start at all without g++. Gloo, which is there anyway, does the same.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     return deepspeed
 
 
 def deepspeed_config(config: TrainingConfig, micro_steps: int, ranks: int) -> dict[str, Any]:
-    """DeepSpeed's config from ours. It counts one unit a rank and micro-step: uneven cuts are weighted by the loss."""
+    """DeepSpeed's config from ours. It counts one unit a rank and micro-step: uneven cuts are
+    weighted by the loss."""
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": micro_steps,

@@ -1,8 +1,10 @@
-"""`training.reproducible: bitwise`: the trainer's part. The weights have the same bits on every layout.
+"""`training.reproducible: bitwise`: the trainer's part. The weights have the same bits
+on every layout.
 
 The network computes in units (exact/session.py) under a guard that refuses what might mix them
-(exact/mode.py). Gradients, moments, running statistics and the sums of the metrics are integers
-until all ranks have added theirs (exact/digits.py). Nobody else reduces: the engines are told not to.
+(exact/mode.py). Gradients, moments, running statistics and the sums of the metrics are
+integers until all ranks have added theirs (exact/digits.py). Nobody else reduces: the engines
+are told not to.
 """
 
 import hashlib

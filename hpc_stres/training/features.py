@@ -143,7 +143,8 @@ class Extraction:
         )  # fmt: skip
 
     def todo(self, control: Any) -> list[int]:
-        """Videos that no earlier attempt has; the first rank looks, so that all cut the same list."""
+        """Videos that no earlier attempt has; the first rank looks, so that all
+        cut the same list."""
         is_open = torch.ones(len(self.numbers), dtype=torch.uint8)
         if self.world.is_first:
             known = cache.written(self.folder, self.contents)

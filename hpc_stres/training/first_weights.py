@@ -66,7 +66,8 @@ def _sources(phases: Phases, phase: TrainPhase) -> list[str]:
 def _read_streams(
     phase: TrainPhase, start: Start, streams: list[str]
 ) -> tuple[dict[str, Tensor], bool]:
-    """The weights of some streams from a file, and whether it is a plain trunk rather than a whole network."""
+    """The weights of some streams from a file, and whether it is a plain trunk rather than
+    a whole network."""
     state = read_state(start.path)
     is_plain = is_trunk(state)
     if is_plain:

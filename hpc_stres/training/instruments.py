@@ -1,7 +1,8 @@
-"""What watches a training while it runs: the time of its steps, of their parts on every rank, and whether they go on.
+"""What watches a training while it runs: the time of its steps, of their parts on every rank, and
+whether they go on.
 
-The loop says what it does in one word each (`waiting`, `began`, `forward_done`, ...); everything that is made of it
-comes out of `times`, at the steps at which a row of metrics is written.
+The loop says what it does in one word each (`waiting`, `began`, `forward_done`, ...); everything
+that is made of it comes out of `times`, at the steps at which a row of metrics is written.
 """
 
 import sys
@@ -49,7 +50,7 @@ class Instruments:
         self.rank_clock.close()
         self.watch.close()
 
-    # -- what the loop says -------------------------------------------------------------------------------------------
+    # -- what the loop says ------------------------------------------------------------------------
 
     def waiting(self, feed: Iterator[Item]) -> Item:
         """Take the next item and count the wait; the first one of a step begins it."""
@@ -100,7 +101,7 @@ class Instruments:
         self.step_start = self.lap_start
         self.watch.alive()
 
-    # -- what comes of it ---------------------------------------------------------------------------------------------
+    # -- what comes of it --------------------------------------------------------------------------
 
     def lap(self) -> tuple[int, float, float]:
         """Steps, seconds, and seconds of waiting for data since the last call."""
@@ -110,8 +111,8 @@ class Instruments:
         return result
 
     def times(self, steps: int) -> dict[str, Any]:
-        """The parts of these steps over all ranks, for a row of metrics; a rank that makes the others wait is named
-        in the log, and its node written down. Every rank takes part."""
+        """The parts of these steps over all ranks, for a row of metrics; a rank that makes the
+        others wait is named in the log, and its node written down. Every rank takes part."""
         lap = self.rank_clock.lap()
         laps = [lap] if self.is_alone else timing.gather(lap, self.trainer.control)
         row = self.stragglers.row(laps)

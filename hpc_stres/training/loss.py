@@ -1,6 +1,8 @@
-"""The loss of the paper: cross-entropy over time outputs and streams, divided by the number of videos.
+"""The loss of the paper: cross-entropy over time outputs and streams, divided by the
+number of videos.
 
-Where videos have several classes it is the binary cross-entropy, averaged over classes, in place of the other.
+Where videos have several classes it is the binary cross-entropy, averaged over classes, in
+place of the other.
 """
 
 from dataclasses import dataclass
@@ -17,7 +19,8 @@ from hpc_stres.phases.train import TrainPhase
 
 @dataclass
 class StreamSums:
-    """Sums over videos of one micro-batch, kept on the device: loss and right answers of each stream."""
+    """Sums over videos of one micro-batch, kept on the device: loss and right
+    answers of each stream."""
 
     loss: Tensor
     right: Tensor
@@ -55,7 +58,8 @@ def phase_loss(
 
 
 def right_answers(scores: Tensor, labels: Tensor) -> Tensor:
-    """How many videos' highest score (videos, classes) is of their class, or of one of their classes."""
+    """How many videos' highest score (videos, classes) is of their class, or of one
+    of their classes."""
     answers = scores.argmax(dim=1)
     if labels.dim() == 2:
         return labels.gather(1, answers[:, None]).sum()

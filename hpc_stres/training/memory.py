@@ -1,4 +1,5 @@
-"""How many videos fit into a rank's memory at once: estimated from one dry pass, and tried where that is safe."""
+"""How many videos fit into a rank's memory at once: estimated from one dry pass, and tried
+where that is safe."""
 
 import os
 from pathlib import Path
@@ -27,7 +28,8 @@ def smallest_share(global_batch: int, norm_group: int, world_size: int, unit: in
 def fitting_micro_batch(
     model: nn.Module, config: Config, name: str, device: torch.device, local_size: int
 ) -> int:
-    """Videos that fit into this rank's memory, from the tensors that one video keeps for its backward pass."""
+    """Videos that fit into this rank's memory, from the tensors that one video keeps for
+    its backward pass."""
     kept = 0
 
     def count(tensor: Tensor) -> Tensor:
@@ -47,8 +49,8 @@ def fitting_micro_batch(
 def try_micro_batch(
     model: nn.Module, config: Config, name: str, device: torch.device, videos: int
 ) -> bool:
-    """Whether one forward and backward pass of so many videos fits; on a CPU nothing is tried, for there the kernel
-    ends a process that takes too much instead of telling it."""
+    """Whether one forward and backward pass of so many videos fits; on a CPU nothing is tried, for
+    there the kernel ends a process that takes too much instead of telling it."""
     if device.type != "cuda":
         return True
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -109,7 +111,8 @@ def _channels_last(clips: Tensor | None) -> Tensor | None:
 
 
 def free_memory(device: torch.device, local_size: int) -> float:
-    """Bytes that this rank may use: free memory of its GPU, or its share of the machine's or the cgroup's."""
+    """Bytes that this rank may use: free memory of its GPU, or its share of the machine's
+    or the cgroup's."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     available = float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

@@ -27,7 +27,8 @@ class MetricsLog:
     def __init__(self, paths: PhasePaths, start_step: int) -> None:
         self.paths = paths
         paths.root.mkdir(parents=True, exist_ok=True)
-        # Steps after the checkpoint will be done again: their rows go, so that each step is there once.
+        # Steps after the checkpoint will be done again: their rows go, so that each
+        # step is there once.
         rows, faults = sift_metrics(paths)
         if faults:
             # Rows of an older version have no checksum, others may be damaged: they are kept
@@ -55,7 +56,8 @@ class MetricsLog:
                 self.events.add_scalar(name, value, row["step"])
 
     def sync(self) -> None:
-        """Bring the rows to the disk: before a checkpoint, for a run that resumes from it does not make them again."""
+        """Bring the rows to the disk: before a checkpoint, for a run that resumes from it does not
+        make them again."""
         os.fsync(self.stream.fileno())
 
     def has(self, step: int, key: str) -> bool:
@@ -78,7 +80,8 @@ class Heartbeat:
 
     def beat(self, step: int, where: str, force: bool = False) -> None:
         """Write the file, at most every few seconds."""
-        # By the clock that nobody turns: after a jump of the other the file would be silent for as long.
+        # By the clock that nobody turns: after a jump of the other the file would be
+        # silent for as long.
         since_start = time.monotonic()
         if force or since_start - self.last_s >= HEARTBEAT_INTERVAL_SECONDS:
             self.last_s, now = since_start, time.time()

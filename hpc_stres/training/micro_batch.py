@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 def agreed_micro_batch(trainer: "Trainer", model: torch.nn.Module) -> int:
-    """What fits in memory on every rank: estimated, then tried, and halved once after running out of memory."""
+    """What fits in memory on every rank: estimated, then tried, and halved once after
+    running out of memory."""
     batch, group, size = (
         trainer.phase.optimise.global_batch,
         trainer.phase.optimise.norm_group,

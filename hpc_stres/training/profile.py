@@ -5,8 +5,9 @@ because they still allocate and choose algorithms. Training goes on as usual. Wr
 phase's other files, by the first rank:
 
     profile/trace.json.gz   every operation, for ui.perfetto.dev or chrome://tracing
-    profile/summary.txt     one page: each kind of work, its share, its bytes and operations a
-                            second, and how much of what this machine was just measured to do that is
+    profile/summary.txt     one page: each kind of work, its share, its bytes and
+                            operations a second, and how much of what this machine was just
+                            measured to do that is
 """
 
 import gzip
@@ -92,7 +93,8 @@ class StepProfile:
         return self.paths.root / "profile"
 
     def begin(self, step: int, last_step: int) -> None:
-        """Training is about to do the steps behind `step`, up to `last_step`; short ones are recorded whole."""
+        """Training is about to do the steps behind `step`, up to `last_step`; short ones
+        are recorded whole."""
         left = last_step - step
         self.start_at = step + max(0, min(WARM_UP, left - 1))
         self.stop_at = min(self.start_at + RECORDED, last_step)

@@ -1,8 +1,8 @@
 """Noticing that training stands still: each rank's stack at the moment when its patience is over.
 
-A timer of the interpreter (faulthandler) runs outside of Python: it writes the stacks of a rank that hangs in a read,
-in a kernel or in C code, where no signal handler and no thread of Python would get its turn. Every step sets it
-again, at most once a second.
+A timer of the interpreter (faulthandler) runs outside of Python: it writes the stacks of a rank
+that hangs in a read, in a kernel or in C code, where no signal handler and no thread of Python
+would get its turn. Every step sets it again, at most once a second.
 """
 
 import contextlib
@@ -76,7 +76,8 @@ def write_flights(paths: PhasePaths, rank: int) -> None:
 
 
 def write_stack(paths: PhasePaths, rank: int, error: BaseException) -> None:
-    """Where this rank waited: the error's own traceback, in the order of the timer's, innermost first."""
+    """Where this rank waited: the error's own traceback, in the order of the timer's,
+    innermost first."""
     frames = reversed(traceback.extract_tb(error.__traceback__))
     lines = [f'  File "{f.filename}", line {f.lineno} in {f.name}' for f in frames]
     write_text(
@@ -86,8 +87,8 @@ def write_stack(paths: PhasePaths, rank: int, error: BaseException) -> None:
 
 
 def report(trainer: Any, error: BaseException, waiting_word: str, minutes: float) -> list[str]:
-    """After a time-out, on each rank that waited: its stack and flight record; the first of them tells, in three
-    lines, who was late and where. The lines, which are empty elsewhere."""
+    """After a time-out, on each rank that waited: its stack and flight record; the first of them
+    tells, in three lines, who was late and where. The lines, which are empty elsewhere."""
     paths, rank = trainer.paths, trainer.world.rank
     try:
         write_stack(paths, rank, error)

@@ -1,10 +1,10 @@
 """Where each rank's seconds go, and which rank makes the others wait.
 
-All ranks wait for the slowest in the reduction, so that a whole step takes every rank the same time.
-What tells them apart is the time before it: from the begin of a step to the moment at which the
-rank's last gradient is there (a hook on the first trainable parameter of each stream, the last to
-get one). On a GPU these moments are events on its stream, which are read when a row of metrics is
-written: nothing waits for the device.
+All ranks wait for the slowest in the reduction, so that a whole step takes every rank the same
+time. What tells them apart is the time before it: from the begin of a step to the moment at which
+the rank's last gradient is there (a hook on the first trainable parameter of each stream, the last
+to get one). On a GPU these moments are events on its stream, which are read when a row of metrics
+is written: nothing waits for the device.
 """
 
 import statistics
@@ -22,13 +22,15 @@ from hpc_stres.run.bad_nodes import node_name
 from hpc_stres.run.waits import Waits
 
 PARTS = ("data", "forward", "backward", "reduce", "checkpoint")
-# A rank is slow when it takes so many times as long as the others for so many steps, and by no less than this.
+# A rank is slow when it takes so many times as long as the others for so many steps, and by
+# no less than this.
 SLOW_RATIO, SLOW_STEPS, SLOW_EXCESS_SECONDS = 1.5, 20, 0.02
 
 
 @dataclass(frozen=True)
 class Lap:
-    """One rank's steps between two looks: mean seconds of each part, and its median own time of a step."""
+    """One rank's steps between two looks: mean seconds of each part, and its median
+    own time of a step."""
 
     parts: tuple[float, ...]
     own: float
@@ -86,7 +88,8 @@ class RankClock:
         return end
 
     def backward(self, start: Any, waited_before: float, last: bool) -> None:
-        """A backward pass ends now; after the last gradient of the last one there is only the reduction."""
+        """A backward pass ends now; after the last gradient of the last one there is
+        only the reduction."""
         end = self.mark()
         ready = self.last_gradient if last and self.last_gradient is not None else end
         waited = (self.waited_at_gradient if ready is not end else Waits.seconds) - waited_before
@@ -100,7 +103,8 @@ class RankClock:
             self.part("reduce", ready, end)
 
     def step(self, reduce_from: Any, data_s: float) -> None:
-        """A step ends now: the engine's part of it began at a mark, and so long was waited for data."""
+        """A step ends now: the engine's part of it began at a mark, and so long was
+        waited for data."""
         self.part("reduce", reduce_from, self.mark())
         self.steps.append(self.current)
         self.data_of_steps.append(data_s)
@@ -193,8 +197,9 @@ class Stragglers:
 
 
 def slowness(rank: int, laps: Sequence[Lap]) -> tuple[float, float]:
-    """How many times as long as the others a rank takes, and how long these take. Ranks with more videos than others
-    have a right to be slower: the smaller of the ratios by step and by video counts."""
+    """How many times as long as the others a rank takes, and how long these take. Ranks with
+    more videos than others have a right to be slower: the smaller of the ratios by step and
+    by video counts."""
     others = [
         lap for number, lap in enumerate(laps) if number != rank and lap.videos > 0 and lap.own > 0
     ]

@@ -1,7 +1,8 @@
 """What all ranks have read since step 0, in one number that no layout changes.
 
-Each position of each step has a mark of 64 bits; the trail is their sum. A rank adds up the marks of what it reads,
-and the ranks' sums are added when the trail is written down: with the metrics, in a checkpoint, in done.json.
+Each position of each step has a mark of 64 bits; the trail is their sum. A rank adds up the marks
+of what it reads, and the ranks' sums are added when the trail is written down: with the metrics, in
+a checkpoint, in done.json.
 """
 
 from collections.abc import Iterable
@@ -18,7 +19,8 @@ PIECES = MARK_BITS // PIECE_BITS
 
 
 class Trail:
-    """One rank's part of the trail. The feed's thread adds to it, some steps ahead of the training."""
+    """One rank's part of the trail. The feed's thread adds to it, some steps ahead
+    of the training."""
 
     def __init__(self, step: int = 0, text: str = "") -> None:
         """Resume after a step, from what its checkpoint says of all ranks."""
@@ -37,8 +39,8 @@ class Trail:
         return self.joined(sums.tolist())
 
     def pieces(self, step: int) -> list[float]:
-        """This rank's sum after a step, in numbers that may be added to other ranks'. No earlier step is asked for
-        again: a long phase keeps no number for each of its steps."""
+        """This rank's sum after a step, in numbers that may be added to other ranks'. No earlier
+        step is asked for again: a long phase keeps no number for each of its steps."""
         mine = self._after_step[step]
         for old in [number for number in list(self._after_step) if number < step]:
             del self._after_step[old]

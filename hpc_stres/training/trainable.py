@@ -1,8 +1,9 @@
-"""Which part of a network moves: all of it, or for fine-tuning its convolutions over time, its last stage, its head.
+"""Which part of a network moves: all of it, or for fine-tuning its convolutions over time, its last
+stage, its head.
 
-What does not move is left exactly as it was: no gradient, no momentum, no weight decay; and its normalisation layers
-normalise with their stored statistics, which stay as they are, for a trunk whose weights are kept but whose moments
-drift is another trunk.
+What does not move is left exactly as it was: no gradient, no momentum, no weight decay; and its
+normalisation layers normalise with their stored statistics, which stay as they are, for a trunk
+whose weights are kept but whose moments drift is another trunk.
 """
 
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ from hpc_stres.models.temporal import TemporalConv
 
 
 def freeze(model: nn.Module, trainable: str) -> str:
-    """Leave gradients to the chosen part; returns a line that says what moves, empty where all of it does."""
+    """Leave gradients to the chosen part; returns a line that says what moves, empty
+    where all of it does."""
     if trainable == "all":
         return ""
     chosen = list(_chosen(model, trainable))

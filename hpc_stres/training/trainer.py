@@ -70,7 +70,8 @@ class Trainer:
         self.phase, self.steps = train_phase(config, name), config.steps(name)
         self.run, self.paths = RunPaths(run_dir), RunPaths(run_dir).phase(name)
         self.dtype = DTYPES[config.training.precision]
-        # What the first layer computes in: under autocast it would round float32 clips to bfloat16 itself.
+        # What the first layer computes in: under autocast it would round float32 clips to
+        # bfloat16 itself.
         self.input_dtype = torch.bfloat16 if config.training.precision == "bfloat16" else self.dtype
         self.store = open_store(config)
         self.sampler = sampler(config, name, self.store)
@@ -87,7 +88,7 @@ class Trainer:
         self.profile: StepProfile | None = None
         self.log: MetricsLog | None = None
 
-    # -- setting up -----------------------------------------------------------------------------------------------
+    # -- setting up --------------------------------------------------------------------------------
 
     def set_up(self, allowed: tuple[str, ...]) -> None:
         """Network, first weights or checkpoint, layout, engine."""
@@ -150,7 +151,8 @@ class Trainer:
         self.say(f"resumes from step {self.step}")
 
     def make_layout(self, model: torch.nn.Module, saved: checkpoint.Checkpoint | None) -> Layout:
-        """The cut of the global batch; `auto` keeps what an earlier link of the same world size found."""
+        """The cut of the global batch; `auto` keeps what an earlier link of the same
+        world size found."""
         optimise, world = self.phase.optimise, self.world
         wanted = self.config.training.max_micro_batch
         if isinstance(wanted, int):
@@ -175,7 +177,7 @@ class Trainer:
         if self.world.is_first:
             print(f"{self.name}: {text}", flush=True)
 
-    # -- the loop -------------------------------------------------------------------------------------------------
+    # -- the loop ----------------------------------------------------------------------------------
 
     def train(self) -> bool:
         """Run to the end of the phase; False when stopped before it."""
@@ -231,7 +233,8 @@ class Trainer:
         return self.step == self.steps
 
     def make_reader(self) -> ClipReader | FeatureReader:
-        """What requests are read by: clips from the store, or features where a phase has cached them."""
+        """What requests are read by: clips from the store, or features where a phase
+        has cached them."""
         for parent in self.phase.starts_from:
             if self.config.phases[parent].kind == "features":
                 cached = open_features(self.config, parent, self.run.root)
@@ -297,13 +300,13 @@ class Trainer:
         return clips.labels if self.label_table is None else self.label_table[clips.labels]
 
     def as_input(self, clips: Tensor | None) -> Tensor | None:
-        """Clips in the network's order. The feed's are channels-last, and convolutions keep the order of their input;
-        their type is the network's already."""
+        """Clips in the network's order. The feed's are channels-last, and convolutions keep the
+        order of their input; their type is the network's already."""
         if clips is None or self.config.training.channels_last:
             return clips
         return clips.to(memory_format=torch.contiguous_format)
 
-    # -- between steps --------------------------------------------------------------------------------------------
+    # -- between steps -----------------------------------------------------------------------------
 
     def save_due(self, saved_at: float) -> bool:
         """Whether this rank's clock or the step count asks for a checkpoint."""
@@ -349,7 +352,8 @@ class Trainer:
         progress.update(self.step, f"loss {self.last_loss:.3f}")
 
     def save(self, wait: bool) -> None:
-        """A checkpoint; every rank takes part, the first writes it while training continues, unless told to wait."""
+        """A checkpoint; every rank takes part, the first writes it while training continues,
+        unless told to wait."""
         refuse_bad_loss(self)
         started = time.monotonic()
         momentum = self.engine.momentum()

@@ -1,12 +1,13 @@
 """Looks at the held-out videos while a phase trains: its validation curve.
 
-Each rank scores its part of the videos, one at a time, by the quick protocol with the moving statistics, as
-`evaluate --protocol quick` would; so a figure depends on the weights alone and not on how many ranks there are. What
-each video gave is put together by its number and added in that order, so the same digits come out on any layout. A
-look changes nothing of the training: weights, statistics, requests and random numbers are those of a run without it.
+Each rank scores its part of the videos, one at a time, by the quick protocol with the moving
+statistics, as `evaluate --protocol quick` would; so a figure depends on the weights alone and not
+on how many ranks there are. What each video gave is put together by its number and added in that
+order, so the same digits come out on any layout. A look changes nothing of the training: weights,
+statistics, requests and random numbers are those of a run without it.
 
-Ranks agree before every video whether to stop. A look that is broken off is taken again when the phase resumes at
-that step, before it trains on.
+Ranks agree before every video whether to stop. A look that is broken off is taken again when the
+phase resumes at that step, before it trains on.
 """
 
 import math
@@ -69,7 +70,8 @@ class HeldOut:
         )
 
     def catch_up(self, log: "MetricsLog | None") -> None:
-        """Take the look that an earlier link of this phase left out, if it stopped at a step that has one."""
+        """Take the look that an earlier link of this phase left out, if it stopped at a
+        step that has one."""
         trainer = self.trainer
         if not self.is_due(trainer.step):
             return
@@ -85,7 +87,8 @@ class HeldOut:
             clock.restart()
 
     def look(self, log: "MetricsLog | None") -> None:
-        """Score all videos and write a row; nothing is written where the ranks are asked to stop meanwhile."""
+        """Score all videos and write a row; nothing is written where the ranks are asked
+        to stop meanwhile."""
         trainer, started = self.trainer, time.monotonic()
         trainer.model.eval()
         try:
@@ -123,7 +126,8 @@ class HeldOut:
         return torch.zeros(len(self.rows), dtype=torch.float64)
 
     def _sums(self, table: dict[str, Tensor]) -> dict[str, float]:
-        """Each rank has filled in its own videos: adding zeros is exact, and the sum has one order."""
+        """Each rank has filled in its own videos: adding zeros is exact, and the
+        sum has one order."""
         streams = [
             n
             for n, used in zip(("appearance", "motion"), self.trainer.phase.streams, strict=True)
@@ -164,7 +168,8 @@ class HeldOut:
         return Logits(*(None if stream is None else stream.double() for stream in logits))
 
     def _weight(self, logits: Logits, row: int) -> float:
-        """Where losses add up over time outputs: as many as a training clip has, so that both curves compare."""
+        """Where losses add up over time outputs: as many as a training clip has, so that
+        both curves compare."""
         phase = self.trainer.phase
         if phase.optimise.loss_over_time == "mean" or self.clips.segments is not None:
             return 1.0
@@ -173,7 +178,8 @@ class HeldOut:
         return self._outputs / _outputs(logits)
 
     def _training_clip(self, row: int) -> Request:
-        """A clip of a held-out video with as many chunks as in training, to count its time outputs."""
+        """A clip of a held-out video with as many chunks as in training, to count
+        its time outputs."""
         trainer = self.trainer
         video = trainer.store.rows[row]
         (whole,) = test_requests(video, row, self.quick, self.clips)

@@ -115,12 +115,12 @@ def test_an_attempt_that_was_killed_ends_where_it_was_heard_last(tmp_path):
 def test_nothing_written_is_nothing_told_and_damage_is_left_out(tmp_path):
     story = Story(tmp_path)
     assert story.account().jobs == {}
-    assert status_notes.costs(story.config, story.paths.root) == []
+    assert status_notes.costs(story.config.phases, story.paths.root) == []
     story.begin(0)
     story.end(3600)
     with story.paths.attempts.open("a") as stream:
         stream.write('{"event": "begin"}\n[]\nnonsense\n')
-    line, *_ = status_notes.costs(story.config, story.paths.root)
+    line, *_ = status_notes.costs(story.config.phases, story.paths.root)
     assert line.startswith("node-hours: 2.00 used; 1 attempts: start-up 1:00:00")
 
 

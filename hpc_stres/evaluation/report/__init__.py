@@ -1,1 +1,2 @@
-"""What a person looks at: the page of a run or of several, TensorBoard's pictures, replays into trackers."""
+"""What a person looks at: the page of a run or of several, TensorBoard's pictures,
+replays into trackers."""

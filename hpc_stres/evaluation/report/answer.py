@@ -57,7 +57,8 @@ def lead(facts: Facts) -> str:
 
 
 def comparison(facts: Facts) -> Comparison | None:
-    """Of the run's last column with its baseline: from results.json where it is there, else McNemar's."""
+    """Of the run's last column with its baseline: from results.json where it is
+    there, else McNemar's."""
     first, second = facts.baseline, facts.head
     if first is None or second is None:
         return None

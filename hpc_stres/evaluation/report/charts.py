@@ -1,4 +1,5 @@
-"""Charts of the page: lines in SVG that stretch with it, words in HTML that keep their size on a phone."""
+"""Charts of the page: lines in SVG that stretch with it, words in HTML that keep their
+size on a phone."""
 
 import html
 import math

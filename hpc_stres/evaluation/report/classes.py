@@ -1,4 +1,5 @@
-"""Per class: confusion matrix, bars of the share that is right, what each phase repaired and broke, calibration."""
+"""Per class: confusion matrix, bars of the share that is right, what each phase repaired and
+broke, calibration."""
 
 import html
 import itertools

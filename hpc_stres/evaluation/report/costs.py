@@ -1,4 +1,5 @@
-"""What the run cost: node-hours planned and used, and what became of the time of each job and on each node."""
+"""What the run cost: node-hours planned and used, and what became of the time of each job
+and on each node."""
 
 import html
 

@@ -91,7 +91,8 @@ def _lines(
 
 
 def _held_out(facts: Facts, line: Timeline) -> list[Line]:
-    """Each phase's accuracy on the part of the training list that was held out, at the phase's end."""
+    """Each phase's accuracy on the part of the training list that was held out, at
+    the phase's end."""
     points = [
         (line.ends[name][-1], float(column["validation"]["top1"]))
         for name, column in facts.table.items()

@@ -1,4 +1,5 @@
-"""Examples, failures first: frames, flow in colour, where both streams look, the answers over time."""
+"""Examples, failures first: frames, flow in colour, where both streams look, the
+answers over time."""
 
 import html
 from collections.abc import Sequence
@@ -37,7 +38,8 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Shots:
-    """Pictures of one video at some times: frames, flow, and each stream's Grad-CAM on the frames."""
+    """Pictures of one video at some times: frames, flow, and each stream's
+    Grad-CAM on the frames."""
 
     frames: list[int]
     rgb: list[Picture]
@@ -47,7 +49,8 @@ class Shots:
 
 
 def choose(facts: Facts, head: str) -> list[Chosen]:
-    """All columns wrong, most confident wrong, broken and repaired against the baseline, least sure right ones."""
+    """All columns wrong, most confident wrong, broken and repaired against the baseline, least
+    sure right ones."""
     columns, baseline = facts.columns, facts.baseline
     scores = columns[head]
     right, sure = is_right(scores), confidence(scores)
@@ -134,7 +137,8 @@ def _strips(shots: Shots) -> str:
 
 
 def _over_time(facts: Facts, name: str) -> str:
-    """Probability of the true class and of the strongest other one, in the last column that has several times."""
+    """Probability of the true class and of the strongest other one, in the last column that
+    has several times."""
     for column, scores in reversed(facts.columns.items()):
         if name not in scores.ids or not scores.streams or scores.labels.ndim != 1:
             continue
@@ -196,7 +200,8 @@ class Looker:
             )
 
     def at(self, store: Store, number: int, answer: int) -> Look | None:
-        """The looks of one video for an answer; none where this network has no trunk to look into."""
+        """The looks of one video for an answer; none where this network has no
+        trunk to look into."""
         if self.network is None:
             return None
         return look(
@@ -238,7 +243,8 @@ def _shots(store: Store, name: str, looker: Looker | None, answer: int) -> Shots
 
 
 def _places(times: Sequence[int], peaks: Sequence[int]) -> list[int]:
-    """Which of the scored times are shown: those of the peaks, and others evenly between the ends."""
+    """Which of the scored times are shown: those of the peaks, and others evenly
+    between the ends."""
     must = {times.index(frame) for frame in peaks}
     spare = max(2, STRIP - len(must))
     even = {round(value) for value in np.linspace(0, len(times) - 1, min(spare, len(times)))}

@@ -1,4 +1,5 @@
-"""What training made of the network: temporal kernels, and the motion signal where the streams meet."""
+"""What training made of the network: temporal kernels, and the motion signal where
+the streams meet."""
 
 import html
 from dataclasses import dataclass
@@ -59,7 +60,8 @@ def shows(phase: Phase, probe: str) -> bool:
 
 
 def kernels(facts: Facts) -> str:
-    """How far each temporal kernel moved from its start, and how many of its filters became differences."""
+    """How far each temporal kernel moved from its start, and how many of its filters
+    became differences."""
     rows = []
     for name in ordered_phases(facts.config.phases):
         paths = facts.paths.phase(name)

@@ -90,7 +90,8 @@ def _batch(phase: Phase) -> int:
 
 
 def metric_rows(path: Path) -> list[Row]:
-    """Numbers of metrics.jsonl; a row that carries a checksum must match it, and a line that is no row is named."""
+    """Numbers of metrics.jsonl; a row that carries a checksum must match it, and a line that is
+    no row is named."""
     try:
         rows = read_json_lines(path)
     except ValueError as error:
@@ -110,7 +111,8 @@ def is_number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Timeline:
-    """Where each row lies on one axis in seconds; `by_clock` where the axis is that of the wall clock."""
+    """Where each row lies on one axis in seconds; `by_clock` where the axis is that
+    of the wall clock."""
 
     ends: dict[str, list[float]]
     starts: dict[str, float]
@@ -119,7 +121,8 @@ class Timeline:
 
 
 def timeline(logs: dict[str, PhaseLog]) -> Timeline:
-    """All phases on one axis: by the clock where all say when, else their training time one after another."""
+    """All phases on one axis: by the clock where all say when, else their training time
+    one after another."""
     present = {name: log for name, log in logs.items() if log.rows}
     by_clock = bool(present) and all(log.ends is not None for log in present.values())
     ends: dict[str, list[float]] = {}

@@ -1,4 +1,5 @@
-"""The confusion matrix: classes that are alike beside each other, the whole as a picture, a part with names.
+"""The confusion matrix: classes that are alike beside each other, the whole as a picture, a
+part with names.
 
 The picture shows every cell and no name. The lens beside it shows a part with names and counts; the
 page's script moves it by pointer and arrow keys, and without a script it shows the most frequent
@@ -32,7 +33,8 @@ def counts(scores: Scores) -> Counts:
 
 
 def likeness(scores: Scores) -> NDArray[np.float64]:
-    """How probable the network finds one class on videos of the other, both ways: symmetric, whatever the answers."""
+    """How probable the network finds one class on videos of the other, both ways: symmetric,
+    whatever the answers."""
     size = len(scores.classes)
     total, videos = np.zeros((size, size)), np.bincount(scores.labels, minlength=size)
     np.add.at(total, scores.labels, softmax(scores.logits))
@@ -155,7 +157,8 @@ def cells(
     columns: range,
     here: tuple[int, int] | None = None,
 ) -> str:
-    """Some rows and columns as a table; a cell's ground is its share of the row, empty ones stay empty."""
+    """Some rows and columns as a table; a cell's ground is its share of the row, empty
+    ones stay empty."""
     names = [html.escape(name) for name in classes]
     strong = shades(matrix)
     head = "".join(f'<th scope="col" title="{names[c]}"><i>{names[c]}</i></th>' for c in columns)

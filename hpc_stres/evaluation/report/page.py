@@ -1,4 +1,5 @@
-"""One self-contained report.html of a run; it opens from disk without a network, and is readable without its script."""
+"""One self-contained report.html of a run; it opens from disk without a network, and is readable
+without its script."""
 
 import html
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ Section = tuple[str, str, str]
 
 
 def write_report(config: Config, run_dir: Path) -> Path:
-    """Write report.html from what is in the run folder, and its figures as TensorBoard events; returns its path."""
+    """Write report.html from what is in the run folder, and its figures as TensorBoard events;
+    returns its path."""
     facts = gather(config, run_dir)
     shots = examples.photograph(facts)
     write_text(facts.paths.report, run_page(facts, shots))

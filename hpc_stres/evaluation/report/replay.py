@@ -1,4 +1,5 @@
-"""A run's metrics for experiment trackers: metrics.jsonl is the truth, a tracker's folder a replay of it.
+"""A run's metrics for experiment trackers: metrics.jsonl is the truth, a tracker's
+folder a replay of it.
 
 A phase is one tracked run whose id follows from the run and the phase, and its folder is written
 anew as a whole: syncing again, after a requeue or a longer training, leaves every step there once.
@@ -110,11 +111,12 @@ def _flat(value: Any, before: str) -> Iterator[tuple[str, str]]:
         yield before, text[:MOST_PARAMETER_LETTERS]
 
 
-# -- MLflow's file store: plain files, one folder a run ------------------------------------------------
+# -- MLflow's file store: plain files, one folder a run --------------------------------------------
 
 
 def write_mlflow(phases: Sequence[Tracked], folder: Path) -> list[Path]:
-    """Runs in a file store; `mlflow ui --backend-store-uri FOLDER` shows them. Returns their folders."""
+    """Runs in a file store; `mlflow ui --backend-store-uri FOLDER` shows them.
+    Returns their folders."""
     with owned(folder / ".hpc_stres.lock", "this folder is being written", PATIENCE_SECONDS):
         home = folder / _experiment_id()
         if not (home / "meta.yaml").is_file():
@@ -172,7 +174,8 @@ def _run_meta(home: Path, final: Path, phase: Tracked, times: Sequence[int]) -> 
 
 
 def _put(path: Path, text: str) -> None:
-    """A file of a folder that nobody sees yet: hundreds of small ones, each of which need not reach the disk alone."""
+    """A file of a folder that nobody sees yet: hundreds of small ones, each of which need not
+    reach the disk alone."""
     path.write_text(text, encoding="utf-8")
 
 
@@ -192,7 +195,7 @@ def _name(key: str) -> str:
     )
 
 
-# -- W&B: its own package writes its own format --------------------------------------------------------
+# -- W&B: its own package writes its own format ----------------------------------------------------
 
 
 def write_wandb(phases: Sequence[Tracked], folder: Path) -> list[Path]:

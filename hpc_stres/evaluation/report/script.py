@@ -1,4 +1,5 @@
-"""The page's only script: it moves the lens of a confusion matrix. Everything is readable without it.
+"""The page's only script: it moves the lens of a confusion matrix. Everything is
+readable without it.
 
 Names reach the page as text nodes alone, never as HTML. The page's security policy names this
 script by its SHA-256, so that no other one runs in it, whatever a data set calls its classes.
@@ -84,6 +85,7 @@ for (const home of document.querySelectorAll('[data-matrix]')) {
 
 
 def policy() -> str:
-    """What the page may do: its own style, its own script, pictures that it carries; nothing from anywhere."""
+    """What the page may do: its own style, its own script, pictures that it carries;
+    nothing from anywhere."""
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"

@@ -55,7 +55,8 @@ def names_of(runs: Sequence[Facts]) -> list[str]:
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean, deviation, and half the 95 % interval of the mean (Student's t over runs); zeros for one value."""
+    """Mean, deviation, and half the 95 % interval of the mean (Student's t over runs);
+    zeros for one value."""
     mean = sum(values) / len(values)
     if len(values) < 2:
         return mean, 0.0, 0.0

@@ -1,4 +1,5 @@
-"""Test figures and pictures as TensorBoard events, beside those of training: `tensorboard --logdir RUN`.
+"""Test figures and pictures as TensorBoard events, beside those of training:
+`tensorboard --logdir RUN`.
 
 They are written anew each time: the folder is the report's own, so that nothing stands there twice.
 """

@@ -1,4 +1,5 @@
-"""Data sets with official lists: UCF101, HMDB51, and the demonstration's, which is written like UCF101."""
+"""Data sets with official lists: UCF101, HMDB51, and the demonstration's, which is
+written like UCF101."""
 
 from hpc_stres.config.schema import DataConfig
 from hpc_stres.listings.listing import Listing

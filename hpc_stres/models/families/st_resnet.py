@@ -1,4 +1,5 @@
-"""ST-ResNet and ST-ResNet*: streams joined by addition, convolutions over time inflated from 1x1 ones (NIPS 2016)."""
+"""ST-ResNet and ST-ResNet*: streams joined by addition, convolutions over time inflated from 1x1
+ones (NIPS 2016)."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal

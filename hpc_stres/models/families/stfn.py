@@ -22,24 +22,29 @@ class StfnOptions(AppearanceOptions, MotionOptions):
     """Sequences of features that meet in fusion blocks."""
 
     blocks: int = 2
-    """Fusion blocks, 0 to 3; the poster's best are 2. None, with `head_reads` joined, is its plain feature fusion."""
+    """Fusion blocks, 0 to 3; the poster's best are 2. None, with `head_reads` joined, is its
+    plain feature fusion."""
     operation: Literal["average", "maximum", "multiply"] = "average"
     """How two sequences become one: the poster's best is their average."""
     direction: Literal["both", "motion_to_appearance", "appearance_to_motion"] = "both"
-    """Which streams go on with the joined sequence: both (the poster's best), or one, the other with its own."""
+    """Which streams go on with the joined sequence: both (the poster's best), or one, the
+    other with its own."""
     kernels: tuple[int, ...] = (2, 3, 4, 5)
     """Lengths of the convolutions of a Res-Inception module, as on the poster."""
     merge: Literal["concatenate", "sum"] = "concatenate"
-    """Ours: the kernels share the channels among them and lie one behind the other, or each has all and they add up."""
+    """Ours: the kernels share the channels among them and lie one behind the other, or each has all
+    and they add up."""
     even_padding: Literal["after", "before"] = "after"
     """Ours: an even kernel looks one segment further ahead, or further back."""
     head_reads: Literal["own", "joined"] = "own"
-    """Ours: each stream's classifier reads its own last sequence, or both read the two joined once more."""
+    """Ours: each stream's classifier reads its own last sequence, or both read the two
+    joined once more."""
     segment_pool: Literal["mean", "maximum"] = "mean"
     """Ours: how the segments of the last sequence become one for the classifiers."""
     trunks: Literal["trained", "frozen"] = "trained"
-    """Ours: the trunks are trained too (the poster's end-to-end training), or stay as they are, running statistics
-    included; then their features may be computed once, by a phase of kind `features`."""
+    """Ours: the trunks are trained too (the poster's end-to-end training), or stay as they
+    are, running statistics included; then their features may be computed once, by a phase of
+    kind `features`."""
 
     def __post_init__(self) -> None:
         check_field(0 <= self.blocks <= MOST_BLOCKS, "blocks", f"expected 0 to {MOST_BLOCKS}")

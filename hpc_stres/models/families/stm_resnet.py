@@ -17,16 +17,17 @@ class StmOptions(JointOptions):
     """Gating in place of addition, and a max pool over time."""
 
     operation: Literal["add", "multiply", "concatenate"] = "multiply"
-    """What the streams do to each other: one gates the other, is added to it, or both are concatenated and go
-    through a 1x1 convolution that begins as the receiver alone."""
+    """What the streams do to each other: one gates the other, is added to it, or both are
+    concatenated and go through a 1x1 convolution that begins as the receiver alone."""
     temporal_pool: Literal["after_pool5", "before_average"] = "before_average"
     """The temporal max pool is before the spatial average (released code) or after it."""
     temporal_init: Literal["identity", "average", "difference"] = "identity"
-    """What the new temporal layers begin as: a channel passes its own step (chosen), the mean of three steps, or three
-    times its step less the neighbours' (switches of the released code)."""
+    """What the new temporal layers begin as: a channel passes its own step (chosen), the mean of
+    three steps, or three times its step less the neighbours' (switches of the released code)."""
     temporal_units: Literal["second", "as_released"] = "second"
-    """Which units have them: the second of each stage; or as the released code's names have it, where a trunk of 101
-    or 152 layers has none in its third and fourth stage, whose units are numbered and are not found."""
+    """Which units have them: the second of each stage; or as the released code's names have it,
+    where a trunk of 101 or 152 layers has none in its third and fourth stage, whose units are
+    numbered and are not found."""
 
 
 def build(request: NetworkRequest) -> "nn.Module":

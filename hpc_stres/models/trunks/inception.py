@@ -216,7 +216,8 @@ class Mixed(nn.Module):
     def forward(
         self, into: UnitInput, frames: int, groups: NormGroups | None, rectify: bool = True
     ) -> Tensor:
-        """The block's output, which is rectified as it is; `frames` is there for units that look along time."""
+        """The block's output, which is rectified as it is; `frames` is there for units that
+        look along time."""
         outputs: list[Tensor] = []
         for branch in self.branches:
             x = _pool(into.branch, branch.pool)

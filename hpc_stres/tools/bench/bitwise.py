@@ -1,4 +1,5 @@
-"""What `training.reproducible: bitwise` costs: a step of ST-ResNet-50 over the same step without it."""
+"""What `training.reproducible: bitwise` costs: a step of ST-ResNet-50 over the same
+step without it."""
 
 from collections.abc import Callable
 from typing import Any

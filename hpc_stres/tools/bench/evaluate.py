@@ -1,4 +1,5 @@
-"""The paper's protocol: one pass over 25 chunks and its mirror image against ten crops of clips, one by one."""
+"""The paper's protocol: one pass over 25 chunks and its mirror image against ten crops of
+clips, one by one."""
 
 import subprocess
 import sys
@@ -17,8 +18,8 @@ def bench_evaluate(threads: int, repeats: int) -> list[Figure]:
 
 
 def _speed_figures(repeats: int) -> list[Figure]:
-    """A video costs two passes of 25 chunks at 340 x 256 here, and 25 clips of ten crops of 224 the other way: one
-    clip is measured and taken 25 times. Both by the same network."""
+    """A video costs two passes of 25 chunks at 340 x 256 here, and 25 clips of ten crops of 224 the
+    other way: one clip is measured and taken 25 times. Both by the same network."""
     import torch
 
     from hpc_stres.models import build_model

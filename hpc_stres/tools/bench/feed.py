@@ -18,10 +18,11 @@ LOADER_BATCHES = 8
 
 
 def bench_feed(threads: int, repeats: int) -> list[Figure]:
-    """The ST-ResNet sample (5 RGB frames, 100 flow planes at 224) against bare decoding and a file-based DataLoader.
+    """The ST-ResNet sample (5 RGB frames, 100 flow planes at 224) against bare decoding and a
+    file-based DataLoader.
 
-    Samples come as a network that trains in bfloat16 takes them. Beside the rates stand seconds on a core, which other
-    work on the machine does not change: as many threads decode for both.
+    Samples come as a network that trains in bfloat16 takes them. Beside the rates stand seconds on
+    a core, which other work on the machine does not change: as many threads decode for both.
     """
     import torch
 
@@ -101,7 +102,8 @@ def _write_bench_store(root: Path) -> Path:
 
 
 def _file_loader(files: Path, batch: list[Any], workers: int) -> None:
-    """The ordinary way: a DataLoader whose workers open, decode, crop and resize each picture with OpenCV."""
+    """The ordinary way: a DataLoader whose workers open, decode, crop and resize each
+    picture with OpenCV."""
     import torch
 
     data: Any = _Files(files, batch * LOADER_BATCHES)
@@ -142,7 +144,8 @@ class _Files:
 
 
 def _profile(function: Callable[[], object]) -> None:
-    """Where the time of ten calls goes (HPC_STRES_PROFILE=1): `Outputs` is DALI's decoding, `acquire` the kernels."""
+    """Where the time of ten calls goes (HPC_STRES_PROFILE=1): `Outputs` is DALI's decoding,
+    `acquire` the kernels."""
     import cProfile
     import pstats
 

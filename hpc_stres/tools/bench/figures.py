@@ -18,7 +18,8 @@ Contestant = Callable[[], object]
 class Figure(NamedTuple):
     """One measured figure; `target` and `verdict` are empty where none is set.
 
-    `spread` is half the distance between the quartiles of its repetitions, as a share of their median.
+    `spread` is half the distance between the quartiles of its repetitions, as a share
+    of their median.
     """
 
     part: str
@@ -55,11 +56,12 @@ def spread(values: tuple[float, ...]) -> float:
 def interleaved(
     repeats: int, *contestants: Contestant, clock: Callable[[], float] = time.perf_counter
 ) -> list[Timing]:
-    """Seconds of each contestant in rounds in which all take turns, so that a busy minute of the machine meets all.
+    """Seconds of each contestant in rounds in which all take turns, so that a busy minute of the
+    machine meets all.
 
-    With `time.thread_time` as the clock they are this thread's on a core: what a busy machine does not change. Each
-    runs once untimed before its turn: a contestant would pay for its predecessor else. A DataLoader forks, and every
-    page that this process writes next is copied.
+    With `time.thread_time` as the clock they are this thread's on a core: what a busy machine does
+    not change. Each runs once untimed before its turn: a contestant would pay for its predecessor
+    else. A DataLoader forks, and every page that this process writes next is copied.
     """
     seconds: list[list[float]] = [[] for _ in contestants]
     for _ in range(repeats):
@@ -131,7 +133,8 @@ def _processors() -> Iterator[str]:
 
 
 def peak_kib() -> int:
-    """This program's own peak: getrusage would count what the process had before it became this program."""
+    """This program's own peak: getrusage would count what the process had before it
+    became this program."""
     (line,) = [
         row
         for row in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
@@ -141,7 +144,8 @@ def peak_kib() -> int:
 
 
 def read_figure(path: Path, part: str, what: str) -> float:
-    """One figure out of a file that `hpc-stres bench --json` wrote; a UserError where it is not there."""
+    """One figure out of a file that `hpc-stres bench --json` wrote; a UserError where
+    it is not there."""
     remedy = f"Write it with `hpc-stres bench {part} --json {path}`."
     try:
         figures = json.loads(path.read_text(encoding="utf-8"))["figures"]

@@ -1,7 +1,9 @@
-"""What grows with the data set and with the number of ranks, and what must not: indexes of 10^2 to 10^6 videos.
+"""What grows with the data set and with the number of ranks, and what must not: indexes of
+10^2 to 10^6 videos.
 
-Opening is timed and its memory taken in a process of its own, as a rank opens a store. Requests are the clips of
-ST-ResNet in batches of 256, those of one rank out of 1 to 256. Packing is timed on real shards of small videos.
+Opening is timed and its memory taken in a process of its own, as a rank opens a store. Requests are
+the clips of ST-ResNet in batches of 256, those of one rank out of 1 to 256. Packing is timed on
+real shards of small videos.
 """
 
 import itertools
@@ -29,7 +31,8 @@ VIDEOS = (100, 10_000, 1_000_000)
 RANKS = (1, 4, 32, 256)
 FRAMES, SHARDS, CLASSES = 100, 100, 101
 GLOBAL_BATCH, NORM_GROUP = 256, 8
-# Videos with places of their own in the offsets; with more, which no opening reads, they share these.
+# Videos with places of their own in the offsets; with more, which no opening reads,
+# they share these.
 OWN_PLACES = 10_000
 STEPS = 20
 OPEN_S, OPEN_MIB, POSITION_MS, RANK_MS, RANKS_OF_LIMIT = 1.0, 50.0, 0.1, 1.0, 32
@@ -49,7 +52,8 @@ def bench_growth(threads: int, repeats: int) -> list[Figure]:
 
 
 def write_synthetic_index(root: Path, videos: int, frames: int = FRAMES) -> None:
-    """The index of a store of so many videos, all of them of one list; its shards are sparse files."""
+    """The index of a store of so many videos, all of them of one list; its shards
+    are sparse files."""
     from hpc_stres.store import format as store_format
     from hpc_stres.store import writer
 
@@ -187,7 +191,8 @@ def _requests(root: Path, videos: int, repeats: int) -> list[Figure]:
 
 
 def _packing(root: Path) -> list[Figure]:
-    """MB/s of packing parts into shards, and the most disk that parts and shards took together over what stays."""
+    """MB/s of packing parts into shards, and the most disk that parts and shards took together
+    over what stays."""
     from hpc_stres.store import packing
     from hpc_stres.store.format import PreparedVideo, StorePaths
 

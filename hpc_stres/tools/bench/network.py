@@ -1,4 +1,5 @@
-"""The network's own speed: the fused normalisation against torch's, a step against its convolutions."""
+"""The network's own speed: the fused normalisation against torch's, a step against
+its convolutions."""
 
 import functools
 import itertools
@@ -20,7 +21,8 @@ VIDEOS, CHUNKS = 2, 5
 
 
 def rounds(repeats: int, *contestants: Callable[[], object]) -> list[list[float]]:
-    """Seconds of each contestant in each round; all take turns, after one round that does not count."""
+    """Seconds of each contestant in each round; all take turns, after one round
+    that does not count."""
     import torch
 
     seconds: list[list[float]] = [[] for _ in contestants]
@@ -43,7 +45,8 @@ def at_most(part: str, what: str, ours: list[float], theirs: list[float], target
 
 
 def bench_norm(threads: int, repeats: int) -> list[Figure]:
-    """Normalisation in groups of four and ReLU, forwards and backwards, over torch's BatchNorm2d and ReLU."""
+    """Normalisation in groups of four and ReLU, forwards and backwards, over torch's
+    BatchNorm2d and ReLU."""
     import torch
 
     from hpc_stres.models import SubBatchNorm2d, assign_groups

@@ -1,4 +1,5 @@
-"""What `hpc-stres plan` predicts against real runs on one and two processes of the demonstration's networks."""
+"""What `hpc-stres plan` predicts against real runs on one and two processes of the
+demonstration's networks."""
 
 import os
 import statistics
@@ -17,7 +18,8 @@ from hpc_stres.phases.train import train_phase
 from hpc_stres.run.paths import read_json_lines, write_text
 from hpc_stres.tools.bench.figures import Figure
 
-# Steps of a real run, and the lines of its log that are left out because the first steps are slower.
+# Steps of a real run, and the lines of its log that are left out because the first
+# steps are slower.
 STEPS, LOG_EVERY, WARM_UP = 60, 10, 1
 PHASES = ("motion", "st_resnet")
 # How far a prediction may be from the real run, by the number of processes.
@@ -26,7 +28,8 @@ WIRE_RANKS, WIRE_BYTES = (2, 4), 4 << 20
 
 
 def bench_plan(threads: int, repeats: int) -> list[Figure]:
-    """Predicted over real seconds a step, and the all-reduce's formula against other numbers of ranks."""
+    """Predicted over real seconds a step, and the all-reduce's formula against other
+    numbers of ranks."""
     from hpc_stres.prepare.run import prepare
 
     with tempfile.TemporaryDirectory() as folder, _threads_a_rank(threads):
@@ -51,7 +54,8 @@ def _threads_a_rank(threads: int) -> Iterator[None]:
 
 
 def _against_a_run(config: Config, name: str, ranks: int, folder: Path) -> list[Figure]:
-    """Measured before and after the run, so that a machine that grows busier meanwhile is seen on both sides."""
+    """Measured before and after the run, so that a machine that grows busier meanwhile is
+    seen on both sides."""
     from hpc_stres.tools import planner
     from hpc_stres.tools.measure import measure
 
@@ -109,11 +113,12 @@ def _real_step_s(config: Config, name: str, run_dir: Path, ranks: int) -> float:
     return statistics.median(batch / row["videos_per_s"] for row in rows)
 
 
-# -- the all-reduce ----------------------------------------------------------------------------------------------------
+# -- the all-reduce --------------------------------------------------------------------------------
 
 
 def _wire_figures() -> list[Figure]:
-    """Latency and bandwidth as measured with so many ranks tell what a message of another size takes there."""
+    """Latency and bandwidth as measured with so many ranks tell what a message of another
+    size takes there."""
     figures = []
     for ranks in WIRE_RANKS:
         predicted, real = _on_ranks(ranks)

@@ -1,4 +1,5 @@
-"""Videos to a store, against what it cannot do without: decoding, encoding and the flow of the same frames."""
+"""Videos to a store, against what it cannot do without: decoding, encoding and the flow of
+the same frames."""
 
 import itertools
 import os
@@ -15,7 +16,8 @@ VIDEOS, TEST_VIDEOS = 24, 8
 
 
 def bench_prepare(threads: int, repeats: int) -> list[Figure]:
-    """Frames a second of `prepare` with as many workers as threads, and of the bare work on one thread each."""
+    """Frames a second of `prepare` with as many workers as threads, and of the bare work on
+    one thread each."""
     from hpc_stres.prepare.binding import write_data_set
     from hpc_stres.prepare.run import prepare
 

@@ -1,4 +1,5 @@
-"""Our step beside the network that GPUs are measured with: a plain ResNet-50, written here in torch alone."""
+"""Our step beside the network that GPUs are measured with: a plain ResNet-50, written
+here in torch alone."""
 
 from collections.abc import Iterator
 
@@ -57,7 +58,8 @@ def resnet50() -> nn.Module:
 
 
 def share_figures(repeats: int) -> list[Figure]:
-    """Videos/s of ST-ResNet-50 against images/s of ResNet-50 over 12.8: both in bfloat16, channels-last, at 224."""
+    """Videos/s of ST-ResNet-50 against images/s of ResNet-50 over 12.8: both in bfloat16,
+    channels-last, at 224."""
     from hpc_stres.models import build_model
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

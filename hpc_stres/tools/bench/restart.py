@@ -1,4 +1,5 @@
-"""What survival costs: from a kill to the next new step, the stall of a checkpoint, and the watching of every step."""
+"""What survival costs: from a kill to the next new step, the stall of a checkpoint, and the
+watching of every step."""
 
 import json
 import os
@@ -23,7 +24,8 @@ WATCHED_STEPS, LAP_STEPS, GATHERS = 2000, 10, 50
 
 
 def bench_restart(threads: int, repeats: int) -> list[Figure]:
-    """Four CPU ranks of the demonstration, killed and started again; a checkpoint of the published size; the watch."""
+    """Four CPU ranks of the demonstration, killed and started again; a checkpoint of the published
+    size; the watch."""
     with tempfile.TemporaryDirectory() as folder:
         seconds, step_s = _kill_and_resume(Path(folder))
         stall = _checkpoint_stall(Path(folder))
@@ -55,7 +57,8 @@ def bench_restart(threads: int, repeats: int) -> list[Figure]:
 
 
 def _kill_and_resume(root: Path) -> tuple[float, float]:
-    """Seconds from the kill to a step that was not done before, and the median seconds of a step."""
+    """Seconds from the kill to a step that was not done before, and the median
+    seconds of a step."""
     settings = ["--config", str(CONFIGS / "binding.yaml")]
     for one in (
         f"data.root={root / 'data'}", "data.binding.train_videos=32", "data.binding.test_videos=8",

@@ -1,4 +1,5 @@
-"""Seconds from a command to its first answer: what a person waits for, and what every job of a chain pays."""
+"""Seconds from a command to its first answer: what a person waits for, and what every job
+of a chain pays."""
 
 import os
 import subprocess
@@ -14,8 +15,9 @@ ANSWER_S = 1.0
 
 
 def bench_start(threads: int, repeats: int) -> list[Figure]:
-    """--help, the resolved config, and a training of one step of the demonstration's smallest phase, beside a bare
-    interpreter and torch alone: seconds that the commands took a core, which other work on the machine does not change.
+    """--help, the resolved config, and a training of one step of the demonstration's smallest
+    phase, beside a bare interpreter and torch alone: seconds that the commands took a core, which
+    other work on the machine does not change.
     """
     with tempfile.TemporaryDirectory() as folder:
         settings = ["--config", str(CONFIGS / "binding.yaml"), "--set", f"data.root={folder}"]

@@ -1,4 +1,5 @@
-"""One training step of ST-ResNet-50: against its convolutions alone, and beside ResNet-50's images."""
+"""One training step of ST-ResNet-50: against its convolutions alone, and beside
+ResNet-50's images."""
 
 from hpc_stres.tools.bench import network
 from hpc_stres.tools.bench.figures import Figure
