@@ -36,6 +36,8 @@ class Session:
         self.pool: ThreadPoolExecutor | None = None
         if threads > 1 and device.type == "cpu":
             self.pool = ThreadPoolExecutor(threads, "unit", initializer=_one_thread)
+        elif device.type == "cpu":
+            _one_thread()  # units run in the calling thread then
 
     def rows(self, x: Tensor) -> int:
         """Rows of x that belong to one unit."""

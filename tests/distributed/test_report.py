@@ -59,7 +59,7 @@ def test_every_part_is_there_with_a_heading(light, page):
     headings = light.run("return [...document.querySelectorAll('h2')].map(h => h.textContent)")
     assert headings == [
         "Examples, failures first", "Classes", "Confusions", "What each phase repaired and broke", "Learning curves",
-        "Time", "Temporal kernels", "Motion in the appearance stream", "Provenance",
+        "Time", "What it cost", "Temporal kernels", "Motion in the appearance stream", "Provenance",
     ]  # fmt: skip
     junctions = light.run("return document.querySelectorAll('#junctions tbody tr').length")
     assert junctions == 4  # two stages, ST-ResNet and ST-ResNet*

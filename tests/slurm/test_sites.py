@@ -1,6 +1,7 @@
 """A site that enforces accounts, QOS limits and wckeys, with a partition without GPUs: profiles, arrays, refusals."""
 
 import re
+import shlex
 import signal
 import sys
 
@@ -123,14 +124,14 @@ def test_arrays_of_a_killed_submit_are_adopted(who, point):
     for number, index, phase, _ in rows(who):
         counted.setdefault(phase, []).append((number, index))
     assert {phase: len(each) for phase, each in counted.items()} == {
-        "motion": 2, "appearance": 2, "evaluate": 2,
+        "prepare": 2, "motion": 2, "appearance": 2, "evaluate": 2,
     }  # fmt: skip
     # A run submitted alone knows its element too.
     run_dir, who.run_dir = who.run_dir, who.run_dir / "seed5"
     code, output = who.try_submit(seed=5, **settings)
     who.run_dir = run_dir
     assert (code, "nothing more to submit" in output) == (0, True), output
-    assert len(rows(who)) == 6
+    assert len(rows(who)) == 8
 
 
 REFUSALS = {
@@ -172,7 +173,8 @@ def test_prepare_sh_tries_out_how_ranks_find_each_other(site, tmp_path, offer):
     wrapper.chmod(0o755)
     script = tmp_path / "job.sh"
     script.write_text(
-        f"#!/bin/bash\nexport PATH={tmp_path}/bin:$PATH\n. {ROOT}/hpc_stres/launch/mpi.sh\nPYTHON=({sys.executable})\n"
+        f"#!/bin/bash\nexport PATH={tmp_path}/bin:$PATH\n. {shlex.quote(str(ROOT))}/hpc_stres/launch/mpi.sh\n"
+        f"PYTHON=({shlex.quote(sys.executable)})\n"
         "mpi_ranks -c \"from mpi4py import MPI; print('world of', MPI.COMM_WORLD.size)\"\n"
     )
     out = tmp_path / "out.txt"
