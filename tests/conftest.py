@@ -17,10 +17,41 @@ if str(ROOT) not in sys.path:
 # Many processes share few cores in these tests.
 os.environ.setdefault("HPC_STRES_THREADS", "1")
 
-from tests.forks import Command, keep_freed_memory  # noqa: E402
+from tests.forks import ENVIRONMENT, Command, keep_freed_memory  # noqa: E402
 from tests.waiting import PATIENCE_SECONDS  # noqa: E402
 
 keep_freed_memory()
+
+
+def set_environment(wanted):
+    """Make the variables of this process those of a mapping; pytest changes its own itself."""
+    for name in {*os.environ, *wanted}:
+        if name.startswith("PYTEST_") or os.environ.get(name) == wanted.get(name):
+            continue
+        if name in wanted:
+            os.environ[name] = wanted[name]
+        else:
+            del os.environ[name]
+
+
+# What a command sets when it is called in this process, or a library while it is imported, is no business of the next
+# test; and commands with other variables cannot be forked from the warm process, which makes them slow.
+
+
+@pytest.fixture(autouse=True, scope="module")
+def environment_of_the_session():
+    """Each module begins and ends with the variables that the session began with."""
+    set_environment(ENVIRONMENT)
+    yield
+    set_environment(ENVIRONMENT)
+
+
+@pytest.fixture(autouse=True)
+def environment_of_the_module(environment_of_the_session):
+    """Each test ends with the variables that it began with."""
+    before = dict(os.environ)
+    yield
+    set_environment(before)
 
 
 def tiny_config(data_root, *overrides):

@@ -163,7 +163,8 @@ def test_a_full_disk_refuses_and_leaves_nothing(source, tmp_path, monkeypatch):
 
     monkeypatch.setattr(staging.os, "fdopen", full)
     with pytest.raises(
-        UserError, match=rf"{tmp_path}/node/store: No space left on device\nLeave data.stage away"
+        UserError,
+        match=rf"{tmp_path}/node/store/\S+: No space left on device\nLeave data.stage away",
     ):
         staged(source, str(tmp_path / "node"))
     assert not (tmp_path / "node" / "store").exists()
