@@ -4,8 +4,8 @@ up what they have."""
 import contextlib
 from typing import Any
 
-from hpc_stres.exact.mode import UnitByUnit
-from hpc_stres.exact.session import Session
+from hpc_stres.models.exact.mode import UnitByUnit
+from hpc_stres.models.exact.session import Session
 from hpc_stres.models.interaction import ChannelScale
 from hpc_stres.models.norm import SubBatchNorm2d
 

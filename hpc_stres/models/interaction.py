@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hpc_stres.exact.layers import UnitScale
+from hpc_stres.models.exact.layers import UnitScale
 from hpc_stres.models.initialise import Normal
 
 Operation = Literal["add", "multiply", "concatenate"]

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hpc_stres.exact.digits import MOMENT
-from hpc_stres.exact.session import Session
-from hpc_stres.exact.sums import group_sums, group_totals
 from hpc_stres.models import norm_fused, norm_plain
+from hpc_stres.models.exact.digits import MOMENT
+from hpc_stres.models.exact.session import Session
+from hpc_stres.models.exact.sums import group_sums, group_totals
 from hpc_stres.run.waits import waiting
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hpc_stres.config.schema import TrainingConfig
-from hpc_stres.exact.session import Session
+from hpc_stres.models.exact.session import Session
 from hpc_stres.models.norm import SubBatchNorm2d
 from hpc_stres.models.temporal import TemporalConv
 

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from hpc_stres.data.feed import Clips
 from hpc_stres.errors import UserError
-from hpc_stres.exact.digits import MOMENT, MOST_TERMS, digits_of
-from hpc_stres.exact.mode import UnitByUnit
-from hpc_stres.exact.session import Session
 from hpc_stres.models import Logits
 from hpc_stres.models.dropout import Masks
+from hpc_stres.models.exact.digits import MOMENT, MOST_TERMS, digits_of
+from hpc_stres.models.exact.mode import UnitByUnit
+from hpc_stres.models.exact.session import Session
 from hpc_stres.models.exact_network import attach
 from hpc_stres.parallel import process_groups
 from hpc_stres.run.pinning import level

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hpc_stres.exact.digits import MOMENT, number_of
 from hpc_stres.models import Logits
+from hpc_stres.models.exact.digits import MOMENT, number_of
 from hpc_stres.phases.train import TrainPhase
 
 

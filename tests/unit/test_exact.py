@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from hpc_stres.errors import ConfigError, UserError
-from hpc_stres.exact.digits import GRADIENT, MOMENT, MOST_TERMS, digits_of, number_of
-from hpc_stres.exact.layers import scatter_windows
-from hpc_stres.exact.mode import UnitByUnit
-from hpc_stres.exact.session import Session
-from hpc_stres.exact.sums import ExactSums
 from hpc_stres.layout import group_sizes, plan
 from hpc_stres.models import assign_groups, build_model
+from hpc_stres.models.exact.digits import GRADIENT, MOMENT, MOST_TERMS, digits_of, number_of
+from hpc_stres.models.exact.layers import scatter_windows
+from hpc_stres.models.exact.mode import UnitByUnit
+from hpc_stres.models.exact.session import Session
+from hpc_stres.models.exact.sums import ExactSums
 from hpc_stres.models.exact_network import attach
 from hpc_stres.training.hashes import state_hashes
 from hpc_stres.training.trainable import freeze, set_training_mode

@@ -125,3 +125,9 @@ def test_extras_name_everything_that_is_imported():
                 imported.add(node.module.split(".")[0])
     foreign = imported - set(sys.stdlib_module_names) - {"hpc_stres"}
     assert {BROUGHT_BY.get(name, name).lower() for name in foreign} <= known
+
+
+def test_every_folder_of_code_is_a_package_of_the_wheel():
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "hpc_stres").rglob("*.py")}
+    assert set(named) - {"hpc_stres.configs"} == {".".join(folder.parts) for folder in folders}

@@ -30,9 +30,9 @@ def _step(unit: int | None, threads: int) -> Callable[[], None]:
     """One SGD step, bitwise in units of so many videos, or ordinary."""
     import torch
 
-    from hpc_stres.exact.mode import UnitByUnit
-    from hpc_stres.exact.session import Session
     from hpc_stres.models import assign_groups, build_model
+    from hpc_stres.models.exact.mode import UnitByUnit
+    from hpc_stres.models.exact.session import Session
     from hpc_stres.models.exact_network import attach
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hpc_stres.exact.session import Session
+from hpc_stres.models.exact.session import Session
 
 Pair = tuple[int, ...]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from hpc_stres.exact.digits import Form, digits_of, number_of
+from hpc_stres.models.exact.digits import Form, digits_of, number_of
 
 # Numbers that are turned into digits at once on a processor.
 PIECE_NUMBERS = 1 << 14

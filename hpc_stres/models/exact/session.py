@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from hpc_stres.exact.digits import GRADIENT, MOMENT
-from hpc_stres.exact.sums import ExactSums
+from hpc_stres.models.exact.digits import GRADIENT, MOMENT
+from hpc_stres.models.exact.sums import ExactSums
 
 # Kernels may choose another way for data that does not begin on a cache line.
 LINE_BYTES = 64

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hpc_stres.errors import UserError
-from hpc_stres.exact.layers import MaxPool, UnitConvolution, UnitLinear
-from hpc_stres.exact.session import Session
+from hpc_stres.models.exact.layers import MaxPool, UnitConvolution, UnitLinear
+from hpc_stres.models.exact.session import Session
 
 # Moving numbers, and operations of one rounding, which are the same wherever a number is.
 SAFE = frozenset((
