@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hpc_stres.config.schema import BindingConfig, DataConfig
 from hpc_stres.errors import UserError
 from hpc_stres.listings.splits import list_folder, video_folder
-from hpc_stres.run.paths import read_json, write_json, write_text, write_with
+from hpc_stres.run.paths import read_json, write_first, write_text, write_with
 from hpc_stres.run.progress import Progress
 from hpc_stres.store.location import BINDING_MADE_OF as MADE_OF
 
@@ -159,14 +159,12 @@ def _claim(lists: Path, config: BindingConfig, seed: int) -> None:
     """Say beside the lists what the videos are made of; refuse one whose videos are of other sizes
     or another seed."""
     made_of = {**asdict(config), "seed": seed}
-    there = read_json(lists / MADE_OF)
-    if there and there != made_of:
+    write_first(lists / MADE_OF, made_of)
+    if read_json(lists / MADE_OF) != made_of:
         raise UserError(
             f"{lists}: the demonstration data set there has other sizes or another seed\n"
             "Leave data.videos and data.lists away, or name another folder."
         )
-    if not there:
-        write_json(lists / MADE_OF, made_of)
 
 
 def _file_name(name: str, clip: int) -> str:

@@ -29,6 +29,7 @@ from hpc_stres.store.format import Source, Stamp, StorePaths, read_part
 from hpc_stres.store.listing import Changes, catalogue, catalogue_of, difference
 from hpc_stres.store.location import (
     Settings,
+    claim_home,
     data_of,
     home_of,
     relative_to,
@@ -77,6 +78,7 @@ def run(config: Config, quiet: bool = False) -> Outcome:
         ):
             return Outcome(store.root, ["up to date, in a folder that cannot be written"])
         with named_errors(store.root), owning(store, "this store is being prepared"):
+            claim_home(config)
             work = Preparation(config, store, executor, workers, quiet)
             return Outcome(store.root, work.complete(contents_of(store)))
 

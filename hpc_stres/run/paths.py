@@ -1,6 +1,7 @@
 """The one place that knows file names in a run folder, and the one way in which
 files are written."""
 
+import errno
 import hashlib
 import json
 import os
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from hpc_stres.errors import UserError
+
+# What linking ends with on a file system that has no links.
+WITHOUT_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 # The key under which a JSON object carries its own checksum.
 SEAL = "checksum"
@@ -237,6 +241,25 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """`write_bytes` for JSON."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_first(path: Path, value: Any) -> None:
+    """JSON where no file is yet: of several writers at once one wins, whole, and the others leave
+    its file."""
+    if path.is_file():
+        return
+    own = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.first")
+    try:
+        write_json(own, value)
+        os.link(own, path)  # refused where the name is taken, unlike a rename
+    except FileExistsError:
+        pass
+    except OSError as error:
+        if error.errno not in WITHOUT_LINKS:
+            raise
+        write_json(path, value)
+    finally:
+        own.unlink(missing_ok=True)
 
 
 def write_with(path: Path, writer: Callable[[Path], None]) -> None:

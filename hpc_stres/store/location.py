@@ -10,7 +10,7 @@ from typing import Any
 
 from hpc_stres.config.schema import Config, DataConfig
 from hpc_stres.errors import UserError
-from hpc_stres.run.paths import read_json
+from hpc_stres.run.paths import read_json, write_first
 
 IMPORTED = "imported"
 # The flow's pyramid where the word means nothing; and that of stores that do not say it.
@@ -128,6 +128,17 @@ def data_of(config: Config) -> DataConfig:
     return replace(
         data, videos=data.videos or str(home / "videos"), lists=data.lists or str(home / "splits")
     )
+
+
+def claim_home(config: Config) -> None:
+    """Take ROOT/binding for the demonstration data set of a config if nobody has it yet.
+
+    Of two sets that are made at once under one root, one gets it, and the other then sees that.
+    """
+    data = config.data
+    if data.kind == "binding" and not (data.videos or data.lists):
+        home = Path(data.root) / "binding"
+        write_first(home / "splits" / BINDING_MADE_OF, binding_made_of(config))
 
 
 def store_is_ready(config: Config) -> bool:
