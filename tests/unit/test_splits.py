@@ -1,9 +1,6 @@
 """Official lists as they are found in the wild, and what is wrong with them said before work begins."""
 
-import json
 import os
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,9 +11,7 @@ from hpc_stres.listings import splits
 from hpc_stres.listings.listing import Video
 from hpc_stres.listings.official import official_name
 from hpc_stres.prepare.binding import write_data_set
-from hpc_stres.run.paths import write_first
-from hpc_stres.store.location import claim_home, data_of
-from tests.conftest import ROOT, tiny_config
+from tests.conftest import ROOT
 
 OFFICIAL = ROOT.parent / "shared" / "splits"
 
@@ -377,29 +372,3 @@ def test_hidden_files_among_the_lists_are_not_classes(tmp_path):
         (tmp_path / name).write_text("a.avi 1\nb.avi 2\n")
     listing = splits.read_hmdb51(tmp_path, tmp_path)
     assert (listing.classes, listing.train, listing.test) == (["hug"], {1: ["a"]}, {1: ["b"]})
-
-
-def test_of_many_writers_at_once_one_is_first_and_whole(tmp_path):
-    path = tmp_path / "new" / "made_of.json"
-    values = [{"seed": seed, "long": "x" * 20_000} for seed in range(16)]
-    start = threading.Barrier(len(values))
-
-    def write(value):
-        start.wait()
-        write_first(path, value)
-        return json.loads(path.read_text())
-
-    with ThreadPoolExecutor(len(values)) as pool:
-        seen = list(pool.map(write, values))
-    assert seen[0] in values
-    assert all(one == seen[0] for one in seen)
-    assert [file.name for file in path.parent.iterdir()] == ["made_of.json"]
-
-
-def test_two_demonstrations_that_are_made_at_once_under_one_root_get_a_folder_each(tmp_path):
-    configs = [tiny_config(tmp_path, f"seed={seed}") for seed in (1, 2, 3)]
-    with ThreadPoolExecutor(len(configs)) as pool:
-        list(pool.map(claim_home, configs))
-    homes = {data_of(config).videos for config in configs}
-    assert len(homes) == 3
-    assert str(tmp_path / "binding" / "videos") in homes
