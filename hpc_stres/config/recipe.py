@@ -49,6 +49,13 @@ def ordered_phases(phases: Mapping[str, Phase]) -> list[str]:
     return order
 
 
+def trained_phases(phases: Phases, among: Iterable[str] | None = None) -> list[str]:
+    """Those of some phases that train a network, in their order; of all, each after those it
+    starts from."""
+    names = ordered_phases(phases) if among is None else among
+    return [name for name in names if phases[name].kind == "train"]
+
+
 def _refuse_wrong_parents(phases: Mapping[str, Phase]) -> None:
     """A phase reads products of the kinds that its own kind can read."""
     for name, phase in phases.items():

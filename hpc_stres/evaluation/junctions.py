@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from hpc_stres.config.schema import DataConfig
-from hpc_stres.data.feed import ClipReader
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import networks, predict, protocol
 from hpc_stres.run.paths import RunPaths, read_sealed, sha256, write_sealed
@@ -67,14 +66,7 @@ def _measure(data: DataConfig, run_dir: Path, phase: str, store: Store) -> list[
         )
 
     handle = network.call.interaction.register_forward_pre_hook(note)  # type: ignore[attr-defined]
-    reader = ClipReader(
-        store,
-        network.clips.side,
-        network.levels,
-        streams=network.streams,
-        most=512,
-        scale=network.clips.scale,
-    )
+    reader = network.reader(store)
     videos = sorted(store.rows[number].id for number in store.present(data.split, "test"))[:VIDEOS]
     quick = replace(network.evaluation, protocol="quick")
     for name in videos:

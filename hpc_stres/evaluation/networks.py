@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from hpc_stres.config.loading import node_of, plain
-from hpc_stres.config.recipe import Phases, ordered_phases
+from hpc_stres.config.recipe import Phases, trained_phases
 from hpc_stres.config.schema import Config, EvaluationConfig
 from hpc_stres.config.values import build
 from hpc_stres.data.augment import Levels
+from hpc_stres.data.feed import ClipReader, FrameSource
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.evaluation.finished import load_trained, read_finished
 from hpc_stres.evaluation.protocol import TestClips
@@ -62,6 +63,17 @@ class Network:
     def __call__(self, rgb: Tensor | None, flow: Tensor | None) -> Logits:
         return self.call(rgb, flow)
 
+    def reader(self, source: FrameSource) -> ClipReader:
+        """What reads test clips for it from a store or a prepared video."""
+        return ClipReader(
+            source,
+            self.clips.side,
+            self.levels,
+            streams=self.streams,
+            most=512,
+            scale=self.clips.scale,
+        )
+
     def predict(self, video: "str | os.PathLike[str]", quick: bool = False) -> "Prediction":
         """What happens in a video file; see `hpc_stres.predict`."""
         from hpc_stres.evaluation.api import predict
@@ -71,8 +83,7 @@ class Network:
 
 def best_phase(phases: Phases, run_dir: Path) -> str:
     """The last finished phase of the recipe that trained a network."""
-    trained = [name for name in ordered_phases(phases) if phases[name].kind == "train"]
-    done = [name for name in trained if RunPaths(run_dir).phase(name).done.is_file()]
+    done = [name for name in trained_phases(phases) if RunPaths(run_dir).phase(name).done.is_file()]
     if not done:
         raise UserError(
             f"{run_dir}: no finished phase\nTrain one first: hpc-stres train --phase ..."

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hpc_stres.data.feed import ClipReader
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import protocol
 from hpc_stres.evaluation.networks import Network
@@ -90,14 +89,7 @@ def predict(network: Network, path: Path, quick: bool) -> Prediction:
     clip = PreparedClip(
         guard.prepare(video, network.settings, wanted=_wanted_pairs(path, evaluation)), path
     )
-    reader = ClipReader(
-        clip,
-        network.clips.side,
-        network.levels,
-        streams=network.streams,
-        most=512,
-        scale=network.clips.scale,
-    )
+    reader = network.reader(clip)
     requests = protocol.test_requests(clip.rows[0], 0, evaluation, network.clips)
     scores = protocol.score_video(network, reader, requests, network.dtype)
     streams = [stream for stream in scores if stream is not None]

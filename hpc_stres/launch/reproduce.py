@@ -8,7 +8,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from hpc_stres.config.recipe import Phases, ordered_phases
+from hpc_stres.config.recipe import Phases, trained_phases
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.run.paths import RunPaths
 from hpc_stres.run.pinning import LEVEL
@@ -19,7 +19,7 @@ LAST_LINES = 3
 
 def phase_to_repeat(phases: Phases, run_dir: Path, wanted: str | None) -> str:
     """The phase that was named, or the first of the recipe that has metrics."""
-    trained = [name for name in ordered_phases(phases) if phases[name].kind == "train"]
+    trained = trained_phases(phases)
     if wanted is not None:
         if wanted not in trained:
             raise ConfigError(f"--phase {wanted}: this run trains {', '.join(trained)}")

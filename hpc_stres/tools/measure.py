@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from hpc_stres.config.cluster import ClusterConfig
-from hpc_stres.config.recipe import Phases
+from hpc_stres.config.recipe import trained_phases
 from hpc_stres.config.schema import FLOW_STACK, Config, TrainingConfig
 from hpc_stres.data.augment import Levels
 from hpc_stres.data.feed import ClipReader
@@ -73,7 +73,7 @@ def measure(
     ranks = ranks_here(config.cluster)
     store = _store(config)
     classes = len(store.classes) if store else DEFAULT_CLASSES
-    phases = trained(config.phases, phases)
+    phases = trained_phases(config.phases, phases)
     figures = side_by_side(config, phases, ranks, classes)
     slowest = _slowest([figure.phases for figure in figures])
     feed = min(figures, key=lambda figure: figure.pictures_per_s)
@@ -123,16 +123,11 @@ def count_needs(config: Config, phases: list[str]) -> dict[str, Needs]:
     store = _store(config)
     classes = len(store.classes) if store else DEFAULT_CLASSES
     needs = {}
-    for name in trained(config.phases, phases):
+    for name in trained_phases(config.phases, phases):
         with torch.device("meta"):
             model = build_phase_model(config, name, classes)
         needs[name] = Needs(_flop(model, config, name), _gradient_bytes(model, config.training))
     return needs
-
-
-def trained(known: Phases, phases: list[str]) -> list[str]:
-    """Those of some phases that train a network."""
-    return [name for name in phases if known[name].kind == "train"]
 
 
 def _store(config: Config) -> Store | None:

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from hpc_stres.config.recipe import Phases
+from hpc_stres.config.recipe import Phases, trained_phases
 from hpc_stres.config.schema import FLOW_STACK, Config
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.layout import plan
@@ -172,7 +172,7 @@ def predict_evaluation(config: Config, nodes: int, speeds: Speeds) -> PhasePlan:
 
 def predict_all(config: Config, phases: list[str], nodes: int, speeds: Speeds) -> list[PhasePlan]:
     """Every phase, and evaluation last."""
-    trained = [name for name in phases if config.phases[name].kind == "train"]
+    trained = trained_phases(config.phases, phases)
     return [
         *(predict(config, name, nodes, speeds) for name in trained),
         predict_evaluation(config, nodes, speeds),
