@@ -7,13 +7,10 @@ on stderr and the good rest), harmless (it makes of the file what it made before
 import contextlib
 import io
 import json
-import os
 import random
 import signal
-import sys
-import traceback
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ import numpy as np
 
 from tests.campaign.judge import CRASHED, SILENT, STOPPED, SURVIVED, Outcome
 from tests.campaign.museum import Exhibit, Noticed
+from tests.campaign.outcomes import outcomes_of
 
 LIMIT_SECONDS = 600
 
@@ -218,30 +216,19 @@ def sweep(exhibit: Exhibit, seed: int, count: int, with_lies: bool) -> list[Outc
 def _in_child(
     exhibit: Exhibit, path: Path, seed: str, count: int, done: int, with_lies: bool
 ) -> list[Outcome]:
-    reading, writing = os.pipe()
-    sys.stdout.flush()
-    pid = os.fork()
-    if not pid:
-        os.close(reading)
-        status = 1
-        try:
-            signal.alarm(LIMIT_SECONDS)
-            _report(exhibit, path, random.Random(seed), count, done, with_lies, writing)
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    os.close(writing)
-    with os.fdopen(reading, encoding="utf-8") as stream:
-        rows = [json.loads(line) for line in stream if line.endswith("\n")]
-    if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) > 0:
+    def work(tell: Callable[[Outcome], None]) -> None:
+        signal.alarm(LIMIT_SECONDS)
+        _report(exhibit, path, random.Random(seed), count, done, with_lies, tell)
+
+    outcomes, status = outcomes_of(work)
+    if status > 0:
         raise RuntimeError(f"the campaign itself failed at {path}: see above")
-    return [Outcome(*row) for row in rows]
+    return outcomes
 
 
 def _report(
-    exhibit: Exhibit, path: Path, dice: random.Random, count: int, done: int, with_lies: bool, writing: int
+    exhibit: Exhibit, path: Path, dice: random.Random, count: int, done: int, with_lies: bool,
+    tell: Callable[[Outcome], None],
 ) -> None:  # fmt: skip
     before = exhibit.read()
     made = lies(exhibit, path, dice, count) if with_lies else flips(path, dice, count)
@@ -252,5 +239,4 @@ def _report(
         path.write_bytes(data)
         # A lie that happens to be the truth is harmless.
         outcome = Outcome(SURVIVED, "") if data == whole else ask(exhibit, before)
-        row = json.dumps([outcome.verdict, f"{path.name}, {where}: {outcome.why}"])
-        os.write(writing, f"{row}\n".encode())
+        tell(Outcome(outcome.verdict, f"{path.name}, {where}: {outcome.why}"))

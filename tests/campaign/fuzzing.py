@@ -9,7 +9,6 @@ import json
 import os
 import resource
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from tests.campaign.judge import CRASHED, STOPPED, SURVIVED, Outcome
+from tests.campaign.outcomes import outcomes_of
 
 MEMORY_BYTES, CASE_SECONDS = 2 << 30, 20
 MOST_LINES = 3
@@ -277,22 +277,12 @@ class Parsers:
 
 def run(parser: Parser, number: int, cases: int) -> list[Outcome]:
     """So many cases for a parser, in a child."""
-    reading, writing = os.pipe()
-    sys.stdout.flush()
-    pid = os.fork()
-    if not pid:
-        os.close(reading)
-        status = 1
-        try:
-            _limit()
-            _try_all(parser, number, max(1, int(cases * parser.share)), writing)
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(writing)
-    with os.fdopen(reading, encoding="utf-8") as stream:
-        outcomes = [Outcome(*json.loads(line)) for line in stream if line.endswith("\n")]
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def work(tell: Callable[[Outcome], None]) -> None:
+        _limit()
+        _try_all(parser, number, max(1, int(cases * parser.share)), tell)
+
+    outcomes, status = outcomes_of(work)
     if status:
         outcomes.append(Outcome(CRASHED, f"{parser.name}: ended with {status}: see {last_case()}"))
     return outcomes
@@ -322,7 +312,7 @@ def _cases(parser: Parser) -> st.SearchStrategy[bytes]:
     return st.one_of(made, st.text(max_size=40).map(lambda t: t.encode("utf-8", "surrogatepass")))
 
 
-def _try_all(parser: Parser, number: int, cases: int, writing: int) -> None:
+def _try_all(parser: Parser, number: int, cases: int, tell: Callable[[Outcome], None]) -> None:
     @seed(number)
     @settings(max_examples=cases, deadline=None, database=None, phases=[Phase.explicit, Phase.generate],
               suppress_health_check=list(HealthCheck))  # fmt: skip
@@ -332,7 +322,7 @@ def _try_all(parser: Parser, number: int, cases: int, writing: int) -> None:
         if outcome.verdict == CRASHED:
             with contextlib.suppress(OSError):
                 last_case().write_bytes(data)
-        os.write(writing, f"{json.dumps([outcome.verdict, outcome.why])}\n".encode())
+        tell(outcome)
 
     one()
 
