@@ -162,7 +162,10 @@ OFFERS = {
 
 @pytest.mark.parametrize("offer", OFFERS)
 def test_prepare_sh_tries_out_how_ranks_find_each_other(site, tmp_path, offer):
-    """The count of ranks alone: what `hpc-stres prepare` does with them is another test's."""
+    """The count of ranks alone: what `hpc-stres prepare` does with them is another test's.
+
+    Each rank says it in a file of its own: mpirun passes on what ranks print in pieces.
+    """
     offered, chosen = OFFERS[offer]
     real = site.run("bash", "-c", "command -v srun").stdout.strip()
     (tmp_path / "bin").mkdir()
@@ -175,10 +178,16 @@ def test_prepare_sh_tries_out_how_ranks_find_each_other(site, tmp_path, offer):
     script.write_text(
         f"#!/bin/bash\nexport PATH={tmp_path}/bin:$PATH\n. {shlex.quote(str(ROOT))}/hpc_stres/launch/mpi.sh\n"
         f"PYTHON=({shlex.quote(sys.executable)})\n"
-        "mpi_ranks -c \"from mpi4py import MPI; print('world of', MPI.COMM_WORLD.size)\"\n"
+        f"mpi_ranks {shlex.quote(str(tmp_path / 'rank.py'))}\n"
+    )
+    (tmp_path / "rank.py").write_text(
+        "import pathlib\nfrom mpi4py import MPI\n"
+        f"said = pathlib.Path({str(tmp_path)!r}) / f'rank{{MPI.COMM_WORLD.rank}}'\n"
+        "said.write_text(str(MPI.COMM_WORLD.size))\n"
     )
     out = tmp_path / "out.txt"
     site.run("sbatch", "--wait", "-p", "gpu", "-N2", "--ntasks-per-node=1", "-o", out, script)
     said = out.read_text()
     assert f"through {chosen}\n" in said, said
-    assert said.count("world of 2") == 2, said
+    ranks = {path.name: path.read_text() for path in tmp_path.glob("rank[0-9]*")}
+    assert ranks == {"rank0": "2", "rank1": "2"}, said
