@@ -1,6 +1,6 @@
 """Clusters with other limits, names and faults than the tests' own: `python -m tests.campaigns.limits [--only NAME]`.
 
-A private Slurm whose nodes are called cn-07-1 to cn-07-4, whose arrays have two elements at most, which takes 40 jobs
+A private Slurm whose nodes are called cn-07-1 to cn-07-4, whose arrays have two elements at most, which takes 60 jobs
 and has no GPUs. Each round is told in a few lines; what breaks a promise is told as WRONG and makes the exit status 1.
 Rounds that only queue are quick; those that train are marked. Needs root and Slurm's programs.
 """
@@ -30,7 +30,7 @@ from tests.slurm.test_once import Submitter
 
 PREFIX = "cn-07-"
 ONE, TWO, THREE, FOUR = (f"{PREFIX}{number}" for number in range(1, 5))
-LIMITS = "MaxArraySize=2\nMaxJobCount=40\nMessageTimeout=5\n"
+LIMITS = "MaxArraySize=2\nMaxJobCount=60\nMessageTimeout=5\n"
 HELD = {"cluster__sbatch__hold": "true", "cluster__scheduler_seconds": 60}
 COUNTED = ("squeue", "sacct", "scontrol", "scancel", "sinfo", "sbatch", "srun")
 # A path that shells and Slurm could read in other ways.
@@ -52,10 +52,9 @@ class Round:
 
     def user(self, name="run"):
         """A person who submits into a folder of this round."""
-        (self.folder / "wrappers").mkdir(exist_ok=True)
-        someone = Submitter(
-            self.slurm, self.data_root, self.folder / name, self.folder / "wrappers"
-        )
+        place = self.folder / f"wrappers{len(list(self.folder.glob('wrappers*')))}"
+        place.mkdir()
+        someone = Submitter(self.slurm, self.data_root, self.folder / name, place)
         someone.settings |= {"cluster.sbatch.hold": "false", "cluster.scheduler_seconds": 60}
         return someone
 
@@ -143,7 +142,7 @@ def job_count(one):
     """MaxJobCount: what does not fit is refused, and nothing of it stays."""
     who = one.user()
     sleeper = "sbatch", "--parsable", "--hold", "-o", "/dev/null", "--array=0-1", "--wrap", "true"
-    fillers = [one.slurm.run(*sleeper).stdout.strip() for _ in range(17)]
+    fillers = [one.slurm.run(*sleeper).stdout.strip() for _ in range(27)]
     try:
         settings = {"nodes": 1, "phase": "motion", "cluster__links": 4, **HELD}
         settings["cluster__scheduler_seconds"] = 20
