@@ -3,9 +3,9 @@
 # other streams' output comes after the first one's.
 #   bash tests/run_all.sh PYTHON
 #
-# A test of several processes or of a scheduler that fails is tried once more, and named as RERUN in
-# the summary: on a busy machine another process may have taken its port or its turn. Tests of the
-# unit stream are tried once.
+# A test that fails is tried once more, and named as RERUN with its first traceback: two cores are
+# shared by several ranks, a scheduler and kills, and a race of a test is no verdict on the product.
+# What fails twice fails; what is named as RERUN is to be looked at.
 set -uo pipefail
 python=${1:-.venv/bin/python}
 logs=$(mktemp -d)
@@ -13,7 +13,7 @@ trap 'rm -rf "$logs"' EXIT
 again=(--reruns 1 --rerun-show-tracebacks -rRfEs)
 "$python" -m pytest --durations=10 "${again[@]}" tests/slurm tests/image >"$logs/slurm" 2>&1 &
 slurm=$!
-"$python" -m pytest --durations=20 tests/unit >"$logs/unit" 2>&1 &
+"$python" -m pytest --durations=20 "${again[@]}" tests/unit >"$logs/unit" 2>&1 &
 unit=$!
 status=0
 "$python" -m pytest --durations=10 "${again[@]}" tests/distributed || status=$?
