@@ -24,6 +24,8 @@ LIMIT_SECONDS = 240.0
 POLL_SECONDS = 0.02
 # What a launcher does after one rank has failed: it waits so long for the others, then ends them.
 OTHERS_SECONDS = 120.0
+# What a command started ends within so long after it, whatever ended it.
+ORPHANS_SECONDS = 60.0
 
 
 @dataclass
@@ -79,6 +81,8 @@ class Start:
     without: str = ""
     inherited_orders: Orders | None = None
     """What programs that the command starts are told; nothing by default."""
+    before: Callable[[], None] | None = None
+    """What the child does to itself last: limits, a disk of its own."""
 
 
 def _become(start: Start, output: Path) -> None:
@@ -101,6 +105,8 @@ def _become(start: Start, output: Path) -> None:
     os.umask(start.umask)
     if start.folder is not None:
         os.chdir(start.folder)
+    if start.before is not None:
+        start.before()
     guards.remove(start.without)
     shim.arm(start.orders)
 
@@ -139,6 +145,8 @@ class End:
     text: str
     hung: bool = False
     seconds: float = 0.0
+    left: tuple[str, ...] = ()
+    """Processes that the command started and that outlived it."""
 
     @property
     def ok(self) -> bool:
@@ -165,9 +173,32 @@ def wait(
         if child.status is None:
             child.kill()
     text = "".join(dict.fromkeys(child.text for child in children))
-    return End(
-        [int(child.status or 0) for child in children], text, hung, time.monotonic() - started
-    )
+    seconds = time.monotonic() - started
+    left = () if hung else survivors({child.pid for child in children})
+    return End([int(child.status or 0) for child in children], text, hung, seconds, left)
+
+
+def survivors(sessions: set[int], patience_seconds: float = ORPHANS_SECONDS) -> tuple[str, ...]:
+    """Names of the processes of these sessions that do not end by themselves; they are ended."""
+    deadline = time.monotonic() + patience_seconds
+    while (alive := _members(sessions)) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    names = []
+    for member in alive:
+        with contextlib.suppress(psutil.Error):
+            names.append(f"{member.name()} {' '.join(member.cmdline())[:80]}")
+            member.kill()
+    return tuple(names)
+
+
+def _members(sessions: set[int]) -> list[psutil.Process]:
+    """Processes of these sessions that are no zombies."""
+    members = []
+    for pid in psutil.pids():
+        with contextlib.suppress(ProcessLookupError, psutil.Error):
+            if os.getsid(pid) in sessions and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                members.append(psutil.Process(pid))
+    return members
 
 
 def free_port() -> int:

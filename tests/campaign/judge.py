@@ -61,6 +61,8 @@ def check_end(end: End, what: str, sent: Iterable[int] = (), names: tuple[str, .
     trace = trace_in(end.text)
     if trace:
         raise Failure(CRASHED, f"{what}: {trace} | {last_words(end.text)}")
+    if end.left:
+        raise Failure(CRASHED, f"{what}: it left processes behind: {', '.join(end.left)}")
     allowed = {0, 1, 2, EXIT_CONTINUE, 130, *(-number for number in sent)}
     odd = [status for status in end.statuses if status not in allowed]
     if odd:
@@ -71,7 +73,8 @@ def check_end(end: End, what: str, sent: Iterable[int] = (), names: tuple[str, .
     if not said:
         raise Failure(CRASHED, f"{what}: failed without a sentence: {last_words(end.text)}")
     block = end.text[end.text.rindex(said[-1]) :]
-    if names and not any(name in end.text for name in names):
+    from_first = end.text[end.text.index(said[0]) :]
+    if names and not any(name in from_first for name in names):
         raise Failure(CRASHED, f"{what}: the sentence does not say where: {said[-1]} ({names[0]})")
     if len([line for line in block.splitlines() if line.strip()]) > MOST_LINES:
         raise Failure(CRASHED, f"{what}: more than a sentence: {last_words(block)}")
