@@ -1,6 +1,7 @@
 """What may come of a fault: a run survives it, or a command stops with a clear sentence. Anything else is a failure."""
 
 import re
+import signal
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ FAILURES = (SILENT, CRASHED)
 SENTENCE = re.compile(r"^(?:hpc-stres(?: [a-z-]+)?|submit\.py): (?P<text>.+)$", re.MULTILINE)
 TRACES = ("Traceback (most recent call last)", ": unexpected ", "terminate called", "Fatal Python error",
           "Exception in thread", "Exception ignored")  # fmt: skip
-EXIT_CONTINUE = 75
+# Exit statuses that only those have who were asked to stop.
+EXIT_CONTINUE, INTERRUPTED = 75, 130
+ASKS_TO_STOP = {signal.SIGINT, signal.SIGUSR2, signal.SIGTERM}
 MOST_LINES = 4
 
 
@@ -63,7 +66,9 @@ def check_end(end: End, what: str, sent: Iterable[int] = (), names: tuple[str, .
         raise Failure(CRASHED, f"{what}: {trace} | {last_words(end.text)}")
     if end.left:
         raise Failure(CRASHED, f"{what}: it left processes behind: {', '.join(end.left)}")
-    allowed = {0, 1, 2, EXIT_CONTINUE, 130, *(-number for number in sent)}
+    signals = set(sent)
+    allowed = {0, 1, 2, *(-number for number in signals)}
+    allowed |= {EXIT_CONTINUE, INTERRUPTED} if signals & ASKS_TO_STOP else set()
     odd = [status for status in end.statuses if status not in allowed]
     if odd:
         raise Failure(CRASHED, f"{what}: ended with {odd[0]}: {last_words(end.text)}")

@@ -15,9 +15,11 @@ class Record:
         self.rows: dict[int, tuple[str, Outcome]] = {}
         self.fixed_since = 0
         if self.path.is_file():
-            for line in self.path.read_text("utf-8").splitlines(keepends=True):
-                if line.endswith("\n"):  # a campaign may be killed as well
-                    self._take(json.loads(line))
+            text = self.path.read_text("utf-8")
+            whole = text[: text.rfind("\n") + 1]  # a campaign may be killed in the middle of a line
+            self.path.write_text(whole, "utf-8")
+            for line in whole.splitlines():
+                self._take(json.loads(line))
 
     def _take(self, row: dict[str, str | int | float]) -> None:
         number, outcome = int(row["round"]), Outcome(str(row["verdict"]), str(row["why"]))
