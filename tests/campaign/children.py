@@ -4,11 +4,13 @@ Each child is a process of its own, with its own environment, files, signals and
 command calls, `hpc_stres.__main__.main`.
 """
 
+import atexit
 import contextlib
 import os
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -144,7 +146,14 @@ def fork(start: Start, output: Path, work: Callable[[], int] | None = None) -> C
     finally:
         with contextlib.suppress(BaseException):
             sys.stdout.flush()
+            _end_as_a_program()
         os._exit(status & 0xFF)
+
+
+def _end_as_a_program() -> None:
+    """What the interpreter does at its end: threads are waited for, what was registered is called."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
 
 
 @dataclass

@@ -196,13 +196,11 @@ def _without_controller(run: Submission) -> str:
 
 
 def _refuse_doubles(run: Submission) -> None:
-    """Each link of the phase is in the queue at most once."""
-    told = run.slurm.run("squeue", "-h", "-o", "%i %k").stdout.splitlines()
-    comments = [line.split(maxsplit=1)[1] for line in told if len(line.split(maxsplit=1)) == 2]
-    links = Counter(tuple(comment.split(":")[2:4]) for comment in comments if ":" in comment)
-    twice = [link for link, number in links.items() if number > 1]
-    if twice:
-        raise Failure(SILENT, f"twice in the queue: {twice}: {comments}")
+    """No phase is worked at by two jobs at once."""
+    told = run.slurm.run("squeue", "-h", "-t", "R", "-o", "%k").stdout.split()
+    phases = Counter(comment.split(":")[2] for comment in told if comment.count(":") == 4)
+    if twice := [phase for phase, number in phases.items() if number > 1]:
+        raise Failure(SILENT, f"run twice at once: {twice}: {told}")
 
 
 def perform(place: "Place") -> Outcome:
@@ -220,12 +218,12 @@ def perform(place: "Place") -> Outcome:
         said = _do(run, fault["what"])
         for _ in range(MOST_SUBMITS):
             run.slurm.wait(run.is_over, f"the end of the jobs ({fault['what']})", JOB_SECONDS)
+            _refuse_doubles(run)
             if (run.folder / "done.json").is_file():
                 break
             refused = run.submit()
             if refused:
                 raise Failure(CRASHED, f"submit again was refused: {refused}")
-            _refuse_doubles(run)
         place.compare(place.experiment)
     except RuntimeError as error:
         raise Failure(CRASHED, f"{error}: {run.queue_text()}") from None
