@@ -16,6 +16,7 @@ silent or crashed.
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -53,6 +54,7 @@ def main() -> int:
     base.mkdir(parents=True, exist_ok=True)
     os.environ[BASE] = str(base)  # for itself, when it starts again
     shim.restart_with_shim(base)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what it has started ends with it
     try:
         if args.short:
             return short(args, base)

@@ -100,6 +100,9 @@ def _new_session() -> None:
 def _become(start: Start, output: Path) -> None:
     """In the child: what a shell would set up."""
     _new_session()
+    # Whatever the campaign itself makes of them: one that runs in the background ignores Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for number, path in ((1, output), (2, errors_of(output))):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
     sys.stdout = os.fdopen(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
