@@ -2,11 +2,12 @@
 
 import errno
 import threading
+from pathlib import Path
 
 import pytest
 
 from hpc_stres import errors
-from hpc_stres.run.paths import PhasePaths
+from hpc_stres.run.paths import PhasePaths, naming
 from hpc_stres.training.metrics import MetricsLog, _leave_to_the_caller
 from tests.conftest import run_python
 
@@ -60,6 +61,13 @@ def test_a_folder_that_cannot_be_made_costs_a_sentence(name, tmp_path):
     assert len(done.stderr.splitlines()) <= 3
 
 
+@pytest.mark.parametrize("name", [None, b"/run/x", "/run/x"])
+def test_an_error_has_a_name_that_can_be_shown(name):
+    with pytest.raises(OSError, match="Read-only") as error, naming(Path("/run/x")):
+        raise OSError(errno.EROFS, "Read-only file system", name)
+    assert error.value.filename == "/run/x"
+
+
 def test_a_failure_of_tensorboards_thread_is_left_to_who_called_it(capsys):
     shown = []
     hook = _leave_to_the_caller(shown.append)
@@ -89,8 +97,9 @@ def test_events_on_a_full_disk_are_an_error_with_their_name_and_no_traceback_of_
     (events,) = (tmp_path / "events").iterdir()
     events.unlink()
     events.symlink_to("/dev/full")
+    log.write({"step": 2, "loss": 1.0})
     with pytest.raises(OSError, match="No space left"):
-        log.write({"step": 2, "loss": 1.0}), log.events.flush()
+        log.events.flush()
     with pytest.raises(OSError, match="No space left") as error:
         log.write({"step": 3, "loss": 1.0})
     assert str(tmp_path / "events") in str(error.value)
