@@ -10,8 +10,11 @@ from tests.campaign.children import End
 
 SURVIVED, STOPPED, SILENT, CRASHED = "survived", "stopped", "silent", "crashed"
 FAILURES = (SILENT, CRASHED)
-SENTENCE = re.compile(r"^(?:hpc-stres(?: [a-z-]+)?|submit\.py): (?P<text>.+)$", re.MULTILINE)
-TRACES = ("Traceback (most recent call last)", ": unexpected ", "terminate called", "Fatal Python error",
+SENTENCE = re.compile(
+    r"^(?:hpc-stres(?: [a-z-]+)?|submit\.py|status\.py): (?P<text>.+)$", re.MULTILINE
+)
+UNEXPECTED = re.compile(r": unexpected [A-Z]\w*:")
+TRACES = ("Traceback (most recent call last)", "terminate called", "Fatal Python error",
           "Exception in thread", "Exception ignored")  # fmt: skip
 # Exit statuses that only those have who were asked to stop.
 EXIT_CONTINUE, INTERRUPTED = 75, 130
@@ -38,7 +41,7 @@ class Failure(Exception):
 def trace_in(text: str) -> str:
     """The first line of what no user should see, or nothing."""
     for line in text.splitlines():
-        if any(trace in line for trace in TRACES):
+        if any(trace in line for trace in TRACES) or UNEXPECTED.search(line):
             return line.strip()[:200]
     return ""
 

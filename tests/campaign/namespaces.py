@@ -47,16 +47,17 @@ def read_only(folder: Path) -> None:
     _call("mount", b"none", name, None, flags, None)
 
 
-def full(folder: Path, kept: Path) -> None:
-    """Another, full file system in the place of a folder; `kept`, which may lie in it, is as it was."""
-    before = os.open(kept, os.O_RDONLY | os.O_DIRECTORY)
+def full(folder: Path, *kept: Path) -> None:
+    """Another, full file system in the place of a folder; what is `kept`, which may lie in it, is as it was."""
+    before = {path: os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in kept}
     size = b"size=256k,mode=1777"
     _call("mount", b"campaign", os.fsencode(folder), b"tmpfs", ctypes.c_ulong(0), size)
-    if kept.is_relative_to(folder):
-        kept.mkdir(parents=True)
-        source = f"/proc/self/fd/{before}".encode()
-        _call("mount", source, os.fsencode(kept), None, ctypes.c_ulong(MS_BIND), None)
-    os.close(before)
+    for path, descriptor in before.items():
+        if path.is_relative_to(folder):
+            path.mkdir(parents=True, exist_ok=True)
+            source = f"/proc/self/fd/{descriptor}".encode()
+            _call("mount", source, os.fsencode(path), None, ctypes.c_ulong(MS_BIND), None)
+        os.close(descriptor)
     with contextlib.suppress(OSError), (folder / "filled").open("wb", buffering=0) as stream:
         while True:
             stream.write(bytes(4096))

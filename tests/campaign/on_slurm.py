@@ -63,14 +63,26 @@ class Submission:
         place = self.place
         settings = [*place.shop.settings(place.experiment, place.root)]
         settings += [word for value in SETTINGS for word in ("--set", value)]
-        argv = ["submit", "--config", str(CONFIG), "--phase", self.phase, "--cluster", "slurm", "--nodes", "1",
-                "--run-dir", str(place.run_dir), *settings]  # fmt: skip
+        words = [
+            "--config",
+            str(CONFIG),
+            "--phase",
+            self.phase,
+            "--cluster",
+            "slurm",
+            "--nodes",
+            "1",
+        ]
+        return self._ask([*words, "--run-dir", str(place.run_dir), *settings])
+
+    def _ask(self, words: list[str]) -> str:
+        place = self.place
         place.shop.outputs += 1
         output = place.shop.base / "outputs" / f"{place.shop.outputs:05d}.txt"
         output.parent.mkdir(exist_ok=True)
         environment = {**dict.fromkeys(OURS, ""), "PYTHONPATH": str(ROOT),
                        "SLURM_CONF": self.slurm.environment["SLURM_CONF"]}  # fmt: skip
-        start = Start(argv, environment, folder=ROOT, without=place.shop.without)
+        start = Start(["submit", *words], environment, folder=ROOT, without=place.shop.without)
         return check_end(children.wait([fork(start, output)]), "submit")
 
     def jobs(self, phase: str) -> list[str]:
@@ -96,8 +108,16 @@ class Submission:
         return tasks
 
     def is_over(self) -> bool:
-        """Whether none of the phase's jobs is in the queue."""
-        return not set(self.jobs(self.phase)) & set(self.slurm.queue())
+        """Whether none of the phase's jobs is in the queue; one that Slurm holds is cancelled, as its user would."""
+        jobs = set(self.jobs(self.phase)) & set(self.slurm.queue())
+        if not jobs:
+            return True
+        told = self.slurm.run("squeue", "-h", "-j", ",".join(jobs), "-o", "%r", check=False).stdout
+        if "held" in told.lower():
+            refused = self._ask(["--cancel", str(self.place.run_dir)])
+            if refused:
+                raise Failure(CRASHED, f"submit --cancel was refused: {refused}")
+        return False
 
     def node(self) -> str:
         """Where a job of the phase runs; empty while none does."""

@@ -43,7 +43,7 @@ def _limit_memory(mib: int) -> None:
 def _fill(folder: Path, kept: Path) -> None:
     tempfile.tempdir = None  # what the campaign itself has looked up before
     namespaces.be_alone()
-    namespaces.full(folder, kept)
+    namespaces.full(folder, kept, programs.ROOT)
 
 
 def limits(place: "Place") -> Outcome:

@@ -142,6 +142,7 @@ def test_only_a_clear_sentence_is_a_stop():
     assert verdict("", 1) == judge.CRASHED, "no sentence"
     assert verdict("", -11) == judge.CRASHED
     assert verdict("", -9, sent=(9,)) == ""
+    assert verdict(good.replace("damaged", "unexpected end of data"), 1)[0] == "/"
     assert verdict("hpc-stres train: unexpected KeyError: 3\nAdd --debug", 1) == judge.CRASHED
     assert verdict("Traceback (most recent call last):\n", 0) == judge.CRASHED
     assert verdict(good + "\n".join("abcdef"), 1) == judge.CRASHED, "a page is no sentence"
