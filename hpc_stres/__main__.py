@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from hpc_stres import __version__
-from hpc_stres.errors import UserError
+from hpc_stres.errors import UserError, explained
 
 INTERRUPTED = 130
 # Command: module of hpc_stres.commands, one line of help.
@@ -102,10 +102,7 @@ def _run(args: argparse.Namespace, name: str) -> int:
     except Exception as error:
         if args.debug:
             raise
-        kind = type(error).__name__
-        print(
-            f"{name}: unexpected {kind}: {error}\nAdd --debug for the traceback.", file=sys.stderr
-        )
+        print(f"{name}: {explained(error)}", file=sys.stderr)
         return 1
 
 

@@ -13,6 +13,39 @@ class ConfigError(UserError):
     code = 2
 
 
+# How the system and libraries say that a process gets no more memory, threads or open files.
+_LACKS = (
+    "can't allocate memory", "cannot allocate memory", "not enough memory", "unable to allocate", "bad_alloc",
+    "no memory to", "can't start new thread", "resource temporarily unavailable", "too many open files",
+)  # fmt: skip
+
+
+def explained(error: Exception) -> UserError:
+    """What no command expected, as a sentence: what the machine lacks or refuses and where, a rank that is gone,
+    and all else by its kind."""
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    if isinstance(error, MemoryError) or any(lack in str(error).lower() for lack in _LACKS):
+        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        return UserError(
+            f"{where}this process gets no more memory, threads or open files: {reason}\n"
+            "See `ulimit -a` and what the job asked for; fewer data.workers and a smaller "
+            "training.max_micro_batch need less. The same command resumes."
+        )
+    if isinstance(error, OSError) and error.filename is not None:
+        return UserError(
+            f"{error.filename}: cannot be read or written: {error.strerror or error}\n"
+            "Put that right, or name another place, and run the same command again."
+        )
+    # By its name: torch, which has it, takes seconds to import.
+    if any(kind.__name__ == "DistError" for kind in type(error).__mro__):
+        return UserError(
+            f"another rank is gone: {reason}\n"
+            "Its own message says why. The same command resumes from the last checkpoint."
+        )
+    kind = type(error).__name__
+    return UserError(f"unexpected {kind}: {error}\nAdd --debug for the traceback.")
+
+
 class FieldError(ValueError):
     """A value that its config section refuses; the loader adds file and line."""
 
