@@ -15,8 +15,9 @@ Backend = Literal["native", "cuda", "dali", "opencv"]
 BACKENDS: tuple[Backend, ...] = ("native", "cuda", "dali", "opencv")
 Pyramid = Literal["paper", "opencv4"]
 PYRAMIDS: tuple[Pyramid, ...] = ("paper", "opencv4")
-# Pairs that go through a GPU together; the memory of a pair at 340x256 is 6 MB.
-GPU_BATCH = 128
+# Pairs that a GPU is given at once; at 340x256 each takes 2 MB of its memory. How many of them it
+# works on together is the kernels' choice (native/tvl1.cu).
+GPU_BATCH = 256
 # DALI's optical flow comes in quarter pixels of a grid; 1 is the finest grid, 0 the slowest
 # and best preset.
 DALI_GRID, DALI_PRESET = 1, 0.0
@@ -148,22 +149,34 @@ def run_kernels(
     flow: NDArray[np.float32],
     pyramid: str,
     batch: int = GPU_BATCH,
-) -> None:
-    """The GPU's kernels, from a library made by nvcc or, in tests, by a C++ compiler; a batch
-    of pairs at once."""
+    depth: int = 0,
+    cache_bytes: int = 0,
+) -> float:
+    """The GPU's kernels, from a library made by nvcc or, in tests, by a C++ compiler; `batch` pairs
+    at once. Gives the updates of a pixel that they did.
+
+    `depth` iterations go into a launch, and pairs that fit into `cache_bytes` together; 0 is the
+    device's own choice. Neither changes the flow.
+    """
     _check_room(frames, flow)
     bytes_, floats = (np.ctypeslib.ndpointer(kind, flags="C") for kind in (np.uint8, np.float32))
     solve = library.tvl1_batch_gpu
-    solve.argtypes = [bytes_, *[ctypes.c_int] * 4, floats]
+    updates, total = ctypes.c_double(), 0.0
+    solve.argtypes = [
+        bytes_, *[ctypes.c_int] * 5, ctypes.c_size_t, floats, ctypes.POINTER(ctypes.c_double)
+    ]  # fmt: skip
     solve.restype = ctypes.c_int
     rows, cols = frames.shape[1:]
     for start in range(0, len(flow), batch):
         count = min(batch, len(flow) - start)
         some, room = frames[start : start + count + 1], flow[start : start + count]
-        if solve(some, count, rows, cols, pyramid == "paper", room) != 0:
+        size = count, rows, cols, pyramid == "paper"
+        if solve(some, *size, depth, cache_bytes, room, ctypes.byref(updates)) != 0:
             raise UserError(
                 f"TV-L1 on the GPU: {count} pairs of {cols}x{rows} do not fit, or the device failed"
             )
+        total += updates.value
+    return total
 
 
 def _dali(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
