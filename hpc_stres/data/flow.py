@@ -2,7 +2,7 @@
 
 import ctypes
 import itertools
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,6 +143,14 @@ def _cuda(frames: NDArray[np.uint8], flow: NDArray[np.float32], pyramid: str) ->
     run_kernels(native.load_cuda("tvl1", f"sm_{major}{minor}"), frames, flow, pyramid)
 
 
+class Work(NamedTuple):
+    """What the GPU's kernels did: updates of a pixel, and places for a pair that their chunks of 30
+    iterations were started with."""
+
+    updates: float
+    places: float
+
+
 def run_kernels(
     library: Any,
     frames: NDArray[np.uint8],
@@ -151,31 +159,29 @@ def run_kernels(
     batch: int = GPU_BATCH,
     depth: int = 0,
     cache_bytes: int = 0,
-) -> float:
+) -> Work:
     """The GPU's kernels, from a library made by nvcc or, in tests, by a C++ compiler; `batch` pairs
-    at once. Gives the updates of a pixel that they did.
+    at once.
 
     `depth` iterations go into a launch, and pairs that fit into `cache_bytes` together; 0 is the
     device's own choice. Neither changes the flow.
     """
     _check_room(frames, flow)
     bytes_, floats = (np.ctypeslib.ndpointer(kind, flags="C") for kind in (np.uint8, np.float32))
-    solve = library.tvl1_batch_gpu
-    updates, total = ctypes.c_double(), 0.0
-    solve.argtypes = [
-        bytes_, *[ctypes.c_int] * 5, ctypes.c_size_t, floats, ctypes.POINTER(ctypes.c_double)
-    ]  # fmt: skip
+    solve = library.tvl1_batch_gpu_in
+    work, total = (ctypes.c_double * 2)(), Work(0.0, 0.0)
+    solve.argtypes = [bytes_, *[ctypes.c_int] * 5, ctypes.c_size_t, floats, type(work)]
     solve.restype = ctypes.c_int
     rows, cols = frames.shape[1:]
     for start in range(0, len(flow), batch):
         count = min(batch, len(flow) - start)
         some, room = frames[start : start + count + 1], flow[start : start + count]
         size = count, rows, cols, pyramid == "paper"
-        if solve(some, *size, depth, cache_bytes, room, ctypes.byref(updates)) != 0:
+        if solve(some, *size, depth, cache_bytes, room, work) != 0:
             raise UserError(
                 f"TV-L1 on the GPU: {count} pairs of {cols}x{rows} do not fit, or the device failed"
             )
-        total += updates.value
+        total = Work(total.updates + work[0], total.places + work[1])
     return total
 
 

@@ -231,7 +231,7 @@ class Solver {
     device.allow_shared(iterate, sizeof(Tile));
   }
 
-  bool solve(const uint8_t* frames, float* out, double* pixels) {
+  bool solve(const uint8_t* frames, float* out, double* work) {
     const Scale& fine = scales_[0];
     Buffer bytes(device, (count_ + 1) * fine.area);
     Buffer images(device, (count_ + 1) * pyramid_ * sizeof(float));
@@ -252,7 +252,8 @@ class Solver {
     unsigned long long sum = 0;
     device.to_host(out, flow[0], 2 * count_ * fine.area * sizeof(float));
     device.to_host(&sum, done.of<void>(), sizeof sum);
-    *pixels = static_cast<double>(sum);
+    work[0] = static_cast<double>(sum);
+    work[1] = started_;
     return device.good;
   }
 
@@ -266,6 +267,7 @@ class Solver {
   int count_, depth_, used_ = 0;
   Scale scales_[kScales];
   long pyramid_ = 0, room_ = 0;
+  double started_ = 0;
   Batch batch_;
 
   void build_pyramid(const uint8_t* bytes, float* images) {
@@ -315,6 +317,7 @@ class Solver {
     int slots = count;
     for (int turn = 0; turn < most && device.good; ++turn) {
       device.replay(s * (kMostBlocks + 1l) + slots, [&] { chunk(s, slots); });
+      started_ += slots;
       device.ask(turn, batch_.active);
       const int left = turn ? device.answer(turn - 1) : count;
       if (left == 0) return;
@@ -341,21 +344,29 @@ class Solver {
 
 template <class Pyramid>
 bool solve(const uint8_t* frames, int count, int rows, int cols, int depth, size_t cache_bytes,
-           float* out, double* pixels) {
+           float* out, double* work) {
   Device device;
-  return Solver<Pyramid>(device, count, rows, cols, depth, cache_bytes).solve(frames, out, pixels);
+  return Solver<Pyramid>(device, count, rows, cols, depth, cache_bytes).solve(frames, out, work);
 }
 
 }  // namespace
 
 // Flow of `count` consecutive pairs of `count + 1` frames on the current device; `paper` chooses the
-// pyramid. 0, or 1 where memory or the device failed. `out` holds u and then v of each pair; `pixels`
-// becomes the number of updates of a pixel that were done. `depth`, iterations of a launch, and
-// `cache_bytes`, what the pairs that go together have to fit into, are 0 where the best for this
-// device are wanted; they change nothing in the flow.
-extern "C" int tvl1_batch_gpu(const uint8_t* frames, int count, int rows, int cols, int paper,
-                              int depth, size_t cache_bytes, float* out, double* pixels) {
+// pyramid. 0, or 1 where memory or the device failed. `out` holds u and then v of each pair.
+//
+// `depth`, iterations of a launch, and `cache_bytes`, what the pairs that go together have to fit
+// into, are 0 where the best for this device are wanted; they change nothing in the flow. `work`
+// becomes the number of updates of a pixel that were done, and the number of places for a pair that
+// chunks of iterations were started with.
+extern "C" int tvl1_batch_gpu_in(const uint8_t* frames, int count, int rows, int cols, int paper,
+                                 int depth, size_t cache_bytes, float* out, double* work) {
   if (rows > kMostBlocks || count >= kMostBlocks) return 1;
   const auto run = paper ? solve<Paper> : solve<OpenCv4>;
-  return run(frames, count, rows, cols, depth, cache_bytes, out, pixels) ? 0 : 1;
+  return run(frames, count, rows, cols, depth, cache_bytes, out, work) ? 0 : 1;
+}
+
+extern "C" int tvl1_batch_gpu(const uint8_t* frames, int count, int rows, int cols, int paper,
+                              float* out) {
+  double work[2];
+  return tvl1_batch_gpu_in(frames, count, rows, cols, paper, 0, 0, out, work);
 }

@@ -73,12 +73,12 @@ static thread_local int emulated_x, emulated_y, emulated_n;
   std::memset(static_cast<void*>(&name), 0xff, sizeof name);
 #define CELLS(Type, name) static thread_local Type name[kThreads][kCells];
 #define CELLS_OF(name, t) name[t]
-// Threads may come in any order: the tests take both.
-#ifdef HPC_STRES_LAST_THREAD_FIRST
-#define THREADS(t) for (int t = kThreads - 1; t >= 0; --t)
-#else
-#define THREADS(t) for (int t = 0; t < kThreads; ++t)
-#endif
+// Threads may come in any order: the tests take both ends first.
+extern "C" int emulated_last_thread_first;
+int emulated_last_thread_first = 0;
+#define THREADS(t)                         \
+  for (int turn = 0; turn < kThreads; ++turn) \
+    if (const int t = emulated_last_thread_first ? kThreads - 1 - turn : turn; true)
 #define SYNC
 
 #endif
