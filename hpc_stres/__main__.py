@@ -1,7 +1,9 @@
 """The commands. Each lives in hpc_stres.commands and imports what is heavy only when it runs."""
 
 import argparse
+import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -10,6 +12,9 @@ from hpc_stres import __version__
 from hpc_stres.errors import UserError
 
 INTERRUPTED = 130
+# What a disk says without naming a file.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+ABOUT_PLACES = "Name a place that is there, has room, and that this user may use."
 # Command: module of hpc_stres.commands, one line of help.
 COMMANDS = {
     "demo": ("demo", "run the whole chain on data that it makes itself, in a few minutes"),
@@ -78,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; errors that a user can fix are a few lines on stderr and an exit code."""
     name = "hpc-stres"
+    say_any_name()
     try:
         args = build_parser().parse_args(argv)
         name = f"hpc-stres {args.command}"
@@ -85,6 +91,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{name}: interrupted; the same command resumes from here", file=sys.stderr)
         return INTERRUPTED
+
+
+def say_any_name() -> None:
+    """A letter that the terminal (or the file that is written to) does not have is written as its
+    number: the name of a video is no reason for a command to fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run(args: argparse.Namespace, name: str) -> int:
@@ -102,6 +116,10 @@ def _run(args: argparse.Namespace, name: str) -> int:
     except Exception as error:
         if args.debug:
             raise
+        if isinstance(error, OSError) and (error.filename or error.errno in FULL):
+            where = error.filename or "the disk"
+            print(f"{name}: {where}: {error.strerror}\n{ABOUT_PLACES}", file=sys.stderr)
+            return 1
         kind = type(error).__name__
         print(
             f"{name}: unexpected {kind}: {error}\nAdd --debug for the traceback.", file=sys.stderr
