@@ -22,7 +22,7 @@ from pathlib import Path
 from hpc_stres.prepare.run import prepare
 from hpc_stres.run.attempts import read_attempts
 from hpc_stres.run.bad_nodes import read_accusations
-from tests.campaigns.rounds import Round
+from tests.campaigns.rounds import Round, restarted
 from tests.conftest import ROOT, tiny_config
 from tests.slurm.cluster import PrivateSlurm, missing
 from tests.slurm.conftest import person
@@ -85,7 +85,7 @@ def job_count(one):
     known = len(one.slurm.run("squeue", "-h", "-r", "-t", "all").stdout.splitlines())
     settings = {"nodes": 1, "phase": "motion", "cluster__links": 4, **HELD}
     settings["cluster__scheduler_seconds"] = 20
-    _restarted(one.slurm, LIMITS.replace("MaxJobCount=500", f"MaxJobCount={known + 6}"))
+    restarted(one.slurm, LIMITS.replace("MaxJobCount=500", f"MaxJobCount={known + 6}"))
     code, output = one.submit(who, **settings)
     print("   " + output.strip().replace("\n", "\n   "))
     one.check(code == 1, f"exit status {code}: {output}")
@@ -93,22 +93,13 @@ def job_count(one):
     stays = len(one.slurm.queue())
     said = "Nothing of this submission" in output if not stays else "Submitted so far" in output
     one.check(said, f"{stays} jobs stay: {output}")
-    _restarted(one.slurm, LIMITS)
+    restarted(one.slurm, LIMITS)
     code, output = one.submit(who, **settings)
     one.check(code == 0, output)
     counted = Counter(row[3:] for row in one.queued())
     chain = {(n, str(link)) for n in ("motion", "evaluate") for link in range(4)}
     one.check(counted == Counter(chain), f"the chain is {counted}")
     who.cancel()
-
-
-def _restarted(slurm, more):
-    """The controller again, with other limits."""
-    slurm.stop_controller()
-    slurm.more = more
-    slurm.configure()
-    slurm.start_controller()
-    slurm.wait(lambda: slurm.ok("squeue"), "the controller", 120)
 
 
 def arrays_of_two(one):

@@ -64,3 +64,12 @@ class Round:
         for (name, _), state in zip(flat, states, strict=True):
             result.setdefault(name, []).append(state)
         return result
+
+
+def restarted(slurm, more):
+    """The controller again, with other limits."""
+    slurm.stop_controller()
+    slurm.more = more
+    slurm.configure()
+    slurm.start_controller()
+    slurm.wait(lambda: slurm.ok("squeue"), "the controller", 120)
