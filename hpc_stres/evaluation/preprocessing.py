@@ -4,9 +4,10 @@ export without us."""
 from collections.abc import Sequence
 from typing import Any
 
-from hpc_stres.config.schema import FLOW_STACK, Config
-from hpc_stres.data import augment
+from hpc_stres.config.schema import FLOW_STACK, Config, EvaluationConfig
+from hpc_stres.data import augment, segments
 from hpc_stres.data.flow import BOUND, ZERO_LEVEL
+from hpc_stres.data.test_clips import TestClips
 from hpc_stres.phases.train import TrainPhase
 from hpc_stres.store.location import Settings
 
@@ -24,11 +25,9 @@ def preprocessing(config: Config, phase: TrainPhase, inputs: Sequence[str]) -> d
             "short_side": settings.short_side, "interpolation": "bicubic", "sides": "even, rounded down",
             "jpeg_quality": settings.jpeg_quality,
         },
-        "sampling": {
-            "chunks": config.evaluation.chunks, "first_frame": half, "last_frame_from_end": half + 1,
-            "places": "floor(linspace(first, last, chunks) + 0.5)", "flips": config.evaluation.flips,
-        },
-        "score": "mean of the logits over time, flips and streams",
+        "sampling": _sampling(config.evaluation, TestClips.of(phase, config.data.crop)),
+        "view": _view(TestClips.of(phase, config.data.crop)),
+        "score": "mean of the logits over clips, time, flips and streams",
     }  # fmt: skip
     if "rgb" in inputs:
         made["rgb"] = {
@@ -47,3 +46,32 @@ def preprocessing(config: Config, phase: TrainPhase, inputs: Sequence[str]) -> d
             "flipped_scale": flipped_scale.tolist(), "flipped_shift": flipped_shift.tolist(),
         }  # fmt: skip
     return made
+
+
+def _sampling(evaluation: EvaluationConfig, clips: TestClips) -> dict[str, Any]:
+    """Which frames of a video are the chunks of a clip, counted from 0."""
+    half = FLOW_STACK // 2
+    common = {
+        "first_frame": half,
+        "last_frame_from_end": half + 1,
+        "flips": evaluation.flips,
+    }
+    if clips.segments is None:
+        places = "floor(linspace(first, last, chunks) + 0.5)"
+        return {"chunks": evaluation.chunks, "places": places, **common}
+    return {
+        "segments": clips.segments,
+        "clips": segments.test_clips(evaluation.chunks, clips.segments),
+        "every": clips.frame_grid,
+        "choices": "every n-th frame from first to last",
+        "segment": "choices[count * s // segments : count * (s + 1) // segments]",
+        "places": "in clip c the choice at floor((c + 0.5) / clips * length) of each segment",
+        **common,
+    }
+
+
+def _view(clips: TestClips) -> str:
+    """What of a frame the network sees."""
+    if clips.side is not None:
+        return f"the middle square, resized to {clips.side} x {clips.side} pixels"
+    return "whole frame" if clips.scale is None else f"whole frame, {clips.scale:g} times as large"

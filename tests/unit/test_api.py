@@ -3,6 +3,8 @@
 import multiprocessing
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +16,10 @@ from hpc_stres import native
 from hpc_stres.data.augment import Levels
 from hpc_stres.data.feed import ClipReader
 from hpc_stres.data.requests import Box, Request, spread_frames
+from hpc_stres.data.test_clips import TestClips
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import predict as scoring
+from hpc_stres.store.format import PreparedVideo
 from tests.conftest import ROOT, tiny_config
 from tests.unit.untrained import make_run
 from tests.waiting import PATIENCE_SECONDS
@@ -57,6 +61,30 @@ def test_a_prediction_is_that_of_the_command(data_root, tmp_path):
     for name in ("none.avi", "no.avi"):
         with pytest.raises(UserError, match=name):
             hs.predict(tmp_path / name, model)
+
+
+@pytest.mark.parametrize("segments", [None, 1, 2, 3, 7])
+@pytest.mark.parametrize("frames", [3, 40, 333])
+def test_flow_is_computed_of_every_pair_that_the_networks_clips_read(monkeypatch, segments, frames):
+    """Any other pair would be read as if nothing moved; a network of segments reads other pairs."""
+    given, read = {}, []
+    prepared = PreparedVideo("v", 0, 8, 8, [b""] * frames, [b""] * (2 * (frames - 1)))
+
+    def score(network, reader, clips, dtype):
+        read.extend(pair for clip in clips for stack in clip.flow for pair in stack)
+        times = 1 if segments else len(clips[0].frames)
+        return scoring.protocol.VideoScores(None, np.zeros((times, 2)))
+
+    monkeypatch.setattr(scoring.guard, "count_frames", lambda path: frames)
+    monkeypatch.setattr(scoring.guard, "prepare", lambda *_, **more: given.update(more) or prepared)
+    monkeypatch.setattr(scoring.protocol, "score_video", score)
+    network = SimpleNamespace(
+        evaluation=tiny_config("/nowhere").evaluation, clips=TestClips(segments), settings=None,
+        labels="single", classes=["a", "b"], dtype=None, weights=None, reader=lambda clip: None,
+    )  # fmt: skip
+    answer = scoring.predict(network, Path("v.avi"), quick=False)
+    assert given["wanted"] == set(read)
+    assert len(answer.frames) == len(answer.over_time)
 
 
 def test_a_clip_is_what_the_feed_makes_of_the_same_request(clips, store):
