@@ -61,7 +61,10 @@ class Network:
     spacing: int = 1
 
     def __call__(self, rgb: Tensor | None, flow: Tensor | None) -> Logits:
-        return self.call(rgb, flow)
+        # A reader on the CPU may give the clips of a network on a GPU.
+        first: Tensor = next(self.call.parameters())  # type: ignore[attr-defined]
+        clips = (None if clip is None else clip.to(first.device) for clip in (rgb, flow))
+        return self.call(*clips)
 
     def reader(self, source: FrameSource, device_id: int | None = None) -> ClipReader:
         """What reads test clips for it from a store or a prepared video, on a CPU or a GPU."""

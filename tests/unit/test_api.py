@@ -48,6 +48,15 @@ def test_an_import_brings_nothing_heavy():
         hs.nothing  # noqa: B018
 
 
+def test_clips_are_taken_to_where_the_network_is(data_root, tmp_path):
+    """A video is read on the CPU, and the network may be on a GPU: here on a device without numbers."""
+    make_run(tiny_config(data_root), tmp_path / "run", [f"c{n}" for n in range(8)], ["st_resnet"])
+    model, seen = hs.load_model(tmp_path / "run", device="meta"), []
+    model.call.register_forward_pre_hook(lambda module, given: seen.extend(given))
+    model(torch.zeros(1, 5, 3, 32, 32), torch.zeros(1, 5, 20, 32, 32))
+    assert [clip.device.type for clip in seen] == ["meta", "meta"]
+
+
 def test_a_prediction_is_that_of_the_command(data_root, tmp_path):
     make_run(tiny_config(data_root), tmp_path / "run", [f"c{n}" for n in range(8)], ["motion"])
     video = min((data_root / "binding" / "videos").rglob("*.avi"))
