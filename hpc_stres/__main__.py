@@ -1,7 +1,6 @@
 """The commands. Each lives in hpc_stres.commands and imports what is heavy only when it runs."""
 
 import argparse
-import errno
 import importlib
 import io
 import os
@@ -9,12 +8,9 @@ import sys
 from collections.abc import Sequence
 
 from hpc_stres import __version__
-from hpc_stres.errors import UserError
+from hpc_stres.errors import UserError, explained
 
 INTERRUPTED = 130
-# What a disk says without naming a file.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-ABOUT_PLACES = "Name a place that is there, has room, and that this user may use."
 # Command: module of hpc_stres.commands, one line of help.
 COMMANDS = {
     "demo": ("demo", "run the whole chain on data that it makes itself, in a few minutes"),
@@ -116,14 +112,7 @@ def _run(args: argparse.Namespace, name: str) -> int:
     except Exception as error:
         if args.debug:
             raise
-        if isinstance(error, OSError) and (error.filename or error.errno in FULL):
-            where = error.filename or "the disk"
-            print(f"{name}: {where}: {error.strerror}\n{ABOUT_PLACES}", file=sys.stderr)
-            return 1
-        kind = type(error).__name__
-        print(
-            f"{name}: unexpected {kind}: {error}\nAdd --debug for the traceback.", file=sys.stderr
-        )
+        print(f"{name}: {explained(error)}", file=sys.stderr)
         return 1
 
 
