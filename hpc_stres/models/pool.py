@@ -108,6 +108,8 @@ def _forward(
 def _backward(
     grad: Tensor, places: Tensor, kernel: int, stride: int, padding: int, height: int, width: int
 ) -> Tensor:
+    if places.shape != grad.shape:
+        raise ValueError("this max pool has kept no places to go back by")
     grad, places = (value.contiguous(memory_format=LAST) for value in (grad, places))
     result, _ = _results(grad, height, width, False)
     cut = (kernel, stride, padding, *grad.shape[2:])
@@ -166,8 +168,9 @@ def max_pool(x: Tensor, kernel: int, stride: int, padding: int = 0, ceil: bool =
     if traced or not suits(x, kernel):
         return functional.max_pool2d(x, kernel, stride, padding, ceil_mode=ceil)
     rows, columns = (windows(side, kernel, stride, padding, ceil) for side in x.shape[2:])
-    if min(rows, columns) < 1:
-        return functional.max_pool2d(x, kernel, stride, padding, ceil_mode=ceil)  # torch refuses it
+    if min(rows, columns) < 1 or 2 * padding > kernel:
+        # Torch says what is wrong with that.
+        return functional.max_pool2d(x, kernel, stride, padding, ceil_mode=ceil)
     keeps = torch.is_grad_enabled() and x.requires_grad
     y: Tensor = torch.ops.hpc_stres.max_pool(x, kernel, stride, padding, rows, columns, keeps)[0]
     return y

@@ -155,6 +155,16 @@ def test_a_window_larger_than_the_map_is_refused_as_torch_does():
     assert pool.suits(x, 3)
     with pytest.raises(RuntimeError, match="too small"):
         pool.max_pool(x, 3, 2)
+    with pytest.raises(RuntimeError, match="half"):
+        pool.max_pool(x, 2, 2, 2)
+
+
+@needs_compiler
+def test_there_is_no_way_back_without_places():
+    x, _ = draw((1, 4, 8, 8), torch.float32)
+    y, _ = torch.ops.hpc_stres.max_pool(x.requires_grad_(), 3, 2, 1, 4, 4, False)
+    with pytest.raises(ValueError, match="no places"):
+        y.sum().backward()
 
 
 @needs_compiler

@@ -19,7 +19,8 @@ NORM_TARGETS = {"float32": 0.75, "bfloat16": 0.5}
 STEP_TARGET = 1.2
 VIDEOS, CHUNKS = 2, 5
 # A process takes memory from the system in its first steps: activations, then gradients that stay.
-# Each page of it is cleared, which is half a step's time; the convolutions alone need little.
+# Each page of it is cleared by the system, which no later step waits for, and which the
+# convolutions alone, whose memory is there from the beginning, never do.
 STEPS_TO_GROW = 3
 
 
