@@ -18,11 +18,14 @@ RUNS = [("resize", "memory", 10_000, 1), ("resize", "threads", 400, 4)]
 # Compiling every width of vectors under a sanitizer takes a minute of its own.
 MORE = "HPC_STRES_ALL_SANITIZERS"
 SLOW = pytest.mark.skipif(
-    MORE not in os.environ, reason=f"{MORE}=1 runs the normalisation under sanitizers (a minute)"
+    MORE not in os.environ,
+    reason=f"{MORE}=1 runs the normalisation and the pool under sanitizers (a minute)",
 )
 RUNS += [
     pytest.param("norm", "memory", 1_500, 1, marks=SLOW),
     pytest.param("norm", "threads", 150, 2, marks=SLOW),
+    pytest.param("pool", "memory", 3_000, 1, marks=SLOW),
+    pytest.param("pool", "threads", 200, 2, marks=SLOW),
 ]
 RUNS += [("tvl1", "memory", 250, 1), ("tvl1", "threads", 60, 2)]
 RUNS += [("exact", "memory", 3_000, 1), ("exact", "threads", 300, 2)]
