@@ -2,8 +2,8 @@
 
   --only KIND     one kind of fault (kill, torn, signal, pause, error, read, power, damage, together, clock, slow,
                   port, disk, place, launcher, scheduler, limits, folders, readonly, slurm), or flips, lies, fuzz, long
-  --without GUARD take a guard away (sync, atomic, checkpoint, seal, owner, metrics, weights, index, look): exit
-                  status 0 when that is noticed
+  --without GUARD take a guard away (sync, atomic, checkpoint, seal, owner, metrics, weights, index, look): rounds
+                  are of the kinds that it is against; exit status 0 when that is noticed
   --first N       begin with round N, to do a round again
   --folder F      work there and keep it: the same command resumes after the last round that it did, and does rounds
                   that failed again
@@ -93,7 +93,7 @@ def rounds(args: argparse.Namespace, base: Path) -> int:
     # The undisturbed ends are those of the whole product; only rounds run without the guard.
     shop = Workshop(base.resolve())
     record = Record(base, args.seed, args.only or "", args.without)
-    kinds = (args.only,) if args.only else ()
+    kinds = (args.only,) if args.only else GUARDS[args.without].against if args.without else ()
     left_out = plan.LONG_KINDS if args.short else ()
     deadline = time.monotonic() + 60 * args.minutes
     numbers = range(args.first, args.first + args.rounds)
