@@ -22,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.campaign import plan, shim
+from tests.campaign import children, plan, shim
 from tests.campaign.guards import GUARDS
 from tests.campaign.judge import FAILURES, Outcome, table
 from tests.campaign.record import Record
@@ -60,6 +60,7 @@ def main() -> int:
             return short(args, base)
         return sweep(args, base) if args.only in SWEEPS else rounds(args, base)
     finally:
+        children.end_all()
         if args.folder is None:
             shutil.rmtree(base, ignore_errors=True)
 
