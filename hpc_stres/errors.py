@@ -1,5 +1,15 @@
 """Errors that a user can fix: one to three lines on stderr and an exit code, never a traceback."""
 
+import tokenize
+import zipfile
+import zlib
+
+# What a damaged .npz can raise in zipfile, zlib and NumPy's parser of headers, which reads them as Python.
+DAMAGED_NPZ = (
+    OSError, ValueError, KeyError, EOFError, NotImplementedError, MemoryError, RuntimeError, SyntaxError,
+    TypeError, IndexError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
 
 class UserError(Exception):
     """What is wrong, where, and what to do; `code` becomes the exit status."""
