@@ -58,6 +58,8 @@ def main() -> int:
     try:
         if args.short:
             return short(args, base)
+        if args.without and not args.only and GUARDS[args.without].against[0] in SWEEPS:
+            args.only = GUARDS[args.without].against[0]
         return sweep(args, base) if args.only in SWEEPS else rounds(args, base)
     finally:
         children.end_all()
@@ -81,7 +83,8 @@ def sweep(args: argparse.Namespace, base: Path) -> int:
     from tests.campaign import sweeps
 
     count = args.rounds if args.only == "long" else args.cases
-    outcomes = getattr(sweeps, args.only)(base, args.seed, count)
+    more = {"without": args.without} if args.only in ("flips", "lies") else {}
+    outcomes = getattr(sweeps, args.only)(base, args.seed, count, **more)
     return conclude(outcomes, args.without)
 
 

@@ -109,7 +109,7 @@ def _modules_with(name: str, value: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class Guard:
-    """How it is taken away, and the kinds of rounds that it is against."""
+    """How it is taken away, and the kinds of rounds, or the part of the campaign, that it is against."""
 
     take_away: Callable[[], None]
     against: tuple[str, ...]
@@ -122,8 +122,8 @@ GUARDS = {
     "seal": Guard(_no_seals, ("damage",)),
     "owner": Guard(_no_owner, ("together",)),
     "metrics": Guard(_no_sync_of_metrics, ("power",)),
-    "weights": Guard(_no_checksum_of_weights, ("damage",)),
-    "index": Guard(_no_checksum_of_the_index, ("damage",)),
+    "weights": Guard(_no_checksum_of_weights, ("flips",)),
+    "index": Guard(_no_checksum_of_the_index, ("flips",)),
     "look": Guard(_no_look_at_the_queue, ("scheduler",)),
 }
 
