@@ -1,5 +1,6 @@
 """Errors that a user can fix: one to three lines on stderr and an exit code, never a traceback."""
 
+import errno
 import tokenize
 import zipfile
 import zlib
@@ -28,6 +29,8 @@ _LACKS = (
     "can't allocate memory", "cannot allocate memory", "not enough memory", "unable to allocate", "bad_alloc",
     "no memory to", "can't start new thread", "resource temporarily unavailable", "too many open files",
 )  # fmt: skip
+# What a disk says without naming a file.
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 def explained(error: Exception) -> UserError:
@@ -41,10 +44,12 @@ def explained(error: Exception) -> UserError:
             "See `ulimit -a` and what the job asked for; fewer data.workers and a smaller "
             "training.max_micro_batch need less. The same command resumes."
         )
-    if isinstance(error, OSError) and error.filename is not None:
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in _OF_DISKS):
+        where = "the disk" if error.filename is None else error.filename
         return UserError(
-            f"{error.filename}: cannot be read or written: {error.strerror or error}\n"
-            "Put that right, or name another place, and run the same command again."
+            f"{where}: cannot be read or written: {error.strerror or error}\n"
+            "Put that right, or name a place that is there, has room and that this user may use, "
+            "and run the same command again."
         )
     # By its name: torch, which has it, takes seconds to import.
     if any(kind.__name__ == "DistError" for kind in type(error).__mro__):

@@ -1,0 +1,77 @@
+"""The GPU's kernel that makes clips: run by Triton's interpreter beside the CPU's kernel, compiled for GPUs that are not here."""
+
+import importlib.util
+
+import pytest
+
+from tests.conftest import run_python
+from tests.unit.test_norm_triton import machine_code
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="no triton in this environment"
+)
+
+# Stacks of several sizes go together; each must be what the CPU's kernel makes of it alone.
+COMPARE = """
+import sys
+import numpy as np
+import torch
+from hpc_stres.data.augment import finish_on_cpu
+from hpc_stres.data.resize_triton import Stack, finish
+planes, dtype = int(sys.argv[1]), getattr(torch, sys.argv[2])
+random = np.random.default_rng(planes)
+boxes = [((48, 40), False), ((31, 57), True), ((7, 9), False), ((1, 1), True), ((90, 12), True)]
+compared = 0
+for (high, wide), antialias in [((16, 16), True), ((9, 35), False), ((31, 1), True)]:
+    scales = [(random.normal(0, 1, planes).astype(np.float32), random.normal(0, 9, planes).astype(np.float32))
+              for _ in range(2)]
+    packed = planes == 3
+    shapes = [((*box, 3) if packed else box) for box, _ in [*boxes, ((high, wide), True)]]
+    flips = [*(flip for _, flip in boxes), True]
+    pictures = [[random.integers(0, 256, shape, dtype=np.uint8) for _ in range(1 if packed else planes)]
+                for shape in shapes]
+    out = torch.full((len(shapes), high, wide, planes), float("nan"), dtype=dtype)
+    stacks = [Stack([torch.from_numpy(p) for p in some], flip) for some, flip in zip(pictures, flips)]
+    finish(stacks, antialias, tuple(scales), out)
+    for some, flip, result in zip(pictures, flips, out):
+        expected = np.empty((high, wide, planes), np.float32)
+        finish_on_cpu(some, (high, wide), antialias, scales[flip], flip, expected)
+        difference = np.abs(result.float().numpy() - expected)
+        bound = 1e-3 * np.abs(scales[flip][0])
+        if dtype == torch.bfloat16:
+            bound = bound + np.abs(expected) / 256
+            rounded = torch.from_numpy(expected).to(dtype)
+            assert (rounded == result).float().mean() > 0.98
+        assert (difference <= bound).all(), (difference.max(), some[0].shape, high, wide)
+        compared += 1
+print(compared)
+"""
+
+
+@pytest.mark.parametrize(
+    ("planes", "dtype"), [(20, "float32"), (3, "bfloat16"), (1, "float32"), (2, "bfloat16")]
+)
+def test_the_interpreter_makes_what_the_cpus_kernel_makes(planes, dtype):
+    result = run_python("-c", COMPARE, planes, dtype, env={"TRITON_INTERPRET": "1"})
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "18\n"
+
+
+TYPES = {
+    **dict.fromkeys(("planes", "lines"), "*i64"), **dict.fromkeys(("scale", "shift"), "*fp32"),
+    **dict.fromkeys(("high", "wide", "channels"), "i32"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_it_compiles_for_gpus_without_spilling(capability, tmp_path, monkeypatch):
+    from hpc_stres.data import resize_triton
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    for planes, step, dtype in ((32, 1, "bf16"), (4, 3, "fp32")):
+        fixed = {"STEP": step, "PLANES": planes, "COLUMNS": 32, "LINE": resize_triton.LINE}
+        made = machine_code(
+            resize_triton.finish_kernel, {**TYPES, "out": f"*{dtype}"}, fixed, capability,
+            resize_triton.WARPS, tmp_path,
+        )  # fmt: skip
+        assert made.spill_bytes == 0
