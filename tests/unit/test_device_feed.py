@@ -66,6 +66,7 @@ def test_the_gpu_always_has_something_to_decode():
             taken = split.cpu_orders([order(3)] * count)
             assert (1 <= taken < count) if count > 1 else taken == 0
     # Of no time at all there is still a rate.
+    split = Split()
     split.measured((10, 0.0), (10, 0.0))
     assert split.cpu_share == 0.5
 

@@ -21,10 +21,14 @@ SIZES = [(1, 1), (17, 31), (70, 3), (3, 140), (40, 70)]
 
 @pytest.fixture(scope="module")
 def exact(tmp_path_factory):
-    """The kernels of the GPU and the sweeps of the CPU, each operation rounded as it is written."""
+    """`build_exact`, once."""
     if native.compiler() is None:
         pytest.skip("no g++ on this machine")
-    folder = tmp_path_factory.mktemp("exact")
+    return build_exact(tmp_path_factory.mktemp("exact"))
+
+
+def build_exact(folder):
+    """The kernels of the GPU and the sweeps of the CPU, each operation rounded as it is written."""
 
     def build(source, *flags):
         out = folder / f"{source}.so"

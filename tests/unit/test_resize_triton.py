@@ -62,15 +62,17 @@ TYPES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("capability", [80, 90, 100])
-def test_it_compiles_for_gpus_without_spilling(capability, tmp_path, monkeypatch):
+def compiled(planes, step, dtype, capability, folder):
+    """The kernel for a number of planes (a power of two) and their distance in bytes."""
     from hpc_stres.data import resize_triton
 
+    fixed = {"STEP": step, "PLANES": planes, "COLUMNS": 32, "LINE": resize_triton.LINE}
+    kernel, types = resize_triton.finish_kernel, {**TYPES, "out": f"*{dtype}"}
+    return machine_code(kernel, types, fixed, capability, resize_triton.WARPS, folder)
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_it_compiles_for_gpus_without_spilling(capability, tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     for planes, step, dtype in ((32, 1, "bf16"), (4, 3, "fp32")):
-        fixed = {"STEP": step, "PLANES": planes, "COLUMNS": 32, "LINE": resize_triton.LINE}
-        made = machine_code(
-            resize_triton.finish_kernel, {**TYPES, "out": f"*{dtype}"}, fixed, capability,
-            resize_triton.WARPS, tmp_path,
-        )  # fmt: skip
-        assert made.spill_bytes == 0
+        assert compiled(planes, step, dtype, capability, tmp_path).spill_bytes == 0

@@ -13,7 +13,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,7 @@ from hpc_stres.tools.bench.figures import Figure, Timing, interleaved, judged, p
 
 if TYPE_CHECKING:
     from hpc_stres.data.requests import Sampler
+    from hpc_stres.store.format import StorePaths
     from hpc_stres.store.reader import Store
 
 VIDEOS = (100, 10_000, 1_000_000)
@@ -36,7 +39,7 @@ GLOBAL_BATCH, NORM_GROUP = 256, 8
 OWN_PLACES = 10_000
 STEPS = 20
 OPEN_S, OPEN_MIB, POSITION_MS, RANK_MS, RANKS_OF_LIMIT = 1.0, 50.0, 0.1, 1.0, 32
-PACKED_VIDEOS, VIDEO_BYTES, DISK_SHARE = 48, 200_000, 1.5
+PACKED_VIDEOS, VIDEO_BYTES, DISK_SHARE, PACKERS = 48, 200_000, 1.5, 2
 
 
 def bench_growth(threads: int, repeats: int) -> list[Figure]:
@@ -191,8 +194,43 @@ def _requests(root: Path, videos: int, repeats: int) -> list[Figure]:
 
 
 def _packing(root: Path) -> list[Figure]:
-    """MB/s of packing parts into shards, and the most disk that parts and shards took together
-    over what stays."""
+    """MB/s of packing parts into shards, in one process and in two; the most disk that parts and
+    shards took together over what stays; what a packing that is killed half-way does again."""
+    from hpc_stres.store import packing
+
+    store, batches = _parts(root / "one")
+    most, started = 0, time.perf_counter()
+    for number, ids in enumerate(batches):
+        before = _disk_bytes(store)
+        packing.pack_shard(store, ids, number)
+        # The shard stood beside its parts before these went.
+        most = max(most, before + store.shard(number).stat().st_size)
+        if number == len(batches) // 2 - 1:
+            done = {name for some in batches[: number + 1] for name in some}
+            recalled = {
+                name for shard in packing.all_packed(store, {}, ()) for name in shard.videos
+            }
+    seconds = time.perf_counter() - started
+    stays = sum(path.stat().st_size for path in store.shards.iterdir())
+    share = Figure(
+        "growth", f"packing {len(batches)} shards: most disk over what stays", most / stays, "x"
+    )
+    again = Figure("growth", "killed half-way: videos packed again", len(done - recalled), "videos")
+    return [
+        Figure("growth", "packing", stays / seconds / 1e6, "MB/s"),
+        Figure(
+            "growth",
+            f"packing, {PACKERS} processes",
+            stays / _packing_at_once_s(root / "several") / 1e6,
+            "MB/s",
+        ),
+        judged(share, DISK_SHARE),
+        judged(again, 0),
+    ]
+
+
+def _parts(root: Path) -> tuple["StorePaths", list[list[str]]]:
+    """Parts of small videos, and which of them go into a shard together."""
     from hpc_stres.store import packing
     from hpc_stres.store.format import PreparedVideo, StorePaths
 
@@ -202,19 +240,21 @@ def _packing(root: Path) -> list[Figure]:
         video = PreparedVideo(f"v{number:04d}", 0, 256, 340, frames, [*frames, *frames])
         video.write_part(store.part(video.id))
     sizes = {f"v{number:04d}": VIDEO_BYTES for number in range(PACKED_VIDEOS)}
-    batches = list(packing.batches(sizes, PACKED_VIDEOS * VIDEO_BYTES // 8))
-    most, started = 0, time.perf_counter()
-    for number, ids in enumerate(batches):
-        before = _disk_bytes(store)
-        packing.pack_shard(store, ids, number)
-        # The shard stood beside its parts before these went.
-        most = max(most, before + store.shard(number).stat().st_size)
-    seconds = time.perf_counter() - started
-    stays = sum(path.stat().st_size for path in store.shards.iterdir())
-    share = Figure(
-        "growth", f"packing {len(batches)} shards: most disk over what stays", most / stays, "x"
-    )
-    return [Figure("growth", "packing", stays / seconds / 1e6, "MB/s"), judged(share, DISK_SHARE)]
+    return store, list(packing.batches(sizes, PACKED_VIDEOS * VIDEO_BYTES // 8))
+
+
+def _packing_at_once_s(root: Path) -> float:
+    """Seconds of the same shards, made by several processes that run already."""
+    from hpc_stres.store import packing
+
+    store, batches = _parts(root)
+    with ProcessPoolExecutor(PACKERS, get_context("spawn")) as pool:
+        list(pool.map(packing.pack_shard, [store] * PACKERS, batches, range(PACKERS)))
+        started = time.perf_counter()
+        rest = batches[PACKERS:]
+        list(pool.map(packing.pack_shard, [store] * len(rest), rest, range(PACKERS, len(batches))))
+        seconds = time.perf_counter() - started
+    return seconds * len(batches) / len(rest)
 
 
 def _disk_bytes(store: Any) -> int:
