@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hpc_stres.config.loading import node_of, plain
 from hpc_stres.config.recipe import Phases, trained_phases
-from hpc_stres.config.schema import Config, EvaluationConfig
+from hpc_stres.config.schema import FLOW_STACK, Config, EvaluationConfig
 from hpc_stres.config.values import build
 from hpc_stres.data.augment import Levels
 from hpc_stres.data.feed import ClipReader, FrameSource
@@ -63,13 +63,14 @@ class Network:
     def __call__(self, rgb: Tensor | None, flow: Tensor | None) -> Logits:
         return self.call(rgb, flow)
 
-    def reader(self, source: FrameSource) -> ClipReader:
-        """What reads test clips for it from a store or a prepared video."""
+    def reader(self, source: FrameSource, device_id: int | None = None) -> ClipReader:
+        """What reads test clips for it from a store or a prepared video, on a CPU or a GPU."""
         return ClipReader(
             source,
             self.clips.side,
             self.levels,
             streams=self.streams,
+            device_id=device_id,
             most=512,
             scale=self.clips.scale,
         )
@@ -104,7 +105,7 @@ def load_all(model: TwoStream, weights: Path) -> None:
     classifier, a test may not."""
     report = load_into(model, read_state(weights), str(weights))
     missing = [key for key in report.missing if not key.endswith("num_batches_tracked")]
-    wrong = [*report.replaced, *report.inflated, *missing]
+    wrong = [*report.replaced, *report.inflated, *report.summed, *missing]
     if wrong:
         raise UserError(
             f"{weights}: these are not the trained weights of this network: {wrong[0]} does not fit\n"
@@ -131,9 +132,10 @@ def from_run(
 
 
 def clip_of(phase: TrainPhase) -> tuple[int, int]:
-    """Chunks of a phase's clips, and the frames between two of them: the middle of what
-    it trained with."""
-    return phase.clips.chunks, sum(phase.clips.stride) // 2
+    """Chunks of a phase's clips, and the frames between two of them: the middle of what it trained
+    with. Segments, which lie as far apart as a video is long, get a flow stack's length."""
+    spacing = sum(phase.clips.stride) // 2 if phase.clips.segments is None else FLOW_STACK
+    return phase.clips.times, spacing
 
 
 def exported_sizes(config: Config, name: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from hpc_stres.config.cluster import ClusterConfig
 from hpc_stres.config.schema import Config, DataConfig
 from hpc_stres.errors import UserError
 from hpc_stres.launch import scheduler
@@ -39,6 +40,7 @@ def faults(
     known to be wrong."""
     training = [job.name for job in jobs if job.name in config.phases]
     problems = [
+        *_place(config.cluster, run_dir),
         *_data(config.data, jobs),
         *_weights(config, run_dir, training),
         *_disk(config, run_dir, training),
@@ -53,6 +55,21 @@ def refuse(problems: Sequence[str]) -> None:
     if problems:
         more = f"\nand {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise UserError("nothing was submitted:\n" + "\n".join(problems[:SHOWN]) + more)
+
+
+def _place(cluster: ClusterConfig, run_dir: Path) -> list[str]:
+    """Names that something between here and a job's log reads in a way of its own."""
+    text = str(run_dir)
+    odd = {"\n"} if cluster.scheduler == "local" else {"\n", "%", "\\"}
+    if cluster.image is not None:
+        odd |= {":", ","}
+    worst = sorted(character for character in odd if character in text)
+    if not worst:
+        return []
+    return [
+        f"{text!r}: a run folder's path cannot hold {', '.join(map(repr, worst))}: names of logs or mounts of images "
+        "give that a meaning of its own; use another --run-dir"
+    ]
 
 
 def _data(data: DataConfig, jobs: Sequence[Job]) -> list[str]:

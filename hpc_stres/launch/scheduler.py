@@ -48,6 +48,9 @@ BUSY = (
     "communication",
 )
 
+# MaxArraySize as Slurm has it where nobody has set it.
+USUAL_ARRAY_SIZE = 1001
+
 
 class NoAnswer(UserError):
     """The scheduler did not answer, or its answer makes no sense."""
@@ -266,18 +269,30 @@ def number_of(token: Token, seconds: float) -> str:
     return ""
 
 
-def cluster_name(seconds: float) -> str:
-    """Name of the cluster whose controller answers; empty where it cannot be asked. Raises when it
-    is mute."""
+@dataclass(frozen=True)
+class ClusterFacts:
+    """What a controller says of its cluster."""
+
+    name: str = ""
+    """Empty where it cannot be asked."""
+    array_size: int = USUAL_ARRAY_SIZE
+    """How many elements a job array may have; 0: it takes none."""
+
+
+def cluster_facts(seconds: float) -> ClusterFacts:
+    """The cluster whose controller answers. Raises when it is mute."""
     if not shutil.which("scontrol"):
-        return ""
+        return ClusterFacts()
     answer = call(["scontrol", "show", "config"], seconds)
     if answer.code != 0:
         # a controller that is down says so here; one that only keeps its settings private does not
         look(seconds)
-        return ""
-    match = re.search(r"^ClusterName\s*=\s*(\S+)", answer.out, re.MULTILINE)
-    return match[1] if match else ""
+        return ClusterFacts()
+    name = re.search(r"^ClusterName\s*=\s*(\S+)", answer.out, re.MULTILINE)
+    limits = (r"^MaxArraySize\s*=\s*(\d+)", r"\bmax_array_tasks=(\d+)")
+    sizes = [re.search(limit, answer.out, re.MULTILINE) for limit in limits]
+    known = [int(size[1]) for size in sizes if size]
+    return ClusterFacts(name[1] if name else "", min(known, default=USUAL_ARRAY_SIZE))
 
 
 def sbatch(script: Path, token: Token, seconds: float, keep_open: Sequence[int] = ()) -> Answer:

@@ -152,6 +152,7 @@ def _train(work, rank):
     world = str(work["world"])
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=world)
     os.environ.update(LOCAL_WORLD_SIZE=world, MASTER_PORT=str(work["port"]))
+    os.environ.update(work.get("environment", {}))
     code = 1
     try:
         overrides = [f"data.root={work['data_root']}", *work["overrides"]]

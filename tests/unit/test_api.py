@@ -1,5 +1,6 @@
 """Use from Python: what an import brings, predictions, clips for torch's DataLoader."""
 
+import dataclasses
 import multiprocessing
 import subprocess
 import sys
@@ -11,11 +12,15 @@ from torch.utils.data import DataLoader
 
 import hpc_stres as hs
 from hpc_stres import native
+from hpc_stres.config.loading import load_config
 from hpc_stres.data.augment import Levels
 from hpc_stres.data.feed import ClipReader
 from hpc_stres.data.requests import Box, Request, spread_frames
+from hpc_stres.data.test_clips import TestClips
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import predict as scoring
+from hpc_stres.evaluation import protocol
+from hpc_stres.evaluation.preprocessing import preprocessing
 from tests.conftest import ROOT, tiny_config
 from tests.unit.untrained import make_run
 from tests.waiting import PATIENCE_SECONDS
@@ -85,7 +90,7 @@ def test_every_video_of_the_split_is_an_item_and_epochs_differ(clips, store):
         clips[len(clips)]
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", ["fork", "spawn", "forkserver"])
 def test_workers_read_the_same_after_the_parent_has_read(clips, store, start):
     expected = [clips[n] for n in range(4)]
     # The feed's decoder, with threads of its own, was used in this process before the fork.
@@ -120,6 +125,64 @@ def test_test_clips_are_full_frames_evenly_spaced(data_root, store):
     )
     read = ClipReader(store, None, Levels.of("torchvision"), streams=(False, True)).read([request])
     assert (tested[0]["flow"] - read.flow[0]).abs().max() < 1 / 57
+
+
+def test_test_clips_are_as_large_as_the_test_makes_them(data_root, store):
+    config = tiny_config(data_root, "phases.motion.model.motion.side=40")
+    tested = hs.ClipDataset(store, 1, "motion", kind="test", config=config)
+    wanted = TestClips.of(config.phases["motion"], config.data.crop)
+    read = ClipReader(
+        store, None, Levels.of("torchvision"), streams=(False, True), scale=wanted.scale
+    )
+    number = tested.videos[0]
+    request = protocol.test_requests(store.rows[number], number, config.evaluation, wanted)[0]
+    assert tested[0]["flow"].shape[-2:] == (60, 60)
+    assert (tested[0]["flow"] - read.read([request]).flow[0]).abs().max() < 1 / 57
+
+
+def test_a_network_of_segments_is_tested_on_its_middle_squares(data_root, store):
+    config = load_config(
+        ROOT / "configs" / "binding_stfn.yaml",
+        [f"data.root={data_root}", "data.short_side=48", "data.crop=32"],
+    )
+    tested = hs.ClipDataset(store, 1, "stfn_frozen", kind="test", config=config)
+    assert tested[0]["rgb"].shape == (5, 3, 32, 32)
+    row = store.rows[tested.videos[0]]
+    stacks = protocol.test_requests(row, 0, config.evaluation, tested.tested)
+    assert tested._request(0).frames == stacks[0].frames
+
+
+@pytest.mark.parametrize("phase", ["stfn", "stfn_frozen", "motion"])
+def test_what_an_export_says_of_its_sampling_is_what_the_test_does(phase, store):
+    """Worked out from the metadata alone, for videos of any length."""
+    config = load_config(ROOT / "configs" / "binding_stfn.yaml")
+    options = config.phases[phase]
+    told = preprocessing(config, options, ["rgb", "flow"])
+    assert told["view"]["part"] == ("middle square" if phase == "stfn_frozen" else "full frame")
+    clips = TestClips.of(options, config.data.crop)
+    for frames in (1, 2, 9, 10, 11, 12, 13, 17, 30, 61, 200):
+        row = dataclasses.replace(store.rows[0], frames=frames, flow_pairs=max(1, frames - 1))
+        requests = protocol.test_requests(row, 0, config.evaluation, clips)
+        expected = [request.frames for request in requests if not request.flip]
+        assert frames_told(told["sampling"], frames) == expected
+        assert any(request.flip for request in requests) == told["sampling"]["flips"]
+
+
+def frames_told(cut, count):
+    """The frames of each clip, by the words of `preprocessing.sampling`."""
+    first, last = cut["first_frame"], count - cut["last_frame_from_end"]
+    first, last = (first, last) if first <= last else (0, count - 1)
+    if "chunks" in cut:
+        chunks = cut["chunks"]
+        steps = [first + (last - first) * n / (chunks - 1) for n in range(chunks)]
+        return [tuple(int(step + 0.5) for step in steps)]
+    every = list(range(first, last + 1, cut["frame_grid"]))
+    n, segments = len(every), cut["segments"]
+    edges = [(n * s // segments, n * (s + 1) // segments) for s in range(segments)]
+    return [
+        tuple(every[min(low + int(share * max(high - low, 1)), n - 1)] for low, high in edges)
+        for share in cut["shares"]
+    ]
 
 
 def test_without_the_kernel_torch_finishes_the_clips(clips, monkeypatch):

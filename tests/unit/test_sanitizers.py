@@ -25,6 +25,7 @@ RUNS += [
     pytest.param("norm", "threads", 150, 2, marks=SLOW),
 ]
 RUNS += [("tvl1", "memory", 250, 1), ("tvl1", "threads", 60, 2)]
+RUNS += [("exact", "memory", 3_000, 1), ("exact", "threads", 300, 2)]
 
 
 def build(source, program, sanitizer):

@@ -75,7 +75,9 @@ def test_links_wait_for_any_end_and_phases_for_a_good_one(config, tmp_path):
     ids = {"motion": ["1", "2"], "appearance": ["3"], "st_resnet": []}
     assert dependency_of(job, ids, 0) == "afterok:2:3"
     ids["st_resnet"].append("4")
-    assert dependency_of(job, ids, 1) == "afterany:4"
+    # When motion fails, link 0 is cancelled: afterany alone would let link 1 start.
+    assert dependency_of(job, ids, 1) == "afterok:2:3,afterany:4"
+    assert dependency_of(jobs["motion"], {"motion": ["1"]}, 1) == "afterany:1"
 
 
 def token(phase):

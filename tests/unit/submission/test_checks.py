@@ -131,6 +131,23 @@ def test_weeks_on_cpus_are_questioned_and_minutes_are_not(own, tmp_path, monkeyp
     assert faults(big, tmp_path) == [], "a local run takes the GPU that is there"
 
 
+@pytest.mark.parametrize(
+    ("name", "more", "refused"),
+    [
+        ("100%", ["cluster.scheduler=slurm"], "'%'"), ("a\\b", ["cluster.scheduler=slurm"], "backslash"),
+        ("100%", [], ""), ("12:30, räume", ["cluster.scheduler=slurm"], ""), ("two\nlines", [], "n'"),
+        ("12:30,a", ["cluster.scheduler=slurm", "cluster.image=/i.sif"], "',', ':'"),
+    ],
+)  # fmt: skip
+def test_a_path_that_logs_or_mounts_would_read_in_their_own_way(own, tmp_path, name, more, refused):
+    config = own(*more)
+    place = tmp_path / name
+    found = checks.faults(config, place, make_jobs(config, place, ["motion"], True))
+    wanted = repr("\\") if refused == "backslash" else refused
+    assert [wanted in line for line in found] == ([True] if refused else []), found
+    assert not any("\n" in line for line in found)
+
+
 def test_a_disk_without_room_for_checkpoints(own, tmp_path, monkeypatch):
     real = checks.os.statvfs
 

@@ -115,7 +115,8 @@ def test_a_chain_that_was_cut_short_gets_its_missing_links_only(fake, request_of
     submit(request_of("motion", "cluster.links=3"))
     assert fake.alive() == ["evaluate"] * 3 + ["motion"] * 3
     assert [fake.jobs[str(n)]["after"] for n in range(100, 106)] == [
-        "", "afterany:100", "afterany:101", "afterok:102", "afterany:103", "afterany:104",
+        "", "afterany:100", "afterany:101", "afterok:102", "afterok:102,afterany:103",
+        "afterok:102,afterany:104",
     ]  # fmt: skip
 
 
