@@ -209,11 +209,11 @@ def test_a_prediction_is_judged_on_both_sides(share, verdict):
     assert within("w", share, 0.35).verdict == verdict
 
 
-def test_packing_is_measured_in_one_process_and_in_several_and_half_of_it_is_kept(tmp_path):
-    measured = {one.what: one for one in growth._packing(tmp_path)}
-    assert measured["packing, 2 processes"].value > 0
-    assert measured["killed half-way: videos packed again"].verdict == "met"
-    assert measured["packing 8 shards: most disk over what stays"].verdict == "met"
+def test_packing_by_several_processes_makes_the_same_shards_and_forgets_none(tmp_path):
+    growth._packing(tmp_path / "one")
+    speed, again = growth._packing_at_once(tmp_path / "several")
+    assert speed.value > 0
+    assert again.verdict == "met"
     stores = [sorted((tmp_path / name / "shards").iterdir()) for name in ("one", "several")]
     assert len(stores[0]) == 8
     assert [path.read_bytes() for path in stores[0]] == [path.read_bytes() for path in stores[1]]

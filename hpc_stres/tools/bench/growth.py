@@ -51,6 +51,7 @@ def bench_growth(threads: int, repeats: int) -> list[Figure]:
             write_synthetic_index(root, videos)
             figures += _opening(root, videos, repeats) + _requests(root, videos, repeats)
         figures += _packing(Path(folder) / "packing")
+        figures += _packing_at_once(Path(folder) / "at-once")
     return figures
 
 
@@ -194,37 +195,47 @@ def _requests(root: Path, videos: int, repeats: int) -> list[Figure]:
 
 
 def _packing(root: Path) -> list[Figure]:
-    """MB/s of packing parts into shards, in one process and in two; the most disk that parts and
-    shards took together over what stays; what a packing that is killed half-way does again."""
+    """MB/s of packing parts into shards, and the most disk that parts and shards took together
+    over what stays."""
     from hpc_stres.store import packing
 
-    store, batches = _parts(root / "one")
+    store, batches = _parts(root)
     most, started = 0, time.perf_counter()
     for number, ids in enumerate(batches):
         before = _disk_bytes(store)
         packing.pack_shard(store, ids, number)
         # The shard stood beside its parts before these went.
         most = max(most, before + store.shard(number).stat().st_size)
-        if number == len(batches) // 2 - 1:
-            done = {name for some in batches[: number + 1] for name in some}
-            recalled = {
-                name for shard in packing.all_packed(store, {}, ()) for name in shard.videos
-            }
     seconds = time.perf_counter() - started
     stays = sum(path.stat().st_size for path in store.shards.iterdir())
     share = Figure(
         "growth", f"packing {len(batches)} shards: most disk over what stays", most / stays, "x"
     )
-    again = Figure("growth", "killed half-way: videos packed again", len(done - recalled), "videos")
+    return [Figure("growth", "packing", stays / seconds / 1e6, "MB/s"), judged(share, DISK_SHARE)]
+
+
+def _packing_at_once(root: Path) -> list[Figure]:
+    """MB/s of the same shards by several processes that run already, and what a restart does again
+    of those that they made before."""
+    from hpc_stres.store import packing
+
+    store, batches = _parts(root)
+    with ProcessPoolExecutor(PACKERS, get_context("spawn")) as pool:
+
+        def pack(first: int, last: int) -> None:
+            stores = [store] * (last - first)
+            list(pool.map(packing.pack_shard, stores, batches[first:last], range(first, last)))
+
+        pack(0, PACKERS)
+        recalled = {name for shard in packing.all_packed(store, {}, ()) for name in shard.videos}
+        lost = {name for ids in batches[:PACKERS] for name in ids} - recalled
+        started = time.perf_counter()
+        pack(PACKERS, len(batches))
+        seconds = time.perf_counter() - started
+    size = sum(store.shard(number).stat().st_size for number in range(PACKERS, len(batches)))
+    again = Figure("growth", "killed while packing: finished videos packed again", len(lost), "")
     return [
-        Figure("growth", "packing", stays / seconds / 1e6, "MB/s"),
-        Figure(
-            "growth",
-            f"packing, {PACKERS} processes",
-            stays / _packing_at_once_s(root / "several") / 1e6,
-            "MB/s",
-        ),
-        judged(share, DISK_SHARE),
+        Figure("growth", f"packing, {PACKERS} processes", size / seconds / 1e6, "MB/s"),
         judged(again, 0),
     ]
 
@@ -241,20 +252,6 @@ def _parts(root: Path) -> tuple["StorePaths", list[list[str]]]:
         video.write_part(store.part(video.id))
     sizes = {f"v{number:04d}": VIDEO_BYTES for number in range(PACKED_VIDEOS)}
     return store, list(packing.batches(sizes, PACKED_VIDEOS * VIDEO_BYTES // 8))
-
-
-def _packing_at_once_s(root: Path) -> float:
-    """Seconds of the same shards, made by several processes that run already."""
-    from hpc_stres.store import packing
-
-    store, batches = _parts(root)
-    with ProcessPoolExecutor(PACKERS, get_context("spawn")) as pool:
-        list(pool.map(packing.pack_shard, [store] * PACKERS, batches, range(PACKERS)))
-        started = time.perf_counter()
-        rest = batches[PACKERS:]
-        list(pool.map(packing.pack_shard, [store] * len(rest), rest, range(PACKERS, len(batches))))
-        seconds = time.perf_counter() - started
-    return seconds * len(batches) / len(rest)
 
 
 def _disk_bytes(store: Any) -> int:
