@@ -17,6 +17,10 @@ SAMPLE_SECONDS = 0.25
 MOST_GROWTH = {"files": 0, "threads": 0, "memory": 0.05, "disk": 0.02}
 GROWING = ("metrics.jsonl", "events.out.")
 BYTES_A_ROW = 2048
+# What a command says in a row of metrics' time.
+OUTPUT_BYTES_A_ROW = 400
+# Without a new row for so long it hangs.
+QUIET_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -75,15 +79,26 @@ def watch(base: Path, checkpoints: int) -> list[Outcome]:
         Start([*words, *settings(root, checkpoints)]), base / "long" / "output.txt"
     )
     process, samples = psutil.Process(child.pid), list[Sample]()
+    began = heard = time.monotonic()
     while child.poll() is None:
+        if time.monotonic() - heard > QUIET_SECONDS:
+            child.kill()
+            return [
+                Outcome(CRASHED, f"no new row for {QUIET_SECONDS:g} s: {last_words(child.text)}")
+            ]
         time.sleep(SAMPLE_SECONDS)
         try:
-            samples.append(take(process, run_dir))
+            sample = take(process, run_dir)
         except (psutil.NoSuchProcess, psutil.ZombieProcess):
             break
+        if not samples or sample.rows > samples[-1].rows:
+            heard = time.monotonic()
+        samples.append(sample)
     end = children.wait([child])
     if not end.ok:
         return [Outcome(CRASHED, last_words(end.text))]
+    took = time.monotonic() - began
+    print(f"{checkpoints} checkpoints in {took:.0f} s, looked at {len(samples)} times", flush=True)
     return judge([sample for sample in samples if sample.rows], checkpoints, len(end.text))
 
 
@@ -100,8 +115,9 @@ def judge(samples: list[Sample], checkpoints: int, output_bytes: int) -> list[Ou
     faults = sum(sample.faults for sample in samples)
     outcomes.append(Outcome(CRASHED if faults else SURVIVED, f"metrics unreadable {faults} times"))
     a_row = max(sample.growing / max(1, sample.rows) for sample in late)
-    print(f"metrics and events: {a_row:.0f} bytes a row; output: {output_bytes} bytes", flush=True)
-    outcomes.append(
-        Outcome(SURVIVED if a_row < BYTES_A_ROW else CRASHED, f"{a_row:.0f} bytes a row")
-    )
+    said = output_bytes / max(1, max(sample.rows for sample in late))
+    words = f"metrics and events: {a_row:.0f} bytes a row; output: {said:.0f} bytes a row"
+    print(words, flush=True)
+    bounded = a_row < BYTES_A_ROW and said < OUTPUT_BYTES_A_ROW
+    outcomes.append(Outcome(SURVIVED if bounded else CRASHED, words))
     return outcomes

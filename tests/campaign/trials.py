@@ -1,0 +1,180 @@
+"""Test files run in a copy of the tree by a fork that has imported what is heavy.
+
+No module of the product or of the tests is imported here but in such a fork: it reads them from
+the copy, the changed one among them. A whole interpreter with torch takes five seconds to start, a
+fork none.
+"""
+
+import contextlib
+import ctypes
+import importlib
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+# Tests of a file take a minute at most; a change that makes them wait for ever is noticed.
+LIMIT_SECONDS = 300.0
+DATA_BYTES = 8 << 30
+HEAVY = (
+    "torch", "torch.utils.tensorboard", "torch.distributed", "nvidia.dali.fn", "scipy.stats",
+    "scipy.optimize", "sklearn.svm", "sklearn.mixture", "sklearn.metrics", "cv2", "av", "yaml",
+    "nvidia.dali.plugin.base_iterator", "safetensors.torch", "hypothesis", "pytest",
+)  # fmt: skip
+SET_CHILD_SUBREAPER = 36
+# What a fork forgets: it has its own from the copy.
+OURS = ("tests", "hpc_stres", "launch")
+POLL_SECONDS = 0.05
+# pytest's exit status where it has met no test.
+NOTHING_TO_RUN = 5
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of a run of tests."""
+
+    passed: bool
+    hung: bool
+    first_failed: str
+    seconds: float
+
+
+class Tree:
+    """A copy of the tree in which one file can be changed, and tests be run."""
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        self.folder, self.root, self.path = folder, root, folder / "tree"
+        ignored = shutil.ignore_patterns(
+            ".git", ".venv", "__pycache__", "runs", "data", ".mypy_cache", ".ruff_cache",
+            ".hypothesis",
+        )  # fmt: skip
+        # `hpc_stres/data` and `hpc_stres/run` are ours, `data` and `runs` at the top are not.
+        shutil.copytree(
+            root, self.path, symlinks=True,
+            ignore=lambda where, names: ignored(where, names) - (
+                {"data"} if Path(where) != root else set()
+            ),
+        )  # fmt: skip
+        self._sound = set[tuple[str, ...]]()
+        import_what_is_heavy()
+
+    @contextlib.contextmanager
+    def changed(self, name: str, text: str) -> Iterator[None]:
+        """A file with another text for a while."""
+        path = self.path / name
+        whole = path.read_bytes()
+        try:
+            self._write(path, text.encode())
+            yield
+        finally:
+            self._write(path, whole)
+
+    @staticmethod
+    def _write(path: Path, data: bytes) -> None:
+        path.write_bytes(data)
+        # Compiled code is taken for current by size and second: two changes in one look the same.
+        for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
+            compiled.unlink()
+
+    def passes_unchanged(self, names: list[str]) -> bool:
+        """Whether tests pass in the tree as it is; what passed once is not asked again."""
+        asked = tuple(names)
+        if asked not in self._sound and self.run(names).passed:
+            self._sound.add(asked)
+        return asked in self._sound
+
+    def run(self, names: list[str], limit_seconds: float = LIMIT_SECONDS) -> Trial:
+        """Run test files, or single tests, up to the first that fails."""
+        told, began = self.folder / "first_failed", time.monotonic()
+        told.unlink(missing_ok=True)
+        sys.stdout.flush()
+        pid = os.fork()
+        if not pid:
+            status = 1
+            try:
+                status = self._run_here(names, told)
+            finally:
+                os._exit(status)
+        code = _wait(pid, limit_seconds)
+        _end_what_is_left()
+        shutil.rmtree(self.folder / "temporary", ignore_errors=True)
+        if code == NOTHING_TO_RUN:
+            words = (self.folder / "output").read_text("utf-8", "replace")[-800:]
+            raise RuntimeError(f"pytest ended with {code} for {names}: {words}")
+        first = told.read_text("utf-8") if told.is_file() else ""
+        return Trial(code == 0, code is None, first, time.monotonic() - began)
+
+    def _run_here(self, names: list[str], told: Path) -> int:
+        os.setpgid(0, 0)
+        resource.setrlimit(resource.RLIMIT_DATA, (DATA_BYTES, DATA_BYTES))
+        with open(os.devnull, "rb") as nothing, (self.folder / "output").open("wb") as output:
+            os.dup2(nothing.fileno(), 0)
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+        for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
+            del sys.modules[name]
+        os.chdir(self.path)
+        others = [place for place in sys.path if Path(place).resolve() != self.root]
+        sys.path[:] = [str(self.path), *others]
+        os.environ["PYTHONPATH"] = str(self.path)
+        import pytest
+
+        arguments = ["-q", "-x", f"--basetemp={self.folder / 'temporary'}", "--hypothesis-seed=0"]
+        return int(pytest.main([*arguments, *names], plugins=[FirstFailure(told, self.path)]))
+
+
+class FirstFailure:
+    """Writes down which test failed first, and that what is tested is the copy."""
+
+    def __init__(self, told: Path, tree: Path) -> None:
+        self.told, self.tree = told, tree
+
+    def pytest_sessionfinish(self) -> None:
+        product = sys.modules.get("hpc_stres")
+        assert product is None or str(product.__file__).startswith(str(self.tree)), product
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed and not self.told.exists():
+            self.told.write_text(report.nodeid, "utf-8")
+
+
+def import_what_is_heavy() -> None:
+    """Import it with one thread: what a library starts is lost in a fork."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"
+    for name in HEAVY:
+        importlib.import_module(name)
+    assert len(os.listdir("/proc/self/task")) == 1, "a fork would lose these threads"
+    # What a test's processes leave behind becomes ours to end.
+    ctypes.CDLL(None).prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _wait(pid: int, limit_seconds: float) -> int | None:
+    """The exit status of a child, 1 where a signal ended it; None where it took too long."""
+    deadline = time.monotonic() + limit_seconds
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return max(1, code) if (code := os.waitstatus_to_exitcode(status)) else 0
+        time.sleep(POLL_SECONDS)
+    return None
+
+
+def _end_what_is_left() -> None:
+    """End every process that a trial has left, and take note of their ends."""
+    while family := psutil.Process().children(recursive=True):
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.send_signal(signal.SIGKILL)
+        psutil.wait_procs(family, timeout=5)
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
