@@ -8,8 +8,8 @@
 
 Which tests are asked stands in covering.py, what is changed in mutations.py. A mutant is in a copy of
 the tree; its tests are run by a fork of this process, which has imported what is heavy, and stop at
-the first that fails. That test is then run without the change: a test that fails anyway notices
-nothing. What no test can notice is argued in argued.yaml. Exit status 1 where a mutant survived
+the first that fails. In the end those tests are run without a change: one that fails anyway has
+noticed nothing. What no test can notice is argued in argued.yaml. Exit status 1 where a mutant survived
 without an argument.
 """
 
@@ -20,7 +20,7 @@ import random
 import sys
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -163,25 +163,42 @@ def try_all(chosen: list[Mutant], record: Record) -> int:
                 if known is None:
                     record.add(mutant, verdict)
             verdicts.append((mutant, verdict))
+            by = f"  ({verdict.test})" if verdict.test else ""
             print(
-                f"{number:4d} {verdict.seconds:5.1f} s {verdict.outcome:8} {mutant}"
-                f"{'  (' + verdict.test + ')' if verdict.test else ''}",
-                flush=True,
+                f"{number:4d} {verdict.seconds:5.1f} s {verdict.outcome:8} {mutant}{by}", flush=True
             )
-    return conclude(verdicts)
+        return conclude(checked(verdicts, tree))
 
 
 def judge(mutant: Mutant, tree: Any) -> Verdict:
-    """What the tests say of a mutant, and whether the one that fails passes without it."""
-    files = files_about(mutant.file)
+    """What the tests say of a mutant."""
     with tree.changed(f"hpc_stres/{mutant.file}", mutant.text):
-        trial = tree.run(files)
-    if trial.passed:
-        return Verdict(SURVIVED, "", trial.seconds)
-    asked = [trial.first_failed] if trial.first_failed else files
-    if not tree.passes_unchanged(asked):
-        return Verdict(UNSOUND, trial.first_failed, trial.seconds)
-    return Verdict(HUNG if trial.hung else NOTICED, trial.first_failed, trial.seconds)
+        trial = tree.run(files_about(mutant.file))
+    outcome = SURVIVED if trial.passed else HUNG if trial.hung else NOTICED
+    return Verdict(outcome, trial.failed[0] if trial.failed else "", trial.seconds)
+
+
+def checked(verdicts: list[tuple[Mutant, Verdict]], tree: Any) -> list[tuple[Mutant, Verdict]]:
+    """The verdicts, but for those of tests that fail without a change as well."""
+    asked = {mutant: _asked(mutant, verdict) for mutant, verdict in verdicts}
+    names = sorted({name for some in asked.values() for name in some})
+    failing = tree.failing_unchanged(names) if names else set()
+    return [
+        (mutant, replace(verdict, outcome=UNSOUND) if _meets(asked[mutant], failing) else verdict)
+        for mutant, verdict in verdicts
+    ]
+
+
+def _asked(mutant: Mutant, verdict: Verdict) -> list[str]:
+    """What must pass without the change: the test that noticed it; all tests of the file where
+    they did not get as far as one."""
+    if verdict.outcome not in (NOTICED, HUNG):
+        return []
+    return [verdict.test] if "::" in verdict.test else files_about(mutant.file)
+
+
+def _meets(asked: list[str], failing: set[str]) -> bool:
+    return any(test == name or test.startswith(f"{name}::") for name in asked for test in failing)
 
 
 def conclude(verdicts: list[tuple[Mutant, Verdict]]) -> int:

@@ -43,7 +43,8 @@ class Trial:
 
     passed: bool
     hung: bool
-    first_failed: str
+    failed: tuple[str, ...]
+    """Which tests; none where they did not get as far."""
     seconds: float
 
 
@@ -63,7 +64,6 @@ class Tree:
                 {"data"} if Path(where) != root else set()
             ),
         )  # fmt: skip
-        self._sound = set[tuple[str, ...]]()
         import_what_is_heavy()
 
     @contextlib.contextmanager
@@ -84,23 +84,23 @@ class Tree:
         for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
             compiled.unlink()
 
-    def passes_unchanged(self, names: list[str]) -> bool:
-        """Whether tests pass in the tree as it is; what passed once is not asked again."""
-        asked = tuple(names)
-        if asked not in self._sound and self.run(names).passed:
-            self._sound.add(asked)
-        return asked in self._sound
+    def failing_unchanged(self, names: list[str]) -> set[str]:
+        """Which of some tests, or of those in some files, fail in the tree as it is."""
+        trial = self.run(names, LIMIT_SECONDS + len(names) * LIMIT_SECONDS / 10, to_the_end=True)
+        return set() if trial.passed else set(trial.failed or names)
 
-    def run(self, names: list[str], limit_seconds: float = LIMIT_SECONDS) -> Trial:
-        """Run test files, or single tests, up to the first that fails."""
-        told, began = self.folder / "first_failed", time.monotonic()
+    def run(
+        self, names: list[str], limit_seconds: float = LIMIT_SECONDS, to_the_end: bool = False
+    ) -> Trial:
+        """Run test files, or single tests, up to the first that fails, or all of them."""
+        told, began = self.folder / "failed", time.monotonic()
         told.unlink(missing_ok=True)
         sys.stdout.flush()
         pid = os.fork()
         if not pid:
             status = 1
             try:
-                status = self._run_here(names, told)
+                status = self._run_here([*([] if to_the_end else ["-x"]), *names], told)
             finally:
                 os._exit(status)
         code = _wait(pid, limit_seconds)
@@ -109,10 +109,11 @@ class Tree:
         if code == NOTHING_TO_RUN:
             words = (self.folder / "output").read_text("utf-8", "replace")[-800:]
             raise RuntimeError(f"pytest ended with {code} for {names}: {words}")
-        first = told.read_text("utf-8") if told.is_file() else ""
-        return Trial(code == 0, code is None, first, time.monotonic() - began)
+        failed = told.read_text("utf-8").splitlines() if told.is_file() else []
+        took = time.monotonic() - began
+        return Trial(code == 0, code is None, tuple(dict.fromkeys(failed)), took)
 
-    def _run_here(self, names: list[str], told: Path) -> int:
+    def _run_here(self, words: list[str], told: Path) -> int:
         os.setpgid(0, 0)
         resource.setrlimit(resource.RLIMIT_DATA, (DATA_BYTES, DATA_BYTES))
         with open(os.devnull, "rb") as nothing, (self.folder / "output").open("wb") as output:
@@ -127,12 +128,12 @@ class Tree:
         os.environ["PYTHONPATH"] = str(self.path)
         import pytest
 
-        arguments = ["-q", "-x", f"--basetemp={self.folder / 'temporary'}", "--hypothesis-seed=0"]
-        return int(pytest.main([*arguments, *names], plugins=[FirstFailure(told, self.path)]))
+        arguments = ["-q", f"--basetemp={self.folder / 'temporary'}", "--hypothesis-seed=0", *words]
+        return int(pytest.main(arguments, plugins=[Failures(told, self.path)]))
 
 
-class FirstFailure:
-    """Writes down which test failed first, and that what is tested is the copy."""
+class Failures:
+    """Writes down which tests failed, and that what is tested is the copy."""
 
     def __init__(self, told: Path, tree: Path) -> None:
         self.told, self.tree = told, tree
@@ -142,8 +143,9 @@ class FirstFailure:
         assert product is None or str(product.__file__).startswith(str(self.tree)), product
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        if report.failed and not self.told.exists():
-            self.told.write_text(report.nodeid, "utf-8")
+        if report.failed:
+            with self.told.open("a", encoding="utf-8") as stream:
+                stream.write(report.nodeid + "\n")
 
 
 def import_what_is_heavy() -> None:

@@ -74,8 +74,8 @@ def test_each_argument_is_about_a_change_that_is_still_made():
 class Told:
     """A tree whose tests say what they are told to."""
 
-    def __init__(self, trial, is_sound=True):
-        self.trial, self.is_sound, self.asked = trial, is_sound, []
+    def __init__(self, trial, *failing):
+        self.trial, self.failing, self.asked = trial, set(failing), []
 
     def changed(self, name, text):
         return contextlib.nullcontext()
@@ -83,23 +83,31 @@ class Told:
     def run(self, files):
         return self.trial
 
-    def passes_unchanged(self, names):
-        self.asked.append(names)
-        return self.is_sound
+    def failing_unchanged(self, names):
+        self.asked += names
+        return self.failing
 
 
-def test_a_mutant_is_noticed_only_by_a_test_that_passes_without_it(tmp_path, capsys):
-    one = mutants.old_survivors()[0]
-    failed = trials.Trial(False, False, "tests/unit/test_requests.py::test_x", 1.0)
-    tree = Told(failed)
-    assert mutants.judge(one, tree).outcome == mutants.NOTICED
-    assert tree.asked == [["tests/unit/test_requests.py::test_x"]]
-    assert mutants.judge(one, Told(failed, is_sound=False)).outcome == mutants.UNSOUND
-    passed = mutants.judge(one, Told(trials.Trial(True, False, "", 1.0)))
-    hung = mutants.judge(one, Told(trials.Trial(False, True, "", 300.0)))
-    assert (passed.outcome, hung.outcome) == (mutants.SURVIVED, mutants.HUNG)
-    assert mutants.conclude([(one, hung)]) == 0
-    assert mutants.conclude([(one, hung), (one, passed)]) == 1
+def test_a_mutant_is_noticed_only_by_a_test_that_passes_without_it(capsys):
+    one, test = mutants.old_survivors()[0], "tests/unit/test_requests.py::test_x"
+    passed = trials.Trial(True, False, (), 1.0)
+    failed = trials.Trial(False, False, (test,), 1.0)
+    hung = trials.Trial(False, True, (), 300.0)
+
+    def outcome(trial, *failing):
+        tree = Told(trial, *failing)
+        ((_, verdict),) = mutants.checked([(one, mutants.judge(one, tree))], tree)
+        return verdict.outcome, tree.asked
+
+    assert outcome(failed) == (mutants.NOTICED, [test])
+    assert outcome(failed, test) == (mutants.UNSOUND, [test])
+    assert outcome(failed, test + "_too")[0] == mutants.NOTICED
+    assert outcome(passed) == (mutants.SURVIVED, [])
+    assert outcome(hung) == (mutants.HUNG, sorted(files_about(one.file)))
+    assert outcome(hung, test)[0] == mutants.UNSOUND
+    verdicts = [(one, mutants.Verdict(name)) for name in (mutants.HUNG, mutants.SURVIVED)]
+    assert mutants.conclude(verdicts[:1]) == 0
+    assert mutants.conclude(verdicts) == 1
     assert "2 mutants: 1 SURVIVED, 1 hung; 50.0 % noticed or argued" in capsys.readouterr().out
 
 
