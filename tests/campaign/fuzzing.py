@@ -17,6 +17,8 @@ import resource
 import signal
 import sys
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -206,7 +208,14 @@ def run_all(
 ) -> Iterator[tuple[str, list[Outcome]]]:
     """Every parser in turn."""
     for parser in Parsers(folder, config).all():
-        yield parser.name, run(parser, number, cases)
+        began = time.monotonic()
+        outcomes = run(parser, number, cases)
+        counts = Counter(outcome.verdict for outcome in outcomes)
+        said = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items()))
+        print(f"{parser.name}: {said}; {time.monotonic() - began:.0f} s", flush=True)
+        for failed in [one for one in outcomes if one.verdict == CRASHED][:MOST_LINES]:
+            print(f"  {failed.why}", flush=True)
+        yield parser.name, outcomes
 
 
 # -- stored cases -------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """A long phase: open files, memory, threads and disk stay as they were, and its metrics can be read at any moment."""
 
+import contextlib
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,15 +57,14 @@ def take(process: psutil.Process, run_dir: Path) -> Sample:
 
     rows, faults = sift_metrics(RunPaths(run_dir).phase("motion"))
     disk = growing = 0
-    for path in run_dir.rglob("*"):
-        try:
-            size = path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:
-            continue  # a checkpoint that is just being dropped
-        if path.name.startswith(GROWING):
-            growing += size
-        else:
-            disk += size
+    # A checkpoint may just be dropped: what is gone meanwhile is passed over.
+    for folder, _, names in os.walk(run_dir):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                size = os.stat(os.path.join(folder, name)).st_size
+                growing, disk = (
+                    (growing + size, disk) if name.startswith(GROWING) else (growing, disk + size)
+                )
     with process.oneshot():
         return Sample(process.num_fds(), process.num_threads(), process.memory_info().rss, disk, growing,
                       len(rows), len(faults))  # fmt: skip
@@ -78,14 +79,24 @@ def watch(base: Path, checkpoints: int) -> list[Outcome]:
     child = children.fork(
         Start([*words, *settings(root, checkpoints)]), base / "long" / "output.txt"
     )
+    try:
+        samples, took = look(child, run_dir)
+    finally:
+        if child.poll() is None:
+            child.kill()
+    end = children.wait([child])
+    if not end.ok:
+        return [Outcome(CRASHED, last_words(end.text))]
+    print(f"{checkpoints} checkpoints in {took:.0f} s, looked at {len(samples)} times", flush=True)
+    return judge([sample for sample in samples if sample.rows], checkpoints, len(end.text))
+
+
+def look(child: children.Child, run_dir: Path) -> tuple[list[Sample], float]:
+    """Samples of a child until it ends, and how long it took; it hangs when no new row comes for a
+    while, and is left then."""
     process, samples = psutil.Process(child.pid), list[Sample]()
     began = heard = time.monotonic()
-    while child.poll() is None:
-        if time.monotonic() - heard > QUIET_SECONDS:
-            child.kill()
-            return [
-                Outcome(CRASHED, f"no new row for {QUIET_SECONDS:g} s: {last_words(child.text)}")
-            ]
+    while child.poll() is None and time.monotonic() - heard < QUIET_SECONDS:
         time.sleep(SAMPLE_SECONDS)
         try:
             sample = take(process, run_dir)
@@ -94,12 +105,7 @@ def watch(base: Path, checkpoints: int) -> list[Outcome]:
         if not samples or sample.rows > samples[-1].rows:
             heard = time.monotonic()
         samples.append(sample)
-    end = children.wait([child])
-    if not end.ok:
-        return [Outcome(CRASHED, last_words(end.text))]
-    took = time.monotonic() - began
-    print(f"{checkpoints} checkpoints in {took:.0f} s, looked at {len(samples)} times", flush=True)
-    return judge([sample for sample in samples if sample.rows], checkpoints, len(end.text))
+    return samples, time.monotonic() - began
 
 
 def judge(samples: list[Sample], checkpoints: int, output_bytes: int) -> list[Outcome]:

@@ -3,6 +3,7 @@
   --count 200 --seed 1   so many changes, drawn from the seed, after those that once survived (OLD)
   --record FILE          write down what came of each; what stands there already is not run again,
                          unless its file was changed since, or it survived and its tests were
+  --part 2/3             the second of three parts, which may run at once with one record
   --list                 say what would be changed
   --only FILE            of one file
 
@@ -138,9 +139,11 @@ def main() -> int:
     parser.add_argument("--only", choices=list(COVERING), metavar="FILE")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--record", type=Path)
+    parser.add_argument("--part", default="1/1", metavar="N/M")
     args = parser.parse_args()
     old = [mutant for mutant in old_survivors() if args.only in (None, mutant.file)]
-    chosen = [*old, *draw(args.seed, args.count, args.only)]
+    part, parts = map(int, args.part.split("/"))
+    chosen = [*old, *draw(args.seed, args.count, args.only)][part - 1 :: parts]
     if args.list:
         print("\n".join(map(str, chosen)))
         return 0

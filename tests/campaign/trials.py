@@ -29,7 +29,7 @@ HEAVY = (
     "scipy.optimize", "sklearn.svm", "sklearn.mixture", "sklearn.metrics", "cv2", "av", "yaml",
     "nvidia.dali.plugin.base_iterator", "safetensors.torch", "hypothesis", "pytest",
 )  # fmt: skip
-SET_CHILD_SUBREAPER = 36
+SET_CHILD_SUBREAPER, SET_PARENT_DEATH_SIGNAL = 36, 1
 # What a fork forgets: it has its own from the copy.
 OURS = ("tests", "hpc_stres", "launch")
 POLL_SECONDS = 0.05
@@ -114,6 +114,8 @@ class Tree:
         return Trial(code == 0, code is None, tuple(dict.fromkeys(failed)), took)
 
     def _run_here(self, words: list[str], told: Path) -> int:
+        # A trial ends with who asked for it.
+        ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
         os.setpgid(0, 0)
         resource.setrlimit(resource.RLIMIT_DATA, (DATA_BYTES, DATA_BYTES))
         with open(os.devnull, "rb") as nothing, (self.folder / "output").open("wb") as output:
