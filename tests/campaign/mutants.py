@@ -3,7 +3,7 @@
   --count 200 --seed 1   so many changes, drawn from the seed, after those that once survived (OLD)
   --record FILE          write down what came of each; what stands there already is not run again,
                          unless its file was changed since, or it survived and its tests were
-  --part 2/3             the second of three parts, which may run at once with one record
+  --begin 2/3            begin with the second third and go round: several may share one record
   --list                 say what would be changed
   --only FILE            of one file
 
@@ -95,14 +95,23 @@ class Record:
     """What came of mutants before, in a file of one line each."""
 
     def __init__(self, path: Path | None) -> None:
-        self.path, self.rows = path, dict[str, dict[str, Any]]()
-        if path is not None and path.is_file():
-            for line in path.read_text("utf-8").splitlines():
-                row = json.loads(line)
-                self.rows[row["mutant"]] = row
+        self.path, self.rows, self.read_bytes = path, dict[str, dict[str, Any]](), 0
+
+    def _read_on(self) -> None:
+        """Take in what others have written since."""
+        if self.path is None or not self.path.is_file():
+            return
+        with self.path.open("rb") as stream:
+            stream.seek(self.read_bytes)
+            whole, newline, _ = stream.read().rpartition(b"\n")
+        self.read_bytes += len(whole) + len(newline)
+        for line in whole.splitlines():
+            row = json.loads(line)
+            self.rows[row["mutant"]] = row
 
     def known(self, mutant: Mutant) -> Verdict | None:
         """What is still true of a mutant; a survivor is asked again when its tests have changed."""
+        self._read_on()
         row = self.rows.get(_digest(mutant.file, mutant.text))
         if row is None or row["outcome"] == UNSOUND:
             return None
@@ -139,11 +148,13 @@ def main() -> int:
     parser.add_argument("--only", choices=list(COVERING), metavar="FILE")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--record", type=Path)
-    parser.add_argument("--part", default="1/1", metavar="N/M")
+    parser.add_argument("--begin", default="1/1", metavar="N/M")
     args = parser.parse_args()
     old = [mutant for mutant in old_survivors() if args.only in (None, mutant.file)]
-    part, parts = map(int, args.part.split("/"))
-    chosen = [*old, *draw(args.seed, args.count, args.only)][part - 1 :: parts]
+    chosen = [*old, *draw(args.seed, args.count, args.only)]
+    part, parts = map(int, args.begin.split("/"))
+    first = len(chosen) * (part - 1) // parts
+    chosen = [*chosen[first:], *chosen[:first]]
     if args.list:
         print("\n".join(map(str, chosen)))
         return 0
