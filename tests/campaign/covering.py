@@ -21,7 +21,7 @@ COVERING: dict[str, str] = {
     "config/upgrade.py": "older_versions",
     "config/sbatch.py": "sbatch_options",
     # the cut of a batch, and what is drawn
-    "layout.py": "layout",
+    "layout.py": "small_rules layout",
     "counter.py": "random_numbers",
     "data/requests.py": "requests segments",
     "data/segments.py": "segments",
@@ -76,7 +76,7 @@ COVERING: dict[str, str] = {
     "models/exact/layers.py": "exact",
     # evaluation
     "evaluation/statistics.py": "statistics",
-    "evaluation/scores.py": "scores",
+    "evaluation/scores.py": "small_rules scores",
     "evaluation/parts.py": "evaluation scores",
     "evaluation/groups.py": "groups",
     "evaluation/measures.py": "calibration statistics scores multilabel",

@@ -74,14 +74,15 @@ def test_each_argument_is_about_a_change_that_is_still_made():
 class Told:
     """A tree whose tests say what they are told to."""
 
-    def __init__(self, trial, *failing):
-        self.trial, self.failing, self.asked = trial, set(failing), []
+    def __init__(self, trial, *failing, later=None):
+        self.trials = iter([trial, later])
+        self.failing, self.asked = set(failing), []
 
     def changed(self, name, text):
         return contextlib.nullcontext()
 
-    def run(self, files):
-        return self.trial
+    def run(self, files, limit_seconds=None):
+        return next(self.trials)
 
     def failing_unchanged(self, names):
         self.asked += names
@@ -94,8 +95,8 @@ def test_a_mutant_is_noticed_only_by_a_test_that_passes_without_it(capsys):
     failed = trials.Trial(False, False, (test,), 1.0)
     hung = trials.Trial(False, True, (), 300.0)
 
-    def outcome(trial, *failing):
-        tree = Told(trial, *failing)
+    def outcome(trial, *failing, later=None):
+        tree = Told(trial, *failing, later=later)
         ((_, verdict),) = mutants.checked([(one, mutants.judge(one, tree))], tree)
         return verdict.outcome, tree.asked
 
@@ -103,8 +104,10 @@ def test_a_mutant_is_noticed_only_by_a_test_that_passes_without_it(capsys):
     assert outcome(failed, test) == (mutants.UNSOUND, [test])
     assert outcome(failed, test + "_too")[0] == mutants.NOTICED
     assert outcome(passed) == (mutants.SURVIVED, [])
-    assert outcome(hung) == (mutants.HUNG, sorted(files_about(one.file)))
-    assert outcome(hung, test)[0] == mutants.UNSOUND
+    quick, slow = (trials.Trial(True, False, (), seconds) for seconds in (60.0, 290.0))
+    assert outcome(hung, later=quick) == (mutants.HUNG, sorted(files_about(one.file)))
+    assert outcome(hung, test, later=quick)[0] == mutants.UNSOUND
+    assert outcome(hung, later=slow)[0] == outcome(hung, later=hung)[0] == mutants.UNSOUND
     verdicts = [(one, mutants.Verdict(name)) for name in (mutants.HUNG, mutants.SURVIVED)]
     assert mutants.conclude(verdicts[:1]) == 0
     assert mutants.conclude(verdicts) == 1
@@ -164,17 +167,17 @@ def test_stored_cases_are_tried_first_and_a_signal_is_a_failure(monkeypatch, tmp
         with tried.open("ab") as stream:
             stream.write(data + b"\n")
         if data == b"ab":
-            fuzzing.os.kill(fuzzing.os.getpid(), 11)
+            fuzzing.os.kill(fuzzing.os.getpid(), 9)
 
     one = Parser("made up", [b"abc"], write_down, cut=True)
     outcomes = fuzzing.run(one, 1, 10)
     assert tried.read_bytes() == b"x\n\na\nab\n"
     assert [outcome.verdict for outcome in outcomes] == [SURVIVED] * 3 + [CRASHED]
-    assert "ended with -11" in outcomes[-1].why
+    assert "ended with -9" in outcomes[-1].why
     assert len(list(fuzzing.cuts([b"a" * 50, b"b" * 50], 10))) == 10
 
 
-@pytest.mark.parametrize("grown", [None, "files", "threads", "memory", "disk", "faults"])
+@pytest.mark.parametrize("grown", [None, "files", "threads", "memory", "disk", "faults", "growing"])
 def test_a_long_run_that_grows_is_a_failure(grown):
     flat = {"files": 9, "threads": 3, "memory": 10**9, "disk": 10**6, "growing": 100, "rows": 1}
     samples = []

@@ -13,13 +13,17 @@ import pytest
 import torch
 
 from hpc_stres.config import tree
+from hpc_stres.errors import ConfigError
 from hpc_stres.evaluation import fusion_weights, gradcam
+from hpc_stres.evaluation.scores import Scores, summary
 from hpc_stres.launch.journal import Journal
+from hpc_stres.layout import plan
 from hpc_stres.listings import official
 from hpc_stres.listings.listing import Video
 from hpc_stres.models import dropout
 from hpc_stres.models.interaction import Interaction
 from hpc_stres.parallel import reach
+from hpc_stres.parallel.world import World
 from hpc_stres.run import data_set, product
 from hpc_stres.run.accounting import Costs
 from hpc_stres.run.paths import RunPaths
@@ -56,6 +60,18 @@ def test_who_is_reached_by_nobody_is_lost_and_not_whom_it_complains_of(faults, l
     assert sorted(accused) == [f"n{n}" for n in lost]
 
 
+@pytest.mark.parametrize(("size", "source"), [(1, "environment"), (2, "torchrun")])
+def test_nobody_is_looked_for_alone_or_under_an_agent(size, source, monkeypatch):
+    monkeypatch.setattr(reach, "refuse_unresolvable", lambda *_: pytest.fail("looked for"))
+    reach.check(World(0, size, 0, 1, "nowhere", 1, source), "n0", 0.1, {})
+
+
+def test_a_group_is_cut_where_whole_ones_leave_a_rank_a_quarter_more_work():
+    # Five groups of 4 over two ranks: 12 and 8 videos, a fifth above even. Three: 8 and 4, a third.
+    assert plan(20, 4, 2).team_size == 1
+    assert plan(12, 4, 2).team_size == 2
+
+
 def test_memory_is_in_gib():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     assert before <= metrics.memory_gib(torch.device("cpu")) * 1024**3 <= 1.5 * before
@@ -69,6 +85,23 @@ def test_maps_and_odds_by_hand():
     assert float(gradcam.log_odds(logits, 1)) == pytest.approx(math.log(share / (1 - share)))
     assert float(gradcam.log_odds(logits[:2], 0)) == pytest.approx(1.5)
     assert float(gradcam.log_odds(logits[:1], 0)) == 1.0
+
+
+def test_validation_is_in_per_cent_of_its_own_videos():
+    def column(labels):
+        names = [f"v{n}" for n in range(4)]
+        logits = np.array([[2.0, 1.0]] * 4)
+        return Scores(names, np.array(labels), ["a", "b"], logits, {})
+
+    figures = summary(column([0, 1, 1, 1]), 4, "full", column([0, 0, 0, 1]))
+    assert figures["validation"] == {"top1": 75.0, "videos": 4}
+    assert figures["top1"] == 25.0
+
+
+@pytest.mark.parametrize("text", ["seed", "=1", "a..b=1", ".a=1", "a" + ".a" * 50 + "=1"])
+def test_an_override_is_a_key_and_a_value(text):
+    with pytest.raises(ConfigError, match=r"expected key\.subkey=value"):
+        tree.parse_overrides([text])
 
 
 def test_a_value_in_a_message_is_at_most_80_characters_long():
