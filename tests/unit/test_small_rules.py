@@ -20,7 +20,7 @@ from hpc_stres.launch.journal import Journal
 from hpc_stres.layout import plan
 from hpc_stres.listings import official
 from hpc_stres.listings.listing import Video
-from hpc_stres.models import dropout
+from hpc_stres.models import dropout, protobuf_wire
 from hpc_stres.models.interaction import Interaction
 from hpc_stres.parallel import reach
 from hpc_stres.parallel.world import World
@@ -30,6 +30,7 @@ from hpc_stres.run.paths import RunPaths
 from hpc_stres.store import fingerprint
 from hpc_stres.store.format import Stamp, StorePaths
 from hpc_stres.training import metrics
+from hpc_stres.training.engine import DeepSpeedEngine
 from tests.conftest import tiny_config
 
 
@@ -201,3 +202,30 @@ def test_a_damaged_row_of_metrics_is_left_out_and_named(tmp_path, capsys):
     assert f"{paths.metrics}:2: " in said
     assert len(said.splitlines()) == 1
     assert product.read_metrics(RunPaths(Path(tmp_path)).phase("none")) == []
+
+
+def test_deepspeed_is_given_a_loss_that_its_average_makes_a_sum():
+    """It averages over ranks and micro-steps, as tests/distributed sees; here what it is given."""
+    given, steps = [], []
+    engine = DeepSpeedEngine.__new__(DeepSpeedEngine)
+    engine.exact, engine.ranks, engine.micro_steps = None, 3, 4
+    engine.engine = SimpleNamespace(
+        set_gradient_accumulation_boundary=lambda last: steps.append(last),
+        backward=given.append, step=lambda: steps.append("step"),
+    )  # fmt: skip
+    engine.backward(torch.tensor(0.5), last=False)
+    engine.backward(None, last=False)
+    engine.backward(torch.tensor(0.25), last=True)
+    assert [float(loss) for loss in given] == [6.0, 3.0]
+    assert steps == [False, "step", False, "step", True]
+
+
+def test_floats_of_a_message_are_whole_and_in_bytes():
+    def field(wire, data):
+        return protobuf_wire.Field(5, wire, 0, memoryview(data))
+
+    numbers = protobuf_wire.packed_floats(field(protobuf_wire.BYTES, bytes(8)), np.float32)
+    assert numbers.tolist() == [0.0, 0.0]
+    for wire, data in ((protobuf_wire.BYTES, bytes(7)), (protobuf_wire.VARINT, b"")):
+        with pytest.raises(protobuf_wire.WireError, match="not of numbers of 4 bytes"):
+            protobuf_wire.packed_floats(field(wire, data), np.float32)
