@@ -15,10 +15,10 @@ from typing import Any
 from hpc_stres import __version__
 from hpc_stres.config.schema import Config
 from hpc_stres.errors import UserError
-from hpc_stres.evaluation.networks import HUB_CONFIG, HUB_KEY, HUB_WEIGHTS
 from hpc_stres.evaluation.protocol import describe
 from hpc_stres.evaluation.table import is_multi, read_results
 from hpc_stres.run.paths import RunPaths, atomic_path, read_sealed, sealed, write_json, write_text
+from hpc_stres.run.starts import HUB_CONFIG, HUB_KEY, HUB_WEIGHTS
 
 CARD = "README.md"
 

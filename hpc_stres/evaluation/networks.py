@@ -31,14 +31,13 @@ from hpc_stres.models.weights import load_into, read_state
 from hpc_stres.phases.train import TrainPhase, train_phase
 from hpc_stres.run.paths import RunPaths, read_sealed, sha256, unsealed
 from hpc_stres.run.product import finished_weights
+from hpc_stres.run.starts import HUB_CONFIG, HUB_KEY, HUB_WEIGHTS
 from hpc_stres.store.location import Settings
 
 if TYPE_CHECKING:
     from hpc_stres.evaluation.predict import Prediction
 
 MANIFEST, PROGRAM, WEIGHTS = "export.json", "model.pt2", "weights.safetensors"
-# A folder to share: what export.json says stands under this key.
-HUB_CONFIG, HUB_WEIGHTS, HUB_KEY = "config.json", "model.safetensors", "hpc_stres"
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,15 @@ def clips(data_root, store):
     return hs.ClipDataset(store.paths.root, 1, "st_resnet", config=config)
 
 
+def test_clips_are_those_of_the_first_split_and_pass_unless_others_are_asked_for(clips, store):
+    unasked = hs.ClipDataset(store, config=tiny_config(store.paths.root.parent))
+    assert list(unasked.videos) == list(clips.videos)
+    first = unasked[0]
+    unasked.set_epoch(0)
+    assert torch.equal(first["rgb"], unasked[0]["rgb"])
+    assert torch.equal(first["flow"], unasked[0]["flow"])
+
+
 def test_an_import_brings_nothing_heavy():
     code = (
         "import sys, hpc_stres as hs; names = dir(hs); "
