@@ -2,7 +2,7 @@
 
   --only KIND     one kind of fault (kill, torn, signal, pause, error, read, power, damage, together, clock, slow,
                   port, disk, place, launcher, scheduler, limits, folders, readonly, slurm), or flips, lies, fuzz, long
-  --without GUARD take a guard away (sync, atomic, checkpoint, seal, owner, metrics, weights, index, look): rounds
+  --without GUARD take a guard away (sync, atomic, checkpoint, seal, owner, metrics, index): rounds
                   are of the kinds that it is against; exit status 0 when that is noticed
   --first N       begin with round N, to do a round again
   --folder F      work there and keep it: the same command resumes after the last round that it did, and does rounds
