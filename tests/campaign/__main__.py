@@ -118,7 +118,8 @@ def rounds(args: argparse.Namespace, base: Path) -> int:
             outcome = perform(shop.with_undisturbed(drawn.experiment, args.without), drawn)
         except KeyboardInterrupt:
             print(f"interrupted in round {number}", flush=True)
-            break
+            conclude(record.outcomes(numbers), "")
+            sys.exit(128 + signal.SIGINT)
         took = time.monotonic() - began
         record.add(number, drawn.kind, outcome, took, str(drawn))
         why = f": {outcome.why}" if outcome.why else ""
