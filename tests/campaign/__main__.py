@@ -156,7 +156,7 @@ def conclude(outcomes: dict[str, list[Outcome]], without: str) -> int:
     if without:
         noticed = sum(map(len, outcomes.values()))
         print(
-            f"without {without}: {'noticed in round ' + str(noticed) if failed else 'NOT noticed'}"
+            f"without {without}: {'noticed, after ' + str(noticed) + ' in all' if failed else 'NOT noticed'}"
         )
         return 0 if failed else 1
     return 1 if failed else 0
