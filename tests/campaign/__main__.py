@@ -2,7 +2,7 @@
 
   --only KIND     one kind of fault (kill, torn, signal, pause, error, read, power, damage, together, clock, slow,
                   port, disk, place, launcher, scheduler, limits, folders, readonly, slurm), or flips, lies, fuzz, long
-  --without GUARD take a guard away (sync, atomic, checkpoint, seal, owner, metrics, weights, index, look): rounds
+  --without GUARD take a guard away (sync, atomic, checkpoint, seal, owner, metrics, index): rounds
                   are of the kinds that it is against; exit status 0 when that is noticed
   --first N       begin with round N, to do a round again
   --folder F      work there and keep it: the same command resumes after the last round that it did, and does rounds
@@ -118,7 +118,8 @@ def rounds(args: argparse.Namespace, base: Path) -> int:
             outcome = perform(shop.with_undisturbed(drawn.experiment, args.without), drawn)
         except KeyboardInterrupt:
             print(f"interrupted in round {number}", flush=True)
-            break
+            conclude(record.outcomes(numbers), "")
+            sys.exit(128 + signal.SIGINT)
         took = time.monotonic() - began
         record.add(number, drawn.kind, outcome, took, str(drawn))
         why = f": {outcome.why}" if outcome.why else ""
@@ -155,7 +156,7 @@ def conclude(outcomes: dict[str, list[Outcome]], without: str) -> int:
     if without:
         noticed = sum(map(len, outcomes.values()))
         print(
-            f"without {without}: {'noticed in round ' + str(noticed) if failed else 'NOT noticed'}"
+            f"without {without}: {'noticed, after ' + str(noticed) + ' in all' if failed else 'NOT noticed'}"
         )
         return 0 if failed else 1
     return 1 if failed else 0

@@ -63,19 +63,6 @@ def _no_sync_of_metrics() -> None:
     MetricsLog.sync = lambda self: None
 
 
-def _no_checksum_of_weights() -> None:
-    """A finished phase's weights are believed, whatever they are now."""
-    from hpc_stres.run import product
-
-    def checked_weights(paths: Any) -> Path:
-        return Path(paths.weights)
-
-    for module in _modules_with("checked_weights", product.checked_weights):
-        module.checked_weights = checked_weights
-    for module in _modules_with("changed_files", product.changed_files):
-        module.changed_files = lambda paths, done: []
-
-
 def _no_checksum_of_the_index() -> None:
     """The store's index is believed where its numbers are inside their ranges."""
     from hpc_stres.store.table import Table
@@ -86,17 +73,6 @@ def _no_checksum_of_the_index() -> None:
                 look(first, block)
 
     Table.check = check  # type: ignore[method-assign]
-
-
-def _no_look_at_the_queue() -> None:
-    """A job that sbatch gave no id for is taken as one that is not there."""
-    from hpc_stres.launch.once import Submission
-
-    def look_for(self: Any, journal: Any, *_: Any) -> str:
-        journal.abandon()
-        return ""
-
-    Submission._look_for = look_for  # type: ignore[method-assign]
 
 
 def _modules_with(name: str, value: Any) -> list[Any]:
@@ -122,9 +98,7 @@ GUARDS = {
     "seal": Guard(_no_seals, ("damage",)),
     "owner": Guard(_no_owner, ("together",)),
     "metrics": Guard(_no_sync_of_metrics, ("power",)),
-    "weights": Guard(_no_checksum_of_weights, ("flips",)),
     "index": Guard(_no_checksum_of_the_index, ("flips",)),
-    "look": Guard(_no_look_at_the_queue, ("scheduler",)),
 }
 
 
