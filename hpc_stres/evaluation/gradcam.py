@@ -113,13 +113,13 @@ def _look_at_clip(
     request: Request,
     answer: int | None,
 ) -> tuple[int, dict[str, Map]]:
-    clips, model = reader.read([request]), network.call
+    clips = reader.read([request])
     rgb = None if clips.rgb is None else clips.rgb.to(network.dtype)
     flow = None if clips.flow is None else clips.flow.to(network.dtype)
     height, width = next(clip.shape[-2:] for clip in (rgb, flow) if clip is not None)
     given = (int(height), int(width))
     with _keeping(trunks) as kept, torch.enable_grad():
-        logits = model(rgb, flow)
+        logits = network(rgb, flow)
         fused = torch.stack(
             [value.double().mean(dim=1)[0] for value in logits if value is not None]
         ).mean(dim=0)

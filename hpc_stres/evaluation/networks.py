@@ -31,14 +31,13 @@ from hpc_stres.models.weights import load_into, read_state
 from hpc_stres.phases.train import TrainPhase, train_phase
 from hpc_stres.run.paths import RunPaths, read_sealed, sha256, unsealed
 from hpc_stres.run.product import finished_weights
+from hpc_stres.run.starts import HUB_CONFIG, HUB_KEY, HUB_WEIGHTS
 from hpc_stres.store.location import Settings
 
 if TYPE_CHECKING:
     from hpc_stres.evaluation.predict import Prediction
 
 MANIFEST, PROGRAM, WEIGHTS = "export.json", "model.pt2", "weights.safetensors"
-# A folder to share: what export.json says stands under this key.
-HUB_CONFIG, HUB_WEIGHTS, HUB_KEY = "config.json", "model.safetensors", "hpc_stres"
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,10 @@ class Network:
     spacing: int = 1
 
     def __call__(self, rgb: Tensor | None, flow: Tensor | None) -> Logits:
-        return self.call(rgb, flow)
+        # A reader on the CPU may give the clips of a network on a GPU.
+        first: Tensor = next(self.call.parameters())  # type: ignore[attr-defined]
+        clips = (None if clip is None else clip.to(first.device) for clip in (rgb, flow))
+        return self.call(*clips)
 
     def reader(self, source: FrameSource, device_id: int | None = None) -> ClipReader:
         """What reads test clips for it from a store or a prepared video, on a CPU or a GPU."""

@@ -156,9 +156,11 @@ def call(words: Sequence[str], seconds: float, keep_open: Sequence[int] = ()) ->
     try:
         out, text = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        _end(process)
+        said = _end(process)
+        # A cluster that is full (MaxJobCount) keeps sbatch waiting, which says so.
+        told = f"; it said: {said}" if said else ""
         raise NoAnswer(
-            f"the scheduler does not answer: {words[0]} took more than {seconds:g} s\n"
+            f"the scheduler does not answer: {words[0]} took more than {seconds:g} s{told}\n"
             "Try again later; cluster.scheduler_seconds sets how long an answer may take."
         ) from None
     except BaseException:
@@ -167,10 +169,16 @@ def call(words: Sequence[str], seconds: float, keep_open: Sequence[int] = ()) ->
     return Answer(process.returncode, out, text)
 
 
-def _end(process: "subprocess.Popen[str]") -> None:
+def _end(process: "subprocess.Popen[str]") -> str:
+    """End a command with all that it started; the last line of its complaints."""
     # It leads a session of its own, so that its group is all that it started.
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    try:
+        _, text = process.communicate(timeout=1.0)
+    except (subprocess.TimeoutExpired, ValueError):
+        process.wait()
+        return ""  # something that has left the session holds the pipe
+    return re.sub(r"\s+", " ", (text.strip().splitlines() or [""])[-1])[:200]
 
 
 def look(seconds: float, numbers: Sequence[str] = ()) -> list[Row]:

@@ -6,6 +6,7 @@ They are taken away in the campaign's own children only; the product has no such
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -106,16 +107,24 @@ def _modules_with(name: str, value: Any) -> list[Any]:
     return [module for module in known if getattr(module, name, None) is value]
 
 
-GUARDS: dict[str, Callable[[], None]] = {
-    "sync": _no_sync,
-    "atomic": _no_atomic_names,
-    "checkpoint": _no_checksum_of_checkpoints,
-    "seal": _no_seals,
-    "owner": _no_owner,
-    "metrics": _no_sync_of_metrics,
-    "weights": _no_checksum_of_weights,
-    "index": _no_checksum_of_the_index,
-    "look": _no_look_at_the_queue,
+@dataclass(frozen=True)
+class Guard:
+    """How it is taken away, and the kinds of rounds, or the part of the campaign, that it is against."""
+
+    take_away: Callable[[], None]
+    against: tuple[str, ...]
+
+
+GUARDS = {
+    "sync": Guard(_no_sync, ("power",)),
+    "atomic": Guard(_no_atomic_names, ("power", "torn", "kill")),
+    "checkpoint": Guard(_no_checksum_of_checkpoints, ("damage",)),
+    "seal": Guard(_no_seals, ("damage",)),
+    "owner": Guard(_no_owner, ("together",)),
+    "metrics": Guard(_no_sync_of_metrics, ("power",)),
+    "weights": Guard(_no_checksum_of_weights, ("flips",)),
+    "index": Guard(_no_checksum_of_the_index, ("flips",)),
+    "look": Guard(_no_look_at_the_queue, ("scheduler",)),
 }
 
 
@@ -123,4 +132,4 @@ def remove(name: str) -> None:
     """Take a guard away in this process."""
     if name:
         os.environ["CAMPAIGN_WITHOUT"] = name
-        GUARDS[name]()
+        GUARDS[name].take_away()

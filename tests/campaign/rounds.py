@@ -220,7 +220,8 @@ def damage(place: Place) -> Outcome:
         raise Failure(failure.outcome.verdict, f"{where}: {failure}") from None
     if not refusal:
         return Outcome(SURVIVED, str(where))
-    if str(where.name) not in refusal and str(where.parent) not in refusal:
+    folder = str(where.parent)
+    if where.name not in refusal and (folder == "." or folder not in refusal):
         raise Failure(CRASHED, f"{where} was damaged, and the sentence does not name it: {refusal}")
     path.unlink(
         missing_ok=True

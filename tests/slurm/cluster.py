@@ -200,8 +200,10 @@ class PrivateSlurm:
         text = re.sub(r"(Name|Nodes)=n(?=[\[\d])", rf"\1={self.prefix}", text)
         return text.format(**self.ports)
 
-    def configure(self, conf):
-        """Write slurm.conf; a daemon reads it when it starts."""
+    def configure(self, conf=None):
+        """Write slurm.conf; a daemon reads it when it starts. Without a text the same again, with
+        the lines that `more` has now."""
+        self.conf = conf = conf or self.conf
         own = {line.partition("=")[0] for line in self.more.splitlines()}
         lines = [line for line in conf.splitlines() if line.partition("=")[0] not in own]
         text = self._named("\n".join(lines) + "\n") + self.more
