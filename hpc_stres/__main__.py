@@ -2,12 +2,13 @@
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 
 from hpc_stres import __version__
-from hpc_stres.errors import UserError
+from hpc_stres.errors import UserError, explained
 
 INTERRUPTED = 130
 # Command: module of hpc_stres.commands, one line of help.
@@ -78,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; errors that a user can fix are a few lines on stderr and an exit code."""
     name = "hpc-stres"
+    say_any_name()
     try:
         args = build_parser().parse_args(argv)
         name = f"hpc-stres {args.command}"
@@ -85,6 +87,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{name}: interrupted; the same command resumes from here", file=sys.stderr)
         return INTERRUPTED
+
+
+def say_any_name() -> None:
+    """A letter that the terminal (or the file that is written to) does not have is written as its
+    number: the name of a video is no reason for a command to fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run(args: argparse.Namespace, name: str) -> int:
@@ -102,10 +112,7 @@ def _run(args: argparse.Namespace, name: str) -> int:
     except Exception as error:
         if args.debug:
             raise
-        kind = type(error).__name__
-        print(
-            f"{name}: unexpected {kind}: {error}\nAdd --debug for the traceback.", file=sys.stderr
-        )
+        print(f"{name}: {explained(error)}", file=sys.stderr)
         return 1
 
 

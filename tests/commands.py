@@ -57,6 +57,7 @@ EXCEPTIONS: list[tuple[str, str | None, str]] = [
     (r"hpc-stres (bench|reproduce|ablate|study)\b.*", r"hpc-stres \1 --help", "takes minutes to hours"),
     (r"hpc-stres weights fetch.*", "hpc-stres weights --help", "wants a network"),
     (r"hpc-stres submit --config mydata\.yaml.*", r"\g<0> --set training.max_steps=4", "four steps a phase"),
+    (r"hpc-stres init mydata .*", r"\g<0> --force", "another page has written it"),
     (r"git clone .*", None, "this is the clone"),
 ]  # fmt: skip
 

@@ -1,12 +1,16 @@
 """A node or a rank that does not do its work: what runs first in each Python process under this folder's name in
-PYTHONPATH. `POISON` says how, `POISONED` which node (or `rank N`)."""
+PYTHONPATH. `POISON` says how, `POISONED` which nodes (or `rank N`), with commas between, and `POISONED_PHASE` in the
+jobs of which phase alone."""
 
 SITE = """
 import os, sys
 mode, node = os.environ.get("POISON", ""), os.environ.get("SLURMD_NODENAME", "")
 is_rank = "SLURM_PROCID" in os.environ and os.environ.get("SLURM_STEP_ID", "") not in ("", "4294967291", "batch")
 is_rank = is_rank or "RANK" in os.environ
-is_bad = os.environ.get("POISONED", "") in (node, "rank " + os.environ.get("RANK", ""))
+bad = os.environ.get("POISONED", "").split(",")
+is_bad = (node in bad or "rank " + os.environ.get("RANK", "") in bad) and (
+    "-" + os.environ.get("POISONED_PHASE", "") in "-" + os.environ.get("SLURM_JOB_NAME", "")
+)
 if is_rank and is_bad and mode == "dies":
     os._exit(9)
 if is_rank and is_bad and mode == "silent":

@@ -52,12 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from hpc_stres.errors import UserError
     from hpc_stres.evaluation import features, networks
+    from hpc_stres.evaluation.sources import find_videos
     from hpc_stres.evaluation.windows import Windows
     from hpc_stres.parallel import process_groups
     from hpc_stres.parallel.world import find_world
 
     world = find_world()
-    sources = features.find_videos([Path(name) for name in args.videos])
+    sources = find_videos([Path(name) for name in args.videos])
     device = process_groups.choose_device(world)
     network = networks.load(Path(args.model), args.phase, args.overrides, device)
 

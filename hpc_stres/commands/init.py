@@ -187,9 +187,10 @@ def _first_weights(
         return _sizes_of(start.path), dict.fromkeys(phases, str(start.path)), None
     source = Path(args.source).expanduser().absolute()
     starts = _starts_of(source, str(root))
-    model = _model_of(source)
+    name, path = next(iter(starts.items()))
+    model = _model_of(source) or _sizes_of(find_start(str(path), name, name, str(root)).path)
     return (
-        model or _sizes_of(next(iter(starts.values()))),
+        model,
         {name: str(path) for name, path in starts.items()},
         None,
     )
@@ -225,6 +226,11 @@ def _streams_of(path: Path) -> set[str]:
     streams = (
         {"motion", "appearance"} if is_trunk(state) else {name.split(".", 1)[0] for name in state}
     )
+    if any(name.endswith(".temporal.weight") for name in state):
+        raise UserError(
+            f"--from {path}: its layers over time have no place in a network of one stream\n"
+            "Name the run that it is of, or export its phases motion and appearance."
+        )
     if not streams & {"motion", "appearance"}:
         raise UserError(
             f"--from {path}: no network of this package and no ResNet\nSay what it is: hpc-stres weights FILE"
@@ -236,8 +242,10 @@ def _config_of(source: Path) -> "Config | None":
     """The config of the run whose weights are taken."""
     from hpc_stres.config.loading import load_resolved
 
-    for folder in (source, source.parent, source.parent.parent, source.parent.parent.parent):
-        if (folder / "config.yaml").is_file():
+    # RUN, RUN/phases/NAME or RUN/phases/NAME/FILE: another config.yaml further up is none of ours.
+    above = [folder.parent for folder in source.parents[:2] if folder.name == "phases"]
+    for folder in (source, *above):
+        if (folder / "phases").is_dir() and (folder / "config.yaml").is_file():
             return load_resolved(folder / "config.yaml")
     return None
 
@@ -252,19 +260,23 @@ def _model_of(source: Path) -> dict[str, Any]:
 
 
 def _frames_of(source: str | None) -> tuple[int, int] | None:
-    """Short side of stored frames and crop of the run whose weights are taken; none where
-    there is no such run."""
-    config = None if source is None else _config_of(Path(source).expanduser().absolute())
-    return None if config is None else (config.data.short_side, config.data.crop)
+    """Short side of stored frames and crop of the run or export whose weights are taken; none where
+    there is no such."""
+    from hpc_stres.run.starts import frames_of_export
+
+    if source is None:
+        return None
+    path = Path(source).expanduser().absolute()
+    config = _config_of(path)
+    return frames_of_export(path) if config is None else (config.data.short_side, config.data.crop)
 
 
-def _sizes_of(source: object) -> dict[str, Any]:
+def _sizes_of(source: Path) -> dict[str, Any]:
     """Values of `model` as a file's tensors tell them."""
     from hpc_stres.models.published_weights import trunk_of
     from hpc_stres.models.weights import read_state
 
-    path = Path(str(source))
-    state = read_state(path / "weights.safetensors" if path.is_dir() else path)
+    state = read_state(source)
     first = {
         name.split(".", 1)[1]: value
         for name, value in state.items()

@@ -69,7 +69,8 @@ class ClusterConfig:
     minutes: int = 1440
     """Wall time of one job in minutes."""
     links: int = 1
-    """Jobs chained with afterany inside one phase, for phases longer than the wall time."""
+    """Jobs chained with afterany inside one phase, for phases longer than the wall time; each of
+    them waits for the phases before as well."""
     partition: str | None = None
     """Slurm partition."""
     prepare: PrepareJobConfig = field(default_factory=PrepareJobConfig)
@@ -116,8 +117,8 @@ class ClusterConfig:
     """Folders visible inside the image besides the repository, the run folder and the data, as
     SOURCE[:TARGET]."""
     preflight: bool = True
-    """Check ranks, GPUs, versions and the network before the first phase of a submission
-    trains (Slurm only)."""
+    """Check ranks, GPUs, versions and the network before the first phases of a submission train, and
+    that all ranks are there in every later job (Slurm only)."""
     min_all_reduce_gb_per_s: float = 0.0
     """Slowest all-reduce of 64 MB that the preflight accepts, in GB a second."""
     arrival_seconds: float = 60.0

@@ -6,6 +6,7 @@ feed, which is several times faster.
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,9 +18,11 @@ from torch.utils.data import Dataset
 from hpc_stres import native
 from hpc_stres.config.loading import CONFIGS, load_config
 from hpc_stres.data import augment
-from hpc_stres.data.requests import Box, Request, Sampler, flow_stack, request_of, spread_frames
+from hpc_stres.data.requests import Box, Request, Sampler, request_of
+from hpc_stres.data.test_clips import TestClips, test_requests
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.phases.train import train_phase
+from hpc_stres.store.labels import multi_hot
 from hpc_stres.store.reader import Store
 
 if TYPE_CHECKING:
@@ -35,12 +38,14 @@ class ClipDataset(Dataset[Item]):
 
     `store`: the folder of a prepared store (or an open Store). `split`: 1, 2 or 3. `phase`: the
     name of a phase, whose chunks, strides and crops apply. `kind`: `train` gives random crops of
-    one size, `test` full frames with evenly spaced chunks. `config`: a config file or Config that
+    one size, `test` what the phase is tested on: full frames at evenly spaced chunks (or the middle
+    clip of a phase of segments), not mirrored. `config`: a config file or Config that
     describes the phase; without one, the recipe of the paper. `side`: the crop's side. `seed`: clip
     i of epoch e is the same for ever (`set_epoch`), in any process.
 
     An item is a dictionary: `rgb` (time, 3, H, W) and `flow` (time, 20, H, W) as far as the phase
-    reads them, float32 and normalised; `label`; `id`. Items of `train` have one shape, so that a
+    reads them, float32 and normalised; `label`, a number, or where videos have several classes a row
+    of 0 and 1 over them; `id`. Items of `train` have one shape, so that a
     DataLoader can stack them.
     """
 
@@ -71,9 +76,15 @@ class ClipDataset(Dataset[Item]):
             raise ConfigError(f"phase={phase!r}: the recipe has {', '.join(config.phases)}")
         self.phase = train_phase(config, phase)
         self.levels = augment.Levels.of_phase(self.phase)
-        self.chunks = self.phase.clips.chunks if kind == "train" else config.evaluation.chunks
+        self.tested = TestClips.of(self.phase, config.data.crop)
+        self.evaluation = replace(config.evaluation, flips=False)
         self.side = side or self.phase.side
-        self.antialias = self.phase.clips.antialias
+        # Pixels of the stored frame that a crop is cut from, as in training.
+        self.crop = side or config.data.crop
+        sets = self.store.label_sets
+        self.label_table = None if sets is None else multi_hot(sets, len(self.store.classes))
+        # As in tests: the option is of training crops.
+        self.antialias = self.phase.clips.antialias or kind == "test"
         self.videos = self.store.present(split, kind)
         if not self.videos:
             raise UserError(f"{self.store.place}: split {split} has no {kind} videos")
@@ -99,7 +110,8 @@ class ClipDataset(Dataset[Item]):
         number = index % len(self)
         request = self._request(number)
         row = self.store.rows[request.video]
-        item: Item = {"label": row.label, "id": row.id}
+        table = self.label_table
+        item: Item = {"label": row.label if table is None else table[row.label], "id": row.id}
         if self.phase.uses_rgb:
             item["rgb"] = self._rgb(request)
         if self.phase.uses_flow:
@@ -112,15 +124,19 @@ class ClipDataset(Dataset[Item]):
         if self.kind == "train":
             # Made here: rows of a store do not travel to a worker that is spawned.
             source = Sampler(
-                self.seed, self.name, self.phase, self.side, self.short_side, self.store.rows, (video,)
+                self.seed, self.name, self.phase, self.crop, self.short_side, self.store.rows, (video,)
             )  # fmt: skip
             return request_of(source, self.epoch, number)
-        row = self.store.rows[video]
-        frames = spread_frames(row.frames, self.chunks)
-        stacks = tuple(flow_stack(frame, row.flow_pairs, "mirror") for frame in frames)
-        return Request(
-            number, video, row.label, frames, stacks, Box(0, 0, row.height, row.width), False
-        )
+        clips = test_requests(self.store.rows[video], video, self.evaluation, self.tested)
+        return clips[len(clips) // 2]
+
+    def _size(self, height: int, width: int) -> tuple[int, int]:
+        """What a region of so many pixels is resized to."""
+        side = self.side if self.kind == "train" else self.tested.side
+        if side is not None:
+            return side, side
+        scale = self.tested.scale or 1.0
+        return round(scale * height), round(scale * width)
 
     def _rgb(self, request: Request) -> torch.Tensor:
         scale_shift = augment.rgb_scale_and_shift(self.levels)
@@ -146,19 +162,18 @@ class ClipDataset(Dataset[Item]):
         self, stacks: "list[list[NDArray[np.uint8]]]", scale_shift: Any, flip: bool
     ) -> torch.Tensor:
         """Resized, mirrored and normalised, as the feed does it."""
-        side = self.side if self.kind == "train" else None
         first = stacks[0]
         channels = len(first) if len(first) > 1 else first[0].shape[2]
+        size = self._size(*first[0].shape[:2])
         if native.find("resize") is None:
             planes = (np.stack(s) if len(s) > 1 else s[0].transpose(2, 0, 1) for s in stacks)
             tensors = (torch.from_numpy(np.ascontiguousarray(p)) for p in planes)
             return torch.stack(
-                [augment.finish_planes(t, side, self.antialias, scale_shift, flip) for t in tensors]
+                [augment.finish_planes(t, size, self.antialias, scale_shift, flip) for t in tensors]
             )
-        height, width = (side, side) if side else first[0].shape[:2]
-        out = np.empty((len(stacks), height, width, channels), np.float32)
+        out = np.empty((len(stacks), *size, channels), np.float32)
         for stack, room in zip(stacks, out, strict=True):
-            augment.finish_on_cpu(stack, side, self.antialias, scale_shift, flip, room)
+            augment.finish_on_cpu(stack, size, self.antialias, scale_shift, flip, room)
         return torch.from_numpy(out).permute(0, 3, 1, 2)
 
 

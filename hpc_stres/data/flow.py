@@ -2,7 +2,7 @@
 
 import ctypes
 import itertools
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,9 @@ Backend = Literal["native", "cuda", "dali", "opencv"]
 BACKENDS: tuple[Backend, ...] = ("native", "cuda", "dali", "opencv")
 Pyramid = Literal["paper", "opencv4"]
 PYRAMIDS: tuple[Pyramid, ...] = ("paper", "opencv4")
-# Pairs that go through a GPU together; the memory of a pair at 340x256 is 6 MB.
-GPU_BATCH = 128
+# Pairs that a GPU is given at once; at 340x256 each takes 2 MB of its memory. How many of them it
+# works on together is the kernels' choice (native/tvl1.cu).
+GPU_BATCH = 256
 # DALI's optical flow comes in quarter pixels of a grid; 1 is the finest grid, 0 the slowest
 # and best preset.
 DALI_GRID, DALI_PRESET = 1, 0.0
@@ -142,28 +143,46 @@ def _cuda(frames: NDArray[np.uint8], flow: NDArray[np.float32], pyramid: str) ->
     run_kernels(native.load_cuda("tvl1", f"sm_{major}{minor}"), frames, flow, pyramid)
 
 
+class Work(NamedTuple):
+    """What the GPU's kernels did: updates of a pixel, and places for a pair that their chunks of 30
+    iterations were started with."""
+
+    updates: float
+    places: float
+
+
 def run_kernels(
     library: Any,
     frames: NDArray[np.uint8],
     flow: NDArray[np.float32],
     pyramid: str,
     batch: int = GPU_BATCH,
-) -> None:
-    """The GPU's kernels, from a library made by nvcc or, in tests, by a C++ compiler; a batch
-    of pairs at once."""
+    depth: int = 0,
+    cache_bytes: int = 0,
+) -> Work:
+    """The GPU's kernels, from a library made by nvcc or, in tests, by a C++ compiler; `batch` pairs
+    at once.
+
+    `depth` iterations go into a launch, and pairs that fit into `cache_bytes` together; 0 is the
+    device's own choice. Neither changes the flow.
+    """
     _check_room(frames, flow)
     bytes_, floats = (np.ctypeslib.ndpointer(kind, flags="C") for kind in (np.uint8, np.float32))
-    solve = library.tvl1_batch_gpu
-    solve.argtypes = [bytes_, *[ctypes.c_int] * 4, floats]
+    solve = library.tvl1_batch_gpu_in
+    work, total = (ctypes.c_double * 2)(), Work(0.0, 0.0)
+    solve.argtypes = [bytes_, *[ctypes.c_int] * 5, ctypes.c_size_t, floats, type(work)]
     solve.restype = ctypes.c_int
     rows, cols = frames.shape[1:]
     for start in range(0, len(flow), batch):
         count = min(batch, len(flow) - start)
         some, room = frames[start : start + count + 1], flow[start : start + count]
-        if solve(some, count, rows, cols, pyramid == "paper", room) != 0:
+        size = count, rows, cols, pyramid == "paper"
+        if solve(some, *size, depth, cache_bytes, room, work) != 0:
             raise UserError(
                 f"TV-L1 on the GPU: {count} pairs of {cols}x{rows} do not fit, or the device failed"
             )
+        total = Work(total.updates + work[0], total.places + work[1])
+    return total
 
 
 def _dali(frames: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -135,7 +135,8 @@ def _take_scores(
     if missing:
         raise UserError(
             f"{paths.phase(name).root}: phase {name} has no scores of {len(missing)} test videos: "
-            f"{', '.join(missing[:3])}\nRun the phase again on this data set."
+            f"{', '.join(missing[:3])}, as they are now\n"
+            f"Make them: hpc-stres train --phase {name} --run-dir {paths.root}"
         )
     product = checked_product(paths.phase(name))
     made.made_by.setdefault("protocol", f"scores of a phase of kind {config.phases[name].kind}")
@@ -234,7 +235,7 @@ def _test_videos(config: Config, store: Store) -> list[str]:
         reason = store.rejected.get(missing[0], "not in the store")
         raise UserError(
             f"{len(missing)} of {len(wanted)} test videos are missing: {', '.join(missing[:3])} ({reason})\n"
-            "Mend the data, or add --allow-missing: every number then says k of n."
+            "Fix the data, or add --allow-missing: every number then says k of n."
         )
     if not present:
         raise UserError(

@@ -13,9 +13,9 @@ has no say in its bytes.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,14 +25,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpc_stres.data.feed import ClipReader
+from hpc_stres.data.requests import centre_box
+from hpc_stres.data.test_clips import WHOLE_VIDEO
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.evaluation.networks import Network
 from hpc_stres.evaluation.scores import digest, read_npz
+from hpc_stres.evaluation.sources import Source
 from hpc_stres.evaluation.windows import Passing, Windows
-from hpc_stres.listings.listing import VIDEO_SUFFIXES
+from hpc_stres.listings.listing import printable
 from hpc_stres.parallel.world import World
 from hpc_stres.prepare import guard
-from hpc_stres.prepare.video import UndecodableError
+from hpc_stres.prepare.video import UndecodableError, require_regular_file
 from hpc_stres.run.ownership import owned
 from hpc_stres.run.paths import atomic_path, checksum, read_sealed, sha256, write_sealed
 from hpc_stres.run.progress import Progress
@@ -49,14 +52,6 @@ WINDOWS_AT_ONCE = 4
 BYTES_OF_A_RANK = 16 << 20
 PATIENCE_SECONDS = 600.0
 AGAIN = "Remove it and give the same command again."
-
-
-@dataclass(frozen=True)
-class Source:
-    """A video and the name of its files."""
-
-    path: Path
-    name: str
 
 
 @dataclass(frozen=True)
@@ -83,33 +78,6 @@ def make_task(
     return Task(network, windows, layout, folder, world, sha256(network.weights))
 
 
-def find_videos(given: Sequence[Path]) -> list[Source]:
-    """Videos that were named, and those in folders that were named, under names
-    that do not meet."""
-    sources: list[Source] = []
-    for path in given:
-        if path.is_dir():
-            inside = sorted(
-                p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file()
-            )
-            if not inside:
-                raise ConfigError(f"{path}: no videos in this folder")
-            sources += [Source(p, str(p.relative_to(path).with_suffix(""))) for p in inside]
-        elif path.is_file():
-            sources.append(Source(path, path.stem))
-        else:
-            raise ConfigError(f"{path}: no such file or folder")
-    taken: dict[str, Path] = {}
-    for source in sources:
-        other = taken.setdefault(source.name, source.path)
-        if other.resolve() != source.path.resolve():
-            raise ConfigError(
-                f"{other} and {source.path} would both be written as {source.name}\n"
-                "Name the folder above both, or extract them into two folders."
-            )
-    return list({source.name: source for source in sources}.values())
-
-
 def extract(task: Task, sources: Sequence[Source], device: torch.device) -> list[str]:
     """This rank's share of all videos; returns a line for each video that does not decode."""
     torch.set_num_threads(1)  # as in tests: sums must not depend on how many cores a rank has
@@ -124,18 +92,17 @@ def extract(task: Task, sources: Sequence[Source], device: torch.device) -> list
             try:
                 if share is not None:
                     work = Work(task, source)
-                    reader = reader or ClipReader(
-                        _NoVideo(),
-                        None,
-                        task.network.levels,
-                        streams=task.network.streams,
-                        device_id=device_id,
-                    )
-                    work.run(tap, reader, share, ranks)
+                    reader = reader or task.network.reader(_NoVideo(), device_id)
+                    work.run(tap, reader, (share, ranks), _teller(progress, number, source.name))
             except UndecodableError as error:
-                failed.append(f"{source.path}: {error}")
-            progress.update(number, source.name)
+                failed.append(f"{printable(source.path)}: {error}")
+            progress.update(number, printable(source.name))
     return failed
+
+
+def _teller(progress: Progress, number: int, name: str) -> Callable[[str], None]:
+    """Says how far the video of this number is: an hour of film takes long."""
+    return lambda text: progress.update(number - 1, f"{printable(name)}: {text}")
 
 
 class _NoVideo:
@@ -158,7 +125,11 @@ def _shares(sources: Sequence[Source], world: World) -> dict[str, tuple[int | No
     how many these are."""
     shares, first = {}, 0
     for source in sources:
-        ranks = min(world.size, 1 + source.path.stat().st_size // BYTES_OF_A_RANK)
+        try:
+            size = source.path.stat().st_size
+        except OSError:
+            size = 0  # the rank that has it says so
+        ranks = min(world.size, 1 + size // BYTES_OF_A_RANK)
         own = (world.rank - first) % world.size
         shares[source.name] = (own if own < ranks else None, ranks)
         first += ranks
@@ -203,6 +174,7 @@ class Work:
     def __init__(self, task: Task, source: Source) -> None:
         self.task, self.source = task, source
         try:
+            require_regular_file(source.path)
             content, size = sha256(source.path), source.path.stat().st_size
         except OSError as error:
             raise UndecodableError(f"cannot be read: {error.strerror}") from None
@@ -211,19 +183,27 @@ class Work:
             "settings": task.network.settings.as_json(), "windows": asdict(task.windows), "layout": task.layout,
             "source_sha256": content, "source_bytes": size,
         }  # fmt: skip
+        # Said where it is not the whole frame as it is stored.
+        view = asdict(replace(task.network.clips, segments=None, frame_grid=1))
+        self.made_by |= {"view": view} if view != asdict(WHOLE_VIDEO) else {}
         self.key = checksum(self.made_by)
         self.parts = task.folder / ".parts" / source.name
         self.final = task.folder / f"{source.name}.json"
 
-    def run(self, tap: Tap, reader: ClipReader, share: int, ranks: int) -> None:
-        """Compute this rank's pieces, and put the video together if all are there."""
+    def run(
+        self, tap: Tap, reader: ClipReader, share: tuple[int, int], tell: Callable[[str], None]
+    ) -> None:  # fmt: skip
+        """Compute this rank's pieces (it is a number among so many), and put the video together
+        if all are there."""
         if self._is_done():
             return
+        tell("its frames are counted")
+        own, ranks = share
         length = guard.measure(self.source.path)
         count = self.task.windows.count(length.frames)
         pieces = range(-(-count // PIECE_WINDOWS))
-        mine = [piece for piece in pieces if piece % ranks == share and self._read(piece) is None]
-        self._compute(tap, reader, mine, length.frames)
+        mine = [piece for piece in pieces if piece % ranks == own and self._read(piece) is None]
+        self._compute(tap, reader, mine, length.frames, tell)
         if all(self._part(piece).is_file() for piece in pieces):
             with owned(
                 self.parts.with_name(self.parts.name + ".lock"),
@@ -255,7 +235,10 @@ class Work:
             piece * PIECE_WINDOWS, min((piece + 1) * PIECE_WINDOWS, self.task.windows.count(frames))
         )
 
-    def _compute(self, tap: Tap, reader: ClipReader, pieces: Sequence[int], frames: int) -> None:
+    def _compute(
+        self, tap: Tap, reader: ClipReader, pieces: Sequence[int], frames: int,
+        tell: Callable[[str], None],
+    ) -> None:  # fmt: skip
         if not pieces:
             return
         network, windows = self.task.network, self.task.windows
@@ -270,6 +253,7 @@ class Work:
                     name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]
                 }
                 self._write(piece, rows)
+                tell(f"{self._numbers(piece, frames).stop} of {windows.count(frames)} windows")
 
     def _batches(
         self, tap: Tap, reader: ClipReader, passing: Passing, numbers: range
@@ -282,7 +266,10 @@ class Work:
                 tuple(frame for frames, _ in clips for frame in frames),
                 tuple(stack for _, stacks in clips for stack in stacks),
             )
-            read = reader.read([windows.request(number, passing.rows[0]) for number in some])
+            requests = [windows.request(number, passing.rows[0]) for number in some]
+            if self.task.network.clips.side is not None:
+                requests = [one._replace(box=centre_box(passing.rows[0])) for one in requests]
+            read = reader.read(requests)
             features = tap(read.rgb, read.flow)
             if not all(np.isfinite(rows).all() for rows in features.values()):
                 raise UserError(

@@ -235,7 +235,7 @@ def fuse(
         where = next(file.path for file, own in zip(files, names, strict=True) if gap[0] not in own)
         raise UserError(
             f"{len(gap)} of {len(somewhere)} videos are not in every file: {gap[0]} is not in {where}\n"
-            "Mend the files, or add --allow-missing: every number then says k of n."
+            "Fix the files, or add --allow-missing: every number then says k of n."
         )
     if not everywhere:
         raise UserError("no video is in all of these files\nAre their ids of the same data set?")

@@ -17,7 +17,8 @@ to the first stage that is looked at, and a look takes few chunks.
 
 Place: a cell of a stage sees the frame around one pixel. With padding at every stride-2 layer that
 is cell * stride (+ 2 where the first pool has no padding), not the middle of a tile of the frame:
-at stride 32 the difference is half a cell.
+at stride 32 the difference is half a cell. Those are pixels of what the network was given, which may
+be the frame at another size, or the middle of it alone: maps are those of the frame all the same.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpc_stres.data.feed import ClipReader
-from hpc_stres.data.requests import Request
+from hpc_stres.data.requests import Box, Request
 from hpc_stres.evaluation import protocol
 from hpc_stres.evaluation.networks import Network
 from hpc_stres.models.resnet import Trunk
@@ -61,13 +62,25 @@ class Look:
         return self.frames[int(time)], int(row), int(column)
 
 
-def enlarge(cells: Map, stride: int, offset: int, height: int, width: int) -> Map:
-    """Cells at `offset + stride * number` pixels, linear between them, constant
-    beyond the outer ones."""
+def enlarge(
+    cells: Map,
+    stride: int,
+    offset: int,
+    height: int,
+    width: int,
+    given: tuple[int, int] | None = None,
+) -> Map:
+    """Cells at `offset + stride * number` pixels of the `given` height and width (of the frame
+    where it was given as it is), linear between them, constant beyond the outer ones."""
     import cv2
 
-    rows = ((np.arange(height) - offset) / stride).astype(np.float32)
-    columns = ((np.arange(width) - offset) / stride).astype(np.float32)
+    def numbers(pixels: int, given_pixels: int) -> NDArray[np.float32]:
+        # Middles of pixels stay middles when a picture is resized.
+        middles = (np.arange(pixels) + 0.5) * (given_pixels / pixels) - 0.5
+        return np.asarray((middles - offset) / stride, np.float32)
+
+    rows = numbers(height, given[0] if given else height)
+    columns = numbers(width, given[1] if given else width)
     grid = np.meshgrid(columns, rows)
     big = cv2.remap(cells, grid[0], grid[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(big, np.float32)
@@ -76,8 +89,8 @@ def enlarge(cells: Map, stride: int, offset: int, height: int, width: int) -> Ma
 def look(
     network: Network, reader: ClipReader, requests: Sequence[Request], answer: int | None = None
 ) -> Look:
-    """Maps of a video's clips, mirrored ones turned back; for a class, or for what the
-    first clip says."""
+    """Maps of a video's clips, on the box that they show, mirrored ones turned back; for a
+    class, or for what the first clip says."""
     model: Any = network.call
     named = {name: getattr(model, name, None) for name in ("appearance", "motion")}
     trunks = {name: trunk for name, trunk in named.items() if isinstance(trunk, Trunk)}
@@ -100,11 +113,13 @@ def _look_at_clip(
     request: Request,
     answer: int | None,
 ) -> tuple[int, dict[str, Map]]:
-    clips, model = reader.read([request]), network.call
+    clips = reader.read([request])
     rgb = None if clips.rgb is None else clips.rgb.to(network.dtype)
     flow = None if clips.flow is None else clips.flow.to(network.dtype)
+    height, width = next(clip.shape[-2:] for clip in (rgb, flow) if clip is not None)
+    given = (int(height), int(width))
     with _keeping(trunks) as kept, torch.enable_grad():
-        logits = model(rgb, flow)
+        logits = network(rgb, flow)
         fused = torch.stack(
             [value.double().mean(dim=1)[0] for value in logits if value is not None]
         ).mean(dim=0)
@@ -119,13 +134,12 @@ def _look_at_clip(
         if gradient is not None:
             cells = as_share(weighted(activation.detach(), gradient))
             offset = 2 if trunks[name].options.variant == "msra" else 0
-            big = [
-                enlarge(one, FIRST_STRIDE << stage, offset, request.box.height, request.box.width)
-                for one in cells
-            ]
+            box, stride = request.box, FIRST_STRIDE << stage
+            big = [enlarge(one, stride, offset, box.height, box.width, given) for one in cells]
             sums[name].append(np.stack(big))
     means = {name: np.mean(heats, axis=0) for name, heats in sums.items() if heats}
-    last = {name: FIRST_STRIDE << stage for name, stage in kept}
+    pixels = request.box.height / given[0]
+    last = {name: (FIRST_STRIDE << stage) * pixels for name, stage in kept}
     return answer, {name: smoothed(heat, last[name] / 2) for name, heat in means.items()}
 
 
@@ -193,4 +207,12 @@ def _keeper(kept: dict[tuple[str, int], Tensor], place: tuple[str, int], is_firs
 def clips_of(network: Network, row: VideoRow, number: int) -> list[Request]:
     """The clips that a test of this network would score, of few chunks."""
     chunks = min(network.evaluation.chunks, CHUNKS)
-    return protocol.test_requests(row, number, replace(network.evaluation, chunks=chunks))
+    wanted = replace(network.evaluation, chunks=chunks)
+    return protocol.test_requests(row, number, wanted, network.clips)
+
+
+def on_frame(seen: Look, box: Box, height: int, width: int) -> Look:
+    """The maps on the whole frame: nothing where the network was not shown it."""
+    sides = ((box.top, height - box.top - box.height), (box.left, width - box.left - box.width))
+    maps = {name: np.pad(heat, ((0, 0), *sides)) for name, heat in seen.maps.items()}
+    return replace(seen, maps=maps)

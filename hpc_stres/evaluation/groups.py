@@ -1,7 +1,6 @@
 """Which recording a test video was cut from: by official names, by the CSV's column,
 or by a pattern."""
 
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import PurePosixPath
 from hpc_stres.config.schema import DataConfig
 from hpc_stres.errors import UserError
 from hpc_stres.listings import sources
-from hpc_stres.listings.listing import printable, recording_of
+from hpc_stres.listings.listing import printable, recording_by_pattern, recording_of
 from hpc_stres.store.listing import originals_are_there
 
 NAMES, COLUMN, PATTERN, NONE = "names", "column", "pattern", "none"
@@ -54,11 +53,8 @@ def by_names(ids: Sequence[str], labels: Sequence[str]) -> Groups:
 def by_pattern(ids: Sequence[str], pattern: str) -> Groups:
     """What a regular expression's parts in parentheses hold; refuses one that fits
     no video at all."""
-    matches = [re.search(pattern, name) for name in ids]
-    recordings = [
-        "\0".join(part or "" for part in match.groups()) if match else "" for match in matches
-    ]
-    if not any(matches):
+    recordings = [recording_by_pattern(name, pattern) or "" for name in ids]
+    if not any(recordings):
         raise UserError(
             f"evaluation.groups: {pattern!r} fits none of {len(ids)} videos: {', '.join(map(printable, ids[:3]))}\n"
             "Give a pattern whose part in parentheses is the recording's name, as (.*)_clip[0-9]+."

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hpc_stres.config.loading import node_of, plain
 from hpc_stres.config.recipe import Phases, trained_phases
-from hpc_stres.config.schema import Config, EvaluationConfig
+from hpc_stres.config.schema import FLOW_STACK, Config, EvaluationConfig
 from hpc_stres.config.values import build
 from hpc_stres.data.augment import Levels
 from hpc_stres.data.feed import ClipReader, FrameSource
@@ -31,14 +31,13 @@ from hpc_stres.models.weights import load_into, read_state
 from hpc_stres.phases.train import TrainPhase, train_phase
 from hpc_stres.run.paths import RunPaths, read_sealed, sha256, unsealed
 from hpc_stres.run.product import finished_weights
+from hpc_stres.run.starts import HUB_CONFIG, HUB_KEY, HUB_WEIGHTS
 from hpc_stres.store.location import Settings
 
 if TYPE_CHECKING:
     from hpc_stres.evaluation.predict import Prediction
 
 MANIFEST, PROGRAM, WEIGHTS = "export.json", "model.pt2", "weights.safetensors"
-# A folder to share: what export.json says stands under this key.
-HUB_CONFIG, HUB_WEIGHTS, HUB_KEY = "config.json", "model.safetensors", "hpc_stres"
 
 
 @dataclass(frozen=True)
@@ -61,15 +60,19 @@ class Network:
     spacing: int = 1
 
     def __call__(self, rgb: Tensor | None, flow: Tensor | None) -> Logits:
-        return self.call(rgb, flow)
+        # A reader on the CPU may give the clips of a network on a GPU.
+        first: Tensor = next(self.call.parameters())  # type: ignore[attr-defined]
+        clips = (None if clip is None else clip.to(first.device) for clip in (rgb, flow))
+        return self.call(*clips)
 
-    def reader(self, source: FrameSource) -> ClipReader:
-        """What reads test clips for it from a store or a prepared video."""
+    def reader(self, source: FrameSource, device_id: int | None = None) -> ClipReader:
+        """What reads test clips for it from a store or a prepared video, on a CPU or a GPU."""
         return ClipReader(
             source,
             self.clips.side,
             self.levels,
             streams=self.streams,
+            device_id=device_id,
             most=512,
             scale=self.clips.scale,
         )
@@ -104,7 +107,7 @@ def load_all(model: TwoStream, weights: Path) -> None:
     classifier, a test may not."""
     report = load_into(model, read_state(weights), str(weights))
     missing = [key for key in report.missing if not key.endswith("num_batches_tracked")]
-    wrong = [*report.replaced, *report.inflated, *missing]
+    wrong = [*report.replaced, *report.inflated, *report.summed, *missing]
     if wrong:
         raise UserError(
             f"{weights}: these are not the trained weights of this network: {wrong[0]} does not fit\n"
@@ -131,9 +134,10 @@ def from_run(
 
 
 def clip_of(phase: TrainPhase) -> tuple[int, int]:
-    """Chunks of a phase's clips, and the frames between two of them: the middle of what
-    it trained with."""
-    return phase.clips.chunks, sum(phase.clips.stride) // 2
+    """Chunks of a phase's clips, and the frames between two of them: the middle of what it trained
+    with. Segments, which lie as far apart as a video is long, get a flow stack's length."""
+    spacing = sum(phase.clips.stride) // 2 if phase.clips.segments is None else FLOW_STACK
+    return phase.clips.times, spacing
 
 
 def exported_sizes(config: Config, name: str) -> dict[str, Any]:

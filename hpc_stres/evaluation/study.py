@@ -113,17 +113,17 @@ def experiments(folders: Sequence[Path]) -> list[Experiment]:
 
 
 def _refuse_protocols(runs: Sequence[Run]) -> None:
-    """Runs that were tested in different ways have no mean."""
-    known: dict[Any, Path] = {}
+    """A column that was tested in different ways has no mean over runs; columns may differ."""
+    known: dict[str, tuple[Any, Path]] = {}
     for run in runs:
-        for column in run.columns.values():
-            known.setdefault(column.made_by.get("protocol"), run.folder)
-    if len(known) > 1:
-        (one, first), (two, second) = list(known.items())[:2]
-        raise UserError(
-            f"{first} was tested by `{one}`, {second} by `{two}`; there is no mean of both\n"
-            "Evaluate all runs by one protocol: hpc-stres evaluate --protocol ..."
-        )
+        for name, column in run.columns.items():
+            words = column.made_by.get("protocol")
+            before, folder = known.setdefault(name, (words, run.folder))
+            if words != before:
+                raise UserError(
+                    f"{name} of {folder} was tested by `{before}`, of {run.folder} by `{words}`; there is no mean of "
+                    "both\nEvaluate all runs by one protocol: hpc-stres evaluate --protocol ..."
+                )
 
 
 def _is_varied(key: str) -> bool:

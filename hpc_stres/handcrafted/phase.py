@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hpc_stres.config.loading import plain
 from hpc_stres.config.schema import Config
@@ -20,7 +21,7 @@ from hpc_stres.errors import UserError
 from hpc_stres.evaluation.published import HANDCRAFTED_PROTOCOL
 from hpc_stres.evaluation.scores import Scores
 from hpc_stres.handcrafted.extraction import Extraction, Result, StoppedEarly, Videos
-from hpc_stres.handcrafted.parts import Parts, read_arrays, write_arrays
+from hpc_stres.handcrafted.parts import Arrays, Parts, read_arrays, write_arrays
 from hpc_stres.handcrafted.tasks import Job
 from hpc_stres.phases.handcrafted import FeatureOptions
 from hpc_stres.prepare.disk import cores
@@ -31,6 +32,8 @@ from hpc_stres.run.ownership import owned
 from hpc_stres.run.paths import PhasePaths, RunPaths
 from hpc_stres.run.product import phase_is_done, write_product
 from hpc_stres.run.provenance import write_provenance
+from hpc_stres.store.features import content_of
+from hpc_stres.store.format import StorePaths
 from hpc_stres.store.held_out import held_out, trained_facts, trained_on
 from hpc_stres.store.labels import label_table
 from hpc_stres.store.listing import check_matches
@@ -67,7 +70,7 @@ def _run(
 ) -> bool:
     paths = RunPaths(run_dir).phase(name)
     claim_run_folder(config, run_dir, allowed)
-    if _is_done(paths, name):
+    if _is_done(config, paths, name):
         return True
     store = Store(store_folder(config))
     check_matches(store, config)
@@ -75,7 +78,7 @@ def _run(
     patience = LINK_PATIENCE_SECONDS if "SLURM_JOB_ID" in os.environ else 0.0
     with owned(paths.lock, "this phase is being made", patience):
         # It may have been finished while this process waited for its owner.
-        if _is_done(paths, name):
+        if _is_done(config, paths, name):
             return True
         write_provenance(run_dir, config)
         job = job_of(config, name, run_dir)
@@ -92,11 +95,45 @@ def _run(
     return True
 
 
-def _is_done(paths: PhasePaths, name: str) -> bool:
-    is_done = phase_is_done(paths, 1)
-    if is_done:
-        print(f"{name}: done already")
-    return is_done
+def _is_done(config: Config, paths: PhasePaths, name: str) -> bool:
+    """Whether the product is whole and has scores of today's test videos, where they can be
+    asked."""
+    if not phase_is_done(paths, 1):
+        return False
+    folder = store_folder(config)
+    if StorePaths(folder).manifest.is_file():
+        store = Store(folder)
+        current = _current_rows(_product(paths, name), store)
+        others = {store.rows[n].id for n in videos_of(store, config).scored} - set(current)
+        if others:
+            print(f"{name}: {len(others)} videos to be scored are new or not as they were")
+            return False
+    print(f"{name}: done already")
+    return True
+
+
+def _product(paths: PhasePaths, name: str) -> Arrays:
+    path = paths.root / "scores.npz"
+    arrays = read_arrays(path, name)
+    if arrays is None:
+        raise UserError(
+            f"{path}: missing or damaged\nRemove done.json beside it and run the phase again."
+        )
+    return arrays
+
+
+def _current_rows(arrays: Arrays, store: Store) -> dict[str, int]:
+    """Rows of the product whose videos the store has, with the content that was scored, by id.
+
+    Products of older versions do not say the content.
+    """
+    ids = arrays["ids"].tolist()
+    contents = arrays["contents"].tolist() if "contents" in arrays else [None] * len(ids)
+    return {
+        video: row
+        for row, (video, content) in enumerate(zip(ids, contents, strict=True))
+        if video in store.number and content in (None, content_of(store.rows[store.number[video]]))
+    }
 
 
 def job_of(config: Config, name: str, run_dir: Path) -> Job:
@@ -134,11 +171,11 @@ def _write(config: Config, name: str, run_dir: Path, store: Store, result: Resul
         "biases": result.classifier.biases,
     }
     write_arrays(root / "classifier.npz", name, {**words, **machines})
-    labels = np.array([store.rows[store.number[video]].label for video in result.ids], np.int64)
-    table = label_table(store, config.data)
+    rows = [store.rows[store.number[video]] for video in result.ids]
     scored = {
         "ids": np.array(result.ids, str),
-        "labels": labels if table is None else table[labels],
+        "contents": np.array([content_of(row) for row in rows], str),
+        "labels": labels_of(store, config, result.ids),
         "logits": result.scores,
     }
     write_arrays(root / "scores.npz", name, {**scored, "classes": np.array(store.classes, str)})
@@ -152,25 +189,27 @@ def _write(config: Config, name: str, run_dir: Path, store: Store, result: Resul
         print(f"{name}: {result.without_trajectories} videos have no trajectory", file=sys.stderr)
 
 
+def labels_of(store: Store, config: Config, ids: list[str]) -> NDArray[np.int64]:
+    """The videos' labels as the store has them; rows of 0 and 1 where they have several classes."""
+    labels = np.array([store.rows[store.number[video]].label for video in ids], np.int64)
+    table = label_table(store, config.data)
+    return labels if table is None else table[labels]
+
+
 def scores(config: Config, name: str, run_dir: Path, store: Store) -> Scores:
-    """The test and held-out videos' distances from each class's plane."""
-    path = RunPaths(run_dir).phase(name).root / "scores.npz"
-    arrays = read_arrays(path, name)
-    if arrays is None:
-        raise UserError(
-            f"{path}: missing or damaged\nRemove done.json beside it and run the phase again."
-        )
+    """The test and held-out videos' distances from each class's plane.
+
+    Labels are the store's, as those of networks are; a video that has been replaced since has no
+    scores.
+    """
+    arrays = _product(RunPaths(run_dir).phase(name), name)
     if arrays["classes"].tolist() != store.classes:
         raise UserError(
             f"{store.place}: its classes are not those that phase {name} was trained on\n"
             "Evaluate on the data set of the training: check data.root."
         )
-    ids = arrays["ids"].tolist()
-    return Scores(
-        ids,
-        arrays["labels"],
-        store.classes,
-        arrays["logits"],
-        {},
-        {"protocol": HANDCRAFTED_PROTOCOL},
-    )
+    current = _current_rows(arrays, store)
+    logits = arrays["logits"][list(current.values())]
+    ids = list(current)
+    words = {"protocol": HANDCRAFTED_PROTOCOL}
+    return Scores(ids, labels_of(store, config, ids), store.classes, logits, {}, words)

@@ -15,7 +15,7 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,14 +26,15 @@ from hpc_stres.launch.jobs import MESSAGE, Job
 from hpc_stres.launch.scheduler import Token
 from hpc_stres.run import attempts
 from hpc_stres.run.bad_nodes import Kind, accuse, affordable, withdraw
-from hpc_stres.run.paths import RunPaths, read_json
+from hpc_stres.run.paths import RunPaths, read_json, study_folder
 from hpc_stres.run.signals import EXIT_CONTINUE
 from hpc_stres.tools.node_health import names_of
 
 TAIL_BYTES = 256 * 1024
-# srun's word on the first task that ended; those after it are ended because of the first.
+# srun's word on the first tasks that ended; those after them are ended because of the first. It
+# puts tasks that ended in the same way into one line: `n[2-3]: tasks 1,4-5: Killed`.
 FIRST_DEATH = re.compile(
-    r"srun: error: (?P<node>[A-Za-z0-9._-]+): tasks? (?P<task>\d+)\S*: (?P<how>Exited with exit code \d+|"
+    r"srun: error: (?P<nodes>[A-Za-z0-9._,\[\]-]+): tasks? (?P<tasks>[\d,-]+): (?P<how>Exited with exit code \d+|"
     r"Killed|Segmentation fault|Bus error|Aborted|Illegal instruction|Floating point exception)"
 )
 LAUNCH_FAILED = re.compile(
@@ -121,13 +122,7 @@ def blame(ended: Ended) -> None:
         return
     first = FIRST_DEATH.search(text)
     if first is not None:
-        rank = int(first["task"])
-        if not _spoke(_of_this_restart(ended.log(rank)), rank):
-            how = first["how"][0].lower() + first["how"][1:]
-            when = "after it had started" if rank in arrived else "before it had started"
-            ended.accuse(
-                first["node"], "crash", f"rank {rank} ended {when}, without a message: {how}"
-            )
+        _blame_the_first(ended, first, arrived)
         return
     per_node = Counter(arrived.values())
     for node in ended.nodes if arrived else ():
@@ -136,6 +131,28 @@ def blame(ended: Ended) -> None:
             ended.accuse(
                 node, "arrival", f"{lacking} of its {ended.ranks_per_node} ranks never started"
             )
+
+
+def _blame_the_first(ended: Ended, first: re.Match[str], arrived: Mapping[int, str]) -> None:
+    """The nodes of the ranks that ended first, where none of them said why."""
+    names, ranks = names_of(first["nodes"]), list(_numbers(first["tasks"]))
+    if any(_spoke(_of_this_restart(ended.log(rank))) for rank in ranks):
+        return
+    how = first["how"][0].lower() + first["how"][1:]
+    for rank in ranks:
+        node = names[0]
+        if len(names) > 1:
+            place = min(rank // ended.ranks_per_node, len(ended.nodes) - 1)
+            node = arrived.get(rank) or ended.nodes[place]
+        when = "after it had started" if rank in arrived else "before it had started"
+        if node in names:
+            ended.accuse(node, "crash", f"rank {rank} ended {when}, without a message: {how}")
+
+
+def _numbers(text: str) -> Iterator[int]:
+    """1, 4 and 5 of `1,4-5`."""
+    for first, last in re.findall(r"(\d+)(?:-(\d+))?", text):
+        yield from range(int(first), int(last or first) + 1)
 
 
 def machine_word(text: str) -> tuple[Kind | None, str]:
@@ -158,7 +175,7 @@ def _of_this_restart(text: str) -> str:
     )
 
 
-def _spoke(text: str, rank: int) -> bool:
+def _spoke(text: str) -> bool:
     """Whether a rank gave a reason of its own."""
     return any(MESSAGE.match(line) for line in text.splitlines())
 
@@ -225,16 +242,21 @@ def _later_jobs(ended: Ended) -> Mapping[str, list[str]]:
 def main(words: Sequence[str]) -> int:
     """See the top of this file."""
     run_dir, phase, job, restart, status, nodelist, seconds, per_node = words
-    log = Path(os.path.realpath("/proc/self/fd/2"))
     ended = Ended(
         Path(run_dir), phase, job, int(restart or 0), int(status), names_of(nodelist), max(1, int(per_node)),
-        log if log.is_file() and log.name != f"{job}_0_log.out" else None,
+        _log_of_array(Path(run_dir), phase, job),
     )  # fmt: skip
     _write_down(ended, float(seconds))
     if ended.status != EXIT_CONTINUE:
         blame(ended)
     print("\n".join(orders(ended, sys.stdin.read().split())))
     return 0
+
+
+def _log_of_array(run_dir: Path, phase: str, job: str) -> Path | None:
+    """Where the script of an array's element writes to, and srun with it: the folder of the runs."""
+    above = study_folder(run_dir) if "_" in job else None
+    return RunPaths(above).logs / phase / f"{job}_0_log.out" if above is not None else None
 
 
 def _write_down(ended: Ended, seconds: float) -> None:

@@ -245,7 +245,7 @@ def _submit_slurm(request: Request) -> tuple[list[Job], Mapping[str, list[str]]]
     seconds = request.config.cluster.scheduler_seconds
     with contextlib.ExitStack() as stack:
         try:
-            cluster = scheduler.cluster_name(seconds)
+            cluster = scheduler.cluster_facts(seconds).name
             for folder in request.journal_folders:
                 stack.enter_context(locked(folder, SUBMIT_PATIENCE_SECONDS))
                 lock = stack.enter_context(

@@ -12,9 +12,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from hpc_stres.config.cluster import ClusterConfig
 from hpc_stres.config.schema import Config, DataConfig
 from hpc_stres.errors import UserError
 from hpc_stres.launch import scheduler
+from hpc_stres.launch.bad_nodes import excluded
 from hpc_stres.launch.jobs import PREPARE, Job
 from hpc_stres.launch.journal import folder_tag
 from hpc_stres.launch.scheduler import NoAnswer, Token
@@ -30,6 +32,8 @@ CLASSES = 101
 MOST_CPU_DAYS = 7.0
 DAY_SECONDS = 86_400.0
 SHOWN = 5
+# sbatch's word for a request that no nodes, or none of those that are there now, can meet.
+UNAVAILABLE = "node configuration is not available"
 
 
 def faults(
@@ -39,6 +43,7 @@ def faults(
     known to be wrong."""
     training = [job.name for job in jobs if job.name in config.phases]
     problems = [
+        *_place(config.cluster, run_dir),
         *_data(config.data, jobs),
         *_weights(config, run_dir, training),
         *_disk(config, run_dir, training),
@@ -53,6 +58,21 @@ def refuse(problems: Sequence[str]) -> None:
     if problems:
         more = f"\nand {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise UserError("nothing was submitted:\n" + "\n".join(problems[:SHOWN]) + more)
+
+
+def _place(cluster: ClusterConfig, run_dir: Path) -> list[str]:
+    """Names that something between here and a job's log reads in a way of its own."""
+    text = str(run_dir)
+    odd = {"\n"} if cluster.scheduler == "local" else {"\n", "%", "\\"}
+    if cluster.image is not None:
+        odd |= {":", ","}
+    worst = sorted(character for character in odd if character in text)
+    if not worst:
+        return []
+    return [
+        f"{text!r}: a run folder's path cannot hold {', '.join(map(repr, worst))}: names of logs or mounts of images "
+        "give that a meaning of its own; use another --run-dir"
+    ]
 
 
 def _data(data: DataConfig, jobs: Sequence[Job]) -> list[str]:
@@ -141,10 +161,38 @@ def ask_scheduler(
             if answer.code == 0:
                 continue
             is_busy = any(word in answer.error for word in scheduler.BUSY)
-            (notes if is_busy else refused).append(
-                f"{job.name}: sbatch --test-only: {answer.reason}"
-            )
+            said, waits = f"{job.name}: sbatch --test-only: {answer.reason}", ""
+            if UNAVAILABLE in answer.reason:
+                waits = _away(config.cluster, job)
+                said += _left_out(config.cluster, run_dir)
+            (notes if is_busy or waits else refused).append(said + waits)
     return refused, notes
+
+
+def _away(cluster: ClusterConfig, job: Job) -> str:
+    """Nodes that are down or drained today: --test-only counts without them, and sbatch itself
+    lets a job wait for them. It refuses what no node has, also when all are there."""
+    own = cluster.prepare.partition if job.name == PREPARE else None
+    partition = own or cluster.partition
+    where = ["-p", partition] if partition else []
+    words = ["sinfo", "-h", "-N", "-t", "down,drain,draining,fail,maint", "-o", "%N", *where]
+    try:
+        answer = scheduler.call(words, cluster.scheduler_seconds)
+    except NoAnswer:
+        return ""
+    names = sorted(set(answer.out.split())) if answer.code == 0 else []
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return (
+        f"; {', '.join(names[:SHOWN])}{more} down or drained: it may wait for them" if names else ""
+    )
+
+
+def _left_out(cluster: ClusterConfig, run_dir: Path) -> str:
+    """Nodes that this run avoids: without them there may be too few."""
+    names = excluded(run_dir, cluster)
+    if not names:
+        return ""
+    return f" (without {', '.join(names)}; cluster.avoid_bad_nodes_hours=0 takes them again)"
 
 
 def _different(

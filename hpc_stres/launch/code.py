@@ -4,6 +4,10 @@ A chain of phases takes days, and a `git pull` between two of them must not mix 
 copies the package and its configs to RUNS/.code/DIGEST, beside the run folders, and every job
 imports from there; submissions of the same code share a copy. The run notes which code it is of
 (code.json); another one is taken only when it is asked for.
+
+What is copied is Python, C++, CUDA, shell and YAML of the package, and of configs/ beside it:
+nothing else that lies about, and no more than MOST_BYTES. A copy lists the checksums of all its
+files, of what Python and the compiler made of them too; the first rank of each job compares.
 """
 
 import compileall
@@ -32,12 +36,17 @@ from hpc_stres.run.paths import (
     write_json,
     write_sealed,
 )
+from hpc_stres.run.tables import size_text
 from hpc_stres.tools.kernels import carry_kernels
 
 # What the package is made of; anything else that lies about in a checkout is not copied.
 SUFFIXES = (".py", ".typed", ".cpp", ".h", ".cu", ".sh", ".yaml")
 MOST_NAMED = 5
 DIGEST_LETTERS = 16
+# The package is a tenth of this.
+MOST_BYTES = 64 << 20
+LIST = "files.json"
+LOCK = "lock"
 LOCK_SECONDS = 120.0
 LEFTOVER_SECONDS = 3600.0
 REMEDY = "Move that file away to submit this run with the code of today."
@@ -76,7 +85,19 @@ def code_of(folder: Path) -> Code:
     """The code under a folder that holds the package."""
     places = [folder / "hpc_stres", *([folder / "configs"] if _has_own_configs(folder) else [])]
     files = [path for place in places for path in _package_files(place)]
+    _refuse_large(folder, files)
     return Code({path.relative_to(folder).as_posix(): _checksum(path) for path in files})
+
+
+def _refuse_large(folder: Path, files: Sequence[Path]) -> None:
+    """Something else than code has got into the package; each submission would copy it."""
+    sizes = {path: path.stat().st_size for path in files}
+    if sum(sizes.values()) > MOST_BYTES:
+        largest = max(sizes, key=lambda path: sizes[path])
+        raise UserError(
+            f"{folder}: {size_text(sum(sizes.values()))} of code, {size_text(MOST_BYTES)} at most are copied for a "
+            f"submission; the largest file: {largest} ({size_text(sizes[largest])})\nMove what is no code elsewhere."
+        )
 
 
 def _has_own_configs(folder: Path) -> bool:
@@ -86,9 +107,9 @@ def _has_own_configs(folder: Path) -> bool:
 def _package_files(place: Path) -> Iterator[Path]:
     for home, folders, names in os.walk(place):
         folders[:] = [name for name in folders if name != "__pycache__" and name[0] != "."]
-        yield from (
-            Path(home, name) for name in names if name.endswith(SUFFIXES) and name[0] != "."
-        )
+        paths = (Path(home, name) for name in names if name.endswith(SUFFIXES) and name[0] != ".")
+        # No link without a target, no pipe that would be read for ever.
+        yield from (path for path in paths if path.is_file())
 
 
 def _checksum(path: Path) -> str:
@@ -97,10 +118,15 @@ def _checksum(path: Path) -> str:
 
 def copies_folder(run_dir: Path) -> Path:
     """Where the copies for a run, or for a folder of runs, are kept: beside it, or in it where
-    nothing may be written beside it."""
+    this user may not write beside it, or not into the copies that somebody else began there."""
     top = study_folder(run_dir) or run_dir
-    above = next(folder for folder in top.parents if folder.exists())
-    return (top.parent if os.access(above, os.W_OK | os.X_OK) else top) / ".code"
+    shared = top.parent / ".code"
+    above = next(folder for folder in (shared, *shared.parents) if folder.exists())
+    lock = shared / LOCK
+    may_write = os.access(above, os.W_OK | os.X_OK) and (
+        not lock.exists() or os.access(lock, os.W_OK)
+    )
+    return shared if may_write else top / ".code"
 
 
 def take_code(
@@ -109,16 +135,37 @@ def take_code(
     """The folder of code for jobs that are about to be submitted; the runs are noted to be of it. A
     run of other code is refused unless it is to `adopt` this one; `queued` holds ids of jobs that
     would go on with the other."""
-    code, copies = code_of(SOURCES), copies_folder(place)
+    code, copies = _own_code(), copies_folder(place)
+    _refuse_odd_place(copies)
     # One who removes old copies must not come between the making of a copy and the note
     # that it is in use.
-    with owned(copies / "lock", "code is being copied", LOCK_SECONDS):
+    with owned(copies / LOCK, "code is being copied", LOCK_SECONDS):
         for run_dir in run_dirs:
             refuse_other_code(run_dir, code, copies, adopt, queued.get(run_dir, ()))
         folder = _copy(code, copies)
         for run_dir in run_dirs:
             _note(run_dir, code, folder)
     return folder
+
+
+def _own_code() -> Code:
+    """The code that runs now."""
+    code = code_of(SOURCES)
+    if "hpc_stres/__init__.py" not in code.files:
+        raise ConfigError(
+            f"hpc_stres is imported from {SOURCES}, which is no folder of files that jobs could import\n"
+            "Install it (pip install), or submit from a checkout."
+        )
+    return code
+
+
+def _refuse_odd_place(copies: Path) -> None:
+    """PYTHONPATH is a list with colons between, and has no way to write one that is in a name."""
+    if os.pathsep in str(copies):
+        raise ConfigError(
+            f"{copies}: jobs import their code from there, and PYTHONPATH cannot hold a name with {os.pathsep!r}\n"
+            "Use another --run-dir."
+        )
 
 
 def refuse_other_code(
@@ -168,9 +215,10 @@ def _note(run_dir: Path, code: Code, folder: Path) -> None:
 def _copy(code: Code, copies: Path) -> Path:
     """The copy of this code: the one that is there, if it is whole, or a new one."""
     folder = copies / code.digest
-    if folder.is_dir() and code_of(folder).files == code.files:
+    if folder.is_dir() and not changes_in(folder):
         return folder
     temporary = copies / f".{code.digest}.{os.getpid()}.tmp"
+    old = copies / f".{code.digest}.{os.getpid()}.old.tmp"
     try:
         for name in code.files:
             _copy_file(SOURCES / name, temporary / name)
@@ -180,12 +228,40 @@ def _copy(code: Code, copies: Path) -> Path:
         compileall.compile_dir(temporary / "hpc_stres", quiet=2)
         if code_of(temporary).files != code.files:
             raise UserError(f"{SOURCES}: its files changed while they were copied\nSubmit again.")
-        _remove(folder)
+        write_sealed(temporary / LIST, {"files": _all_files(temporary)})
         _lock(temporary)
+        if folder.exists():
+            # A damaged one is out of the way for a moment only: jobs import from there.
+            os.rename(folder, old)
         os.rename(temporary, folder)
     finally:
         _remove(temporary)
+        _remove(old)
     return folder
+
+
+def _all_files(folder: Path) -> dict[str, str]:
+    """Checksums of everything in a copy."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): _checksum(path) for path in paths}
+
+
+def changes_in(folder: Path) -> list[str]:
+    """What is other in a copy than when it was made, in words; nothing where it is whole. What
+    another version of Python has compiled there since is no change."""
+    try:
+        listed = read_sealed(folder / LIST, "")["files"]
+        now = _all_files(folder)
+        code = code_of(folder)
+    except (UserError, OSError) as error:
+        return [str(error).splitlines()[0]]
+    gone = [f"{name} is gone" for name in listed if name not in now]
+    changed = [
+        f"{name} is changed" for name in listed if now.get(name, listed[name]) != listed[name]
+    ]
+    added = [f"{name} is new" for name in code.files if name not in listed]
+    other = [] if code.digest == folder.name else [f"it is the code {code.digest}"]
+    return [*gone, *changed, *added, *other]
 
 
 def _copy_file(source: Path, target: Path) -> None:
@@ -228,9 +304,11 @@ def refuse_changed_copy(folder: Path) -> None:
             f"this job was submitted with the code in {folder}, and Python finds {SOURCES}\n"
             "Leave PYTHONPATH alone in cluster.setup and cluster.environment."
         )
-    if code_of(folder).digest != folder.name:
+    if changes := changes_in(folder):
+        more = f" and {len(changes) - MOST_NAMED} more" if len(changes) > MOST_NAMED else ""
         raise UserError(
-            f"{folder}: somebody has changed this copy of the code\nSubmit the run again."
+            f"{folder}: somebody has changed this copy of the code: {', '.join(changes[:MOST_NAMED])}{more}\n"
+            "Submit the run again: that makes the copy anew."
         )
 
 
@@ -239,7 +317,7 @@ def remove_old_code(runs: Path) -> None:
     copies = runs / ".code"
     if not copies.is_dir():
         raise ConfigError(f"{runs}: there are no copies of code: it has no folder .code")
-    with owned(copies / "lock", "code is being copied", LOCK_SECONDS):
+    with owned(copies / LOCK, "code is being copied", LOCK_SECONDS):
         named = _named(runs)
         removed = 0
         for folder in sorted(copies.iterdir()):

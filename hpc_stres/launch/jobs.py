@@ -87,7 +87,9 @@ def make_jobs(
             for name in needed
             if not any(name in config.phases[other].starts_from for other in needed)
         )
-        commands = (("evaluate", "--run-dir", str(run_dir)), ("report", "--run-dir", str(run_dir)))
+        where = ("--run-dir", str(run_dir))
+        look = _preflight(cluster, paths, is_first=False)
+        commands = (*look, ("evaluate", *where), ("report", *where))
         minutes, links = wall_time(cluster, planned_hours(paths, EVALUATE))
         per_node, gpus = cluster.ranks_of_a_node, cluster.gpus_per_node
         jobs.append(
@@ -116,11 +118,8 @@ def _refuse_missing_parents(
         if name in queued or is_done(config, paths, name):
             continue
         wanted = config.phases[name].starts_from
-        absent = [
-            p
-            for p in wanted
-            if p not in phases and p not in queued and not is_done(config, paths, p)
-        ]
+        coming = {*phases, *queued}
+        absent = [p for p in wanted if p not in coming and not is_done(config, paths, p)]
         if absent:
             every = [
                 p for p in ordered_phases(config.phases) if p in _ancestors(config.phases, phases)
@@ -146,9 +145,8 @@ def _training_job(config: Config, run_dir: Path, name: str, after: tuple[str, ..
     phase = config.phases[name]
     commands: list[tuple[str, ...]] = []
     ranks = phase.job_ranks
-    needs_check = ranks == "training" and not phase.starts_from
-    if cluster.scheduler == "slurm" and cluster.preflight and needs_check:
-        commands.append(("preflight", "--config", str(paths.config), "--run-dir", str(run_dir)))
+    if ranks == "training":
+        commands += _preflight(cluster, paths, is_first=not phase.starts_from)
     commands.append(
         ("train", "--config", str(paths.config), "--phase", name, "--run-dir", str(run_dir))
     )
@@ -156,6 +154,15 @@ def _training_job(config: Config, run_dir: Path, name: str, after: tuple[str, ..
     nodes, per_node, gpus = _shape(cluster, ranks)
     alone = ranks == "one"
     return Job(name, tuple(commands), after, nodes, per_node, gpus, minutes, links, alone)
+
+
+def _preflight(cluster: ClusterConfig, paths: RunPaths, is_first: bool) -> list[tuple[str, ...]]:
+    """The whole check before a submission's first phases; later jobs, on nodes of their own, see
+    whether their ranks are there and reach each other."""
+    if cluster.scheduler != "slurm" or not cluster.preflight or not (is_first or cluster.ranks > 1):
+        return []
+    words = ("preflight", "--config", str(paths.config), "--run-dir", str(paths.root))
+    return [words if is_first else (*words, "--brief")]
 
 
 def _shape(cluster: ClusterConfig, ranks: str) -> tuple[int, int, int]:
@@ -236,8 +243,8 @@ def continue_marker(run_dir: Path, name: str, job: str, restart: str) -> Path:
 
 def leave(code: int) -> None:
     """End at once: submitit would turn an exception into a traceback; the message is on stderr already."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
     os._exit(code)
 
 
@@ -269,12 +276,8 @@ class JobCall:
         journal_folder: Path | None = None,
         code: Path | None = None,
     ) -> None:
-        self.job, self.environment, self.progress, self.run_dir = (
-            job,
-            environment,
-            progress,
-            run_dir,
-        )
+        self.job, self.environment = job, environment
+        self.progress, self.run_dir = progress, run_dir
         self.token = token
         self.journal_folder = journal_folder or run_dir
         """Where the submission is written down: that of an array is in the folder of its runs."""
@@ -391,10 +394,5 @@ class JobCall:
         if "SUBMITIT_LOCAL_NTASKS" not in env or env.get("SUBMITIT_EXECUTOR") != "local":
             return
         rank, size = env["SUBMITIT_LOCAL_GLOBALID"], env["SUBMITIT_LOCAL_NTASKS"]
-        env.update(
-            RANK=rank,
-            WORLD_SIZE=size,
-            LOCAL_RANK=rank,
-            LOCAL_WORLD_SIZE=size,
-            MASTER_ADDR="127.0.0.1",
-        )
+        env.update(RANK=rank, LOCAL_RANK=rank, MASTER_ADDR="127.0.0.1")
+        env.update(WORLD_SIZE=size, LOCAL_WORLD_SIZE=size)

@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# mpi_ranks ARGUMENTS...: "${PYTHON[@]}" ARGUMENTS on every task of the job, as one MPI world.
+# mpi_ranks ARGUMENTS...: "${PYTHON[@]}" ARGUMENTS on every task of the job, as one MPI world. SRUN_ARGS holds further
+# arguments of srun; one that names a kind of MPI is believed.
 #
 # Which launcher can do that depends on how the site's Slurm and the MPI under mpi4py were built, and nothing says so
 # but trying: each kind that `srun --mpi=list` offers starts a first world that only counts its ranks, then mpirun does.
@@ -17,7 +18,8 @@ mpi_ranks() {
   local -a srun=(srun --unbuffered --kill-on-bad-exit=1 --export=ALL) tried=()
   # srun does not take the cores of a task over from sbatch on every version; said again, it works on all.
   [ -z "${SLURM_CPUS_PER_TASK:-}" ] || srun+=(--cpus-per-task="$SLURM_CPUS_PER_TASK")
-  if [ "${SLURM_NTASKS:-1}" = 1 ]; then
+  srun+=(${SRUN_ARGS[@]+"${SRUN_ARGS[@]}"})
+  if [ "${SLURM_NTASKS:-1}" = 1 ] || [[ " ${srun[*]}" == *" --mpi="* ]]; then
     "${srun[@]}" "${PYTHON[@]}" "$@"
     return
   fi
@@ -37,7 +39,8 @@ mpi_ranks() {
     fi
     tried+=("srun --mpi=$kind,")
   done
-  if command -v mpirun >/dev/null; then
+  # mpirun starts its ranks beside an image that srun runs, not in it.
+  if [[ " ${srun[*]}" != *" --container-image="* ]] && command -v mpirun >/dev/null; then
     # Open MPI refuses to run as root unless it is told so twice; it cannot know that this is a container.
     [ "$(id -u)" != 0 ] || export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
     if mpi_counts mpirun -n "$SLURM_NTASKS"; then

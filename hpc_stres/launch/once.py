@@ -16,7 +16,6 @@ from hpc_stres.launch.survey import Survey, settle
 
 # Pauses before sbatch is called again for a controller that said it was busy.
 RETRY_SECONDS = (2, 5, 15)
-LOOKS = 3
 CANCEL_PATIENCE_SECONDS = 60.0
 
 
@@ -132,8 +131,8 @@ class Submission:
 
     def _look_for(self, journal: Journal, token: Token, reason: str, is_refusal: bool) -> str:
         """Whether the queue has a job that sbatch gave no id for; one that was refused is looked
-        for once."""
-        for attempt in range(1, LOOKS + 1):
+        for once. A controller that is away for half a minute is waited for."""
+        for pause in (*RETRY_SECONDS, None):
             try:
                 rows = scheduler.look(self._seconds)
                 if is_refusal and not any(row.token == token for row in rows):
@@ -141,14 +140,15 @@ class Submission:
                     return ""
                 settle(journal, rows, self._seconds, [])
             except NoAnswer:
-                if attempt == LOOKS:
+                if pause is None:
                     raise NoAnswer(
                         f"{token.phase}: {reason}; whether it was submitted is not known, for the queue does not "
                         "answer either"
                     ) from None
+                time.sleep(min(pause, self._seconds))
             else:
                 return journal.accepted.get(token.attempt, "")
-        raise AssertionError("the last look returns or raises")
+        raise AssertionError("the last pause is None")
 
     def _take_back(self) -> str:
         """Cancel what this submission has submitted; says what came of that."""

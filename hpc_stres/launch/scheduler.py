@@ -48,6 +48,9 @@ BUSY = (
     "communication",
 )
 
+# MaxArraySize as Slurm has it where nobody has set it.
+USUAL_ARRAY_SIZE = 1001
+
 
 class NoAnswer(UserError):
     """The scheduler did not answer, or its answer makes no sense."""
@@ -153,9 +156,11 @@ def call(words: Sequence[str], seconds: float, keep_open: Sequence[int] = ()) ->
     try:
         out, text = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        _end(process)
+        said = _end(process)
+        # A cluster that is full (MaxJobCount) keeps sbatch waiting, which says so.
+        told = f"; it said: {said}" if said else ""
         raise NoAnswer(
-            f"the scheduler does not answer: {words[0]} took more than {seconds:g} s\n"
+            f"the scheduler does not answer: {words[0]} took more than {seconds:g} s{told}\n"
             "Try again later; cluster.scheduler_seconds sets how long an answer may take."
         ) from None
     except BaseException:
@@ -164,10 +169,16 @@ def call(words: Sequence[str], seconds: float, keep_open: Sequence[int] = ()) ->
     return Answer(process.returncode, out, text)
 
 
-def _end(process: "subprocess.Popen[str]") -> None:
+def _end(process: "subprocess.Popen[str]") -> str:
+    """End a command with all that it started; the last line of its complaints."""
     # It leads a session of its own, so that its group is all that it started.
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    try:
+        _, text = process.communicate(timeout=1.0)
+    except (subprocess.TimeoutExpired, ValueError):
+        process.wait()
+        return ""  # something that has left the session holds the pipe
+    return re.sub(r"\s+", " ", (text.strip().splitlines() or [""])[-1])[:200]
 
 
 def look(seconds: float, numbers: Sequence[str] = ()) -> list[Row]:
@@ -266,18 +277,30 @@ def number_of(token: Token, seconds: float) -> str:
     return ""
 
 
-def cluster_name(seconds: float) -> str:
-    """Name of the cluster whose controller answers; empty where it cannot be asked. Raises when it
-    is mute."""
+@dataclass(frozen=True)
+class ClusterFacts:
+    """What a controller says of its cluster."""
+
+    name: str = ""
+    """Empty where it cannot be asked."""
+    array_size: int = USUAL_ARRAY_SIZE
+    """How many elements a job array may have; 0: it takes none."""
+
+
+def cluster_facts(seconds: float) -> ClusterFacts:
+    """The cluster whose controller answers. Raises when it is mute."""
     if not shutil.which("scontrol"):
-        return ""
+        return ClusterFacts()
     answer = call(["scontrol", "show", "config"], seconds)
     if answer.code != 0:
         # a controller that is down says so here; one that only keeps its settings private does not
         look(seconds)
-        return ""
-    match = re.search(r"^ClusterName\s*=\s*(\S+)", answer.out, re.MULTILINE)
-    return match[1] if match else ""
+        return ClusterFacts()
+    name = re.search(r"^ClusterName\s*=\s*(\S+)", answer.out, re.MULTILINE)
+    limits = (r"^MaxArraySize\s*=\s*(\d+)", r"\bmax_array_tasks=(\d+)")
+    sizes = [re.search(limit, answer.out, re.MULTILINE) for limit in limits]
+    known = [int(size[1]) for size in sizes if size]
+    return ClusterFacts(name[1] if name else "", min(known, default=USUAL_ARRAY_SIZE))
 
 
 def sbatch(script: Path, token: Token, seconds: float, keep_open: Sequence[int] = ()) -> Answer:

@@ -5,7 +5,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,8 +158,7 @@ def _teardown(cluster: ClusterConfig, run_dir: Path, job: Job, code: Path) -> li
     link takes over."""
     marker = continue_marker(run_dir, job.name, "$SLURM_JOB_ID", "${SLURM_RESTART_COUNT:-0}")
     lines = ["status=$?", f'marker={shlex.quote(str(marker.parent))}/"{marker.name}"']
-    python = python_command(cluster, run_dir, job, str(run_dir), code)
-    lines += script_lines(python, run_dir, job)
+    lines += script_lines(_python_of_script(cluster, run_dir, job, code), run_dir, job)
     lines += ['if [ -e "$marker" ]; then', '  rm -f "$marker"']
     if cluster.continuation == "requeue":
         lines += ['  scontrol requeue "$SLURM_JOB_ID" && sleep 120']
@@ -169,6 +168,11 @@ def _teardown(cluster: ClusterConfig, run_dir: Path, job: Job, code: Path) -> li
 def _binds(cluster: ClusterConfig, run_dir: Path, code: Path, data_root: str) -> list[str]:
     """Folders that an image sees."""
     return [str(code), str(run_dir), str(Path(data_root).absolute()), *cluster.binds]
+
+
+def is_in_pyxis(cluster: ClusterConfig) -> bool:
+    """Whether srun itself runs the image."""
+    return cluster.image is not None and cluster.image_with == "pyxis"
 
 
 def _in_pyxis(cluster: ClusterConfig, binds: Sequence[str]) -> list[str]:
@@ -188,12 +192,33 @@ def python_command(
     """What starts Python in a job: this very interpreter, or the image's."""
     if cluster.image is None:
         return shlex.quote(sys.executable)
-    if cluster.image_with == "pyxis":
+    if is_in_pyxis(cluster):
         return "python3"
     binds = _binds(cluster, run_dir, code or SOURCES, data_root)
     words = [cluster.image_with, "exec", *(["--nv"] if job.gpus_per_node else [])]
     words += [word for bind in binds for word in ("--bind", bind)]
     return shlex.join([*words, "--pwd", str(Path.cwd()), cluster.image, "python3"])
+
+
+def ranges_text(numbers: Iterable[int]) -> str:
+    """Numbers as sbatch writes them: 0-2,5."""
+    ranges: list[list[int]] = []
+    for number in sorted(numbers):
+        if ranges and ranges[-1][-1] == number - 1:
+            ranges[-1][1:] = [number]
+        else:
+            ranges.append([number])
+    return ",".join("-".join(map(str, each)) for each in ranges)
+
+
+def _python_of_script(cluster: ClusterConfig, run_dir: Path, job: Job, code: Path) -> str:
+    """What starts Python in the script itself, behind the ranks: under pyxis only srun starts
+    anything in the image, and nothing is known of the node's own Python."""
+    if not is_in_pyxis(cluster):
+        return python_command(cluster, run_dir, job, str(run_dir), code)
+    step = ["srun", "--overlap", "--nodes=1", "--ntasks=1", "--mpi=none", "--immediate=60"]
+    mounts = _in_pyxis(cluster, _binds(cluster, run_dir, code, str(run_dir)))
+    return shlex.join([*step, "--export=ALL", *mounts, "python3"])
 
 
 @dataclass(frozen=True)
@@ -206,14 +231,7 @@ class Members:
     @property
     def spec(self) -> str:
         """As sbatch's --array takes it: 0-2,5%3."""
-        ranges: list[list[int]] = []
-        for index in sorted(self.jobs):
-            if ranges and ranges[-1][-1] == index - 1:
-                ranges[-1][1:] = [index]
-            else:
-                ranges.append([index])
-        text = ",".join("-".join(map(str, each)) for each in ranges)
-        return text + (f"%{self.at_once}" if self.at_once else "")
+        return ranges_text(self.jobs) + (f"%{self.at_once}" if self.at_once else "")
 
     def choice(self) -> list[str]:
         """Shell lines that find the run folder of an element."""
@@ -251,7 +269,7 @@ def sbatch_text(
         chosen["additional_parameters"]["exclude"] = ",".join(sorted(avoided))
     chosen["setup"] = [*_setup(cluster, code), _take_call(run_dir, job, token, number)]
     chosen["teardown"] = _teardown(cluster, run_dir, job, code)
-    if cluster.image is not None and cluster.image_with == "pyxis":
+    if is_in_pyxis(cluster):
         binds = _binds(cluster, run_dir, code, config.data.root)
         chosen["srun_args"] = [*_in_pyxis(cluster, binds), *chosen["srun_args"]]
     if members is not None:
@@ -264,9 +282,10 @@ def sbatch_text(
     if job.uses_mpi:
         call = shlex.quote(str(folder / f"{token.name}.pkl"))
         chosen |= {"use_srun": False, "setup": [*chosen["setup"], f". {_mpi_script(code)}"]}
-        command = f"PYTHON=({python})\nmpi_ranks -u -m hpc_stres.launch.work {call}"
-    lines = str(_make_sbatch_string(command=command, folder=folder, **chosen)).splitlines()
-    text = "\n".join(line for line in lines if line.split("=")[0] not in _unwanted(cluster, job))
+        lines = [f"PYTHON=({python})", f"SRUN_ARGS=({shlex.join(chosen['srun_args'])})"]
+        command = "\n".join([*lines, f"mpi_ranks -u -m hpc_stres.launch.work {call}"])
+    script = str(_make_sbatch_string(command=command, folder=folder, **chosen)).splitlines()
+    text = "\n".join(line for line in script if line.split("=")[0] not in _unwanted(cluster, job))
     return text.replace(str(ANY_RUN), IN_QUOTES) + "\n"
 
 
@@ -314,11 +333,12 @@ def dependency_of(
     job: Job, ids: Mapping[str, Sequence[str]], link: int, earlier: Sequence[str] = ()
 ) -> str:
     """afterok between phases; afterany between the links of one job, and after earlier jobs of the
-    same phase that have not ended."""
-    if link:
-        return f"afterany:{ids[job.name][-1]}"
+    same phase that have not ended.
+
+    Every link waits for the phases before: when one of those fails, Slurm cancels the first link,
+    and a cancelled job is all that afterany asks for."""
     before = [ids[name][-1] for name in job.after if ids.get(name)]
     words = ["afterok:" + ":".join(before)] if before else []
-    if earlier:
-        words.append("afterany:" + ":".join(earlier))
+    if any_end := ids[job.name][-1:] if link else earlier:
+        words.append("afterany:" + ":".join(any_end))
     return ",".join(words)

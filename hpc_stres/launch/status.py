@@ -19,7 +19,7 @@ from typing import Any
 
 from hpc_stres.config.loading import load_run
 from hpc_stres.config.recipe import ordered_phases
-from hpc_stres.errors import ConfigError, UserError
+from hpc_stres.errors import ConfigError, UserError, explained
 from hpc_stres.launch import node_failures, scheduler
 from hpc_stres.launch.bad_nodes import reasons
 from hpc_stres.launch.chain import Request, store_ready
@@ -364,8 +364,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_args(argv)
     try:
-        return run(parser.parse_args(argv))
+        return run(args)
     except UserError as error:
         print(f"status.py: {error}", file=sys.stderr)
         return error.code
@@ -375,3 +377,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return 0
+    except Exception as error:
+        if args.debug:
+            raise
+        print(f"status.py: {explained(error)}", file=sys.stderr)
+        return 1

@@ -1,16 +1,17 @@
 """Runs that are submitted together: one job array a phase, in which each run is the element of its index.
 
-An element waits for the element of its own run (aftercorr), so that a run that fails holds nobody up. The folder above
-the runs has the journal of the arrays, with the rules of every submit: the intention is written before sbatch is
-called, and what came of it is found out before anything else is submitted. Then each run's own journal hears of its
-element, as of any job: so status, a cancel or a submit of that run alone know it.
+Where there are more runs than a cluster takes elements (MaxArraySize), a phase is several arrays. An element waits for
+the element of its own run (aftercorr), so that a run that fails holds nobody up. The folder above the runs has the
+journal of the arrays, with the rules of every submit: the intention is written before sbatch is called, and what came
+of it is found out before anything else is submitted. Then each run's own journal hears of its element, as of any job:
+so status, a cancel or a submit of that run alone know it.
 """
 
 import contextlib
 import resource
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,23 @@ from hpc_stres.launch import chain, checks, scheduler, slurm
 from hpc_stres.launch.arrays import catch_up, tell
 from hpc_stres.launch.chain import Request, locked, sbatch_lock
 from hpc_stres.launch.code import take_code
+from hpc_stres.launch.elements import (
+    Element,
+    alike,
+    array_of,
+    array_of_stores,
+    by_array_of_stores,
+    shape,
+)
 from hpc_stres.launch.jobs import EVALUATE, PREPARE, Job
 from hpc_stres.launch.journal import Journal, folder_tag
 from hpc_stres.launch.local import LocalRun, run_together
 from hpc_stres.launch.once import Array, Submission
-from hpc_stres.launch.scheduler import Token, base
+from hpc_stres.launch.scheduler import ClusterFacts, Token, base
 from hpc_stres.launch.survey import Seen, Survey, inherited_lock, partial, read_journal
 from hpc_stres.run.experiment import claim_run_folder
 from hpc_stres.run.paths import RunPaths, read_json, write_sealed
 from hpc_stres.run.provenance import write_provenance
-from hpc_stres.store.location import store_folder
 
 # How many ids one question to the accounting names.
 MOST_ASKED = 500
@@ -64,42 +72,6 @@ class Study:
             write_sealed(RunPaths(self.folder).runs, note)
 
 
-@dataclass
-class Element:
-    """One run of a study while it is submitted."""
-
-    index: int
-    request: Request
-    journal: Journal
-    queue: Survey
-    jobs: dict[str, Job]
-    ids: dict[str, list[str]] = field(default_factory=dict)
-
-    def earlier(self, job: Job) -> list[str]:
-        """Jobs of an earlier submission of a phase that have not ended."""
-        if job.name not in self.journal.jobs or self.begun(job):
-            return []
-        return [n for n in self.journal.jobs[job.name].all_ids if n in self.queue.open]
-
-    def begun(self, job: Job) -> int:
-        """Links of a phase that are in the queue already, of a submit that was cut short."""
-        return len(self.ids[job.name]) if job.name in self.queue.alive else 0
-
-    def waits_for(self, job: Job) -> tuple[str, ...]:
-        """Words of --dependency: its own element of an array, or a job of its own."""
-        words = []
-        for name in job.after:
-            if ids := self.ids.get(name):
-                if name == PREPARE:
-                    words.append(
-                        f"afterok:{base(ids[-1])}"
-                    )  # every store, so that one array may wait
-                    continue
-                is_mine = ids[-1] == f"{base(ids[-1])}_{self.index}"
-                words.append(f"aftercorr:{base(ids[-1])}" if is_mine else f"afterok:{ids[-1]}")
-        return (*sorted(words), *(f"afterany:{number}" for number in self.earlier(job)))
-
-
 def submit_study(study: Study) -> None:
     """Submit everything that is neither done nor in the queue, or run it here."""
     on_slurm = study.requests[0].config.cluster.scheduler == "slurm"
@@ -115,7 +87,8 @@ def _submit_arrays(study: Study) -> None:
     with contextlib.ExitStack() as stack:
         lock = stack.enter_context(_all_locked(study))
         try:
-            cluster = scheduler.cluster_name(seconds)
+            cluster = scheduler.cluster_facts(seconds)
+            _refuse_without_arrays(cluster)
             home = read_journal(study.folder, seconds)
             journals = {r.run_dir: read_journal(r.run_dir, seconds) for r in study.requests}
             rows = catch_up(home, seconds)
@@ -126,7 +99,7 @@ def _submit_arrays(study: Study) -> None:
             raise scheduler.NoAnswer(text) from None
         _claim(study, elements)
         code = _take_code(study, elements)
-        submission = Submission(study.requests[0].config, study.folder, cluster, lock, code)
+        submission = Submission(study.requests[0].config, study.folder, cluster.name, lock, code)
 
         def send(
             config: Config, journal: Journal, job: Job, link: int, dependency: str, array: Array | None
@@ -186,6 +159,14 @@ def _may_be_queued(request: Request) -> dict[str, list[str]]:
     return {name: [""] for name in request.config.phases if name not in wanted}
 
 
+def _refuse_without_arrays(cluster: ClusterFacts) -> None:
+    if cluster.array_size < 1:
+        raise UserError(
+            f"cluster {cluster.name}: it takes no job arrays (MaxArraySize 0); nothing was submitted\n"
+            "Submit the runs one by one: --split N and --set seed=N, each with its own --run-dir."
+        )
+
+
 @contextlib.contextmanager
 def _all_locked(study: Study) -> Iterator[int]:
     """Nobody else submits the study or one of its runs; yields the lock that each sbatch inherits."""
@@ -206,7 +187,8 @@ def _all_locked(study: Study) -> Iterator[int]:
 
 
 def _elements(
-    study: Study, home: Journal, journals: Mapping[Path, Journal], rows: list[scheduler.Row], cluster: str
+    study: Study, home: Journal, journals: Mapping[Path, Journal], rows: list[scheduler.Row],
+    cluster: ClusterFacts,
 ) -> list[Element]:  # fmt: skip
     """What each run has in the queue, and what it lacks; one look and one question for all of them."""
     journals = {
@@ -226,13 +208,13 @@ def _elements(
         journal = journals[request.run_dir]
         chain.forget(journal, request.forget)
         both = {request.run_dir: journal, study.folder: home}
-        queue = chain.survey_of(request, both, cluster, seen)
+        queue = chain.survey_of(request, both, cluster.name, seen)
         chain.refuse_changes(request.config, request.run_dir, queue.alive)
         lacking = [name for one in both.values() for name in partial(queue, one)]
         jobs = {job.name: job for job in request.jobs(queue.alive, lacking)}
-        index = names.index(request.run_dir.relative_to(study.folder).as_posix())
+        number = names.index(request.run_dir.relative_to(study.folder).as_posix())
         ids = {name: list(known) for name, known in queue.alive.items()}
-        elements.append(Element(index, request, journal, queue, jobs, ids))
+        elements.append(Element(number, cluster.array_size, request, journal, queue, jobs, ids))
     scheduler.cancel([n for element in elements for n in element.queue.hopeless], seconds)
     for note in dict.fromkeys(note for element in elements for note in element.queue.notes):
         print(f"  {note}")
@@ -243,8 +225,8 @@ def _claim(study: Study, elements: Sequence[Element]) -> None:
     """Ask the scheduler about each kind of request once, then make the run folders."""
     seen: set[tuple[Any, ...]] = set()
     for element in elements:
-        new = [job for job in element.jobs.values() if _shape(job) not in seen]
-        seen |= {_shape(job) for job in new}
+        new = [job for job in element.jobs.values() if shape(job) not in seen]
+        seen |= {shape(job) for job in new}
         size = (
             slurm.Members({e.index: (e.request.run_dir, new[0]) for e in elements}) if new else None
         )
@@ -273,13 +255,6 @@ def _take_code(study: Study, elements: Sequence[Element]) -> Path:
     return take_code(study.folder, list(queued), study.requests[0].adopt_code, queued)
 
 
-def _shape(job: Job) -> tuple[Any, ...]:
-    return (
-        job.nodes, job.ranks_per_node, job.gpus_per_node, job.minutes, job.links, job.is_alone,
-        job.uses_mpi, job.name == PREPARE,
-    )  # fmt: skip
-
-
 def _send_all(
     study: Study, home: Journal, elements: Sequence[Element], send: Send, made: list[tuple[Journal, str]]
 ) -> None:  # fmt: skip
@@ -291,17 +266,18 @@ def _send_all(
     _send_prepare(study, home, elements, send)
     before = sorted({base(n) for e in elements for ids in e.queue.alive.values() for n in ids})
     for name in (*names, EVALUATE):
-        for (_, waits, begun), members in _alike(elements, name).items():
+        for (_, waits, begun), members in alike(elements, name).items():
             job = members[0].jobs[name]
             for link in range(begun, job.links):
+                # Every link waits for the phases before: see dependency_of.
                 words = list(waits)
                 if link:
                     last = {base(element.ids[name][-1]) for element in members}
-                    words = [f"afterany:{number}" for number in sorted(last)]
+                    words += [f"afterany:{number}" for number in sorted(last)]
                 elif study.at_once:
                     # One array at a time: %N counts within one.
                     words += [f"afterany:{number}" for number in before]
-                array = _array(study, members, name)
+                array = array_of(study.folder, members, name, study.at_once)
                 dependency, config = ",".join(dict.fromkeys(words)), members[0].request.config
                 number = send(config, home, job, link, dependency, array)
                 before = [number]
@@ -310,80 +286,46 @@ def _send_all(
                 tell(home, {element.request.run_dir: element.journal for element in elements})
                 made += [(element.journal, f"{number}_{element.index}") for element in members]
             links = f", {job.links - begun} links" if job.links - begun > 1 else ""
-            print(f"  {name:<16} array {number}, runs {array[1].spec}{links}")
-
-
-def _alike(
-    elements: Sequence[Element], name: str
-) -> dict[tuple[tuple[Any, ...], tuple[str, ...], int], list[Element]]:
-    """Runs that lack a phase, by what they ask for, what they wait for and how many links they have already."""
-    alike: dict[tuple[tuple[Any, ...], tuple[str, ...], int], list[Element]] = {}
-    for element in elements:
-        if job := element.jobs.get(name):
-            begun = element.begun(job)
-            if not begun:
-                element.ids[name] = []
-            config = element.request.config
-            settings = (*_shape(job), repr(config.cluster), config.data.root)
-            key = (settings, element.waits_for(job), begun)
-            alike.setdefault(key, []).append(element)
-    return alike
-
-
-def _array(study: Study, members: Sequence[Element], name: str) -> Array:
-    """What the journal notes of an array, and what its script and its elements need."""
-    runs = {
-        str(element.index): {
-            "run": element.request.run_dir.relative_to(study.folder).as_posix(),
-            "after": list(element.jobs[name].after),
-            "earlier": element.earlier(element.jobs[name]),
-        }
-        for element in members
-    }
-    note = {"runs": runs, "links": members[0].jobs[name].links}
-    jobs = {e.index: (e.request.run_dir, e.jobs[name]) for e in members}
-    return note, slurm.Members(jobs, study.at_once)
+            numbers = slurm.ranges_text(element.number for element in members)
+            print(f"  {name:<16} array {number}, runs {numbers}{links}")
 
 
 def _send_prepare(study: Study, home: Journal, elements: Sequence[Element], send: Send) -> None:
-    """One job that prepares the store of all; where runs have different stores, one array with an element a store."""
+    """One job that prepares the store of all; where runs have different stores, arrays with an
+    element a store."""
     lacking = [element for element in elements if PREPARE in element.jobs]
-    if not lacking:
-        return
-    first = lacking[0]
-    job, begun = first.jobs[PREPARE], first.begun(first.jobs[PREPARE])
-    ids = list(first.ids[PREPARE]) if begun else []
-    if study.shares_store and not begun:
-        home.begin(PREPARE, job.links, (), tuple(first.queue.ending.get(PREPARE, ())))
-    of_store = {store_folder(e.request.config): e for e in reversed(lacking)}
-    rows = {e.index: of_store[store_folder(e.request.config)].index for e in lacking}
-    for link in range(begun, job.links):
-        array = None
-        if not study.shares_store:
-            note, _ = _array(study, lacking, PREPARE)
-            for index, place in rows.items():
-                note["runs"][str(index)]["element"] = place
-            jobs = {e.index: (e.request.run_dir, e.jobs[PREPARE]) for e in of_store.values()}
-            array = note, slurm.Members(jobs, study.at_once)
-        dependency = f"afterany:{base(ids[-1])}" if ids else ""
-        ids.append(send(first.request.config, home, job, link, dependency, array))
-        tell(home, {element.request.run_dir: element.journal for element in elements})
-    print(f"  {PREPARE:<16} job {', '.join(ids)}")
-    for element in lacking:
-        element.ids[PREPARE] = list(ids)
+    groups = [lacking] if study.shares_store else by_array_of_stores(lacking)
+    for members in filter(None, groups):
+        first = members[0]
+        job, begun = first.jobs[PREPARE], first.begun(first.jobs[PREPARE])
+        ids = list(first.ids[PREPARE]) if begun else []
+        if study.shares_store and not begun:
+            home.begin(PREPARE, job.links, (), tuple(first.queue.ending.get(PREPARE, ())))
+        for _ in range(begun, job.links):
+            array = None
+            if not study.shares_store:
+                array = array_of_stores(study.folder, members, study.at_once)
+            link, dependency = len(ids), f"afterany:{base(ids[-1])}" if ids else ""
+            ids.append(send(first.request.config, home, job, link, dependency, array))
+            tell(home, {element.request.run_dir: element.journal for element in elements})
+        print(f"  {PREPARE:<16} job {', '.join(ids)}")
+        for element in members:
+            element.ids[PREPARE] = list(ids)
 
 
 def preview_study(study: Study) -> None:
     """Print what would be submitted if the queue had nothing of these runs."""
     home, names = Journal.read(study.folder), study.names()
     elements = []
+    size = _array_size(study.requests[0].config.cluster.scheduler_seconds)
     for request in study.requests:
         jobs = request.jobs({})
         chain.show(request, jobs, {})
         chain.show_faults(request, jobs)
-        index = names.index(request.run_dir.relative_to(study.folder).as_posix())
+        number = names.index(request.run_dir.relative_to(study.folder).as_posix())
         mine = {job.name: job for job in jobs}
-        elements.append(Element(index, request, Journal.read(request.run_dir), Survey(), mine))
+        journal = Journal.read(request.run_dir)
+        elements.append(Element(number, size, request, journal, Survey(), mine))
 
     def send(
         config: Config, journal: Journal, job: Job, link: int, dependency: str, array: Array | None
@@ -396,3 +338,12 @@ def preview_study(study: Study) -> None:
         return f"<{job.name.replace('_', '-')}>"
 
     _send_all(study, home, elements, send, [])
+
+
+def _array_size(seconds: float) -> int:
+    """How large an array this cluster takes; where nobody can be asked, what Slurm takes by
+    itself."""
+    try:
+        return max(1, scheduler.cluster_facts(seconds).array_size)
+    except scheduler.NoAnswer:
+        return scheduler.USUAL_ARRAY_SIZE

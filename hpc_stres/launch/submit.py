@@ -29,7 +29,7 @@ from hpc_stres import SOURCES
 from hpc_stres.config.cluster import ClusterConfig
 from hpc_stres.config.loading import CONFIGS, load_config
 from hpc_stres.config.schema import Config
-from hpc_stres.errors import ConfigError, UserError
+from hpc_stres.errors import ConfigError, UserError, explained
 
 if TYPE_CHECKING:
     from hpc_stres.launch.study import Study
@@ -260,3 +260,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"submit.py: {error}", file=sys.stderr)
         return error.code
+    except Exception as error:
+        if args.debug:
+            raise
+        print(f"submit.py: {explained(error)}", file=sys.stderr)
+        return 1

@@ -70,6 +70,11 @@ def read_folder(videos: Path, test_fraction: float, folds: int = 1) -> Listing:
     return listing
 
 
+def videos_below(folder: Path) -> list[Path]:
+    """Files with a video's name at any depth, as `read_folder` finds them."""
+    return [path for path in _files(folder) if path.suffix.lower() in VIDEO_SUFFIXES]
+
+
 def read_frame_folders(frames: Path, test_fraction: float, folds: int = 1) -> Listing:
     """`read_folder` for folders of frames: FRAMES/CLASS/VIDEO/*.jpg."""
     listing = _read(frames, (test_fraction, folds), _folders, _folders)

@@ -148,6 +148,14 @@ def recording_of(name: str, label: str) -> str | None:
     return match.group(1) if match and match.group(1).endswith(f"_{label}") else None
 
 
+def recording_by_pattern(name: str, pattern: str) -> str | None:
+    """What the parts in parentheses of a regular expression hold in a name; none where it does not
+    fit, or they are empty."""
+    match = re.search(pattern, name)
+    parts = match.groups() if match else ()
+    return "\0".join(part or "" for part in parts) if any(parts) else None
+
+
 def split_by_hash(listing: Listing, ids: list[str], test_fraction: float) -> None:
     """Give the videos of one class to split 1's train and test, whole recordings at a time.
 

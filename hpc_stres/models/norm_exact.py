@@ -87,8 +87,8 @@ class ExactNormalise(torch.autograd.Function):
             )
             way.step("backward_sums")
             by_weight = way.products / torch.sqrt(variance + ctx.eps)
-            session.add_gradients(ctx.parameters[0], by_weight)
-            session.add_gradients(ctx.parameters[1], way.sums)
+            session.add_gradient(ctx.parameters[0], by_weight.unbind())
+            session.add_gradient(ctx.parameters[1], way.sums.unbind())
             # The kernel divides by the count and wants the sums of the whole group.
             both = ctx.team.sums(torch.cat([way.sums, way.products], dim=1))
             sums, products = both.chunk(2, dim=1)

@@ -53,13 +53,18 @@ def _is_channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last)
 
 
-@torch.compiler.assume_constant_result
 def _kernels_are_there(device: str) -> bool:
     if device == "cpu":
         return norm_cpu.library() is not None
     from hpc_stres.models import norm_triton
 
     return norm_triton.is_available()
+
+
+# A compiled graph takes the answer as it is. This is all that torch.compiler.assume_constant_result
+# does; calling that would import the compiler, a second of each start, also where nothing is
+# compiled.
+_kernels_are_there._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _kernels(x: Tensor) -> Any:

@@ -8,28 +8,11 @@ torch's CUDA builds; its interpreter (TRITON_INTERPRET=1) runs the same kernels 
 
 from __future__ import annotations
 
-import functools
-import importlib
-import sys
-from typing import Any
-
 import torch
 from torch import Tensor
 
-triton: Any
-tl: Any
-try:
-    triton, tl = importlib.import_module("triton"), importlib.import_module("triton.language")
-    jit = triton.jit
-except ImportError:
-    # The kernels below stay plain functions that nobody calls, so that this module can
-    # be read anywhere.
-    triton = tl = None
-
-    def jit(function: Any) -> Any:
-        """In place of triton.jit."""
-        return function
-
+from hpc_stres.native import triton_language
+from hpc_stres.native.triton_language import jit, tl
 
 GATES = {"open": 0, "computed": 1, "read": 2}
 # Rows of a piece, rows that are in registers at once, channels of a program.
@@ -38,15 +21,9 @@ MERGED_PIECES = 32
 WARPS = 4
 
 
-@functools.cache
 def is_available() -> bool:
     """Whether Triton is there; said once where it is not."""
-    if triton is None:
-        print(
-            "hpc-stres: normalisation without its GPU kernels, which is slower: no triton",
-            file=sys.stderr,
-        )
-    return triton is not None
+    return triton_language.is_available("normalisation without its GPU kernels")
 
 
 # -- kernels --------------------------------------------------------------------------------------

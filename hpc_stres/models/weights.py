@@ -39,18 +39,21 @@ class Report:
 
     loaded: list[str] = field(default_factory=list)
     inflated: list[str] = field(default_factory=list)
+    summed: list[str] = field(default_factory=list)
+    """Temporal kernels that became 1x1 ones: what they do to a clip that stands still."""
     replaced: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} tensors loaded"]
-        for name in ("inflated", "replaced", "missing"):
+        for name in ("inflated", "summed", "replaced", "missing"):
             names = getattr(self, name)
+            word = f"{name} over time" if name == "summed" else name
             if names:
                 shown = ", ".join(names[:3]) + (
                     f" and {len(names) - 3} more" if len(names) > 3 else ""
                 )
-                parts.append(f"{len(names)} {name} ({shown})")
+                parts.append(f"{len(names)} {word} ({shown})")
         return "; ".join(parts)
 
 
@@ -180,8 +183,8 @@ def to_torchvision(state: Mapping[str, Tensor], stream: str) -> dict[str, Tensor
 
 
 def load_into(model: TwoStream, state: Mapping[str, Tensor], source: str) -> Report:
-    """Load a state dict with stream names; 1x1 weights become temporal ones, a classifier of
-    another size is replaced.
+    """Load a state dict with stream names; 1x1 weights become temporal ones, and temporal ones their
+    sum over time where the network has 1x1 ones; a classifier of another size is replaced.
 
     Anything else that does not fit is an error that names it.
     """
@@ -202,6 +205,9 @@ def load_into(model: TwoStream, state: Mapping[str, Tensor], source: str) -> Rep
         elif _is_inflatable(state[name], target):
             target.copy_(inflate(state[name]))
             report.inflated.append(name)
+        elif _is_inflatable(target, state[name]):
+            target.copy_(state[name].sum(dim=2, keepdim=True))
+            report.summed.append(name)
         elif ".fc." in name:
             report.replaced.append(name)
         else:

@@ -1,126 +1,35 @@
-// TV-L1 optical flow of a batch of frame pairs on a GPU; what happens at a pixel stands in
-// tvl1_pixel.h.
+// TV-L1 optical flow of a batch of frame pairs on a GPU; what happens at a pixel is in tvl1_pixel.h,
+// what the kernels run on in tvl1_device.h.
 //
-// All pairs of a batch go through together, one thread per pixel. A pair that has come to rest is
-// left alone by its threads: each pair stops at an iteration of its own, whatever else is in the
-// batch. The changes of a picture's pixels are added up as whole numbers, so that the order in
-// which threads come does not decide when that is. Compiled as plain C++ the kernels run pixel
-// after pixel on the CPU: that is how their logic is tested where there is no GPU.
+// One iteration reads and writes ten numbers a pixel for some sixty operations: done one by one,
+// iterations wait for memory. So
+// - as many pairs go together as the second-level cache holds of what iterations touch, at each scale
+//   anew: coarse scales take many pairs, which fills the device, the finest one a few;
+// - a block loads a tile with a border, does several iterations on it in its fast memory, and writes
+//   what the border cannot have spoilt: each iteration spoils one more pixel from the outside, so the
+//   border is as wide as there are iterations. It writes to a second copy of the state, because other
+//   blocks still read the first. A picture that fits into one tile needs no border;
+// - launches of 30 iterations are one graph, and pairs that have come to rest leave the list that
+//   blocks are started for.
+//
+// A pair stops at an iteration of its own, whatever else is in the batch and however many iterations
+// go into a launch: the sum of changes is taken for each iteration, afterwards they are judged in
+// order, and if the pair came to rest inside the launch that one is done again, only so far: the
+// first copy is still there. The changes of a picture's pixels are added up as whole numbers, so that
+// the order in which threads come does not decide when that is.
 
-#include "tvl1_pixel.h"
+#include "tvl1_tile.h"
 
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <vector>
-
-#define INDEX                                                                                  \
-  const long at = static_cast<long>(y) * cols + x, start = static_cast<long>(n) * rows * cols; \
-  (void)at; (void)start;
-// A thread's pixel; AREA lets the threads beyond a row's end go.
-#define AREA PLACE if (x >= cols) return;
-
-#ifdef __CUDACC__
-#include <cuda_runtime.h>
-#define KERNEL __global__ void
-#define PLACE                                                                          \
-  const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y, n = blockIdx.z; \
-  INDEX
-#define RUN(kernel, count, rows, cols, ...) \
-  kernel<<<dim3((cols + 127) / 128, rows, count), dim3(128)>>>(rows, cols, __VA_ARGS__)
-#else
-#define KERNEL static void
-static thread_local int emulated_x, emulated_y, emulated_n;
-#define PLACE const int x = emulated_x, y = emulated_y, n = emulated_n; INDEX
-#define RUN(kernel, count, rows, cols, ...)                             \
-  for (emulated_n = 0; emulated_n < (count); ++emulated_n)              \
-    for (emulated_y = 0; emulated_y < (rows); ++emulated_y)             \
-      for (emulated_x = 0; emulated_x < (cols); ++emulated_x) kernel(rows, cols, __VA_ARGS__)
-#endif
-
-using namespace tvl1;
+#include <algorithm>
 
 namespace {
 
-// Device memory, or the heap where the kernels are emulated.
-struct Buffer {
-  void* data = nullptr;
-  bool good = true;
-  explicit Buffer(size_t bytes) {
-#ifdef __CUDACC__
-    good = cudaMalloc(&data, bytes) == cudaSuccess && cudaMemset(data, 0, bytes) == cudaSuccess;
-#else
-    data = std::calloc(bytes, 1);
-    good = data != nullptr;
-#endif
-  }
-  ~Buffer() {
-#ifdef __CUDACC__
-    cudaFree(data);
-#else
-    std::free(data);
-#endif
-  }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  float* floats() const { return static_cast<float*>(data); }
-};
-
-void to_device(void* to, const void* from, size_t bytes) {
-#ifdef __CUDACC__
-  cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice);
-#else
-  std::memcpy(to, from, bytes);
-#endif
-}
-
-void to_host(void* to, const void* from, size_t bytes) {
-#ifdef __CUDACC__
-  cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost);
-#else
-  std::memcpy(to, from, bytes);
-#endif
-}
-
-void zero(void* data, size_t bytes) {
-#ifdef __CUDACC__
-  cudaMemset(data, 0, bytes);
-#else
-  std::memset(data, 0, bytes);
-#endif
-}
-
-// The batch's state at one scale: `count` planes of each.
-struct Planes {
-  float *i1x, *i1y, *u1, *u2, *m1, *m2, *wx, *wy, *inverse, *rho, *p11, *p12, *p21, *p22;
-};
-constexpr int kPlanes = 14;
-// Iterations between two questions whether any pair is still at work.
-constexpr int kAsk = 30;
 // Blocks that a launch may have in its second and third direction.
 constexpr int kMostBlocks = 65535;
+// Of the cache for the planes that iterations touch; the rest is for what else passes.
+constexpr double kCacheShare = 0.75;
 
-// A pair's state: the sum of changes is in units of 2^-28, so that threads may add them up in any
-// order.
-struct Pair {
-  unsigned long long change = 0;
-  Watch watch;
-};
-constexpr float kUnits = 268435456.0f, kMostChange = 1024.0f;
-
-PIXEL unsigned long long whole(float change) {
-  return static_cast<unsigned long long>(clamp(change, 0.0f, kMostChange) * kUnits);
-}
-
-// Adds what the threads of a block hold to `sum`.
-#ifdef __CUDACC__
-__device__ __forceinline__ void add_up(unsigned long long value, unsigned long long* sum) {
-  for (int half = 16; half > 0; half /= 2) value += __shfl_down_sync(0xffffffffu, value, half);
-  if (threadIdx.x % 32 == 0 && value) atomicAdd(sum, value);
-}
-#else
-void add_up(unsigned long long value, unsigned long long* sum) { *sum += value; }
-#endif
+// -- pictures --------------------------------------------------------------------------------------
 
 KERNEL from_bytes(int rows, int cols, const uint8_t* frames, float* image) {
   AREA
@@ -134,20 +43,32 @@ KERNEL reduce(int rows, int cols, const float* from, int from_rows, int from_col
   to[start + at] = Pyramid::reduced(plane, from_rows, from_cols, y, x);
 }
 
+// The coarser scale's flow, u and v of each pair in turn.
 template <class Pyramid>
 KERNEL enlarge(int rows, int cols, const float* from, int from_rows, int from_cols, double step_y,
-               double step_x, float* to) {
+               double step_x, Batch b) {
   AREA
-  const float* plane = from + static_cast<long>(n) * from_rows * from_cols;
-  to[start + at] =
-      Pyramid::kUpscale * Pyramid::enlarged(plane, from_rows, from_cols, y, x, step_y, step_x);
+  const long from_area = static_cast<long>(from_rows) * from_cols;
+  for (int axis = 0; axis < 2; ++axis) {
+    const float* plane = from + (2l * n + axis) * from_area;
+    b.state(0, kU1 + axis)[start + at] =
+        Pyramid::kUpscale * Pyramid::enlarged(plane, from_rows, from_cols, y, x, step_y, step_x);
+  }
+}
+
+// The flow of a scale, out of the newest copy of each pair.
+KERNEL collect(int rows, int cols, Batch b, float* to) {
+  AREA
+  const long area = static_cast<long>(rows) * cols;
+  for (int axis = 0; axis < 2; ++axis)
+    to[(2l * n + axis) * area + at] = b.state(b.pairs[n].side, kU1 + axis)[start + at];
 }
 
 // `next` are the frames from the second one on: pair n goes from frame n to frame n + 1.
-KERNEL gradients(int rows, int cols, const float* next, Planes p) {
+KERNEL gradients(int rows, int cols, const float* next, Batch b) {
   AREA
-  p.i1x[start + at] = gradient_x(next + start, cols, y, x);
-  p.i1y[start + at] = gradient_y(next + start, rows, cols, y, x);
+  b.plane(kI1x)[start + at] = gradient_x(next + start, cols, y, x);
+  b.plane(kI1y)[start + at] = gradient_y(next + start, rows, cols, y, x);
 }
 
 // Brightness and gradient at a place of the second frame.
@@ -175,175 +96,277 @@ struct Reader {
 };
 
 template <class Pyramid>
-KERNEL warp(int rows, int cols, const float* frames, const float* next, Planes p) {
+KERNEL warp(int rows, int cols, const float* frames, const float* next, Batch b) {
   AREA
   const long i = start + at;
-  const Reader read{next + start, p.i1x + start, p.i1y + start, rows, cols, Pyramid::kRepeatEdge};
-  const Seen seen = bicubic<Pyramid, Seen>(x + p.u1[i], y + p.u2[i], rows, cols, read);
-  const Warped w = warped(seen.i1, seen.x, seen.y, frames[i], p.u1[i], p.u2[i]);
-  p.wx[i] = w.x;
-  p.wy[i] = w.y;
-  p.inverse[i] = w.inverse;
-  p.rho[i] = w.rho;
+  const int side = b.pairs[n].side;
+  const float u1 = b.state(side, kU1)[i], u2 = b.state(side, kU2)[i];
+  const float *i1x = b.plane(kI1x) + start, *i1y = b.plane(kI1y) + start;
+  const Reader read{next + start, i1x, i1y, rows, cols, Pyramid::kRepeatEdge};
+  const Seen seen = bicubic<Pyramid, Seen>(x + u1, y + u2, rows, cols, read);
+  const Warped w = warped(seen.i1, seen.x, seen.y, frames[i], u1, u2);
+  b.plane(kWx)[i] = w.x;
+  b.plane(kWy)[i] = w.y;
+  b.plane(kInverse)[i] = w.inverse;
+  b.plane(kRho)[i] = w.rho;
 }
 
-KERNEL median(int rows, int cols, const float* from, float* to, const Pair* pairs) {
+// Whether a pair, the so-many-th at work, is at the beginning of a chunk and not at a repetition.
+PIXEL bool begins(const Batch& b, int slot) {
+  if (slot >= *b.active) return false;
+  const Pair& pair = b.pairs[b.places[slot]];
+  return pair.watch.active && !pair.redo;
+}
+
+// The median goes to the other copy, and from there back.
+KERNEL median(int rows, int cols, Batch b) {
   AREA
-  if (!pairs[n].watch.active) return;
-  float v[25];
-  for (int j = 0; j < 5; ++j)
-    for (int i = 0; i < 5; ++i)
-      v[5 * j + i] = from[start + static_cast<long>(clamp(y + j - 2, 0, rows - 1)) * cols + clamp(x + i - 2, 0, cols - 1)];
-  to[start + at] = median25(v);
-}
-
-KERNEL copy(int rows, int cols, const float* from, float* to, const Pair* pairs) {
-  AREA
-  if (pairs[n].watch.active) to[start + at] = from[start + at];
-}
-
-KERNEL primal_step(int rows, int cols, Planes p, Pair* pairs) {
-  // No thread leaves before `add_up`, where all of a warp take part.
-  PLACE
-  if (!pairs[n].watch.active) return;
-  unsigned long long change = 0;
-  if (x < cols) {
-    const long i = start + at;
-    const float left1 = x ? p.p11[i - 1] : 0.0f, left2 = x ? p.p21[i - 1] : 0.0f;
-    const float above1 = y ? p.p12[i - cols] : 0.0f, above2 = y ? p.p22[i - cols] : 0.0f;
-    const float div1 = p.p11[i] - left1 + (p.p12[i] - above1);
-    const float div2 = p.p21[i] - left2 + (p.p22[i] - above2);
-    change = whole(
-        primal(p.wx[i], p.wy[i], p.inverse[i], p.rho[i], div1, div2, p.u1 + i, p.u2 + i));
+  if (!begins(b, n)) return;
+  const int pair = b.places[n], side = b.pairs[pair].side;
+  const long first = static_cast<long>(pair) * rows * cols;
+  for (int axis = 0; axis < 2; ++axis) {
+    const float* from = b.state(side, kU1 + axis) + first;
+    float v[25];
+    for (int j = 0; j < 5; ++j)
+      for (int i = 0; i < 5; ++i)
+        v[5 * j + i] = row_of(from, clamp(y + j - 2, 0, rows - 1), cols)[clamp(x + i - 2, 0, cols - 1)];
+    b.state(1 - side, kU1 + axis)[first + at] = median25(v);
   }
-  if (pairs[n].watch.looks) add_up(change, &pairs[n].change);
 }
 
-KERNEL dual_step(int rows, int cols, Planes p, const Pair* pairs) {
+KERNEL copy_back(int rows, int cols, Batch b) {
   AREA
-  if (!pairs[n].watch.active) return;
-  const long i = start + at;
-  const long right = x + 1 < cols ? 1 : 0, below = y + 1 < rows ? cols : 0;
-  dual(p.u1[i + right] - p.u1[i], p.u1[i + below] - p.u1[i], p.u2[i + right] - p.u2[i],
-       p.u2[i + below] - p.u2[i], p.p11 + i, p.p12 + i, p.p21 + i, p.p22 + i);
+  if (!begins(b, n)) return;
+  const int pair = b.places[n], side = b.pairs[pair].side;
+  const long i = static_cast<long>(pair) * rows * cols + at;
+  for (int axis = 0; axis < 2; ++axis)
+    b.state(side, kU1 + axis)[i] = b.state(1 - side, kU1 + axis)[i];
 }
 
-// After an iteration, one thread per pair: rows is 1 and cols the number of pairs.
+// -- pairs -----------------------------------------------------------------------------------------
+
+// What the next launch does with a pair: up to the end of its chunk at most.
 template <class Pyramid>
-KERNEL settle(int rows, int cols, int iteration, double tolerance, Pair* pairs) {
+PIXEL void set_out(Pair& pair, const Batch& b) {
+  const int rest = kChunk - pair.iteration % kChunk;
+  pair.depth = b.depth < rest ? b.depth : rest;
+  Watch ahead = pair.watch;
+  for (pair.looks_from = 0; pair.looks_from < pair.depth; ++pair.looks_from) {
+    if (Pyramid::looks(ahead, pair.iteration + pair.looks_from, b.tolerance)) return;
+    ahead.looks = 0;
+    judge(ahead, 0, b.tolerance);
+  }
+}
+
+// After a launch, one thread per pair at work: rows is 1 and cols the number of them at most.
+template <class Pyramid>
+KERNEL settle(int rows, int cols, long area, Batch b) {
   AREA
-  Pair& pair = pairs[x];
-  if (pair.watch.active) judge(pair.watch, static_cast<double>(pair.change) / kUnits, tolerance);
-  pair.watch.looks = Pyramid::looks(pair.watch, iteration + 1, tolerance);
-  pair.change = 0;
+  if (x >= *b.active) return;
+  Pair& pair = b.pairs[b.places[x]];
+  if (!pair.watch.active) return;
+  int done = 0;
+  if (pair.redo) {
+    done = pair.depth;
+    pair.watch.active = 0;
+  }
+  while (done < pair.depth && pair.watch.active) {
+    pair.watch.looks = Pyramid::looks(pair.watch, pair.iteration + done, b.tolerance);
+    judge(pair.watch, static_cast<double>(pair.change[done++]) / kUnits, b.tolerance);
+  }
+  for (unsigned long long& change : pair.change) change = 0;
+  if (done < pair.depth) {
+    pair.redo = pair.watch.active = 1;
+    pair.depth = pair.looks_from = done;
+    return;
+  }
+  pair.side = 1 - pair.side;
+  pair.iteration += done;
+  add_to(b.pixels, static_cast<unsigned long long>(done) * area);
+  if (pair.iteration >= Pyramid::kOuter * Pyramid::kInner) pair.watch.active = 0;
+  if (pair.watch.active) set_out<Pyramid>(pair, b);
 }
 
-template <class Pyramid>
-KERNEL wake(int rows, int cols, double tolerance, Pair* pairs) {
+// One thread: pairs that have come to rest leave the list.
+KERNEL gather(int rows, int cols, Batch b) {
   AREA
-  pairs[x] = Pair{};
-  pairs[x].watch.looks = Pyramid::looks(pairs[x].watch, 0, tolerance);
+  int kept = 0;
+  for (int slot = 0; slot < *b.active; ++slot) {
+    const int place = b.places[slot];
+    if (b.pairs[place].watch.active) b.places[kept++] = place;
+  }
+  *b.active = kept;
 }
 
-bool any_active(const Pair* pairs, std::vector<Pair>& host) {
-  to_host(host.data(), pairs, host.size() * sizeof(Pair));
-  for (const Pair& one : host)
-    if (one.watch.active) return true;
-  return false;
+// Before the iterations of a warp, one thread per pair. At a new scale the first copy is the newest.
+template <class Pyramid>
+KERNEL wake(int rows, int cols, bool is_new, Batch b) {
+  AREA
+  const int side = is_new ? 0 : b.pairs[x].side;
+  b.pairs[x] = Pair{};
+  b.pairs[x].side = side;
+  set_out<Pyramid>(b.pairs[x], b);
+  b.places[x] = x;
+  if (x == 0) *b.active = cols;
 }
+
+// -- one scale after the other ---------------------------------------------------------------------
 
 template <class Pyramid>
-void solve_scale(int count, int rows, int cols, const float* frames, Planes p, Pair* pairs) {
-  const size_t bytes = static_cast<size_t>(count) * rows * cols * sizeof(float);
-  const float* next = frames + static_cast<long>(rows) * cols;
-  const double tolerance = static_cast<double>(kEpsilon) * kEpsilon * rows * cols;
-  std::vector<Pair> host(count);
-  for (float* plane : {p.p11, p.p12, p.p21, p.p22}) zero(plane, bytes);
-  RUN(gradients, count, rows, cols, next, p);
-  for (int warps = 0; warps < kWarps; ++warps) {
-    RUN(warp<Pyramid>, count, rows, cols, frames, next, p);
-    RUN(wake<Pyramid>, 1, 1, count, tolerance, pairs);
-    for (int n = 0; n < Pyramid::kOuter * Pyramid::kInner; ++n) {
-      // Asking the device costs a wait: not after each iteration.
-      if (n % kAsk == 0 && n && !any_active(pairs, host)) break;
-      if (Pyramid::kMedian && n % Pyramid::kInner == 0) {
-        RUN(median, count, rows, cols, p.u1, p.m1, pairs);
-        RUN(median, count, rows, cols, p.u2, p.m2, pairs);
-        RUN(copy, count, rows, cols, p.m1, p.u1, pairs);
-        RUN(copy, count, rows, cols, p.m2, p.u2, pairs);
-      }
-      RUN(primal_step, count, rows, cols, p, pairs);
-      RUN(dual_step, count, rows, cols, p, pairs);
-      RUN(settle<Pyramid>, 1, 1, count, n, tolerance, pairs);
+class Solver {
+ public:
+  // `depth` and `cache_bytes` are 0 where the device's own are wanted.
+  Solver(Device& device, int count, int rows, int cols, int depth, size_t cache_bytes)
+      : device(device), count_(count), depth_(depth > 0 ? std::min(depth, kMostDepth) : 0) {
+    const double cache = (cache_bytes ? cache_bytes : device.cache_bytes()) * kCacheShare;
+    for (int r = rows, c = cols; used_ < kScales; r = Pyramid::coarser(r), c = Pyramid::coarser(c)) {
+      if (used_ && (r < kSmallestSide || c < kSmallestSide)) break;
+      const long area = static_cast<long>(r) * c;
+      const double fit = cache / (static_cast<double>(kTouched) * sizeof(float) * area);
+      const int together = static_cast<int>(std::clamp(fit, 1.0, static_cast<double>(count)));
+      scales_[used_++] = {r, c, together, area, pyramid_ * (count + 1)};
+      pyramid_ += area;
+      room_ = std::max(room_, together * area);
+    }
+    device.allow_shared(iterate, sizeof(Tile));
+  }
+
+  bool solve(const uint8_t* frames, float* out, double* work) {
+    const Scale& fine = scales_[0];
+    Buffer bytes(device, (count_ + 1) * fine.area);
+    Buffer images(device, (count_ + 1) * pyramid_ * sizeof(float));
+    Buffer flows(device, 4 * count_ * fine.area * sizeof(float));
+    Buffer planes(device, kPlanes * room_ * sizeof(float));
+    Buffer pairs(device, count_ * sizeof(Pair)), places(device, (count_ + 1) * sizeof(int));
+    Buffer done(device, sizeof(unsigned long long));
+    if (!device.good) return false;
+    device.zero(done.of<void>(), sizeof(unsigned long long));
+    device.to_device(bytes.of<void>(), frames, (count_ + 1) * fine.area);
+    build_pyramid(bytes.of<uint8_t>(), images.of<float>());
+    float* flow[2] = {flows.of<float>(), flows.of<float>() + 2 * count_ * fine.area};
+    batch_ = {planes.of<float>(), room_, pairs.of<Pair>(), places.of<int>() + 1, places.of<int>(),
+              done.of<unsigned long long>(), 0, 0};
+    for (int s = used_ - 1; s >= 0 && device.good; --s)
+      for (int first = 0; first < count_ && device.good; first += scales_[s].together)
+        solve_scale(s, first, images.of<float>(), flow[(s + 1) % 2], flow[s % 2]);
+    unsigned long long sum = 0;
+    device.to_host(out, flow[0], 2 * count_ * fine.area * sizeof(float));
+    device.to_host(&sum, done.of<void>(), sizeof sum);
+    work[0] = static_cast<double>(sum);
+    work[1] = started_;
+    return device.good;
+  }
+
+ private:
+  struct Scale {
+    int rows, cols, together;
+    long area, first;  // `first` is where its pictures begin among those of all scales
+  };
+
+  Device& device;
+  int count_, depth_, used_ = 0;
+  Scale scales_[kScales];
+  long pyramid_ = 0, room_ = 0;
+  double started_ = 0;
+  Batch batch_;
+
+  void build_pyramid(const uint8_t* bytes, float* images) {
+    RUN(from_bytes, count_ + 1, scales_[0].rows, scales_[0].cols, bytes, images);
+    for (int s = 1; s < used_; ++s) {
+      const Scale &to = scales_[s], &from = scales_[s - 1];
+      RUN(reduce<Pyramid>, count_ + 1, to.rows, to.cols, images + from.first, from.rows, from.cols,
+          images + to.first);
     }
   }
-}
+
+  // The pairs from `first` on that fit into the cache together.
+  void solve_scale(int s, int first, const float* images, const float* coarse, float* fine) {
+    const Scale& scale = scales_[s];
+    const int count = std::min(scale.together, count_ - first), rows = scale.rows, cols = scale.cols;
+    const float* frames = images + scale.first + first * scale.area;
+    const float* next = frames + scale.area;
+    batch_.tolerance = static_cast<double>(kEpsilon) * kEpsilon * rows * cols;
+    batch_.depth = depth_ ? depth_ : (fits_tile(scale) ? kWholeDepth : kDepth);
+    Batch b = batch_;
+    device.zero(b.plane(0), kStates * b.room * sizeof(float));
+    if (s + 1 < used_) {
+      const Scale& from = scales_[s + 1];
+      const double step_y = static_cast<double>(from.rows) / rows;
+      const double step_x = static_cast<double>(from.cols) / cols;
+      RUN(enlarge<Pyramid>, count, rows, cols, coarse + 2 * first * from.area, from.rows, from.cols,
+          step_y, step_x, b);
+    }
+    RUN(gradients, count, rows, cols, next, b);
+    RUN(wake<Pyramid>, 1, 1, count, true, b);
+    for (int warps = 0; warps < kWarps && device.good; ++warps) {
+      RUN(warp<Pyramid>, count, rows, cols, frames, next, b);
+      if (warps) RUN(wake<Pyramid>, 1, 1, count, false, b);
+      iterations(s, count);
+    }
+    RUN(collect, count, rows, cols, b, fine + 2 * first * scale.area);
+  }
+
+  static bool fits_tile(const Scale& scale) {
+    return scale.rows <= kTileRows && scale.cols <= kTileCols;
+  }
+
+  // Chunk after chunk until no pair is at work. The answer for a chunk is read when the next one is
+  // on its way, so that the device never waits for the host; that one then finds nothing to do.
+  void iterations(int s, int count) {
+    constexpr int most = Pyramid::kOuter * Pyramid::kInner / kChunk + 2;  // one for a repetition
+    int slots = count;
+    for (int turn = 0; turn < most && device.good; ++turn) {
+      device.replay(s * (kMostBlocks + 1l) + slots, [&] { chunk(s, slots); });
+      started_ += slots;
+      device.ask(turn, batch_.active);
+      const int left = turn ? device.answer(turn - 1) : count;
+      if (left == 0) return;
+      while (slots / 2 >= left) slots /= 2;
+    }
+  }
+
+  void chunk(int s, int slots) {
+    const Scale& scale = scales_[s];
+    const int rows = scale.rows, cols = scale.cols, depth = batch_.depth;
+    const int halo = fits_tile(scale) ? 0 : depth;
+    Batch b = batch_;
+    if (Pyramid::kMedian) {
+      RUN(median, slots, rows, cols, b);
+      RUN(copy_back, slots, rows, cols, b);
+    }
+    for (int done = 0; done < kChunk; done += depth) {
+      RUN_TILES(iterate, sizeof(Tile), slots, rows, cols, halo, b);
+      RUN(settle<Pyramid>, 1, 1, slots, scale.area, b);
+    }
+    RUN(gather, 1, 1, 1, b);
+  }
+};
 
 template <class Pyramid>
-int solve_batch(const uint8_t* frames, int count, int rows, int cols, float* out) {
-  const size_t area = static_cast<size_t>(rows) * cols;
-  int sides[kScales][2] = {{rows, cols}}, used = 1;
-  size_t pyramid = area;
-  for (; used < kScales; ++used) {
-    const int r = Pyramid::coarser(sides[used - 1][0]), c = Pyramid::coarser(sides[used - 1][1]);
-    if (r < kSmallestSide || c < kSmallestSide) break;
-    sides[used][0] = r;
-    sides[used][1] = c;
-    pyramid += static_cast<size_t>(r) * c;
-  }
-  Buffer bytes((count + 1) * area), images((count + 1) * pyramid * sizeof(float));
-  Buffer planes(kPlanes * count * area * sizeof(float)), coarse(2 * count * area * sizeof(float));
-  Buffer states(count * sizeof(Pair));
-  if (!(bytes.good && images.good && planes.good && coarse.good && states.good)) return 1;
-  Pair* pairs = static_cast<Pair*>(states.data);
-  to_device(bytes.data, frames, (count + 1) * area);
-  float* scale[kScales];
-  scale[0] = images.floats();
-  RUN(from_bytes, count + 1, rows, cols, static_cast<const uint8_t*>(bytes.data), scale[0]);
-  for (int s = 1; s < used; ++s) {
-    scale[s] = scale[s - 1] + (count + 1) * static_cast<size_t>(sides[s - 1][0]) * sides[s - 1][1];
-    RUN(reduce<Pyramid>, count + 1, sides[s][0], sides[s][1], scale[s - 1], sides[s - 1][0],
-        sides[s - 1][1], scale[s]);
-  }
-  float* place[kPlanes];
-  for (int i = 0; i < kPlanes; ++i) place[i] = planes.floats() + i * count * area;
-  Planes p{place[0], place[1], place[2], place[3], place[4], place[5], place[6],
-           place[7], place[8], place[9], place[10], place[11], place[12], place[13]};
-  for (int s = used - 1; s >= 0; --s) {
-    const int r = sides[s][0], c = sides[s][1];
-    solve_scale<Pyramid>(count, r, c, scale[s], p, pairs);
-    if (s == 0) break;
-    const int fine_r = sides[s - 1][0], fine_c = sides[s - 1][1];
-    const double step_y = static_cast<double>(r) / fine_r, step_x = static_cast<double>(c) / fine_c;
-    float* fine[2] = {coarse.floats(), coarse.floats() + count * area};
-    RUN(enlarge<Pyramid>, count, fine_r, fine_c, p.u1, r, c, step_y, step_x, fine[0]);
-    RUN(enlarge<Pyramid>, count, fine_r, fine_c, p.u2, r, c, step_y, step_x, fine[1]);
-    RUN(wake<Pyramid>, 1, 1, count, 0.0, pairs);
-    RUN(copy, count, fine_r, fine_c, fine[0], p.u1, pairs);
-    RUN(copy, count, fine_r, fine_c, fine[1], p.u2, pairs);
-  }
-  for (int n = 0; n < count; ++n) {
-    to_host(out + 2 * n * area, p.u1 + n * area, area * sizeof(float));
-    to_host(out + (2 * n + 1) * area, p.u2 + n * area, area * sizeof(float));
-  }
-  return 0;
+bool solve(const uint8_t* frames, int count, int rows, int cols, int depth, size_t cache_bytes,
+           float* out, double* work) {
+  Device device;
+  return Solver<Pyramid>(device, count, rows, cols, depth, cache_bytes).solve(frames, out, work);
 }
 
 }  // namespace
 
-// Flow of `count` consecutive pairs of `count + 1` frames on the current device; `paper` chooses
-// the pyramid. 0, or 1 where memory or the device failed. `out` holds u and then v of each pair.
+// Flow of `count` consecutive pairs of `count + 1` frames on the current device; `paper` chooses the
+// pyramid. 0, or 1 where memory or the device failed. `out` holds u and then v of each pair.
+//
+// `depth`, iterations of a launch, and `cache_bytes`, what the pairs that go together have to fit
+// into, are 0 where the best for this device are wanted; they change nothing in the flow. `work`
+// becomes the number of updates of a pixel that were done, and the number of places for a pair that
+// chunks of iterations were started with.
+extern "C" int tvl1_batch_gpu_in(const uint8_t* frames, int count, int rows, int cols, int paper,
+                                 int depth, size_t cache_bytes, float* out, double* work) {
+  if (rows > kMostBlocks || count >= kMostBlocks) return 1;
+  const auto run = paper ? solve<Paper> : solve<OpenCv4>;
+  return run(frames, count, rows, cols, depth, cache_bytes, out, work) ? 0 : 1;
+}
+
 extern "C" int tvl1_batch_gpu(const uint8_t* frames, int count, int rows, int cols, int paper,
                               float* out) {
-  if (rows > kMostBlocks || count >= kMostBlocks) return 1;
-#ifdef __CUDACC__
-  cudaGetLastError();  // what an earlier call left behind is not this one's
-#endif
-  const auto solve = paper ? solve_batch<Paper> : solve_batch<OpenCv4>;
-  const int failed = solve(frames, count, rows, cols, out);
-#ifdef __CUDACC__
-  return failed || cudaGetLastError() != cudaSuccess || cudaDeviceSynchronize() != cudaSuccess;
-#else
-  return failed;
-#endif
+  double work[2];
+  return tvl1_batch_gpu_in(frames, count, rows, cols, paper, 0, 0, out, work);
 }

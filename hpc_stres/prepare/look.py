@@ -85,6 +85,11 @@ def read(data: DataConfig) -> Listing:
     for place in (data.videos, data.root):
         require_utf8(place)
     listing = read_listing(data)
+    if len(listing.classes) == 1:
+        listing.notes.append(
+            f"only one class, {printable(listing.classes[0])}: there is nothing to tell apart; "
+            "--videos names the folder that holds the classes' folders"
+        )
     faults = problems(listing)
     listing.notes += faults[:SHOWN_FAULTS]
     listing.notes += (

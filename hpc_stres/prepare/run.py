@@ -152,9 +152,10 @@ class Preparation:
         if missing_is_fine:
             problems = [line for line in problems if not line.startswith("missing: ")]
         if problems:
-            more = f"\n(and {len(problems) - 2} more)" if len(problems) > 2 else ""
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise UserError(
-                "the data set's lists and files do not agree:\n" + "\n".join(problems[:2]) + more
+                f"the data set's lists and files do not agree: {problems[0]}{more}\n"
+                "Correct the lists, or remove the file (a dead link, a second name of one file)."
             )
         return listing
 

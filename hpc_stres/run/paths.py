@@ -210,12 +210,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """The kernel's errors know no name where a file is open already: give them this one, for
-    whoever tells the user."""
+    whoever tells the user. Some libraries name their files in bytes."""
     try:
         yield
     except OSError as error:
-        if error.filename is None:
-            error.filename = str(path)
+        error.filename = str(path) if error.filename is None else os.fsdecode(error.filename)
         raise
 
 

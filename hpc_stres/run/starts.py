@@ -1,6 +1,7 @@
 """What `weights` in a config may name, found and checked: a file, a published file by name, a
 phase, a run, an export. Pure, no torch."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +9,13 @@ from typing import Any
 
 from hpc_stres.config.places import is_published_name
 from hpc_stres.errors import UserError
-from hpc_stres.run.paths import PhasePaths, RunPaths, read_sealed, sha256
+from hpc_stres.run.paths import PhasePaths, RunPaths, read_sealed, sha256, unsealed
 from hpc_stres.run.product import checked_weights, read_done
 
 EXPORT_MANIFEST, EXPORT_WEIGHTS = "export.json", "weights.safetensors"
+# The same in the folder to share: what export.json says stands under the key.
+HUB_CONFIG, HUB_WEIGHTS, HUB_KEY = "config.json", "model.safetensors", "hpc_stres"
+AGAIN = "Export the phase again: hpc-stres export --run-dir D --out DIR"
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,10 @@ def find_start(source: str, phase: str, model: str, root: str) -> Start:
     # file in it is named.
     if path == beside.weights and beside.done.exists():
         return _from_phase(beside)
-    if path.name == EXPORT_WEIGHTS and (path.parent / EXPORT_MANIFEST).is_file():
-        return _from_export(path.parent)
+    if path.name in (EXPORT_WEIGHTS, HUB_WEIGHTS):
+        export = _read_export(path.parent)
+        if export is not None and export[1] == path:
+            return _from_export(*export)
     if not path.is_file():
         raise UserError(
             f"{path}: no such weights file, run or export\n"
@@ -60,8 +66,9 @@ def find_start(source: str, phase: str, model: str, root: str) -> Start:
 def _from_folder(path: Path, phase: str, model: str) -> Start:
     if PhasePaths(path).done.exists():
         return _from_phase(PhasePaths(path))
-    if (path / EXPORT_MANIFEST).is_file():
-        return _from_export(path)
+    export = _read_export(path)
+    if export is not None:
+        return _from_export(*export)
     if RunPaths(path).config.is_file():
         return _from_phase(_phase_of_run(path, phase, model))
     if path.parent.name == "phases":
@@ -101,15 +108,40 @@ def _model_of(folder: Path) -> str | None:
     return own.get("name") if isinstance(own, dict) else own
 
 
-def _from_export(folder: Path) -> Start:
-    remedy = "Export the phase again: hpc-stres export --run-dir D --out DIR"
-    export = read_sealed(folder / EXPORT_MANIFEST, remedy)
-    path = folder / EXPORT_WEIGHTS
+def _read_export(folder: Path) -> tuple[dict[str, Any], Path] | None:
+    """What an export says of itself, and its weights; none where a folder is none. The folder to
+    share that lies in one is one as well."""
+    if (folder / EXPORT_MANIFEST).is_file():
+        return read_sealed(folder / EXPORT_MANIFEST, AGAIN), folder / EXPORT_WEIGHTS
+    try:
+        shared = json.loads((folder / HUB_CONFIG).read_bytes())
+    except (OSError, ValueError):
+        return None  # no such file, or somebody else's
+    if not isinstance(shared, dict) or HUB_KEY not in shared:
+        return None
+    return unsealed(shared[HUB_KEY], str(folder / HUB_CONFIG), AGAIN), folder / HUB_WEIGHTS
+
+
+def _from_export(export: dict[str, Any], path: Path) -> Start:
     if not path.is_file() or export.get("files", {}).get(EXPORT_WEIGHTS) != sha256(path):
         raise UserError(
-            f"{path}: missing, or not what was exported: its checksum is wrong\n{remedy}"
+            f"{path}: missing, or not what was exported: its checksum is wrong\n{AGAIN}"
         )
     return Start(path, _texts(export.get("classes")))
+
+
+def frames_of_export(source: Path) -> tuple[int, int] | None:
+    """Short side of the frames that an export was trained on, and the crop of them; none where the
+    source is no export."""
+    if not source.exists():
+        return None
+    read = _read_export(source if source.is_dir() else source.parent)
+    if read is None or (source.is_file() and source != read[1]):
+        return None
+    export, _ = read
+    short_side = export.get("settings", {}).get("short_side")
+    crop = export.get("sizes", {}).get("stored_crop")
+    return (short_side, crop) if short_side and crop else None
 
 
 def _texts(classes: Any) -> list[str] | None:

@@ -2,15 +2,15 @@
 CSV's column names.
 
 A share depends on nothing but names: recordings are ranked by a hash, and the first share of each
-class is held out, at least one and never all. So every phase, every world size and every later
+class is held out, whole, at least one and never all. So every phase, every world size and every later
 evaluation holds out the same videos. Where recordings or the videos themselves are known by a
 column of the CSV, which the store does not keep, their digest goes into what a run remembers of its
 data set: another list is refused.
 """
 
 import hashlib
-import re
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from hpc_stres.config.schema import Config, DataConfig
 from hpc_stres.errors import UserError
 from hpc_stres.listings import columns, sources
-from hpc_stres.listings.listing import recording_of
+from hpc_stres.listings.listing import recording_by_pattern, recording_of
 from hpc_stres.run.paths import checksum
 from hpc_stres.store.listing import facts_of, originals_are_there
 
@@ -116,24 +116,57 @@ def _classes_of(store: "Store", row: int) -> list[int]:
 
 
 def _share(store: "Store", config: Config, rows: list[int]) -> set[int]:
-    """The first share of each class's recordings in the order of their hashes."""
-    share, wanted = config.evaluation.validation_share, config.evaluation.groups
+    """The first share of each class's recordings in the order of their hashes.
+
+    A recording of several classes is held out of all of them or of none: with half of it trained
+    on, the other half would be no test. The last recording of a class is never held out.
+    """
+    recordings = _recordings(store, config, rows)
+    classes = {
+        name: {label for row in own for label in _classes_of(store, row)}
+        for name, own in recordings.items()
+    }
+    # Of videos that have several classes the share is one of all, not one of each class.
+    strata = classes if store.label_sets is None else {name: {0} for name in classes}
+    wanted = Counter(
+        {
+            stratum: _share_of(config.evaluation.validation_share, total)
+            for stratum, total in _count(strata).items()
+        }
+    )
+    left = _count(classes)
+    chosen: set[int] = set()
+    for name in sorted(recordings, key=lambda name: (_hash(name), name)):
+        is_wanted = any(wanted[stratum] > 0 for stratum in strata[name])
+        if is_wanted and all(left[label] > 1 for label in classes[name]):
+            chosen.update(recordings[name])
+            wanted.subtract(strata[name])
+            left.subtract(classes[name])
+    return chosen
+
+
+def _recordings(store: "Store", config: Config, rows: list[int]) -> dict[str, list[int]]:
+    """The rows of each recording."""
+    wanted = config.evaluation.groups
     column = recordings_column(config.data, wanted)
-    by_class: dict[str, dict[str, list[int]]] = {}
+    recordings: dict[str, list[int]] = {}
     for row in rows:
         video = store.rows[row]
         label = store.classes[video.label] if store.label_sets is None else ""
-        recording = _recording(video.id, label, wanted, column)
-        by_class.setdefault(label, {}).setdefault(recording, []).append(row)
-    chosen: set[int] = set()
-    for recordings in by_class.values():
-        ranked = sorted(recordings, key=lambda name: (_hash(name), name))
-        # Halves are rounded up, as fractions: the product of two floats would depend
-        # on their rounding.
-        count = int(Fraction(str(share)) * len(ranked) + Fraction(1, 2))
-        for name in ranked[: max(1, min(count, len(ranked) - 1))] if len(ranked) > 1 else []:
-            chosen.update(recordings[name])
-    return chosen
+        recordings.setdefault(_recording(video.id, label, wanted, column), []).append(row)
+    return recordings
+
+
+def _count(members: Mapping[str, set[int]]) -> Counter[int]:
+    """How many recordings each class (or stratum) has."""
+    return Counter(label for labels in members.values() for label in labels)
+
+
+def _share_of(share: float, total: int) -> int:
+    """So many of some recordings: at least one, and never all."""
+    # Halves are rounded up, as fractions: the product of two floats would depend on their rounding.
+    count = int(Fraction(str(share)) * total + Fraction(1, 2))
+    return max(1, min(count, total - 1)) if total > 1 else 0
 
 
 def _recording(video_id: str, label: str, wanted: str, column: Column | None) -> str:
@@ -147,8 +180,7 @@ def _recording(video_id: str, label: str, wanted: str, column: Column | None) ->
         return (
             recording_of(video_id, label) or recording_of(video_id.rpartition("/")[2], label) or own
         )
-    match = re.search(wanted, video_id)
-    return "\0".join(part or "" for part in match.groups()) if match else own
+    return recording_by_pattern(video_id, wanted) or own
 
 
 def _hash(name: str) -> bytes:

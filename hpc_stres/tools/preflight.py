@@ -151,7 +151,7 @@ def run(cluster: ClusterConfig, world: World, run_dir: Path | None) -> list[str]
     The training that may follow in the same process finds everything as if this had not run:
     environment, process group, number of threads.
     """
-    _reach_each_other(cluster, world, run_dir)
+    reach_each_other(cluster, world, run_dir)
     import torch
 
     from hpc_stres.parallel import process_groups
@@ -193,7 +193,7 @@ def run(cluster: ClusterConfig, world: World, run_dir: Path | None) -> list[str]
     ]
 
 
-def _reach_each_other(cluster: ClusterConfig, world: World, run_dir: Path | None) -> None:
+def reach_each_other(cluster: ClusterConfig, world: World, run_dir: Path | None) -> None:
     """Names and connections first: they take a moment, and a process group that misses a
     rank takes minutes."""
     try:

@@ -7,14 +7,16 @@ import os
 import resource
 import shutil
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hpc_stres.run.bad_nodes import node_name
-from hpc_stres.run.paths import PhasePaths, write_text
+from hpc_stres.run.paths import PhasePaths, naming, write_text
 from hpc_stres.run.product import metrics_line, sift_metrics
 
 HEARTBEAT_INTERVAL_SECONDS = 5.0
@@ -44,16 +46,19 @@ class MetricsLog:
         self.stream = paths.metrics.open("a", encoding="utf-8")
         from torch.utils.tensorboard import SummaryWriter
 
-        self.events = SummaryWriter(str(paths.events), purge_step=start_step + 1)
+        threading.excepthook = _leave_to_the_caller(threading.excepthook)
+        with naming(paths.events):
+            self.events = SummaryWriter(str(paths.events), purge_step=start_step + 1)
 
     def write(self, row: dict[str, Any]) -> None:
         """One row; `step` is the number of steps done. It gains the time at which its lap ended."""
         row = {**row, "time": round(time.time(), 3)}
         self.stream.write(metrics_line(row))
         self.stream.flush()
-        for name, value in row.items():
-            if name not in ("step", "time") and isinstance(value, (int, float)):
-                self.events.add_scalar(name, value, row["step"])
+        with naming(self.paths.events):
+            for name, value in row.items():
+                if name not in ("step", "time") and isinstance(value, (int, float)):
+                    self.events.add_scalar(name, value, row["step"])
 
     def sync(self) -> None:
         """Bring the rows to the disk: before a checkpoint, for a run that resumes from it does not
@@ -68,7 +73,26 @@ class MetricsLog:
         """Flush both files."""
         self.sync()
         self.stream.close()
-        self.events.close()
+        with naming(self.paths.events):
+            self.events.close()
+
+
+def _leave_to_the_caller(
+    show: Callable[[threading.ExceptHookArgs], object],
+) -> Callable[[threading.ExceptHookArgs], object]:
+    """TensorBoard writes in a thread of its own. What the disk refuses there is raised again by our next
+    call and told in a sentence: the thread's own traceback is not shown as well."""
+    if getattr(show, "leaves_to_the_caller", False):
+        return show
+
+    def hook(raised: threading.ExceptHookArgs) -> object:
+        is_tensorboard = type(raised.thread).__module__.partition(".")[0] == "tensorboard"
+        if is_tensorboard and issubclass(raised.exc_type, OSError):
+            return None
+        return show(raised)
+
+    hook.leaves_to_the_caller = True  # type: ignore[attr-defined]
+    return hook
 
 
 class Heartbeat:

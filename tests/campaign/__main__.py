@@ -1,9 +1,12 @@
 """Rounds of faults, each drawn from the seed: `python -m tests.campaign --rounds 500 --seed 1`.
 
   --only KIND     one kind of fault (kill, torn, signal, pause, error, read, power, damage, together, clock, slow,
-                  port, disk, place, launcher, scheduler), or flips, lies, fuzz, long
-  --without GUARD take a guard away (sync, atomic, checkpoint, seal, owner): exit status 0 when that is noticed
+                  port, disk, place, launcher, scheduler, limits, folders, readonly, slurm), or flips, lies, fuzz, long
+  --without GUARD take a guard away (sync, atomic, checkpoint, seal, owner, metrics, weights, index, look): rounds
+                  are of the kinds that it is against; exit status 0 when that is noticed
   --first N       begin with round N, to do a round again
+  --folder F      work there and keep it: the same command resumes after the last round that it did, and does rounds
+                  that failed again
   --short         20 rounds, then 20 flips and 20 lies of each kind of file and 200 cases for each parser
 
 Ends with a table: injected, survived, stopped with a clear sentence, silent, crashed. Exit status 1 if any round was
@@ -13,14 +16,16 @@ silent or crashed.
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from tests.campaign import plan, shim
+from tests.campaign import children, plan, shim
 from tests.campaign.guards import GUARDS
 from tests.campaign.judge import FAILURES, Outcome, table
+from tests.campaign.record import Record
 
 BASE = "CAMPAIGN_FOLDER"
 SWEEPS = ("flips", "lies", "fuzz", "long")
@@ -49,11 +54,15 @@ def main() -> int:
     base.mkdir(parents=True, exist_ok=True)
     os.environ[BASE] = str(base)  # for itself, when it starts again
     shim.restart_with_shim(base)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what it has started ends with it
     try:
         if args.short:
             return short(args, base)
+        if args.without and not args.only and GUARDS[args.without].against[0] in SWEEPS:
+            args.only = GUARDS[args.without].against[0]
         return sweep(args, base) if args.only in SWEEPS else rounds(args, base)
     finally:
+        children.end_all()
         if args.folder is None:
             shutil.rmtree(base, ignore_errors=True)
 
@@ -74,7 +83,8 @@ def sweep(args: argparse.Namespace, base: Path) -> int:
     from tests.campaign import sweeps
 
     count = args.rounds if args.only == "long" else args.cases
-    outcomes = getattr(sweeps, args.only)(base, args.seed, count)
+    more = {"without": args.without} if args.only in ("flips", "lies") else {}
+    outcomes = getattr(sweeps, args.only)(base, args.seed, count, **more)
     return conclude(outcomes, args.without)
 
 
@@ -85,11 +95,15 @@ def rounds(args: argparse.Namespace, base: Path) -> int:
     from tests.campaign.rounds import perform
 
     # The undisturbed ends are those of the whole product; only rounds run without the guard.
-    shop, outcomes = Workshop(base.resolve()), dict[str, list[Outcome]]()
-    kinds = (args.only,) if args.only else ()
+    shop = Workshop(base.resolve())
+    record = Record(base, args.seed, args.only or "", args.without)
+    kinds = (args.only,) if args.only else GUARDS[args.without].against if args.without else ()
     left_out = plan.LONG_KINDS if args.short else ()
     deadline = time.monotonic() + 60 * args.minutes
-    for number in range(args.first, args.first + args.rounds):
+    numbers = range(args.first, args.first + args.rounds)
+    for number in numbers:
+        if record.has(number):
+            continue
         if time.monotonic() > deadline:
             print(f"stopped before round {number}: {args.minutes:g} minutes are over", flush=True)
             break
@@ -105,24 +119,31 @@ def rounds(args: argparse.Namespace, base: Path) -> int:
         except KeyboardInterrupt:
             print(f"interrupted in round {number}", flush=True)
             break
-        outcomes.setdefault(drawn.kind, []).append(outcome)
         took = time.monotonic() - began
+        record.add(number, drawn.kind, outcome, took, str(drawn))
         why = f": {outcome.why}" if outcome.why else ""
         print(f"{number:4d} {took:5.1f} s  {outcome.verdict:8} {drawn}{why[:400]}", flush=True)
         if args.without and outcome.verdict in FAILURES:
             break
-    return conclude(outcomes, args.without)
+    if record.fixed_since:
+        print(f"{record.fixed_since} rounds that had failed before do not now", flush=True)
+    return conclude(record.outcomes(numbers), args.without)
 
 
 def import_everything() -> None:
     """What commands import, once, so that children need not."""
+    import gc
     import importlib
+
+    from tests import forks
 
     for name in (
         "hpc_stres.__main__", "hpc_stres.training.phase", "hpc_stres.evaluation.evaluate", "hpc_stres.prepare.run",
         "hpc_stres.launch.submit", "hpc_stres.models.assembly", "torch.utils.tensorboard", "cv2",
     ):  # fmt: skip
         importlib.import_module(name)
+    forks.keep_freed_memory()
+    gc.freeze()  # no child copies pages only to count what nobody frees
 
 
 def conclude(outcomes: dict[str, list[Outcome]], without: str) -> int:

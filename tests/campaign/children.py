@@ -4,11 +4,13 @@ Each child is a process of its own, with its own environment, files, signals and
 command calls, `hpc_stres.__main__.main`.
 """
 
+import atexit
 import contextlib
 import os
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +26,8 @@ LIMIT_SECONDS = 240.0
 POLL_SECONDS = 0.02
 # What a launcher does after one rank has failed: it waits so long for the others, then ends them.
 OTHERS_SECONDS = 120.0
+# What a command started ends within so long after it, whatever ended it.
+ORPHANS_SECONDS = 60.0
 
 
 @dataclass
@@ -62,6 +66,17 @@ class Child:
         return b"".join(there).decode("utf-8", "replace")
 
 
+# What this process has forked, for `end_all`.
+STARTED: list[Child] = []
+
+
+def end_all() -> None:
+    """A campaign that is interrupted leaves nothing behind, a stopped rank neither."""
+    for child in STARTED:
+        if child.status is None and child.poll() is None:
+            child.kill()
+
+
 def errors_of(output: Path) -> Path:
     """The file of a child's errors beside that of its output."""
     return output.with_suffix(".errors")
@@ -79,11 +94,26 @@ class Start:
     without: str = ""
     inherited_orders: Orders | None = None
     """What programs that the command starts are told; nothing by default."""
+    before: Callable[[], None] | None = None
+    """What the child does to itself last: limits, a disk of its own."""
+
+
+def _new_session() -> None:
+    """A session of its own, with the priority of the one before: Linux gives each its own share of the processors."""
+    group = Path("/proc/self/autogroup")
+    told = group.read_text() if group.exists() else ""
+    os.setsid()
+    if " nice " in told:
+        with contextlib.suppress(OSError):
+            group.write_text(told.split()[-1])
 
 
 def _become(start: Start, output: Path) -> None:
     """In the child: what a shell would set up."""
-    os.setsid()
+    _new_session()
+    # Whatever the campaign itself makes of them: one that runs in the background ignores Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for number, path in ((1, output), (2, errors_of(output))):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
     sys.stdout = os.fdopen(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
@@ -101,6 +131,8 @@ def _become(start: Start, output: Path) -> None:
     os.umask(start.umask)
     if start.folder is not None:
         os.chdir(start.folder)
+    if start.before is not None:
+        start.before()
     guards.remove(start.without)
     shim.arm(start.orders)
 
@@ -111,7 +143,8 @@ def fork(start: Start, output: Path, work: Callable[[], int] | None = None) -> C
     sys.stderr.flush()
     pid = os.fork()
     if pid:
-        return Child(pid, output)
+        STARTED.append(Child(pid, output))
+        return STARTED[-1]
     status = 70
     try:
         _become(start, output)
@@ -128,7 +161,14 @@ def fork(start: Start, output: Path, work: Callable[[], int] | None = None) -> C
     finally:
         with contextlib.suppress(BaseException):
             sys.stdout.flush()
+            _end_as_a_program()
         os._exit(status & 0xFF)
+
+
+def _end_as_a_program() -> None:
+    """What the interpreter does at its end: threads are waited for, what was registered is called."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
 
 
 @dataclass
@@ -139,6 +179,8 @@ class End:
     text: str
     hung: bool = False
     seconds: float = 0.0
+    left: tuple[str, ...] = ()
+    """Processes that the command started and that outlived it."""
 
     @property
     def ok(self) -> bool:
@@ -165,9 +207,32 @@ def wait(
         if child.status is None:
             child.kill()
     text = "".join(dict.fromkeys(child.text for child in children))
-    return End(
-        [int(child.status or 0) for child in children], text, hung, time.monotonic() - started
-    )
+    seconds = time.monotonic() - started
+    left = () if hung else survivors({child.pid for child in children})
+    return End([int(child.status or 0) for child in children], text, hung, seconds, left)
+
+
+def survivors(sessions: set[int], patience_seconds: float = ORPHANS_SECONDS) -> tuple[str, ...]:
+    """Names of the processes of these sessions that do not end by themselves; they are ended."""
+    deadline = time.monotonic() + patience_seconds
+    while (alive := _members(sessions)) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    names = []
+    for member in alive:
+        with contextlib.suppress(psutil.Error):
+            names.append(f"{member.name()} {' '.join(member.cmdline())[:80]}")
+            member.kill()
+    return tuple(names)
+
+
+def _members(sessions: set[int]) -> list[psutil.Process]:
+    """Processes of these sessions that are no zombies."""
+    members = []
+    for pid in psutil.pids():
+        with contextlib.suppress(ProcessLookupError, psutil.Error):
+            if os.getsid(pid) in sessions and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                members.append(psutil.Process(pid))
+    return members
 
 
 def free_port() -> int:

@@ -1,6 +1,7 @@
 """What may come of a fault: a run survives it, or a command stops with a clear sentence. Anything else is a failure."""
 
 import re
+import signal
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,10 +10,15 @@ from tests.campaign.children import End
 
 SURVIVED, STOPPED, SILENT, CRASHED = "survived", "stopped", "silent", "crashed"
 FAILURES = (SILENT, CRASHED)
-SENTENCE = re.compile(r"^(?:hpc-stres(?: [a-z-]+)?|submit\.py): (?P<text>.+)$", re.MULTILINE)
-TRACES = ("Traceback (most recent call last)", ": unexpected ", "terminate called", "Fatal Python error",
+SENTENCE = re.compile(
+    r"^(?:hpc-stres(?: [a-z-]+)?|submit\.py|status\.py): (?P<text>.+)$", re.MULTILINE
+)
+UNEXPECTED = re.compile(r": unexpected [A-Z]\w*:")
+TRACES = ("Traceback (most recent call last)", "terminate called", "Fatal Python error",
           "Exception in thread", "Exception ignored")  # fmt: skip
-EXIT_CONTINUE = 75
+# Exit statuses that only those have who were asked to stop.
+EXIT_CONTINUE, INTERRUPTED = 75, 130
+ASKS_TO_STOP = {signal.SIGINT, signal.SIGUSR2, signal.SIGTERM}
 MOST_LINES = 4
 
 
@@ -35,7 +41,7 @@ class Failure(Exception):
 def trace_in(text: str) -> str:
     """The first line of what no user should see, or nothing."""
     for line in text.splitlines():
-        if any(trace in line for trace in TRACES):
+        if any(trace in line for trace in TRACES) or UNEXPECTED.search(line):
             return line.strip()[:200]
     return ""
 
@@ -61,7 +67,11 @@ def check_end(end: End, what: str, sent: Iterable[int] = (), names: tuple[str, .
     trace = trace_in(end.text)
     if trace:
         raise Failure(CRASHED, f"{what}: {trace} | {last_words(end.text)}")
-    allowed = {0, 1, 2, EXIT_CONTINUE, 130, *(-number for number in sent)}
+    if end.left:
+        raise Failure(CRASHED, f"{what}: it left processes behind: {', '.join(end.left)}")
+    signals = set(sent)
+    allowed = {0, 1, 2, *(-number for number in signals)}
+    allowed |= {EXIT_CONTINUE, INTERRUPTED} if signals & ASKS_TO_STOP else set()
     odd = [status for status in end.statuses if status not in allowed]
     if odd:
         raise Failure(CRASHED, f"{what}: ended with {odd[0]}: {last_words(end.text)}")
@@ -71,7 +81,8 @@ def check_end(end: End, what: str, sent: Iterable[int] = (), names: tuple[str, .
     if not said:
         raise Failure(CRASHED, f"{what}: failed without a sentence: {last_words(end.text)}")
     block = end.text[end.text.rindex(said[-1]) :]
-    if names and not any(name in end.text for name in names):
+    from_first = end.text[end.text.index(said[0]) :]
+    if names and not any(name in from_first for name in names):
         raise Failure(CRASHED, f"{what}: the sentence does not say where: {said[-1]} ({names[0]})")
     if len([line for line in block.splitlines() if line.strip()]) > MOST_LINES:
         raise Failure(CRASHED, f"{what}: more than a sentence: {last_words(block)}")

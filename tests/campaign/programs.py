@@ -34,9 +34,16 @@ def train_elsewhere(
     environment = _environment(
         LC_ALL=fault["locale"], HOME=fault["home"], PYTHONUTF8="", XDG_CACHE_HOME=str(root.parent / "cache"),
     )  # fmt: skip
+    if not fault["home"]:
+        del environment["HOME"], environment["XDG_CACHE_HOME"]
+    folder = fault["folder"]
+    if folder == "removed":
+        gone, folder = root.parent / "gone", "/"
+        gone.mkdir()
+        words = ["sh", "-c", 'cd "$0" && rmdir "$0" && exec "$@"', str(gone), *words]
     started = time.monotonic()
     done = subprocess.run(
-        words, env=environment, cwd=fault["folder"], umask=fault["umask"], capture_output=True, text=True,
+        words, env=environment, cwd=folder, umask=fault["umask"], capture_output=True, text=True,
         errors="replace", timeout=LIMIT_SECONDS, check=False,
     )  # fmt: skip
     return End([done.returncode], done.stdout + done.stderr, seconds=time.monotonic() - started)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.campaign import children, programs, queue
+from tests.campaign import children, on_slurm, programs, queue, surroundings
 from tests.campaign.children import End
 from tests.campaign.damage import harm
 from tests.campaign.experiments import Workshop
@@ -59,10 +59,20 @@ class Place:
     def orders(self, **fault: int) -> Orders:
         return Orders(root=str(self.watched), at=self.call, **fault)
 
+    def rename(self, name: str) -> None:
+        """Do the same in a folder of another name."""
+        home = self.folder / name
+        home.mkdir()
+        for path in (self.root, self.run_dir):
+            if path.exists():
+                path.rename(home / path.name)
+        self.root, self.run_dir = home / self.root.name, home / self.run_dir.name
+        self.watched = self.shop.watched(self.experiment, self.root, self.run_dir)
+
     def run(self, **more: object) -> End:
         return self.shop.run(self.experiment, self.root, self.run_dir, **more)
 
-    def go_on(self, may_refuse: bool = False) -> str:
+    def go_on(self, may_refuse: bool = False, compares: bool = True) -> str:
         """The user's own command again, until it is done; compares the end. Returns the sentence of a refusal."""
         for _ in range(MOST_LINKS):
             end = self.shop.run(self.plan.resumed, self.root, self.run_dir)
@@ -72,7 +82,8 @@ class Place:
             if sentence:
                 raise Failure(CRASHED, f"the same command again was refused: {sentence}")
             if end.ok:
-                self.compare(self.plan.resumed)
+                if compares:
+                    self.compare(self.plan.resumed)
                 return ""
         raise Failure(CRASHED, f"the same command did not finish in {MOST_LINKS} runs")
 
@@ -209,9 +220,17 @@ def damage(place: Place) -> Outcome:
         raise Failure(failure.outcome.verdict, f"{where}: {failure}") from None
     if not refusal:
         return Outcome(SURVIVED, str(where))
-    if str(where.name) not in refusal and str(where.parent) not in refusal:
+    folder = str(where.parent)
+    if where.name not in refusal and (folder == "." or folder not in refusal):
         raise Failure(CRASHED, f"{where} was damaged, and the sentence does not name it: {refusal}")
-    return Outcome(STOPPED, f"{where}: {refusal}")
+    path.unlink(
+        missing_ok=True
+    )  # the remedy of most; what runs through then must end as undisturbed
+    try:
+        still = place.go_on(may_refuse=True)
+    except Failure as failure:
+        raise Failure(failure.outcome.verdict, f"{where} removed as told: {failure}") from None
+    return Outcome(STOPPED, f"{where}: {refusal}{' (removed: refused as well)' if still else ''}")
 
 
 # What nobody computes from: it is damaged as well, but seldom.
@@ -308,14 +327,6 @@ def _mount(folder: Path, kib: int) -> bool:
     return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
-def place_of_work(place: Place) -> Outcome:
-    """A program of its own with another umask, locale, home and working folder."""
-    end = programs.train_elsewhere(
-        place.shop, place.experiment, place.root, place.run_dir, place.plan.fault
-    )
-    return place.conclude(end)
-
-
 def launcher(place: Place) -> Outcome:
     """The launcher is killed while it waits for its jobs; they must end, and the same command goes on."""
     programs.kill_launcher(
@@ -328,7 +339,7 @@ def launcher(place: Place) -> Outcome:
 KINDS: dict[str, Callable[[Place], Outcome]] = {
     "kill": kill, "torn": torn, "signal": signals, "pause": pause, "error": error, "read": read, "power": power,
     "damage": damage, "together": together, "clock": clock, "slow": slow, "port": port, "disk": disk,
-    "place": place_of_work, "launcher": launcher,
+    "launcher": launcher, **surroundings.KINDS,
 }  # fmt: skip
 
 
@@ -339,6 +350,8 @@ def perform(shop: Workshop, plan: Round) -> Outcome:
     try:
         if plan.experiment.command == "submit":
             return queue.perform(shop, plan)
+        if plan.kind == "slurm":
+            return on_slurm.perform(Place(shop, plan))
         return KINDS[plan.kind](Place(shop, plan))
     except Failure as failure:
         return failure.outcome

@@ -51,7 +51,9 @@ class Fuzz:
 RUNS = (
     Fuzz("resize", "memory", 10_000, 1), Fuzz("resize", "threads", 400, 4),
     Fuzz("tvl1", "memory", 250, 1), Fuzz("tvl1", "threads", 60, 2),
+    Fuzz("exact", "memory", 3_000, 1), Fuzz("exact", "threads", 300, 2),
     Fuzz("norm", "memory", 1_500, 1), Fuzz("norm", "threads", 150, 2),
+    Fuzz("pool", "memory", 3_000, 1), Fuzz("pool", "threads", 200, 2),
 )  # fmt: skip
 MOST_THREADS = 16
 PYTHON_CALLS = 300

@@ -2,6 +2,7 @@
 
   python -m tests.campaigns.bitwise                     50 steps of each case on 1, 2, 3 and 4 ranks
   python -m tests.campaigns.bitwise --steps 6 --only dropout --worlds 1,3
+  python -m tests.campaigns.bitwise --folder D          kept in D; the same command resumes after a kill
 
 Prints one line a case: the SHA-256 of all weights and on how many layouts it was met; exit status 1
 where two layouts of a case differ, or where the control in ordinary float32 does not.
@@ -136,10 +137,21 @@ def fork_ranks(works):
         importlib.import_module(name)
     import_deepspeed()
     for work in works:
+        mark = _mark_of(work)
+        if mark.exists():
+            continue
         children = [os.fork() or _train(work, rank) for rank in range(work["world"])]
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         if any(codes):
             sys.exit(f"{work['run_dir']}: ranks ended with {codes}")
+        mark.touch()
+
+
+def _mark_of(work):
+    """A file in a run folder that says that this training of it has ended."""
+    decided = {key: value for key, value in work.items() if key != "port"}
+    name = hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:16]
+    return Path(work["run_dir"]) / f"trained-{name}"
 
 
 def _train(work, rank):
@@ -152,6 +164,7 @@ def _train(work, rank):
     world = str(work["world"])
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=world)
     os.environ.update(LOCAL_WORLD_SIZE=world, MASTER_PORT=str(work["port"]))
+    os.environ.update(work.get("environment", {}))
     code = 1
     try:
         overrides = [f"data.root={work['data_root']}", *work["overrides"]]
@@ -222,6 +235,7 @@ def main():
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--worlds", default="1,2,3,4")
     parser.add_argument("--only", default="", help="cases whose names begin so, with | between")
+    parser.add_argument("--folder", help="where trainings are kept (default: nowhere)")
     args = parser.parse_args()
     worlds = [int(world) for world in args.worlds.split(",")]
     chosen = {n: c for n, c in cases().items() if n.startswith(tuple(args.only.split("|")))}
@@ -229,7 +243,8 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         from hpc_stres.prepare.run import prepare
 
-        folder = Path(name)
+        folder = Path(args.folder or name).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
         prepare(tiny_config(folder / "data"), quiet=True)
         met = campaign(folder / "data", folder, chosen, worlds, args.steps)
     fine = True

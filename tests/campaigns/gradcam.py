@@ -51,7 +51,6 @@ def shares_on_discs(config, run_dir, phase, videos=None):
     """Share of videos whose peak lies on a disc, by stream, and the share of all pixels that discs have."""
     import torch
 
-    from hpc_stres.data.feed import ClipReader
     from hpc_stres.evaluation import gradcam, networks
     from hpc_stres.store.location import store_folder
     from hpc_stres.store.reader import Store
@@ -60,12 +59,14 @@ def shares_on_discs(config, run_dir, phase, videos=None):
     network = networks.from_run(
         run_dir, phase, [f"data.root={config.data.root}"], torch.device("cpu")
     )
-    reader = ClipReader(store, None, network.levels, streams=network.streams, most=512)
+    reader = network.reader(store)
     hits, covered = {}, []
     for name in videos or sorted(store.ids(config.data.split, "test")):
         number = store.number[name]
         row = store.rows[number]
-        seen = gradcam.look(network, reader, gradcam.clips_of(network, row, number))
+        clips = gradcam.clips_of(network, row, number)
+        seen = gradcam.look(network, reader, clips)
+        seen = gradcam.on_frame(seen, clips[0].box, row.height, row.width)
         truth = discs(config, name)
         covered.append(truth.mean())
         for stream, heat in seen.maps.items():

@@ -2,6 +2,7 @@
 
   python -m tests.campaigns.sites                                   3 splits x 3 seeds on four nodes, 4 at once
   python -m tests.campaigns.sites --splits 1 --seeds 1,2 --at-once 2
+  python -m tests.campaigns.sites --local --seeds 1,2,3 --at-once 2   the same without Slurm: the bytes of one by one
 
 Prints how many jobs were seen running at most, and what became of each element. Ends with 1 where something is not as
 promised. Takes minutes: each element is a training of its own.
@@ -16,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from hpc_stres.run.paths import sha256
 from tests.conftest import ROOT, TINY
 from tests.slurm.cluster import PrivateSlurm
 
@@ -32,7 +34,14 @@ def main():
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--at-once", type=int, default=4)
     parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--local", action="store_true", help="on this machine, against one by one")
     args = parser.parse_args()
+    if args.local:
+        with tempfile.TemporaryDirectory(prefix="sites-") as folder:
+            wrong = local_campaign(Path(folder), args)
+        for line in wrong:
+            print(f"WRONG: {line}")
+        return 1 if wrong else 0
     with tempfile.TemporaryDirectory(prefix="sites-") as folder:
         base = Path(folder)
         slurm = PrivateSlurm(base / "slurm", is_site=True)
@@ -85,6 +94,41 @@ def campaign(slurm, base, args):
         )
     print(again.stderr.strip())
     return wrong
+
+
+def local_campaign(base, args):
+    """Some runs at once on this machine, and the same runs one by one: the same weights."""
+    digests = {}
+    for at_once in (args.at_once, 1):
+        runs = base / f"study{at_once}"
+        words = [
+            sys.executable, "launch/submit.py", "--config", TINY, "--cluster", "local", "--phase", "motion",
+            "--seeds", args.seeds, "--at-once", at_once, "--run-dir", runs,
+        ]  # fmt: skip
+        for text in (
+            f"data.root={base / 'data'}",
+            "cluster.cpus_per_rank=1",
+            "evaluation.protocol=quick",
+        ):
+            words += ["--set", text]
+        started = time.monotonic()
+        said = subprocess.run(
+            [str(word) for word in words], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        print(
+            f"{at_once} at once: exit status {said.returncode}, {time.monotonic() - started:.0f} s"
+        )
+        if said.returncode:
+            return [said.stdout[-1500:] + said.stderr]
+        weights = sorted(runs.glob("*/phases/motion/weights.safetensors"))
+        digests[at_once] = {path.parts[-4]: sha256(path) for path in weights}
+        tables = [path.parts[-2] for path in sorted(runs.glob("*/results.json"))]
+        print(f"  tables: {', '.join(tables)}")
+        if tables != sorted(digests[at_once]) or len(tables) != len(args.seeds.split(",")):
+            return [f"tables {tables}, weights {sorted(digests[at_once])}"]
+    both = list(digests.values())
+    print(f"the same bytes: {both[0] == both[-1]}")
+    return [] if both[0] == both[-1] else [f"other weights: {digests}"]
 
 
 def command(checkout, runs, data, args):

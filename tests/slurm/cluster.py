@@ -7,6 +7,7 @@ machine is never touched. Needs root, because slurmd does.
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -27,7 +28,6 @@ PROGRAMS = (
     "sbatch",
     "sacct",
 )
-NODES = ("n1", "n2", "n3", "n4")
 # What comes, comes sooner.
 START_SECONDS = 600.0
 FIRST_PORT, LAST_PORT = 28100, 32700
@@ -140,8 +140,11 @@ def free_ports(count):
 class PrivateSlurm:
     """The daemons, started in order, and the environment that points commands at them."""
 
-    def __init__(self, root, is_site=False):
-        self.root, self.is_site = Path(root), is_site
+    def __init__(self, root, is_site=False, prefix="n", more=""):
+        """`prefix` is what its nodes are called before their numbers; `more` are lines of
+        slurm.conf that hold in place of those above."""
+        self.root, self.is_site, self.prefix, self.more = Path(root), is_site, prefix, more
+        self.nodes = tuple(f"{prefix}{number}" for number in range(1, 5))
         first = free_ports(7)
         ports = {
             "ctld": first,
@@ -166,17 +169,17 @@ class PrivateSlurm:
         for folder in (
             "state",
             "db",
-            *(f"{kind}/{node}" for kind in ("spool", "tmp") for node in NODES),
+            *(f"{kind}/{node}" for kind in ("spool", "tmp") for node in self.nodes),
         ):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
         conf, accounting = SLURM_CONF, SLURMDBD_CONF
         if self.is_site:
             conf = conf.partition("NodeName=")[0] + SITE_CONF
             accounting += "TrackWCKey=yes\n"
-            (self.root / "gres.conf").write_text(SITE_GRES.format(**self.ports))
+            (self.root / "gres.conf").write_text(self._named(SITE_GRES))
             for number in range(4):
                 (self.root / f"gpu{number}").touch()
-        (self.root / "slurm.conf").write_text(conf.format(**self.ports))
+        self.configure(conf)
         (self.root / "slurmdbd.conf").write_text(accounting.format(**self.ports))
         (self.root / "slurmdbd.conf").chmod(0o600)
         self._start_munge()
@@ -186,11 +189,35 @@ class PrivateSlurm:
         self.run("sacctmgr", "-i", "add", "cluster", "stres", check=False)
         for words in SITE_ACCOUNTS if self.is_site else ():
             self.run("sacctmgr", "-i", *words.split())
-        self._spawn("slurmctld", ["slurmctld", "-D", "-f", str(self.root / "slurm.conf")])
-        for node in NODES:
+        self.start_controller()
+        for node in self.nodes:
             self.start_node(node)
         self.wait(self.all_idle, "four idle nodes")
         return self
+
+    def _named(self, text):
+        """A file's text with this cluster's names and ports."""
+        text = re.sub(r"(Name|Nodes)=n(?=[\[\d])", rf"\1={self.prefix}", text)
+        return text.format(**self.ports)
+
+    def configure(self, conf=None):
+        """Write slurm.conf; a daemon reads it when it starts. Without a text the same again, with
+        the lines that `more` has now."""
+        self.conf = conf = conf or self.conf
+        own = {line.partition("=")[0] for line in self.more.splitlines()}
+        lines = [line for line in conf.splitlines() if line.partition("=")[0] not in own]
+        text = self._named("\n".join(lines) + "\n") + self.more
+        (self.root / "slurm.conf").write_text(text)
+
+    def start_controller(self):
+        """Start slurmctld, also after `stop_controller`."""
+        self._spawn("slurmctld", ["slurmctld", "-D", "-f", str(self.root / "slurm.conf")])
+
+    def stop_controller(self):
+        """The controller goes; jobs run on."""
+        process = self.processes.pop("slurmctld")
+        process.terminate()
+        process.wait()
 
     def _start_munge(self):
         key = self.root / "munge.key"
@@ -267,7 +294,7 @@ class PrivateSlurm:
             self.run("scancel", "--user", "root", check=False)
             with contextlib.suppress(RuntimeError):
                 self.wait(lambda: not self.queue(), "an empty queue")
-        for name in [*NODES, "slurmctld", "slurmdbd", "mariadbd", "munged"]:
+        for name in [*self.nodes, "slurmctld", "slurmdbd", "mariadbd", "munged"]:
             if name in self.processes:
                 process = self.processes.pop(name)
                 process.terminate()
@@ -320,7 +347,7 @@ class PrivateSlurm:
         """State of each node."""
         shown = self.run("sinfo", "-h", "-N", "-o", "%N %t", check=False).stdout.splitlines()
         states = dict(line.split() for line in shown)
-        return [states.get(node, "") for node in NODES]
+        return [states.get(node, "") for node in self.nodes]
 
     def queue(self):
         """Ids of jobs that are pending, running or ending."""

@@ -1,8 +1,11 @@
 """Use from Python: what an import brings, predictions, clips for torch's DataLoader."""
 
+import dataclasses
 import multiprocessing
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,11 +14,16 @@ from torch.utils.data import DataLoader
 
 import hpc_stres as hs
 from hpc_stres import native
+from hpc_stres.config.loading import load_config
 from hpc_stres.data.augment import Levels
 from hpc_stres.data.feed import ClipReader
 from hpc_stres.data.requests import Box, Request, spread_frames
+from hpc_stres.data.test_clips import TestClips
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import predict as scoring
+from hpc_stres.evaluation import protocol
+from hpc_stres.evaluation.preprocessing import preprocessing
+from hpc_stres.store.format import PreparedVideo
 from tests.conftest import ROOT, tiny_config
 from tests.unit.untrained import make_run
 from tests.waiting import PATIENCE_SECONDS
@@ -49,6 +57,15 @@ def test_an_import_brings_nothing_heavy():
         hs.nothing  # noqa: B018
 
 
+def test_clips_are_taken_to_where_the_network_is(data_root, tmp_path):
+    """A video is read on the CPU, and the network may be on a GPU: here on a device without numbers."""
+    make_run(tiny_config(data_root), tmp_path / "run", [f"c{n}" for n in range(8)], ["st_resnet"])
+    model, seen = hs.load_model(tmp_path / "run", device="meta"), []
+    model.call.register_forward_pre_hook(lambda module, given: seen.extend(given))
+    model(torch.zeros(1, 5, 3, 32, 32), torch.zeros(1, 5, 20, 32, 32))
+    assert [clip.device.type for clip in seen] == ["meta", "meta"]
+
+
 def test_a_prediction_is_that_of_the_command(data_root, tmp_path):
     make_run(tiny_config(data_root), tmp_path / "run", [f"c{n}" for n in range(8)], ["motion"])
     video = min((data_root / "binding" / "videos").rglob("*.avi"))
@@ -66,6 +83,30 @@ def test_a_prediction_is_that_of_the_command(data_root, tmp_path):
     for name in ("none.avi", "no.avi"):
         with pytest.raises(UserError, match=name):
             hs.predict(tmp_path / name, model)
+
+
+@pytest.mark.parametrize("segments", [None, 1, 2, 3, 7])
+@pytest.mark.parametrize("frames", [3, 40, 333])
+def test_flow_is_computed_of_every_pair_that_the_networks_clips_read(monkeypatch, segments, frames):
+    """Any other pair would be read as if nothing moved; a network of segments reads other pairs."""
+    given, read = {}, []
+    prepared = PreparedVideo("v", 0, 8, 8, [b""] * frames, [b""] * (2 * (frames - 1)))
+
+    def score(network, reader, clips, dtype):
+        read.extend(pair for clip in clips for stack in clip.flow for pair in stack)
+        times = 1 if segments else len(clips[0].frames)
+        return scoring.protocol.VideoScores(None, np.zeros((times, 2)))
+
+    monkeypatch.setattr(scoring.guard, "count_frames", lambda path: frames)
+    monkeypatch.setattr(scoring.guard, "prepare", lambda *_, **more: given.update(more) or prepared)
+    monkeypatch.setattr(scoring.protocol, "score_video", score)
+    network = SimpleNamespace(
+        evaluation=tiny_config("/nowhere").evaluation, clips=TestClips(segments), settings=None,
+        labels="single", classes=["a", "b"], dtype=None, weights=None, reader=lambda clip: None,
+    )  # fmt: skip
+    answer = scoring.predict(network, Path("v.avi"), quick=False)
+    assert given["wanted"] == set(read)
+    assert len(answer.frames) == len(answer.over_time)
 
 
 def test_a_clip_is_what_the_feed_makes_of_the_same_request(clips, store):
@@ -94,7 +135,7 @@ def test_every_video_of_the_split_is_an_item_and_epochs_differ(clips, store):
         clips[len(clips)]
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", ["fork", "spawn", "forkserver"])
 def test_workers_read_the_same_after_the_parent_has_read(clips, store, start):
     expected = [clips[n] for n in range(4)]
     # The feed's decoder, with threads of its own, was used in this process before the fork.
@@ -129,6 +170,64 @@ def test_test_clips_are_full_frames_evenly_spaced(data_root, store):
     )
     read = ClipReader(store, None, Levels.of("torchvision"), streams=(False, True)).read([request])
     assert (tested[0]["flow"] - read.flow[0]).abs().max() < 1 / 57
+
+
+def test_test_clips_are_as_large_as_the_test_makes_them(data_root, store):
+    config = tiny_config(data_root, "phases.motion.model.motion.side=40")
+    tested = hs.ClipDataset(store, 1, "motion", kind="test", config=config)
+    wanted = TestClips.of(config.phases["motion"], config.data.crop)
+    read = ClipReader(
+        store, None, Levels.of("torchvision"), streams=(False, True), scale=wanted.scale
+    )
+    number = tested.videos[0]
+    request = protocol.test_requests(store.rows[number], number, config.evaluation, wanted)[0]
+    assert tested[0]["flow"].shape[-2:] == (60, 60)
+    assert (tested[0]["flow"] - read.read([request]).flow[0]).abs().max() < 1 / 57
+
+
+def test_a_network_of_segments_is_tested_on_its_middle_squares(data_root, store):
+    config = load_config(
+        ROOT / "configs" / "binding_stfn.yaml",
+        [f"data.root={data_root}", "data.short_side=48", "data.crop=32"],
+    )
+    tested = hs.ClipDataset(store, 1, "stfn_frozen", kind="test", config=config)
+    assert tested[0]["rgb"].shape == (5, 3, 32, 32)
+    row = store.rows[tested.videos[0]]
+    stacks = protocol.test_requests(row, 0, config.evaluation, tested.tested)
+    assert tested._request(0).frames == stacks[0].frames
+
+
+@pytest.mark.parametrize("phase", ["stfn", "stfn_frozen", "motion"])
+def test_what_an_export_says_of_its_sampling_is_what_the_test_does(phase, store):
+    """Worked out from the metadata alone, for videos of any length."""
+    config = load_config(ROOT / "configs" / "binding_stfn.yaml")
+    options = config.phases[phase]
+    told = preprocessing(config, options, ["rgb", "flow"])
+    assert told["view"]["part"] == ("middle square" if phase == "stfn_frozen" else "full frame")
+    clips = TestClips.of(options, config.data.crop)
+    for frames in (1, 2, 9, 10, 11, 12, 13, 17, 30, 61, 200):
+        row = dataclasses.replace(store.rows[0], frames=frames, flow_pairs=max(1, frames - 1))
+        requests = protocol.test_requests(row, 0, config.evaluation, clips)
+        expected = [request.frames for request in requests if not request.flip]
+        assert frames_told(told["sampling"], frames) == expected
+        assert any(request.flip for request in requests) == told["sampling"]["flips"]
+
+
+def frames_told(cut, count):
+    """The frames of each clip, by the words of `preprocessing.sampling`."""
+    first, last = cut["first_frame"], count - cut["last_frame_from_end"]
+    first, last = (first, last) if first <= last else (0, count - 1)
+    if "chunks" in cut:
+        chunks = cut["chunks"]
+        steps = [first + (last - first) * n / (chunks - 1) for n in range(chunks)]
+        return [tuple(int(step + 0.5) for step in steps)]
+    every = list(range(first, last + 1, cut["frame_grid"]))
+    n, segments = len(every), cut["segments"]
+    edges = [(n * s // segments, n * (s + 1) // segments) for s in range(segments)]
+    return [
+        tuple(every[min(low + int(share * max(high - low, 1)), n - 1)] for low, high in edges)
+        for share in cut["shares"]
+    ]
 
 
 def test_without_the_kernel_torch_finishes_the_clips(clips, monkeypatch):

@@ -1,15 +1,17 @@
 """What is held against nodes, who is left out for it, and what a job's script makes of logs and missing ranks."""
 
 import dataclasses
+import io
 import json
 import multiprocessing
 import os
 import subprocess
+import sys
 
 import pytest
 
 from hpc_stres.config.loading import dump
-from hpc_stres.launch import aftermath, node_failures
+from hpc_stres.launch import aftermath, node_failures, slurm
 from hpc_stres.launch.aftermath import Ended, blame, orders, script_lines
 from hpc_stres.launch.bad_nodes import excluded, reasons
 from hpc_stres.launch.jobs import Job
@@ -17,9 +19,9 @@ from hpc_stres.launch.scheduler import Answer
 from hpc_stres.run.attempts import Attempt, read_attempts, without_progress, write_begin, write_end
 from hpc_stres.run.bad_nodes import accuse, affordable, excluded_nodes, read_accusations, withdraw
 from hpc_stres.run.ledger import append_row, read_rows
-from hpc_stres.run.paths import RunPaths, write_json, write_text
+from hpc_stres.run.paths import RunPaths, write_json, write_sealed, write_text
 from hpc_stres.tools import node_health
-from tests.conftest import tiny_config
+from tests.conftest import ROOT, tiny_config
 
 HOUR = 3600.0
 
@@ -127,6 +129,9 @@ GREETING = "submitit INFO (x) - Starting with JobEnvironment(job_id=7)\n"
 CRASH = "srun: error: n2: task 1: Exited with exit code 9\n"
 CRASH += "slurmstepd-n1: error: *** STEP 7.0 ON n1 CANCELLED AT x ***\n"
 CRASH += "srun: error: n1: task 0: Terminated\n"
+TOGETHER = (
+    "srun: error: n[2,7]: tasks 1-3: Exited with exit code 9\nsrun: error: n1: task 0: Killed\n"
+)
 
 
 def ended(tmp_path, first="", second="", arrived=(0, 1), per_node=1):
@@ -154,6 +159,11 @@ def ended(tmp_path, first="", second="", arrived=(0, 1), per_node=1):
         (("srun: error: Task launch for StepId=7.0 failed on node n2: Communication failure\n", ""), (0,),
          [("n2", "arrival")]),
         ((GREETING, ""), (0,), [("n2", "arrival")]),
+        # Tasks that ended in the same way share a line.
+        ((GREETING + "srun: error: n[1-2]: tasks 0-1: Exited with exit code 9\n", ""), (),
+         [("n1", "crash"), ("n2", "crash")]),
+        ((GREETING + TOGETHER, ""), (0,), [("n2", "crash")]),
+        ((GREETING + TOGETHER, "hpc-stres train: the loss is not finite\n"), (0,), []),
         # Nobody came: the environment is broken, not a node.
         (("python: command not found\n", ""), (), []),
     ],
@@ -224,37 +234,51 @@ def test_an_attempt_of_which_no_rank_began_is_written_down_all_the_same(tmp_path
     assert found.end - found.begin == pytest.approx(30, abs=5)
 
 
-def test_the_words_of_srun_are_found_in_the_log_of_an_array_too(tmp_path):
-    one = ended(tmp_path, GREETING, "", arrived=(0,))
-    (tmp_path / "array.out").write_text(CRASH)
-    blame(dataclasses.replace(one, script_log=tmp_path / "array.out"))
-    assert [(row.node, row.kind) for row in read_accusations(one.run_dir)] == [("n2", "crash")]
+def test_the_words_of_srun_are_found_in_the_log_of_an_array_too(tmp_path, monkeypatch):
+    """That is in the folder of the runs: also where the script's Python has srun for its stderr."""
+    run = tmp_path / "study" / "seed1"
+    write_sealed(RunPaths(tmp_path / "study").runs, {"runs": ["seed1"], "shared_store": True})
+    write_text(tmp_path / "study" / "logs" / "motion" / "7_3_0_log.out", CRASH)
+    write_text(run / "logs" / "motion" / "7_3_0_log.out", GREETING)
+    word = {"rank": 0, "node": "n1", "job": "7_3", "restart": 0}
+    write_json(run / "logs" / "motion" / "arrived" / "rank00000.json", word)
+    monkeypatch.setattr("sys.stdin", io.StringIO("n1\nn2\nn3\n"))
+    assert aftermath.main([str(run), "motion", "7_3", "0", "1", "n[1-2]", "9", "1"]) == 0
+    assert [(row.node, row.kind) for row in read_accusations(run)] == [("n2", "crash")]
+
+
+PYXIS = ["cluster.image=/images/our own.sqsh", "cluster.image_with=pyxis"]
 
 
 @pytest.mark.parametrize(
-    ("status", "marker", "told"),
-    [(1, False, "8 n2\n"), (0, False, ""), (0, True, "8 n2\n")],
-)
-def test_the_lines_of_a_job_script_carry_the_orders_out(tmp_path, status, marker, told):
-    """The real lines in a real shell; sinfo and scontrol are stand-ins."""
+    ("status", "marker", "told", "image"),
+    [
+        (1, False, "8 n2\n", []), (0, False, "", []), (0, True, "8 n2\n", []),
+        # The node's own Python is not asked: it need not be there.
+        (1, False, "8 n2\n", PYXIS),
+    ],
+)  # fmt: skip
+def test_the_lines_of_a_job_script_carry_the_orders_out(tmp_path, status, marker, told, image):
+    """The real lines in a real shell; sinfo and scontrol are stand-ins, and srun where it runs
+    images."""
     one = ended(tmp_path, GREETING + CRASH, "", arrived=(0,))
     journal(one.run_dir, motion=["7", "8"])
     blame(one)
     tools = tmp_path / "bin"
     tools.mkdir()
+    srun = f'while [ "$1" != python3 ]; do echo "$1" >> "{tmp_path}/srun"; shift; done; shift\n'
     for name, text in {
         "sinfo": 'printf "n1\\nn2\\nn3\\nn1\\n"', "scontrol": f'echo "${{2#*=}} ${{3#*=}}" >> "{tmp_path}/told"',
+        "srun": f'{srun}exec "{sys.executable}" "$@"', "python3": "exit 99",
     }.items():  # fmt: skip
         (tools / name).write_text(f"#!/bin/sh\n{text}\n")
         (tools / name).chmod(0o755)
     if marker:
         (tmp_path / "marker").touch()
-    import sys
-
+    job = Job("motion", (("train",),), (), 2, 1, 0, 5)
+    python = slurm._python_of_script(tiny_config(tmp_path, *image).cluster, one.run_dir, job, ROOT)
     lines = [f"status={status}", f"marker='{tmp_path}/marker'"]
-    lines += script_lines(
-        f"'{sys.executable}'", one.run_dir, Job("motion", (("train",),), (), 2, 1, 0, 5)
-    )
+    lines += script_lines(python, one.run_dir, job)
     environment = {
         **os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]",
         "SLURM_JOB_PARTITION": "main",
@@ -264,6 +288,11 @@ def test_the_lines_of_a_job_script_carry_the_orders_out(tmp_path, status, marker
     assert [a.get("code") for a in read_rows(RunPaths(one.run_dir).attempts)[0]] == (
         [75 if marker else status] if told else []
     )
+    if image:
+        words = (tmp_path / "srun").read_text().splitlines()
+        assert {"--overlap", "--ntasks=1", "--container-image=/images/our own.sqsh"} <= set(words)
+        (mounts,) = [word for word in words if word.startswith("--container-mounts=")]
+        assert f"{one.run_dir}:{one.run_dir}" in mounts
 
 
 def test_a_word_of_the_machine_is_not_found_in_srunss_list_of_deaths():

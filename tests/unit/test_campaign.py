@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from tests.campaign import judge, plan, power, shim
-from tests.campaign.children import End
+from tests.campaign import judge, namespaces, plan, power, shim, surroundings
+from tests.campaign.children import End, survivors
+from tests.campaign.record import Record
 from tests.conftest import ROOT
 
 needs_gcc = pytest.mark.skipif(
@@ -64,6 +65,7 @@ def test_rounds_are_a_function_of_the_seed_and_every_kind_is_drawn():
     assert drawn == [plan.draw(1, number) for number in range(300)]
     assert drawn != [plan.draw(2, number) for number in range(300)]
     assert {one.kind for one in drawn} == set(plan.WEIGHTS)
+    assert set(plan.READERS) == set(surroundings.READERS)
     assert plan.draw(1, 7, ("power",)).kind == "power"
     assert all(0 <= one.moment < 1 for one in drawn)
     other_layout = [one for one in drawn if one.resumed != one.experiment]
@@ -131,10 +133,16 @@ def test_only_a_clear_sentence_is_a_stop():
     two = "hpc-stres train: another rank refused\n" + good
     assert "damaged" in verdict(two, 1, 1)
     assert verdict(good, 1, names=("/other",)) == judge.CRASHED
-    assert verdict("", 0) == verdict("", 75) == ""
+    assert verdict("read /other\n" + good, 1, names=("/other",)) == judge.CRASHED, "said elsewhere"
+    left = End([0], "", left=("python -m worker",))
+    with pytest.raises(judge.Failure, match="left processes behind: python -m worker"):
+        judge.check_end(left, "it")
+    assert verdict("", 0) == verdict("", 75, sent=(12,)) == verdict("", 130, sent=(2,)) == ""
+    assert verdict("", 75) == verdict("", 130) == judge.CRASHED, "nobody asked it to stop"
     assert verdict("", 1) == judge.CRASHED, "no sentence"
     assert verdict("", -11) == judge.CRASHED
     assert verdict("", -9, sent=(9,)) == ""
+    assert verdict(good.replace("damaged", "unexpected end of data"), 1)[0] == "/"
     assert verdict("hpc-stres train: unexpected KeyError: 3\nAdd --debug", 1) == judge.CRASHED
     assert verdict("Traceback (most recent call last):\n", 0) == judge.CRASHED
     assert verdict(good + "\n".join("abcdef"), 1) == judge.CRASHED, "a page is no sentence"
@@ -171,3 +179,57 @@ def test_an_owner_says_what_failed_first_and_where(library, tmp_path, monkeypatc
         ), lines
         said.append(is_owned)
     assert set(said) == {False, True}
+
+
+def test_what_outlives_its_command_is_noticed_and_ended():
+    command = ["sh", "-c", "sleep 600 & exit 0"]
+    done = subprocess.Popen(command, start_new_session=True)
+    done.wait()
+    assert survivors({done.pid}, 0.1) == ("sleep sleep 600",)
+    assert survivors({done.pid}) == ()
+
+
+def test_a_campaign_that_was_stopped_resumes_and_does_what_failed_again(tmp_path):
+    record = Record(tmp_path, 3, "", "")
+    record.add(0, "kill", judge.Outcome(judge.SURVIVED, ""), 1.0, "what")
+    record.add(1, "power", judge.Outcome(judge.SILENT, "lost"), 1.0, "what")
+    with record.path.open("a") as stream:
+        stream.write('{"round": 2, "kind": "tor')
+    again = Record(tmp_path, 3, "", "")
+    assert [again.has(number) for number in range(3)] == [True, False, False]
+    assert judge.table(again.outcomes(range(3))).endswith("| all | 2 | 1 | 0 | 1 | 0 |")
+    again.add(1, "power", judge.Outcome(judge.SURVIVED, ""), 1.0, "what")
+    assert again.has(1)
+    assert again.fixed_since == 1
+    others = [
+        Record(tmp_path, 4, "", ""),
+        Record(tmp_path, 3, "power", ""),
+        Record(tmp_path, 3, "", "seal"),
+    ]
+    assert not any(other.has(0) for other in others)
+
+
+DISKS = """
+import errno, sys
+from pathlib import Path
+from tests.campaign import namespaces
+whole, kept = Path(sys.argv[1]), Path(sys.argv[1]) / "kept"
+namespaces.be_alone()
+namespaces.full(whole, kept)
+namespaces.read_only(kept / "locked")
+for folder in (whole, kept, kept / "locked"):
+    try:
+        (folder / "new").write_bytes(bytes(9000))
+        print("written")
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+"""
+
+
+@pytest.mark.skipif(not namespaces.may_mount(), reason="no mounts of its own without root")
+def test_a_child_has_full_and_read_only_disks_of_its_own(tmp_path):
+    (tmp_path / "kept" / "locked").mkdir(parents=True)
+    command = [sys.executable, "-c", DISKS, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.stdout.split() == ["ENOSPC", "written", "EROFS"], done.stderr
+    assert contents(tmp_path) == {"new": bytes(9000)}, "here, only what was kept was written"

@@ -238,6 +238,39 @@ def test_ctrl_c_before_a_command_has_begun_is_one_sentence(monkeypatch):
     assert err == "hpc-stres: interrupted; the same command resumes from here\n"
 
 
+# ---- names and places that nobody thought of
+
+
+def test_a_name_of_any_bytes_is_printed_on_any_terminal(tmp_path):
+    """In a terminal of few letters, and with bytes that are no letters in any."""
+    name = os.fsdecode("ü \N{SNOWMAN}".encode() + b"\xe9.avi")
+    (tmp_path / name).write_bytes(b"no video")
+    code = "import sys; from hpc_stres.__main__ import main, say_any_name; say_any_name(); print(sys.argv[1])"
+    for encoding in ("utf-8", "ascii", "latin-1"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, name], capture_output=True, cwd=tmp_path, check=True,
+            env={"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding},
+        )  # fmt: skip
+        assert done.stdout.decode(encoding).endswith("\\udce9.avi\n"), encoding
+
+
+@pytest.mark.parametrize(
+    "error",
+    [PermissionError(13, "Permission denied", "/a place"), OSError(28, "No space left on device")],
+)
+def test_what_a_disk_refuses_is_said_with_its_place(error, monkeypatch):
+    def refuse(args):
+        raise error
+
+    monkeypatch.setattr("hpc_stres.commands.doctor.run", refuse)
+    code, _, err = said("doctor")
+    assert code == 1
+    first, second = err.splitlines()
+    where = error.filename or "the disk"
+    assert first == f"hpc-stres doctor: {where}: cannot be read or written: {error.strerror}"
+    assert "name a place that is there" in second
+
+
 # ---- one name for one thing
 
 

@@ -184,6 +184,17 @@ def test_runs_of_different_protocols_have_no_mean(array):
         study.study([array / "array"])
 
 
+def test_columns_of_one_run_may_be_tested_in_different_ways(array):
+    """Hand-crafted features and segments are tested in ways of their own, by every run alike."""
+    for seed in (1, 2, 3):
+        for split in (1, 2):
+            made_by = {"phase": "motion", "split": split, "weights": "w", "protocol": "Fisher"}
+            run = array / f"array/seed{seed}/split{split}"
+            make_scores(seed, **made_by).save(RunPaths(run).scores(split, "motion"))
+    (found,) = study.study([array / "array"])["experiments"]
+    assert {"motion", "appearance"} <= set(found["columns"])
+
+
 def test_the_commands_write_their_files(array, capsys):
     assert main(["study", str(array / "array"), "--out", str(array / "out")]) == 0
     runs = [str(array / "array/seed1"), str(array / "array/seed2")]

@@ -24,7 +24,7 @@ from hpc_stres.training.trainable import freeze, set_training_mode
 
 def exact_sum(values, form):
     sums = ExactSums({"all": torch.Size(())}, form, "cpu")
-    sums.add_rows("all", torch.as_tensor(values, dtype=torch.float64))
+    sums.add("all", *torch.as_tensor(values, dtype=torch.float64))
     return float(sums.total("all"))
 
 

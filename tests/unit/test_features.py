@@ -1,6 +1,8 @@
 """Features of videos of any length: each row against the network by hand; ranks, kills, layouts."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from hpc_stres.data.requests import Box, Request
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.evaluation import features, networks, windows
 from hpc_stres.evaluation.predict import PreparedClip
+from hpc_stres.evaluation.sources import find_videos
 from hpc_stres.evaluation.windows import Windows
 from hpc_stres.listings.splits import Video
 from hpc_stres.parallel.world import World
@@ -41,6 +44,7 @@ def made(data_root, tmp_path_factory):
     write_video(
         folder / "film.avi", [np.repeat(frame[..., None], 3, axis=-1) for frame in shown], 25
     )
+    write_video(folder / "short.avi", [np.repeat(shown[0][..., None], 3, axis=-1)] * 9, 25)
     return folder
 
 
@@ -52,6 +56,17 @@ def small_pieces(monkeypatch):
 
 def network_of(made, phase="st_resnet_star"):
     return networks.load(made / "run", phase, [], CPU)
+
+
+def task_of(made, out, phase):
+    network = network_of(made, phase)
+    world = World(0, 1, 0, 1, "127.0.0.1", 12345, "test")
+    return features.make_task(network, Windows(1, 1, 1), "streams", out, world)
+
+
+def clip_of(path, network):
+    """A video as it is prepared, read like a store."""
+    return PreparedClip(prepare_video(Video(path.stem, path, 0), network.settings), path)
 
 
 def extract(
@@ -68,7 +83,7 @@ def extract(
     cut = Windows(CHUNKS if phase != "motion" else 1, SPACING, stride)
     world = World(rank, size, rank, size, "127.0.0.1", 12345, "test")
     task = features.make_task(network, cut, layout, out, world)
-    return features.extract(task, features.find_videos([made / video]), CPU)
+    return features.extract(task, find_videos([made / video]), CPU)
 
 
 def by_hand(made, phase="st_resnet_star"):
@@ -80,9 +95,7 @@ def by_hand(made, phase="st_resnet_star"):
         trunk.fc.register_forward_hook(
             lambda module, given, out, stream=stream: seen.__setitem__(stream, given[0])
         )
-    clip = PreparedClip(
-        prepare_video(Video("film", made / "film.avi", 0), network.settings), made / "film.avi"
-    )
+    clip = clip_of(made / "film.avi", network)
     reader = ClipReader(clip, None, network.levels, streams=(True, True))
     rows = {"appearance": [], "motion": []}
     start = 0
@@ -264,8 +277,64 @@ def test_the_command_names_what_does_not_decode_and_writes_the_rest(made, tmp_pa
         assert len(capsys.readouterr().err.splitlines()) <= 3
 
 
+def test_a_folder_is_searched_as_prepare_searches_it(made, tmp_path):
+    """Hidden files are left out, links are followed but not for ever; a pipe or a dead link costs itself."""
+    folder, elsewhere = tmp_path / "videos", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "film.AVI").write_bytes((made / "short.avi").read_bytes())
+    (folder / "linked").symlink_to(elsewhere)
+    (elsewhere / "round").symlink_to(folder)
+    (folder / "._film.avi").write_bytes(b"\0\5\26\7")
+    (folder / "__MACOSX").mkdir()
+    (folder / "__MACOSX" / "film.avi").write_bytes(b"\0\5\26\7")
+    (folder / "dead.avi").symlink_to(folder / "nothing.avi")
+    os.mkfifo(folder / "pipe.avi")
+    sources = find_videos([folder])
+    assert [source.name for source in sources] == ["dead", "linked/film", "pipe"]
+    task = task_of(made, tmp_path / "out", "motion")
+    failed = features.extract(task, sources, CPU)
+    assert [line.split(": ")[1] for line in failed] == ["cannot be read", "not a regular file"]
+    assert np.load(tmp_path / "out" / "linked" / "film.motion.npy").shape[0] == 1
+
+
+def test_a_name_that_is_not_utf8_is_refused_in_words(made, tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.avi"))
+    path.write_bytes((made / "short.avi").read_bytes())
+    with pytest.raises(UserError, match=r"caf\\xe9.avi: this file name is not UTF-8"):
+        find_videos([tmp_path])
+
+
+def test_how_far_a_long_video_is_is_said(made, tmp_path, monkeypatch, small_pieces):
+    told = []
+    monkeypatch.setattr(features.Progress, "update", lambda self, done, note="": told.append(note))
+    extract(made, tmp_path, stride=1)
+    assert told == ["film: its frames are counted", "film: 5 of 18 windows", "film: 10 of 18 windows",
+                    "film: 15 of 18 windows", "film: 18 of 18 windows", "film"]  # fmt: skip
+
+
+def test_a_network_for_larger_pictures_sees_them_as_in_its_test(data_root, made, tmp_path):
+    config = tiny_config(data_root, "phases.motion.model.motion.side=40")
+    make_run(config, tmp_path / "run", ["a", "b"], ["motion"])
+    task = task_of(tmp_path, tmp_path / "out", "motion")
+    assert features.extract(task, find_videos([made / "short.avi"]), CPU) == []
+    network, clip = task.network, clip_of(made / "short.avi", task.network)
+    seen = []
+    network.call.motion.fc.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    request = task.windows.request(0, clip.rows[0])
+    read = ClipReader(clip, None, network.levels, streams=(False, True), scale=40 / 32).read(
+        [request]
+    )
+    assert read.flow.shape[-2:] == (60, 80)
+    with torch.no_grad():
+        network(None, read.flow.to(network.dtype))
+    np.testing.assert_allclose(
+        np.load(tmp_path / "out" / "short.motion.npy"), seen[0].numpy(), rtol=1e-5, atol=1e-6
+    )
+
+
 def test_names_that_meet_are_refused(made, tmp_path):
     (tmp_path / "film.avi").write_bytes(b"another")
     with pytest.raises(ConfigError, match="would both be written as film"):
-        features.find_videos([made / "film.avi", tmp_path / "film.avi"])
-    assert len(features.find_videos([made / "film.avi", made / "film.avi"])) == 1
+        find_videos([made / "film.avi", tmp_path / "film.avi"])
+    assert len(find_videos([made / "film.avi", made / "film.avi"])) == 1

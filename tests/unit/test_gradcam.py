@@ -8,6 +8,7 @@ import torch
 
 from hpc_stres.data.requests import Box, Request
 from hpc_stres.evaluation import gradcam
+from hpc_stres.evaluation.report.examples import Looker
 from hpc_stres.models import build_model
 from hpc_stres.models.resnet import TrunkOptions
 from hpc_stres.models.two_stream import TwoStream
@@ -134,6 +135,38 @@ def test_cells_are_where_they_are_said_to_be():
     assert np.abs(big - wanted).max() < 0.02
 
 
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 80), (16, 24)])
+def test_a_frame_that_is_given_at_another_size_has_its_map_at_its_own(height, width):
+    """Each pixel of the frame has what the nearest point of the smaller or larger picture has."""
+    model, (rgb, flow) = network(), random_clips()
+    same = gradcam.look(as_network(model), Reader(rgb, flow), requests(), answer=1)
+    box = Box(0, 0, height, width)
+    (other,) = (request._replace(box=box) for request in requests())
+    resized = gradcam.look(as_network(model), Reader(rgb, flow), [other], answer=1)
+    for stream, heat in resized.maps.items():
+        assert heat.shape == (FRAMES, height, width)
+        wanted = torch.nn.functional.interpolate(
+            torch.from_numpy(same.maps[stream])[None], (height, width), mode="bilinear"
+        )[0].numpy()
+        # Smoothing by pixels of the frame rounds otherwise than by those of the picture.
+        assert np.abs(heat - wanted)[:, 2:-2, 2:-2].max() < 0.2
+        assert np.corrcoef(heat.ravel(), wanted.ravel())[0, 1] > 0.97
+
+
+def test_the_map_of_a_middle_square_is_on_its_place_in_the_frame():
+    model, (rgb, flow) = network(), random_clips()
+    box = Box(3, 10, SIDE, SIDE)
+    (request,) = (one._replace(box=box) for one in requests())
+    seen = gradcam.look(as_network(model), Reader(rgb, flow), [request])
+    whole = gradcam.on_frame(seen, box, SIDE + 7, SIDE + 30)
+    for stream, heat in whole.maps.items():
+        assert heat.shape == (FRAMES, SIDE + 7, SIDE + 30)
+        assert np.array_equal(heat[:, 3 : 3 + SIDE, 10 : 10 + SIDE], seen.maps[stream])
+        assert heat.sum() == pytest.approx(seen.maps[stream].sum())
+        frame, y, x = seen.peak(stream)
+        assert whole.peak(stream) == (frame, y + 3, x + 10)
+
+
 def test_a_mirrored_clip_is_turned_back():
     """A mirrored video seen through a mirrored clip gives the mirrored map."""
     model, (rgb, flow) = network(), random_clips()
@@ -188,6 +221,26 @@ def test_a_network_with_a_trunk_of_another_family_is_not_looked_at():
 # five times what chance hits. On the demonstration data itself both streams must reach 80 %.
 LEAST = {"motion": WANTED, "appearance": 0.6}
 STEPS = 75
+
+
+@pytest.mark.parametrize("crop", ["borders", "centre"])
+def test_a_look_takes_the_clips_that_a_test_of_the_phase_takes(crop, data_root, store, tmp_path):
+    """Frames at the size, or the middle squares, that training saw; in the report's own way."""
+    more = ["phases.appearance.model.appearance.side=40", f"phases.appearance.clips.crop={crop}", "data.crop=48",
+            "phases.appearance.optimise.schedule=[[1,0.01]]"]  # fmt: skip
+    train(data_root, tmp_path, "appearance", *more)
+    config = tiny_config(data_root, *more)
+    facts = SimpleNamespace(
+        paths=SimpleNamespace(root=tmp_path), store=store, head="appearance", config=config
+    )
+    looker, row, sizes = Looker(facts), store.rows[0], []
+    looker.network.call.register_forward_pre_hook(
+        lambda _, given: sizes.append(given[0].shape[-2:])
+    )
+    heat = looker.at(store, 0, 0).maps["appearance"]
+    assert heat.shape[1:] == (row.height, row.width)
+    wanted = (40, 40) if crop == "centre" else (row.height * 40 // 48, row.width * 40 // 48)
+    assert {tuple(size) for size in sizes} == {wanted}
 
 
 @pytest.mark.parametrize("stream", LEAST)

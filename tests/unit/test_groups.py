@@ -173,6 +173,55 @@ def test_clips_of_a_recording_are_held_out_together(form, groups):
         )
 
 
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
+def test_a_recording_of_several_classes_is_held_out_whole_or_not_at_all(share):
+    """A person who does many of the actions, as in a data set of one's own: half of him is no test."""
+    draw = np.random.default_rng(3)
+    ids, labels = [], []
+    for person in range(12):
+        for label in range(5):
+            if draw.random() < 0.6 or label == person % 5:
+                ids.append(f"p{person:02d}_action{label}")
+                labels.append(label)
+    ids, labels = [*ids, "alone_action5"], [*labels, 5]
+    rows = [SimpleNamespace(id=name, label=label) for name, label in zip(ids, labels, strict=True)]
+    store = SimpleNamespace(
+        rows=rows, classes=list("abcdef"), label_sets=None, present=lambda *_: range(len(rows))
+    )
+    config = load_config(TINY, [f"evaluation.validation_share={share}", "evaluation.groups=^(.+)_"])
+    held = set(held_out(store, config))
+    out, trained = (
+        {ids[row].split("_")[0] for row in part} for part in (held, set(range(len(ids))) - held)
+    )
+    assert not out & trained
+    for label in range(6):
+        own = {row for row in range(len(ids)) if labels[row] == label}
+        assert own - held
+        assert len(own & held) >= int(share * len(own) + 0.5) or label == 5
+
+
+def test_the_last_video_of_a_class_is_trained_on_where_videos_have_several():
+    sets = [[0], *([0, number] for number in range(1, 10))]
+    rows = [SimpleNamespace(id=f"v{n}", label=n if n < 10 else 0) for n in range(30)]
+    store = SimpleNamespace(
+        rows=rows,
+        classes=list("abcdefghij"),
+        label_sets=sets,
+        present=lambda *_: range(len(rows)),
+    )
+    held = held_out(store, load_config(TINY, ["evaluation.validation_share=0.5"]))
+    assert held
+    assert max(held) > 9 >= min(set(range(30)) - set(held))
+    assert not set(range(1, 10)) & set(held)
+
+
+def test_a_pattern_that_holds_nothing_of_a_name_leaves_it_alone():
+    store = clips_of(["x_1", "y_2", "cam1_3", "cam1_4", "z_5"])
+    config = load_config(TINY, ["evaluation.validation_share=0.3", "evaluation.groups=(cam.)?_"])
+    assert by_pattern(["x_1", "cam1_3"], "(cam.)?_").names == ["", "cam1"]
+    assert len(held_out(store, config)) < 3
+
+
 def test_a_class_of_one_recording_is_trained_on():
     store = clips_of([f"v_Run_g01_c{clip:02d}" for clip in range(5)])
     assert held_out(store, load_config(TINY, ["evaluation.validation_share=0.5"])) == []

@@ -9,11 +9,19 @@ import pytest
 from hpc_stres.commands import init
 from hpc_stres.config.loading import load_config
 from hpc_stres.errors import UserError
+from hpc_stres.evaluation import hub, networks
 from hpc_stres.listings.listing import Listing
+from hpc_stres.models import build_model
+from hpc_stres.models.building import build_phase_model
+from hpc_stres.models.weights import save_state
 from hpc_stres.prepare import look as looking
 from hpc_stres.prepare.look import Probe
+from hpc_stres.run.paths import RunPaths, sha256, write_sealed
+from hpc_stres.run.starts import frames_of_export
 from hpc_stres.store.location import Settings
 from hpc_stres.tools.new_config import quoted, schedule_scale, stride_for
+from hpc_stres.training.first_weights import load_first_weights
+from tests.conftest import tiny_config
 from tests.unit import faulty_jobs
 from tests.unit.test_fine_tuning import CLASSES
 from tests.unit.untrained import make_run
@@ -188,8 +196,6 @@ def test_what_cannot_be_is_refused_and_writes_nothing(videos, here, words, messa
 def test_fine_tuning_takes_sizes_and_streams_of_what_it_starts_from(
     videos, here, data_root, tmp_path, capsys
 ):
-    from tests.conftest import tiny_config
-
     config = tiny_config(data_root)
     make_run(config, tmp_path / "old run", CLASSES, ["motion", "appearance"])
     run("tuned", "--videos", videos, "--from", tmp_path / "old run", "--trainable", "head")
@@ -208,6 +214,76 @@ def test_fine_tuning_takes_sizes_and_streams_of_what_it_starts_from(
     assert one.phase("motion").weights is not None
     assert one.phase("appearance").weights is None
     assert one.model.width == 4
+
+
+@pytest.fixture
+def joint_export(data_root, tmp_path):
+    """What `export` writes of a joint network beside its programs, and the folder to share."""
+    config = tiny_config(data_root)
+    paths = make_run(config, tmp_path / "old run", CLASSES, ["st_resnet"])
+    folder = tmp_path / "an export"
+    folder.mkdir()
+    shutil.copy(paths.phase("st_resnet").weights, folder / "weights.safetensors")
+    made = {
+        "phase": "st_resnet", "classes": CLASSES, "settings": Settings.of(config.data).as_json(),
+        "weights_sha256": "", "sizes": networks.exported_sizes(config, "st_resnet"),
+        "files": {"weights.safetensors": sha256(folder / "weights.safetensors")},
+    }  # fmt: skip
+    write_sealed(folder / "export.json", made)
+    hub.write_folder(config, paths, made, folder / "weights.safetensors", folder / "hub")
+    return folder
+
+
+@pytest.mark.parametrize("place", [".", "weights.safetensors", "hub", "hub/model.safetensors"])
+def test_an_export_of_a_joint_network_starts_both_streams(
+    videos, here, data_root, joint_export, place
+):
+    run("tuned", "--videos", videos, "--from", joint_export / place, "--trainable", "head")
+    tuned = load_config(here / "tuned.yaml")
+    assert (tuned.data.short_side, tuned.data.crop) == (48, 32)
+    assert (tuned.model.stages, tuned.model.width) == ((2, 2), 4)
+    for name in ("motion", "appearance"):
+        model = build_phase_model(tuned, name, 3)
+        said = load_first_weights(model, tuned, name, RunPaths(here / "run"), ["a", "b", "c"])
+        assert "4 summed over time" in said
+        assert f"2 replaced ({name}.fc" in said
+
+
+def test_a_damaged_export_is_refused_before_anything_is_written(videos, here, joint_export):
+    shared = joint_export / "hub" / "config.json"
+    shared.write_text(shared.read_text().replace("class1", "class9"))
+    (joint_export / "export.json").write_text("{}")
+    for place in (".", "hub"):
+        with pytest.raises(UserError, match="Export the phase again"):
+            run("tuned", "--videos", videos, "--from", joint_export / place)
+    assert list(here.iterdir()) == []
+
+
+def test_a_published_file_is_not_taken_for_the_export_of_this_folder(joint_export):
+    assert frames_of_export(joint_export) == (48, 32)
+    assert frames_of_export(joint_export / "resnet50") is None
+    (joint_export / "other.safetensors").touch()
+    assert frames_of_export(joint_export / "other.safetensors") is None
+
+
+def test_somebody_elses_config_further_up_is_not_read(videos, here, data_root, tmp_path):
+    (here / "config.yaml").write_text("a: program of another kind\n")
+    (here / "config.json").write_text("[1]")
+    state = build_model("motion", 5, stages=(2, 2), width=4).state_dict()
+    save_state(state, here / "weights.safetensors")
+    run("tuned", "--videos", videos, "--from", "weights.safetensors")
+    assert load_config(here / "tuned.yaml").model.width == 4
+
+
+def test_a_single_class_is_noted(videos, here, capsys):
+    """Most often the folder above the one that was meant."""
+    above = here / "above"
+    above.mkdir()
+    (above / "mine").symlink_to(videos)
+    run("mine", "--videos", above)
+    out = capsys.readouterr().out
+    assert "only one class, mine: there is nothing to tell apart" in out
+    assert "--videos" in out
 
 
 @pytest.mark.parametrize("frames", [1, 11, 24, 60, 100, 250, 5000])

@@ -4,6 +4,7 @@ import importlib.util
 import re
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -72,38 +73,63 @@ TYPES = {
 KERNELS = ("moments", "merge_moments", "values", "sums", "merge_sums", "gradient")
 
 
+# What the fused ReLU and the residual sum make of a kernel: each way is machine code of its own.
+WAYS = {
+    "values": [
+        {"RESIDUAL": residual, "RELU": relu} for residual in (False, True) for relu in (False, True)
+    ],
+    "sums": [{"GATE": gate} for gate in (0, 1, 2)],
+    "gradient": [{"GATE": gate} for gate in (0, 1)],
+}
+
+
+def ways(name, all_of_them):
+    """What is fixed in each way of a kernel; the fullest one alone where not all are wanted."""
+    some = WAYS.get(name, [{}])
+    return [{**FIXED, **way} for way in (some if all_of_them else some[-1:])]
+
+
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_kernels_compile_for_gpus_without_spilling(capability, tmp_path, monkeypatch):
-    """To machine code, by the compiler in Triton's wheel; registers that do not suffice are named."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, compile
-
+    """To machine code, by the compiler in Triton's wheel; registers that do not suffice are named. All ways of each
+    kernel and both types: tests.campaigns.gpu_kernels."""
     from hpc_stres.models import norm_triton
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     spilled = {}
     for name in KERNELS:
         kernel = getattr(norm_triton, f"{name}_kernel")
-        fixed = {
-            (kernel.arg_names.index(key),): FIXED[key] for key in kernel.arg_names if key in FIXED
-        }
-        signature = {
-            key: "constexpr" if key in FIXED else TYPES[key].replace("T", "bf16")
-            for key in kernel.arg_names
-        }
-        source = ASTSource(kernel, signature, fixed)
-        made = compile(
-            source,
-            target=GPUTarget("cuda", capability, 32),
-            options={"num_warps": norm_triton.WARPS},
-        )
-        assert made.asm["cubin"][:4] == b"\x7fELF"
-        spilled[name] = spill_bytes(made.asm["ptx"], tmp_path)
+        types = {key: kind.replace("T", "bf16") for key, kind in TYPES.items()}
+        (fixed,) = ways(name, all_of_them=False)
+        made = machine_code(kernel, types, fixed, capability, norm_triton.WARPS, tmp_path)
+        spilled[name] = made.spill_bytes
     assert spilled == dict.fromkeys(KERNELS, 0)
 
 
-def spill_bytes(ptx, folder):
-    """Bytes of registers that the assembler moved to memory."""
+class MachineCode(NamedTuple):
+    """What the assembler said of one kernel."""
+
+    registers: int
+    spill_bytes: int
+
+
+def machine_code(kernel, types, fixed, capability, warps, folder):
+    """A Triton kernel for a GPU that is not here; `types` and `fixed` may hold more than its arguments."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    names = kernel.arg_names
+    constants = {(names.index(key),): fixed[key] for key in names if key in fixed}
+    signature = {key: "constexpr" if key in fixed else types[key] for key in names}
+    source = ASTSource(kernel, signature, constants)
+    target = GPUTarget("cuda", capability, 32)
+    made = compile(source, target=target, options={"num_warps": warps})
+    assert made.asm["cubin"][:4] == b"\x7fELF"
+    return assembled(made.asm["ptx"], folder)
+
+
+def assembled(ptx, folder):
+    """Registers of a thread, and bytes of them that the assembler moved to memory."""
     import triton
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -120,6 +146,7 @@ def spill_bytes(ptx, folder):
         folder / "kernel.ptx",
     ]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    counts = re.findall(r"(\d+) bytes spill", said)
+    counts, registers = (re.findall(p, said) for p in (r"(\d+) bytes spill", r"(\d+) registers"))
     assert counts, said
-    return sum(map(int, counts))
+    assert registers, said
+    return MachineCode(max(map(int, registers)), sum(map(int, counts)))

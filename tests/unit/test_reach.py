@@ -149,10 +149,10 @@ def test_the_preflight_writes_down_whom_it_misses_unless_the_cause_is_known(tmp_
 
     monkeypatch.setattr(reach, "check", refuse)
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "4")
-    for node in ("n3", "n1"):
+    for node, look in (("n3", preflight.reach_each_other), ("n1", preflight.run)):
         blamed[0] = (node, "network", "x")
         with pytest.raises(Unreachable):
-            preflight.run(tiny_config("x").cluster, WORLD, tmp_path)
+            look(tiny_config("x").cluster, WORLD, tmp_path)
     assert [row.node for row in read_accusations(tmp_path)] == ["n3"]
 
 

@@ -11,10 +11,12 @@ from tests.campaign import sanitizers
 MORE = "HPC_STRES_ALL_SANITIZERS"
 SLOW = pytest.mark.skipif(
     MORE not in os.environ,
-    reason=f"{MORE}=1, or tests.campaign.sanitizers, runs the normalisation under sanitizers (a minute)",
+    reason=f"{MORE}=1, or tests.campaign.sanitizers, runs the normalisation and the pool (a minute)",
 )
 RUNS = [
-    pytest.param(one, marks=[SLOW] if one.kernel == "norm" else [], id=f"{one.kernel}-{one.kind}")
+    pytest.param(
+        one, marks=[SLOW] if one.kernel in ("norm", "pool") else [], id=f"{one.kernel}-{one.kind}"
+    )
     for one in sanitizers.RUNS
 ]
 

@@ -1,6 +1,9 @@
 """What a profile passes on to sbatch and srun, and what it may not."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -146,6 +149,51 @@ def test_mpi_ranks_of_prepare_are_started_by_whatever_works():
     assert not [line for line in lines if line.startswith("srun ")]
     assert [line for line in lines if line.startswith("mpi_ranks -u -m hpc_stres.launch.work ")]
     assert [line for line in lines if re.fullmatch(r"\. \S.*/launch/mpi\.sh'?", line)]
+
+
+MPI = "cluster.prepare={launcher: mpi, nodes: 2, cores: 2}"
+PYXIS = ["cluster.image=/images/it.sqsh", "cluster.image_with=pyxis"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "offered", "started"),
+    [
+        ([], "pmi2", "srun --unbuffered --kill-on-bad-exit=1 --export=ALL --mpi=pmi2 PYTHON"),
+        # What a profile says of srun holds for these ranks too, and a kind that it names is believed.
+        (["cluster.srun_args=[--mpi=pmix_v4, --cpu-bind=none]"], "pmi2", "srun --cpu-bind=none --mpi=pmix_v4 PYTHON"),
+        ([*PYXIS], "pmi2", "srun --container-image=/images/it.sqsh --mpi=pmi2 python3"),
+        ([], "none", "mpirun PYTHON"),
+        # mpirun would start the node's own Python, beside the image.
+        ([*PYXIS], "none", ""),
+    ],
+)  # fmt: skip
+def test_mpi_ranks_are_started_with_the_profiles_words(tmp_path, settings, offered, started):
+    """The lines of the script in a real shell; srun and mpirun are stand-ins."""
+    text = "\n".join(made(MPI, *settings, job="prepare"))
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    listing = f'if [ "$1" = --mpi=list ]; then echo "srun: {offered}"; exit; fi\n'
+    for name in ("srun", "mpirun"):
+        (tools / name).write_text(
+            f'#!/bin/bash\n{listing}printf "%s\\n" {name} "$@" > "{tmp_path}/words"\n'
+        )
+        (tools / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tools}:{os.environ['PATH']}", "SLURM_NTASKS": "4", "SLURM_CPUS_PER_TASK": "1",
+        "PYTHONPATH": "", "HPC_STRES_PROBE_SECONDS": "20",
+    }  # fmt: skip
+    lines = text[text.index("\n. ") : text.index("# teardown")].strip()
+    run = subprocess.run(
+        ["bash", "-c", lines], env=environment, capture_output=True, text=True, check=False
+    )
+    if not started:
+        assert run.returncode == 2
+        assert "do not become one MPI world" in run.stderr
+        return
+    words = (tmp_path / "words").read_text().splitlines()
+    wanted = set(started.replace("PYTHON", sys.executable).split())
+    assert wanted <= set(words), (words, run.stderr)
+    assert words[-3:-1] == ["-m", "hpc_stres.launch.work"], words
 
 
 def test_an_image_is_run_by_what_the_site_has():

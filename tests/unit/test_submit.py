@@ -69,13 +69,40 @@ def test_a_phase_that_is_done_is_not_submitted_again(config, tmp_path):
     assert tree(config, tmp_path, ready=True) == {}
 
 
+def test_every_job_of_several_ranks_looks_whether_they_are_there(config, tmp_path):
+    """The whole check before the first phases; later jobs, on nodes of their own, take the brief one."""
+
+    def looks(config):
+        commands = {
+            job.name: job.commands[0] for job in tree(config, tmp_path, ready=True).values()
+        }
+        return {
+            name: words[0] + words[-1]
+            for name, words in commands.items()
+            if words[0] == "preflight"
+        }
+
+    whole, brief = f"preflight{tmp_path}", "preflight--brief"
+    later = {"st_resnet": brief, "st_resnet_star": brief, "evaluate": brief}
+    first = {"motion": whole, "appearance": whole}
+    assert looks(config) == {**first, **later}
+    alone = dataclasses.replace(config.cluster, nodes=1, gpus_per_node=0)
+    assert looks(dataclasses.replace(config, cluster=alone)) == first
+    never = dataclasses.replace(config.cluster, preflight=False)
+    assert looks(dataclasses.replace(config, cluster=never)) == {}
+    here = dataclasses.replace(config.cluster, scheduler="local")
+    assert looks(dataclasses.replace(config, cluster=here)) == {}
+
+
 def test_links_wait_for_any_end_and_phases_for_a_good_one(config, tmp_path):
     jobs = tree(config, tmp_path)
     job = dataclasses.replace(jobs["st_resnet"], links=3)
     ids = {"motion": ["1", "2"], "appearance": ["3"], "st_resnet": []}
     assert dependency_of(job, ids, 0) == "afterok:2:3"
     ids["st_resnet"].append("4")
-    assert dependency_of(job, ids, 1) == "afterany:4"
+    # When motion fails, link 0 is cancelled: afterany alone would let link 1 start.
+    assert dependency_of(job, ids, 1) == "afterok:2:3,afterany:4"
+    assert dependency_of(jobs["motion"], {"motion": ["1"]}, 1) == "afterany:1"
 
 
 def token(phase):

@@ -8,6 +8,7 @@ import torch
 from hpc_stres.errors import UserError
 from hpc_stres.models import build_model
 from hpc_stres.models.describe import describe
+from hpc_stres.models.temporal import TemporalConv
 from hpc_stres.models.weights import load_into, read_state, save_state, to_streams, to_torchvision
 
 SMALL = {"stages": (2, 2), "width": 4}
@@ -66,6 +67,24 @@ def test_temporal_layers_are_inflated_to_a_third():
         weight.sum(2, keepdim=True), state["appearance.layer1.1.conv1.weight"]
     )
     assert torch.equal(weight[:, :, 0], weight[:, :, 2])
+
+
+def test_temporal_layers_are_summed_where_a_network_has_none():
+    """A stream that starts from a joint network does to one frame what that did to a clip at rest."""
+    state = state_of("st_resnet")
+    draw = torch.Generator().manual_seed(1)
+    name = "motion.layer1.1.conv1.weight"
+    state[name] = torch.randn(state[name].shape, generator=draw)
+    model = build_model("motion", 5, **SMALL)
+    own = {key: value for key, value in state.items() if key.startswith("motion.")}
+    report = load_into(model, own, "a joint network")
+    assert len(report.summed) == 4
+    assert "4 summed over time" in str(report)
+    over_time = TemporalConv(*reversed(state[name].shape[:2]), padding="replicate")
+    over_time.weight.data = state[name]
+    frame = torch.randn(1, state[name].shape[1], 3, 4, generator=draw)
+    at_rest = over_time(frame.expand(6, -1, -1, -1).contiguous(), frames=6)
+    torch.testing.assert_close(model.motion.layer1[1].conv1(frame), at_rest[2:3])
 
 
 def test_stm_keeps_its_identity_layers_when_streams_are_loaded():

@@ -73,7 +73,8 @@ def test_commands_work_without_a_checkout(installed, tmp_path, words, said):
         assert str(ROOT / folder) not in result.stdout
 
 
-LOAD = "from hpc_stres import native; print(native.__file__); [native.load(n) for n in ('tvl1', 'resize', 'norm')]"
+KERNELS = {"norm", "tvl1", "resize", "exact"}
+LOAD = f"from hpc_stres import native; print(native.__file__); [native.load(n) for n in {KERNELS}]"
 
 
 def load_kernels(site, cache, **environment):
@@ -96,13 +97,13 @@ def test_a_wheel_carries_its_kernels(installed, tmp_path):
     assert not cached
     copy = shutil.copytree(installed, tmp_path / "copy")
     kernels = sorted((copy / "hpc_stres" / "native" / "prebuilt").iterdir())
-    assert {file.name.split("-")[0] for file in kernels} == {"norm", "tvl1", "resize"}
+    assert {file.name.split("-")[0] for file in kernels} == KERNELS
     for file in kernels:
         data = bytearray(file.read_bytes())
         data[len(data) // 2] ^= 1
         file.write_bytes(data)
     assert load_kernels(copy, tmp_path / "two", CXX="no-such-compiler")[0] != 0
-    assert len(load_kernels(copy, tmp_path / "three")[2]) == 3
+    assert len(load_kernels(copy, tmp_path / "three")[2]) == len(KERNELS)
     shutil.rmtree(copy / "hpc_stres" / "native" / "prebuilt")
     shutil.copytree(
         installed / "hpc_stres" / "native" / "prebuilt", copy / "hpc_stres" / "native" / "prebuilt"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hpc_stres.data.flow import decode_flow
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import pictures, predict
-from hpc_stres.evaluation.gradcam import Look, clips_of, look
+from hpc_stres.evaluation.gradcam import Look, clips_of, look, on_frame
 from hpc_stres.evaluation.report.charts import Axis, Line, axis, plot, table
 from hpc_stres.evaluation.report.facts import Facts, confidence, is_right, truth
 from hpc_stres.evaluation.scores import Scores
@@ -185,7 +185,6 @@ class Looker:
     """The network of the run's column and a reader for it; nothing where its weights are gone."""
 
     def __init__(self, facts: Facts) -> None:
-        from hpc_stres.data.feed import ClipReader
         from hpc_stres.evaluation import networks
 
         self.network: Any = None
@@ -195,18 +194,17 @@ class Looker:
             self.network = networks.from_run(
                 facts.paths.root, facts.head, overrides, predict.device()
             )
-            self.reader = ClipReader(
-                store, None, self.network.levels, streams=self.network.streams, most=512
-            )
+            self.reader = self.network.reader(store)
 
     def at(self, store: Store, number: int, answer: int) -> Look | None:
         """The looks of one video for an answer; none where this network has no
         trunk to look into."""
         if self.network is None:
             return None
-        return look(
-            self.network, self.reader, clips_of(self.network, store.rows[number], number), answer
-        )
+        row = store.rows[number]
+        clips = clips_of(self.network, row, number)
+        seen = look(self.network, self.reader, clips, answer)
+        return on_frame(seen, clips[0].box, row.height, row.width)
 
 
 def _shots(store: Store, name: str, looker: Looker | None, answer: int) -> Shots:

@@ -68,11 +68,9 @@ class UnitConvolution(torch.autograd.Function):
             grad = gradients[0].contiguous(memory_format=_order_of(x))
             with _WithUnits(session, ctx.units):
                 results = session.map(run, session.parts(x), session.parts(grad))
-            for _, by_weight, by_bias in results:
-                if needs[1]:
-                    session.add_gradient(ctx.weight, by_weight)
-                if needs[2]:
-                    session.add_gradient(ctx.bias, by_bias)
+            for place, parameter in ((1, ctx.weight), (2, ctx.bias)):
+                if needs[place]:
+                    session.add_gradient(parameter, [result[place] for result in results])
             grad_x = _joined([result[0] for result in results]) if needs[0] else None
         return grad_x, None, None, None, None, None
 
@@ -107,11 +105,9 @@ class UnitLinear(torch.autograd.Function):
             with _WithUnits(session, ctx.units):
                 grads = session.parts(gradients[0].contiguous())
                 results = session.map(run, session.parts(x), grads)
-            for _, by_weight, by_bias in results:
-                if by_weight is not None:
-                    session.add_gradient(ctx.weight, by_weight)
-                if by_bias is not None:
-                    session.add_gradient(ctx.bias, by_bias)
+            for place, parameter in ((1, ctx.weight), (2, ctx.bias)):
+                if needs[place]:
+                    session.add_gradient(parameter, [result[place] for result in results])
             grad_x = _joined([result[0] for result in results]) if needs[0] else None
         return grad_x, None, None, None, None
 
@@ -146,8 +142,7 @@ class UnitScale(torch.autograd.Function):
             with _WithUnits(session, ctx.units):
                 results = session.map(run, session.parts(x), session.parts(grad))
             for number, parameter in enumerate(ctx.parameters, 1):
-                rows = torch.stack([result[number] for result in results])
-                session.add_gradients(parameter, rows)
+                session.add_gradient(parameter, [result[number] for result in results])
         return _joined([result[0] for result in results]), None, None, None
 
 

@@ -8,6 +8,7 @@ ranks and micro-steps. Units run side by side on as many threads as the rank has
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -28,7 +29,10 @@ class Session:
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.names = {id(parameter): name for name, parameter in self.parameters.items()}
         shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
-        self.gradients = ExactSums(shapes, GRADIENT, device)
+        strides = {name: torch.empty_like(p).stride() for name, p in self.parameters.items()}
+        self.gradients = ExactSums(shapes, GRADIENT, device, strides)
+        # What `write_gradients` writes into, step after step.
+        self.written: dict[str, Tensor] = {}
         self.statistics: ExactSums | None = None
         self.device, self.threads = device, threads
         # Units of the micro-batch that is in the network.
@@ -62,14 +66,10 @@ class Session:
             return [work(*unit) for unit in zip(*lists, strict=True)]
         return list(self.pool.map(_without_gradients(work), *lists))
 
-    def add_gradient(self, parameter: Tensor, value: Tensor) -> None:
-        """One unit's gradient of a parameter."""
-        self.gradients.add(self.name_of(parameter), value)
-
-    def add_gradients(self, parameter: Tensor, values: Tensor) -> None:
-        """All units' gradients of a parameter, a row each."""
+    def add_gradient(self, parameter: Tensor, values: Sequence[Tensor]) -> None:
+        """Units' gradients of a parameter, where it is trained."""
         if parameter.requires_grad:
-            self.gradients.add_rows(self.name_of(parameter), values)
+            self.gradients.add(self.name_of(parameter), *values, each=self._side_by_side)
 
     def name_of(self, parameter: Tensor) -> str:
         """The name of a parameter that is trained."""
@@ -86,15 +86,26 @@ class Session:
         assert self.statistics is not None
         # Layers that are computed again in the backward pass count twice: hence the units' own sum.
         rows = torch.stack([means, spreads, torch.ones_like(means)], dim=1)
-        self.statistics.add_rows(layer, rows)
+        self.statistics.add(layer, *rows.unbind())
 
     def write_gradients(self) -> None:
         """Add up the ranks' gradients and give them to their parameters; begin anew."""
         self.gradients.reduce()
+        if not self.written:
+            self.written = {name: torch.empty_like(p) for name, p in self.parameters.items()}
+        totals = self.written.items()
+        self._side_by_side([partial(self.gradients.write_total, *one) for one in totals])
         for name, parameter in self.parameters.items():
-            total = self.gradients.total(name).to(parameter.dtype)
-            parameter.grad = torch.empty_like(parameter).copy_(total)
+            parameter.grad = self.written[name]
         self.gradients.clear()
+
+    def _side_by_side(self, works: Sequence[Callable[[], Any]]) -> None:
+        """Do them all, in any order, on as many threads as there are."""
+        if self.pool is None or len(works) < 2:
+            for work in works:
+                work()
+        else:
+            list(self.pool.map(lambda work: work(), works))
 
     def close(self) -> None:
         """End the threads."""

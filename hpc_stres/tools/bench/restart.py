@@ -1,6 +1,7 @@
 """What survival costs: from a kill to the next new step, the stall of a checkpoint, and the
 watching of every step."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -21,20 +22,41 @@ RANKS, PHASE = 4, "motion"
 RESTART_S, STALL_PERCENT, WATCH_PERCENT = 60.0, 1.0, 0.5
 PATIENCE_S, POLL_S = 300.0, 0.05
 WATCHED_STEPS, LAP_STEPS, GATHERS = 2000, 10, 50
+# What lies between the kill and the next new step, in order; seconds of the first rank.
+PARTS = (
+    "ending the ranks, an interpreter",
+    "imports",
+    "the checkpoint is read",
+    "steps until a new one",
+)
+# A rank as `hpc-stres train` is, which says when it was there and when it had imported what is
+# heavy. The clock is the machine's, not the process's.
+RANK = """
+import sys, time
+there = time.monotonic()
+import hpc_stres.training.phase
+print("stamps", there, time.monotonic(), flush=True)
+from hpc_stres.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def bench_restart(threads: int, repeats: int) -> list[Figure]:
     """Four CPU ranks of the demonstration, killed and started again; a checkpoint of the published
     size; the watch."""
     with tempfile.TemporaryDirectory() as folder:
-        seconds, step_s = _kill_and_resume(Path(folder))
+        parts, step_s = _kill_and_resume(Path(folder))
         stall = _checkpoint_stall(Path(folder))
         watch = _watch_seconds(Path(folder)) + _gather_seconds() / LAP_STEPS
     minutes = load_config(CONFIGS / "ucf101.yaml").training.checkpoint_every_minutes
     return [
         judged(
-            Figure("restart", f"{RANKS} ranks killed: to the next new step", seconds, "s"),
+            Figure("restart", f"{RANKS} ranks killed: to the next new step", sum(parts), "s"),
             RESTART_S,
+        ),
+        *(
+            Figure("restart", f"of these: {what}", seconds, "s")
+            for what, seconds in zip(PARTS, parts, strict=True)
         ),
         Figure("restart", "a checkpoint of ST-ResNet-50: training stands still", stall, "s"),
         judged(
@@ -56,8 +78,8 @@ def bench_restart(threads: int, repeats: int) -> list[Figure]:
     ]
 
 
-def _kill_and_resume(root: Path) -> tuple[float, float]:
-    """Seconds from the kill to a step that was not done before, and the median
+def _kill_and_resume(root: Path) -> tuple[list[float], float]:
+    """Seconds of each part from the kill to a step that was not done before, and the median
     seconds of a step."""
     settings = ["--config", str(CONFIGS / "binding.yaml")]
     for one in (
@@ -70,50 +92,69 @@ def _kill_and_resume(root: Path) -> tuple[float, float]:
         [sys.executable, "-m", "hpc_stres", "prepare", *settings], check=True, capture_output=True
     )
     paths = RunPaths(root / "run").phase(PHASE)
-    words = [sys.executable, "-m", "hpc_stres", "train", *settings]
+    words = [sys.executable, "-c", RANK, "train", *settings]
     words += ["--phase", PHASE, "--run-dir", str(root / "run")]
-    _until(words, paths, 12)
+    _until(words, paths, 12, root / "first.log")
     killed = time.monotonic()
     rows = read_json_lines(paths.metrics)
-    _until(words, paths, 1 + rows[-1]["step"])
-    seconds = time.monotonic() - killed
+    resumed = _until(words, paths, 1 + rows[-1]["step"], root / "second.log")
+    ended = time.monotonic()
+    there, imported = _stamps(root / "second.log")
     times = sorted(row["seconds"] for row in rows[2:])
-    return seconds, float(times[len(times) // 2])
+    marks = [killed, there, imported, resumed, ended]
+    parts = [after - before for before, after in itertools.pairwise(marks)]
+    return parts, float(times[len(times) // 2])
 
 
-def _until(words: list[str], paths: PhasePaths, step: int) -> None:
-    """Train until a step has been logged, and kill all ranks at once then."""
-    from hpc_stres.tools.measure import free_port
+def _stamps(log: Path) -> tuple[float, float]:
+    """When the first rank was there, and when it had its imports."""
+    line = next(row for row in log.read_text().splitlines() if row.startswith("stamps "))
+    _, there, imported = line.split()
+    return float(there), float(imported)
 
-    port = free_port()
-    ranks: list[subprocess.Popen[bytes]] = []
-    for number in range(RANKS):
-        names = {
-            "RANK": number, "WORLD_SIZE": RANKS, "LOCAL_RANK": number, "LOCAL_WORLD_SIZE": RANKS,
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "HPC_STRES_THREADS": 1,
-        }  # fmt: skip
-        environment = {**os.environ, **{name: str(value) for name, value in names.items()}}
-        ranks.append(
-            subprocess.Popen(
-                words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
-            )
-        )
-    deadline = time.monotonic() + PATIENCE_S
+
+def _until(words: list[str], paths: PhasePaths, step: int, log: Path) -> float:
+    """Train until a step has been logged, and kill all ranks at once then; the time at which the
+    first rank said that it resumes."""
+    ranks = _start_ranks(words, log)
+    deadline, resumed = time.monotonic() + PATIENCE_S, 0.0
     try:
         while time.monotonic() < deadline and all(rank.poll() is None for rank in ranks):
+            if not resumed and f"{PHASE}: resumes from step" in log.read_text():
+                resumed = time.monotonic()
             try:
                 rows = read_json_lines(paths.metrics)
             except json.JSONDecodeError:
                 rows = []  # it is being cut to what the checkpoint knows
             if rows and rows[-1]["step"] >= step:
-                return
+                return resumed
             time.sleep(POLL_S)
     finally:
         for rank in ranks:
             rank.kill()
         for rank in ranks:
             rank.wait()
-    raise RuntimeError(f"no step {step} within {PATIENCE_S:.0f} s")
+    raise RuntimeError(f"no step {step} within {PATIENCE_S:.0f} s: {log.read_text()[-500:]}")
+
+
+def _start_ranks(words: list[str], log: Path) -> list["subprocess.Popen[bytes]"]:
+    """All ranks of a training; the first one's words go into a file."""
+    from hpc_stres.tools.measure import free_port
+
+    port = free_port()
+    ranks: list[subprocess.Popen[bytes]] = []
+    with log.open("wb") as stream:
+        for number in range(RANKS):
+            names = {
+                "RANK": number, "WORLD_SIZE": RANKS, "LOCAL_RANK": number, "LOCAL_WORLD_SIZE": RANKS,
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "HPC_STRES_THREADS": 1,
+            }  # fmt: skip
+            environment = {**os.environ, **{name: str(value) for name, value in names.items()}}
+            out = stream if number == 0 else subprocess.DEVNULL
+            ranks.append(
+                subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT, env=environment)
+            )
+    return ranks
 
 
 def _checkpoint_stall(root: Path) -> float:

@@ -50,7 +50,9 @@ class MadeUpSlurm:
                 yield array
 
     def row(self, number):
-        job = self.jobs.get(number) or self.jobs[f"{number}_0"]
+        job = self.jobs[
+            next(name for name in self.jobs if number in (name, name.partition("_")[0]))
+        ]
         return f"hpc_stres_row|{number}|{job['state']}|{job['reason']}|me|{job['name']}|{job['comment']}|row_ends\n"
 
     def sacct(self, words):

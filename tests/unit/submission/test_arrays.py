@@ -131,9 +131,70 @@ def test_links_of_an_array_wait_for_the_whole_one_before(fake, study):
     ]
     submit_study(made)
     assert [after for _, _, after in shapes(fake)] == [
-        "", "afterany:100", "aftercorr:102", "afterany:104",
+        "", "afterany:100", "aftercorr:102", "aftercorr:102,afterany:104",
     ]  # fmt: skip
     assert ids(made.folder / "seed1", "motion") == ("100_0", "102_0")
+
+
+@pytest.mark.parametrize(
+    "limit",
+    ["MaxArraySize = 2\n", "MaxArraySize=9\nSchedulerParameters = a,max_array_tasks=2,b=3\n"],
+)
+def test_more_runs_than_an_array_may_have_are_several_arrays(fake, study, limit):
+    """Each run is the element of its place in its array, and waits for its own."""
+    fake.answers["scontrol"] = lambda words: (
+        scheduler.Answer(0, f"ClusterName = here\n{limit}", "") if "config" in words else None
+    )
+    made = study(1, 2, 3, 4, 5, phases="motion")
+    submit_study(made)
+    assert shapes(fake) == [
+        ("motion", "01", ""), ("motion", "01", ""), ("motion", "0", ""),
+        ("evaluate", "01", "aftercorr:100"), ("evaluate", "01", "aftercorr:102"), ("evaluate", "0", "aftercorr:104"),
+    ]  # fmt: skip
+    assert ids(made.folder / "seed4", "motion") == ("102_1",)
+    assert ids(made.folder / "seed5", "motion") == ("104_0",)
+    submit_study(study(1, 2, 3, 4, 5, phases="motion"))
+    assert len(fake.jobs) == 10
+    # Another limit tomorrow: what is in the queue keeps its place.
+    limit = "MaxArraySize = 1001\n"
+    submit_study(study(1, 2, 3, 4, 5, phases="motion"))
+    assert len(fake.jobs) == 10
+    fake.jobs["104_0"]["state"] = "FAILED"
+    fake.jobs["109_0"].update(state="CANCELLED")
+    submit_study(study(1, 2, 3, 4, 5, phases="motion"))
+    assert shapes(fake, since=110) == [("motion", "4", ""), ("evaluate", "4", "aftercorr:110")]
+    cancel_run(made.folder)
+    assert not fake.alive()
+
+
+def test_stores_of_several_arrays_are_prepared_by_several_arrays(fake, study, monkeypatch):
+    """Runs with different stores; seeds of one store hear of the one element that prepares it."""
+    monkeypatch.setattr("hpc_stres.launch.chain.store_ready", lambda config: False)
+    fake.answers["scontrol"] = lambda words: (
+        scheduler.Answer(0, "ClusterName = here\nMaxArraySize = 2\n", "")
+        if "config" in words
+        else None
+    )
+    made = study(1, 2, 3, 4, 5, phases="motion")
+    store = {1: "a", 2: "a", 3: "b", 4: "c", 5: "b"}
+    monkeypatch.setattr("hpc_stres.launch.elements.store_folder", lambda config: store[config.seed])
+    made.requests = [dataclasses.replace(request, group=None) for request in made.requests]
+    submit_study(made)
+    found = shapes(fake)
+    # Store a belongs to run 0, b to run 2 (place 0 of the second array), c to run 3.
+    assert found[:2] == [("prepare", "0", ""), ("prepare", "01", "")]
+    assert {seed: ids(made.folder / f"seed{seed}", "prepare") for seed in store} == {
+        1: ("100_0",), 2: ("100_0",), 3: ("101_0",), 4: ("101_1",), 5: ("101_0",),
+    }  # fmt: skip
+    motions = [after for phase, _, after in found if phase == "motion"]
+    assert motions == ["afterok:100", "afterok:101", "afterok:101"]
+
+
+def test_a_cluster_that_takes_no_arrays_is_refused_with_the_way_out(fake, study):
+    fake.answers["scontrol"] = scheduler.Answer(0, "ClusterName = here\nMaxArraySize = 0\n", "")
+    with pytest.raises(UserError, match=r"takes no job arrays(.|\n)*one by one"):
+        submit_study(study(1, 2))
+    assert not fake.jobs
 
 
 class Killed(BaseException):

@@ -13,6 +13,7 @@ from hpc_stres.launch import submit as submitting
 from hpc_stres.launch.chain import Request, preview, submit
 from hpc_stres.launch.jobs import make_jobs
 from hpc_stres.launch.scheduler import Answer, NoAnswer
+from hpc_stres.run.bad_nodes import accuse
 from tests.conftest import ROOT, TINY
 from tests.unit.untrained import finish_without_weights
 
@@ -131,6 +132,23 @@ def test_weeks_on_cpus_are_questioned_and_minutes_are_not(own, tmp_path, monkeyp
     assert faults(big, tmp_path) == [], "a local run takes the GPU that is there"
 
 
+@pytest.mark.parametrize(
+    ("name", "more", "refused"),
+    [
+        ("100%", ["cluster.scheduler=slurm"], "'%'"), ("a\\b", ["cluster.scheduler=slurm"], "backslash"),
+        ("100%", [], ""), ("12:30, räume", ["cluster.scheduler=slurm"], ""), ("two\nlines", [], "n'"),
+        ("12:30,a", ["cluster.scheduler=slurm", "cluster.image=/i.sif"], "',', ':'"),
+    ],
+)  # fmt: skip
+def test_a_path_that_logs_or_mounts_would_read_in_their_own_way(own, tmp_path, name, more, refused):
+    config = own(*more)
+    place = tmp_path / name
+    found = checks.faults(config, place, make_jobs(config, place, ["motion"], True))
+    wanted = repr("\\") if refused == "backslash" else refused
+    assert [wanted in line for line in found] == ([True] if refused else []), found
+    assert not any("\n" in line for line in found)
+
+
 def test_a_disk_without_room_for_checkpoints(own, tmp_path, monkeypatch):
     real = checks.os.statvfs
 
@@ -172,6 +190,40 @@ def test_what_the_scheduler_would_not_take_is_refused_before_any_job_is_made(fak
     fake.tested = Answer(1, "", "sbatch: error: Unable to contact slurm controller")
     submit(request_of("motion"))
     assert len(fake.jobs) == 2, "a controller that is busy is asked in earnest"
+
+
+UNAVAILABLE = "allocation failure: Requested node configuration is not available"
+
+
+@pytest.mark.parametrize(
+    ("away", "is_refused"), [("", True), ("n7\nn3\nn3\n", False), (NoAnswer("mute"), True)]
+)
+def test_a_job_may_wait_for_nodes_that_are_drained_today(
+    fake, request_of, away, is_refused, capsys
+):
+    """--test-only counts without them. Where all nodes are there, nothing can come."""
+    fake.tested = Answer(1, "", UNAVAILABLE)
+    fake.answers["sinfo"] = away if isinstance(away, NoAnswer) else Answer(0, away, "")
+    request = request_of("motion", "cluster.partition=gpu")
+    if is_refused:
+        with pytest.raises(UserError, match="node configuration is not available"):
+            submit(request)
+        assert fake.jobs == {}
+        return
+    submit(request)
+    assert len(fake.jobs) == 2
+    assert "; n3, n7 down or drained: it may wait for them" in capsys.readouterr().out
+    (asked,) = [words for words in fake.calls if words[0] == "sinfo"]
+    assert asked[-2:] == ["-p", "gpu"]
+
+
+def test_nodes_that_the_run_avoids_are_named_where_too_few_are_left(fake, request_of):
+    fake.tested = Answer(1, "", UNAVAILABLE)
+    fake.answers["sinfo"] = Answer(0, "", "")
+    request = request_of("motion")
+    accuse(request.run_dir, "disk", "n2: full", "n2", job="1", restart=0, job_nodes=2)
+    with pytest.raises(UserError, match=r"without n2; cluster\.avoid_bad_nodes_hours=0 takes"):
+        submit(request)
 
 
 @pytest.mark.parametrize(

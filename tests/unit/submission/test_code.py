@@ -1,6 +1,7 @@
 """Jobs run the code that was submitted: a copy by content, and a run that began with other code is refused."""
 
 import dataclasses
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -51,7 +52,7 @@ def test_submissions_of_one_code_share_a_copy_that_nobody_can_write(sources, tmp
     assert copies(runs) == [first.name]
     files = {p.relative_to(first).as_posix() for p in first.rglob("*") if p.is_file()}
     assert {name for name in files if "__pycache__" not in name} == {
-        "configs/one.yaml", *(f"hpc_stres/{name}" for name in KEPT)
+        "configs/one.yaml", "files.json", *(f"hpc_stres/{name}" for name in KEPT)
     }  # fmt: skip
     assert any("__pycache__" in name for name in files)
     assert not [path for path in first.rglob("*") if path.stat().st_mode & 0o222]
@@ -106,6 +107,134 @@ def test_a_copy_that_was_changed_is_made_again_and_no_job_runs_in_it(
     monkeypatch.setattr(snapshots, "CONFIGS", sources / "configs")
     assert snapshots.take_code(run, [run], False, {}) == copy
     assert snapshots.code_of(copy).files == snapshots.code_of(sources).files
+
+
+DAMAGE = {
+    "source": "hpc_stres/layout.py",
+    "config": "configs/one.yaml",
+    "compiled": "hpc_stres/__pycache__/layout.*.pyc",
+    "kernel": "hpc_stres/native/prebuilt/norm-1.so",
+    "list": "files.json",
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_one_changed_byte_of_a_copy_is_named_by_the_job_and_healed_by_the_next_submit(
+    sources, tmp_path, monkeypatch, kind
+):
+    def carry(folder):
+        (folder / "prebuilt").mkdir()
+        (folder / "prebuilt" / "norm-1.so").write_bytes(b"a kernel")
+
+    monkeypatch.setattr(snapshots, "carry_kernels", carry)
+    run = tmp_path / "runs" / "a"
+    copy = snapshots.take_code(run, [run], False, {})
+    assert snapshots.changes_in(copy) == []
+    (file,) = copy.glob(DAMAGE[kind])
+    content = bytearray(file.read_bytes())
+    content[-2] ^= 1
+    file.chmod(0o644)
+    file.write_bytes(content)
+    with monkeypatch.context() as in_the_job:
+        in_the_job.setattr(snapshots, "SOURCES", copy)
+        with pytest.raises(UserError) as refused:
+            snapshots.refuse_changed_copy(copy)
+    assert file.name in str(refused.value)
+    assert len(str(refused.value).splitlines()) <= 3
+    assert snapshots.take_code(run, [run], False, {}) == copy
+    assert snapshots.changes_in(copy) == []
+    assert copies(run.parent) == [copy.name]
+
+
+def test_a_file_that_is_gone_or_new_is_a_change_and_another_pythons_compiled_one_is_none(
+    sources, tmp_path
+):
+    run = tmp_path / "runs" / "a"
+    copy = snapshots.take_code(run, [run], False, {})
+    (copy / "hpc_stres" / "__pycache__").chmod(0o755)
+    (copy / "hpc_stres" / "__pycache__" / "layout.cpython-399.pyc").touch()
+    assert snapshots.changes_in(copy) == []
+    (copy / "hpc_stres").chmod(0o755)
+    (copy / "hpc_stres" / "new.py").touch()
+    assert snapshots.changes_in(copy)[0] == "hpc_stres/new.py is new"
+    (copy / "hpc_stres" / "new.py").unlink()
+    (copy / "hpc_stres" / "errors.py").unlink()
+    assert snapshots.changes_in(copy)[0] == "hpc_stres/errors.py is gone"
+
+
+def test_nothing_but_code_is_copied_and_no_more_than_the_limit(sources, tmp_path, monkeypatch):
+    for name in (".env", "id_rsa", "weights.pth", ".hidden.yaml", "notes.md"):
+        (sources / "hpc_stres" / name).write_text("secret")
+    (sources / "configs" / "gone.yaml").symlink_to(sources / "nowhere")
+    os.mkfifo(sources / "configs" / "pipe.yaml")
+    run = tmp_path / "runs" / "a"
+    copy = snapshots.take_code(run, [run], False, {})
+    files = {p.relative_to(copy).as_posix() for p in copy.rglob("*") if p.is_file()}
+    assert {name for name in files if "__pycache__" not in name} == {
+        "configs/one.yaml", "files.json", *(f"hpc_stres/{name}" for name in KEPT)
+    }  # fmt: skip
+    assert [
+        p for p in copy.rglob("*") if b"secret" in (p.read_bytes() if p.is_file() else b"")
+    ] == []
+    (sources / "configs" / "videos.yaml").write_bytes(b"x" * 3_000_000)
+    monkeypatch.setattr(snapshots, "MOST_BYTES", 2 << 20)
+    with pytest.raises(UserError, match=r"2\.0 MiB at most(.|\n)*videos\.yaml \(2\.9 MiB\)"):
+        snapshots.take_code(run, [run], False, {})
+    assert copies(run.parent) == [copy.name]
+
+
+def test_an_installed_package_is_copied_from_among_others(sources, tmp_path, monkeypatch):
+    """As pip installs it: configs inside the package, and other packages beside it; no git."""
+    (sources / "hpc_stres" / "configs").mkdir()
+    (sources / "hpc_stres" / "configs" / "own.yaml").write_text("seed: 3\n")
+    (sources / "numpy").mkdir()
+    (sources / "numpy" / "__init__.py").touch()
+    monkeypatch.setattr(snapshots, "CONFIGS", sources / "hpc_stres" / "configs")
+    run = tmp_path / "runs" / "räume mit raum, 12%" / "a"
+    copy = snapshots.take_code(run, [run], False, {})
+    files = {p.relative_to(copy).as_posix() for p in copy.rglob("*.*") if p.is_file()}
+    assert {name for name in files if "__pycache__" not in name} == {
+        "hpc_stres/configs/own.yaml", "files.json", *(f"hpc_stres/{name}" for name in KEPT)
+    }  # fmt: skip
+    monkeypatch.setattr(snapshots, "SOURCES", copy)
+    monkeypatch.setattr(snapshots, "CONFIGS", copy / "hpc_stres" / "configs")
+    snapshots.refuse_changed_copy(copy)
+
+
+def _take(place):
+    return snapshots.take_code(place, [place], False, {})
+
+
+def test_many_submits_at_once_make_one_whole_copy(sources, tmp_path):
+    runs = [tmp_path / "runs" / f"run{number}" for number in range(6)]
+    with multiprocessing.get_context("fork").Pool(6) as pool:
+        places = pool.map(_take, runs, chunksize=1)
+    assert len(set(places)) == 1
+    assert snapshots.changes_in(places[0]) == []
+    assert copies(tmp_path / "runs") == [places[0].name]
+
+
+def test_where_somebody_else_began_the_copies_a_run_has_its_own(sources, tmp_path, monkeypatch):
+    """Two users of one folder of runs."""
+    runs = tmp_path / "runs"
+    first = snapshots.take_code(runs / "a", [runs / "a"], False, {})
+    theirs = {runs / ".code": os.W_OK, runs / ".code" / "lock": os.W_OK}
+    for place in theirs:
+        with monkeypatch.context() as other_user:
+            may = lambda path, mode, place=place: path != place  # noqa: E731
+            other_user.setattr(os, "access", may)
+            own = snapshots.take_code(runs / "b", [runs / "b"], False, {})
+        assert own == runs / "b" / ".code" / first.name
+    assert snapshots.copies_folder(runs / "b") == runs / ".code"
+
+
+def test_places_that_jobs_cannot_import_from_are_refused(sources, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="PYTHONPATH cannot hold a name with ':'"):
+        _take(tmp_path / "at 12:30" / "run")
+    assert _take(tmp_path / "runs" / "at 12:30").parent == tmp_path / "runs" / ".code"
+    monkeypatch.setattr(snapshots, "SOURCES", tmp_path / "package.zip")
+    with pytest.raises(ConfigError, match="no folder of files"):
+        _take(tmp_path / "runs" / "b")
 
 
 def test_copies_that_no_run_names_are_removed(sources, tmp_path, capsys):

@@ -115,7 +115,8 @@ def test_a_chain_that_was_cut_short_gets_its_missing_links_only(fake, request_of
     submit(request_of("motion", "cluster.links=3"))
     assert fake.alive() == ["evaluate"] * 3 + ["motion"] * 3
     assert [fake.jobs[str(n)]["after"] for n in range(100, 106)] == [
-        "", "afterany:100", "afterany:101", "afterok:102", "afterany:103", "afterany:104",
+        "", "afterany:100", "afterany:101", "afterok:102", "afterok:102,afterany:103",
+        "afterok:102,afterany:104",
     ]  # fmt: skip
 
 
@@ -265,6 +266,26 @@ def test_a_job_that_was_given_up_is_ended_and_does_nothing_should_it_come_late(
         os.environ.clear()
         os.environ.update(environment)
     assert "a later submit has replaced this job" in capsys.readouterr().out
+
+
+def test_a_controller_that_is_away_for_a_while_is_waited_for(fake, request_of, monkeypatch):
+    """sbatch and the first looks after it fail; then the queue does not have the job, and it is
+    submitted."""
+    away, pauses = [], []
+    monkeypatch.setattr("hpc_stres.launch.once.RETRY_SECONDS", (2, 5, 15))
+    monkeypatch.setattr("hpc_stres.launch.once.time.sleep", pauses.append)
+
+    def down(words):
+        away.append(words[0])
+        if words[0] == "sbatch" and len(away) == 1:
+            return FAILED
+        return FAILED if 1 < len(away) <= 4 and words[0] == "squeue" else None
+
+    fake.answers["sbatch"] = down
+    fake.answers["squeue"] = lambda words: down(words) if away else None
+    submit(request_of("motion", "cluster.scheduler_seconds=6"))
+    assert fake.alive() == ["evaluate", "motion"]
+    assert [pause for pause in pauses if pause >= 2] == [2, 5, 6, 2]
 
 
 def test_jobs_that_can_never_start_are_ended_before_others_take_their_place(fake, request_of):

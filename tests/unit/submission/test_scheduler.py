@@ -80,6 +80,19 @@ def test_a_command_that_takes_too_long_is_ended_with_all_that_it_started(tmp_pat
     wait_until(lambda: not is_running(pid), "the end of what it started")
 
 
+def test_what_a_command_said_before_it_took_too_long_is_told():
+    """sbatch waits where a cluster takes no more jobs, and says so."""
+    script = "echo first >&2; echo 'sbatch: error: Slurm temporarily unable to accept job' >&2; exec sleep 60"
+    for seconds in (1, 10, 60):  # a slow machine may have said nothing yet
+        with pytest.raises(NoAnswer, match=f"bash took more than {seconds} s") as silence:
+            scheduler.call(["bash", "-c", script], seconds)
+        if "it said" in str(silence.value):
+            break
+    first, *rest = str(silence.value).splitlines()
+    assert first.endswith("it said: sbatch: error: Slurm temporarily unable to accept job")
+    assert len(rest) == 1
+
+
 def is_running(pid):
     try:
         return open(f"/proc/{pid}/stat").read().split()[2] != "Z"
