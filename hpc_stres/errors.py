@@ -1,6 +1,15 @@
 """Errors that a user can fix: one to three lines on stderr and an exit code, never a traceback."""
 
 import errno
+import tokenize
+import zipfile
+import zlib
+
+# What a damaged .npz can raise in zipfile, zlib and NumPy's parser of headers, which reads them as Python.
+DAMAGED_NPZ = (
+    OSError, ValueError, KeyError, EOFError, NotImplementedError, MemoryError, RuntimeError, SyntaxError,
+    TypeError, IndexError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 class UserError(Exception):

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from hpc_stres.errors import ConfigError
-    from hpc_stres.run.large_pages import use_large_pages
+    from hpc_stres.run.large_pages import keep_freed_memory, use_large_pages
     from hpc_stres.run.paths import write_json
     from hpc_stres.run.tables import text_table
     from hpc_stres.tools.bench.figures import machine, text_row
@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, option) < 1:
             raise ConfigError(f"--{option} {getattr(args, option)}: expected 1 or more")
     use_large_pages()
+    keep_freed_memory()
     parts = list(PARTS) if args.part == "all" else [args.part]
     figures = []
     for part in parts:

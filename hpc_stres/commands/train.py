@@ -46,10 +46,11 @@ def run(args: argparse.Namespace) -> int:
     from hpc_stres.parallel.world import find_world
     from hpc_stres.registry import PHASE_KINDS
     from hpc_stres.registry.phase import entry_point
-    from hpc_stres.run.large_pages import use_large_pages
+    from hpc_stres.run.large_pages import keep_freed_memory, use_large_pages
     from hpc_stres.run.pinning import pin_kernels
 
     use_large_pages()
+    keep_freed_memory()
     if args.max_micro_batch is not None:
         args.overrides.append(f"training.max_micro_batch={args.max_micro_batch}")
     if args.weights is not None:

@@ -20,6 +20,7 @@ from hpc_stres import SOURCES
 from hpc_stres.config.places import make_absolute
 from hpc_stres.config.recipe import ordered_phases
 from hpc_stres.config.schema import Config, DataConfig
+from hpc_stres.config.seal import refuse_empty
 from hpc_stres.config.tree import Node, merge, origins, parse_overrides, read_file, shown
 from hpc_stres.config.upgrade import gather_prepare, upgrade
 from hpc_stres.config.values import NEAR, build, expect
@@ -111,6 +112,7 @@ def _refuse_unknown_phases(recipe: Node, tree: Node) -> None:
 def _read_resolved(path: Path) -> Node:
     """A run folder's config.yaml; an older version's is read as this version would write it."""
     node = read_file(path)
+    refuse_empty(path, not node.value)
     _load_extensions(node, path.parent)
     upgrade(node, str(path))
     return node

@@ -212,6 +212,8 @@ class TrainingConfig:
     """Minutes that a rank waits for the others from then on; the error names those that did not arrive."""
     prefetch: int = 2
     """Micro-batches that the feed prepares ahead."""
+    decode_on: Literal["device", "both"] = "device"
+    """With GPUs: both lets CPU cores decode a share that follows measured rates; pixels then vary by a gray level."""
     deepspeed: dict[str, object] = field(default_factory=dict)
     """Extra keys passed through to DeepSpeed's config."""
 
@@ -256,15 +258,13 @@ class TrainingConfig:
         if self.reproducible != "bitwise":
             check_field(self.unit == 1, "unit", "no effect without training.reproducible: bitwise")
             return
-        for key, only in (("zero_stage", 0), ("compile", False), ("channels_last", True)):
-            is_only = getattr(self, key) == only
-            check_field(is_only, key, f"expected {str(only).lower()} with reproducible: bitwise")
+        only = {"zero_stage": 0, "compile": False, "channels_last": True, "decode_on": "device"}
+        for key, value in only.items():
+            said = f"expected {str(value).lower()} with reproducible: bitwise"
+            check_field(getattr(self, key) == value, key, said)
         others = sorted(self.deepspeed.keys() - {"gradient_clipping"})
-        check_field(
-            not others,
-            "deepspeed",
-            f"only gradient_clipping with reproducible: bitwise, got {others}",
-        )
+        refusal = f"only gradient_clipping with reproducible: bitwise, got {others}"
+        check_field(not others, "deepspeed", refusal)
 
 
 def has_part(pattern: str) -> bool:

@@ -22,6 +22,7 @@ from hpc_stres.data.requests import Box, Request, Sampler, request_of
 from hpc_stres.data.test_clips import TestClips, test_requests
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.phases.train import train_phase
+from hpc_stres.store.labels import multi_hot
 from hpc_stres.store.reader import Store
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ class ClipDataset(Dataset[Item]):
     i of epoch e is the same for ever (`set_epoch`), in any process.
 
     An item is a dictionary: `rgb` (time, 3, H, W) and `flow` (time, 20, H, W) as far as the phase
-    reads them, float32 and normalised; `label`; `id`. Items of `train` have one shape, so that a
+    reads them, float32 and normalised; `label`, a number, or where videos have several classes a row
+    of 0 and 1 over them; `id`. Items of `train` have one shape, so that a
     DataLoader can stack them.
     """
 
@@ -77,6 +79,10 @@ class ClipDataset(Dataset[Item]):
         self.tested = TestClips.of(self.phase, config.data.crop)
         self.evaluation = replace(config.evaluation, flips=False)
         self.side = side or self.phase.side
+        # Pixels of the stored frame that a crop is cut from, as in training.
+        self.crop = side or config.data.crop
+        sets = self.store.label_sets
+        self.label_table = None if sets is None else multi_hot(sets, len(self.store.classes))
         # As in tests: the option is of training crops.
         self.antialias = self.phase.clips.antialias or kind == "test"
         self.videos = self.store.present(split, kind)
@@ -104,7 +110,8 @@ class ClipDataset(Dataset[Item]):
         number = index % len(self)
         request = self._request(number)
         row = self.store.rows[request.video]
-        item: Item = {"label": row.label, "id": row.id}
+        table = self.label_table
+        item: Item = {"label": row.label if table is None else table[row.label], "id": row.id}
         if self.phase.uses_rgb:
             item["rgb"] = self._rgb(request)
         if self.phase.uses_flow:
@@ -117,7 +124,7 @@ class ClipDataset(Dataset[Item]):
         if self.kind == "train":
             # Made here: rows of a store do not travel to a worker that is spawned.
             source = Sampler(
-                self.seed, self.name, self.phase, self.side, self.short_side, self.store.rows, (video,)
+                self.seed, self.name, self.phase, self.crop, self.short_side, self.store.rows, (video,)
             )  # fmt: skip
             return request_of(source, self.epoch, number)
         clips = test_requests(self.store.rows[video], video, self.evaluation, self.tested)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from hpc_stres import native
 from hpc_stres.data import augment
 from hpc_stres.data.buffers import Buffers
-from hpc_stres.data.requests import Box, Request
+from hpc_stres.data.decoder import DecodeError, Decoder, Decoders, Picture
+from hpc_stres.data.device_feed import DeviceFeed, Order, wait_for
+from hpc_stres.data.requests import Request
 from hpc_stres.errors import UserError
 from hpc_stres.store.reader import VideoRow
 
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 # Pictures of one stack, what their levels are multiplied by and shifted by, and whether
 # they are mirrored.
-Picture = Any  # a NumPy array where DALI decodes on the CPU, a tensor on the device elsewhere
-Stack = tuple[list[Picture], tuple[NDArray[np.float32], NDArray[np.float32]], bool]
+ScaleShift = tuple[NDArray[np.float32], NDArray[np.float32]]
+Stack = tuple[list[Picture], ScaleShift, bool]
 log = logging.getLogger(__name__)
 
 
@@ -61,85 +63,6 @@ class FrameSource(Protocol):
         """JPEG bytes of one plane of a flow pair."""
 
 
-class Decoder:
-    """A DALI pipeline that decodes a region of each JPEG of a list, on the CPU or with
-    nvJPEG on a GPU."""
-
-    def __init__(self, gray: bool, most: int, threads: int, device_id: int | None) -> None:
-        self.gray, self.most, self.threads, self.device_id = gray, most, threads, device_id
-        self.pipeline = self._build()
-
-    def _build(self) -> Any:
-        from nvidia.dali import fn, pipeline_def, types
-
-        @pipeline_def
-        def decode() -> Any:
-            jpeg = fn.external_source(name="jpeg", dtype=types.UINT8, ndim=1)
-            anchor = fn.external_source(name="anchor", dtype=types.INT32, ndim=1)
-            shape = fn.external_source(name="shape", dtype=types.INT32, ndim=1)
-            return fn.decoders.image_slice(
-                jpeg,
-                anchor,
-                shape,
-                device="cpu" if self.device_id is None else "mixed",
-                axis_names="HW",
-                normalized_anchor=False,
-                normalized_shape=False,
-                output_type=types.GRAY if self.gray else types.RGB,
-            )
-
-        pipeline = decode(
-            batch_size=self.most,
-            num_threads=self.threads,
-            device_id=self.device_id,
-            prefetch_queue_depth=1,
-            exec_dynamic=True,
-        )
-        pipeline.build()
-        return pipeline
-
-    def __call__(self, jpegs: Sequence[NDArray[np.uint8]], boxes: Sequence[Box]) -> list[Picture]:
-        """uint8 pictures (h, w, channels) of the boxes, to be used before the next call."""
-        pictures: list[Picture] = []
-        for start in range(0, len(jpegs), self.most):
-            stop = start + self.most
-            pictures += self._run(jpegs[start:stop], boxes[start:stop], last=stop >= len(jpegs))
-        return pictures
-
-    def _run(
-        self, jpegs: Sequence[NDArray[np.uint8]], boxes: Sequence[Box], last: bool
-    ) -> list[Picture]:
-        import torch
-
-        self.pipeline.feed_input("jpeg", list(jpegs))
-        corners = np.array(boxes, np.int32)
-        self.pipeline.feed_input("anchor", np.ascontiguousarray(corners[:, :2]))
-        self.pipeline.feed_input("shape", np.ascontiguousarray(corners[:, 2:]))
-        try:
-            (decoded,) = self.pipeline.run()
-        except RuntimeError as error:
-            # DALI names no input and its pipeline is dead from here on: the caller finds the frame.
-            raise DecodeError(str(error)) from None
-        if self.device_id is None:
-            pictures = [np.asarray(decoded[n]) for n in range(len(jpegs))]
-            if last:
-                self.shown = decoded  # keeps the pipeline's buffer, of which the pictures are views
-                return pictures
-            # The pipeline uses its buffer again for the next run: one copy of all pictures,
-            # then views of it.
-            edges = np.cumsum([0, *(picture.size for picture in pictures)])
-            copy = np.concatenate([picture.ravel() for picture in pictures])
-            return [
-                copy[a:b].reshape(p.shape)
-                for a, b, p in zip(edges, edges[1:], pictures, strict=False)
-            ]
-        return [torch.utils.dlpack.from_dlpack(decoded[n]).clone() for n in range(len(jpegs))]
-
-
-class DecodeError(Exception):
-    """DALI could not decode a batch."""
-
-
 class ClipReader:
     """Requests to clips: slices of the store, decoded, cropped, resized, flipped and normalised."""
 
@@ -155,8 +78,10 @@ class ClipReader:
         most: int = 2048,
         scale: float | None = None,
         dtype: "torch.dtype | None" = None,
+        decode_on: str = "device",
     ) -> None:
-        """Crops become squares of `side` pixels, or `scale` times as large, or stay as they are."""
+        """Crops become squares of `side` pixels, or `scale` times as large, or stay as they are.
+        With `decode_on` both, the CPU decodes a share of what a GPU is fed with."""
         self.store, self.side, self.antialias, self.scale = store, side, antialias, scale
         # By a variant's name: the levels that its published weights were trained with.
         self.levels = augment.Levels.of(levels) if isinstance(levels, str) else levels
@@ -167,8 +92,29 @@ class ClipReader:
         self.buffers = Buffers()
         # The kernels let go of Python's lock, so that plain threads share them out.
         self.pool = ThreadPoolExecutor(threads)
-        self.rgb = Decoder(False, min(most, 512), threads, device_id) if streams[0] else None
-        self.flow = Decoder(True, most, threads, device_id) if streams[1] else None
+        self.most = most
+        self.feed = self._device_feed()
+        self.rgb, self.flow = (
+            self._decoders(is_gray, threads, decode_on) if used else None
+            for is_gray, used in zip((False, True), streams, strict=True)
+        )
+
+    def _device_feed(self) -> DeviceFeed | None:
+        """The way over a GPU and its one kernel; none on a CPU, and without Triton."""
+        if self.device_id is None:
+            return None
+        import torch
+
+        from hpc_stres.data import resize_triton
+
+        device = torch.device("cuda", self.device_id)
+        return DeviceFeed(device) if resize_triton.is_available() else None
+
+    def _decoders(self, is_gray: bool, threads: int, decode_on: str) -> Decoders:
+        most = self.most if is_gray else min(self.most, 512)
+        here = Decoder(is_gray, most, threads, self.device_id)
+        is_mixed = decode_on == "both" and self.feed is not None
+        return Decoders(here, Decoder(is_gray, most, threads, None) if is_mixed else None)
 
     def read(self, batch: Sequence[Request]) -> Clips:
         """The clips of some requests of one shape."""
@@ -185,75 +131,120 @@ class ClipReader:
 
     def _read_rgb(self, batch: Sequence[Request]) -> "Tensor":
         assert self.rgb is not None
-        jpegs = [
-            self.store.rgb(request.video, frame) for request in batch for frame in request.frames
-        ]
-        pictures = self.rgb(jpegs, [request.box for request in batch for _ in request.frames])
         scale_shift = augment.rgb_scale_and_shift(self.levels)
-        work = [
-            ([picture], scale_shift, flip)
-            for picture, flip in zip(
-                pictures, (r.flip for r in batch for _ in r.frames), strict=True
-            )
-        ]
-        return self._finish(batch, work)
+        return self._clips(self._rgb_orders(batch), self.rgb, (scale_shift, scale_shift))
 
     def _read_flow(self, batch: Sequence[Request]) -> "Tensor":
         assert self.flow is not None
-        jpegs: list[NDArray[np.uint8]] = []
-        boxes: list[Box] = []
-        places: list[dict[tuple[int, int], int]] = []
+        plain, mirrored = (
+            augment.flow_scale_and_shift(self.levels, flip) for flip in (False, True)
+        )
+        return self._clips(self._flow_orders(batch), self.flow, (plain, mirrored))
+
+    def _rgb_orders(self, batch: Sequence[Request]) -> list[Order]:
+        return [
+            Order(
+                [self.store.rgb(request.video, frame) for frame in request.frames],
+                request.box,
+                [[number] for number in range(len(request.frames))],
+                request.flip,
+                3 * self._area(request),
+            )
+            for request in batch
+        ]
+
+    def _flow_orders(self, batch: Sequence[Request]) -> list[Order]:
+        orders = []
         for request in batch:
             # Chunks overlap at small strides: each plane is decoded once.
             pairs = sorted({pair for stack in request.flow for pair in stack})
-            places.append(
-                {
-                    (pair, axis): len(jpegs) + 2 * n + axis
-                    for n, pair in enumerate(pairs)
-                    for axis in (0, 1)
-                }
-            )
-            jpegs += [
+            number = {pair: 2 * n for n, pair in enumerate(pairs)}
+            jpegs = [
                 self.store.flow(request.video, pair, axis) for pair in pairs for axis in (0, 1)
             ]
-            boxes += [request.box] * (2 * len(pairs))
-        pictures = self.flow(jpegs, boxes)
-        work = [
-            (
-                [pictures[place[pair, axis]] for pair in stack for axis in (0, 1)],
-                augment.flow_scale_and_shift(self.levels, request.flip),
-                request.flip,
-            )
-            for request, place in zip(batch, places, strict=True)
-            for stack in request.flow
-        ]
-        return self._finish(batch, work)
+            stacks = [
+                [number[pair] + axis for pair in stack for axis in (0, 1)] for stack in request.flow
+            ]
+            orders.append(Order(jpegs, request.box, stacks, request.flip, self._area(request)))
+        return orders
 
-    def _finish(self, batch: Sequence[Request], work: "list[Stack]") -> "Tensor":
-        """Stacks to clips (videos, time, channels, side, side) in channels-last order."""
+    def _area(self, request: Request) -> int:
+        row = self.store.rows[request.video]
+        return row.height * row.width
+
+    def _clips(
+        self, orders: list[Order], decoders: Decoders, scales: "tuple[ScaleShift, ScaleShift]"
+    ) -> "Tensor":
+        """One stream's clips (videos, time, channels, side, side) in channels-last order; `scales`
+        are those of pictures as they are and of mirrored ones."""
+        if self.feed is not None:
+            flat = self._clips_on_device(orders, decoders, scales)
+        else:
+            jpegs = [jpeg for order in orders for jpeg in order.jpegs]
+            boxes = [order.box for order in orders for _ in order.jpegs]
+            pictures = iter(decoders.here(jpegs, boxes))
+            work: list[Stack] = []
+            for order in orders:
+                own = [next(pictures) for _ in order.jpegs]
+                stacks = ([own[n] for n in stack] for stack in order.stacks)
+                work += [(stack, scales[order.flip], order.flip) for stack in stacks]
+            flat = self._finish(work)
+            wait_for(flat.device)  # the decoder's buffer is used again
+        each = len(orders[0].stacks)
+        return flat.to(self.dtype or flat.dtype).unflatten(0, (len(orders), each))
+
+    def _clips_on_device(
+        self, orders: list[Order], decoders: Decoders, scales: "tuple[ScaleShift, ScaleShift]"
+    ) -> "Tensor":
+        """The pictures of a run become clips in one kernel, in their places of the batch."""
+        import torch
+
+        from hpc_stres.data import resize_triton
+
+        assert self.feed is not None
+        out, place = None, 0
+        dtype = torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32
+        for part in self.feed.parts(orders, decoders.here, decoders.on_cores, decoders.here.most):
+            pictures = iter(part.pictures)
+            stacks = []
+            for order in part.orders:
+                own = [next(pictures) for _ in order.jpegs]
+                stacks += [
+                    resize_triton.Stack([own[n] for n in stack], order.flip)
+                    for stack in order.stacks
+                ]
+            if out is None:
+                count, first = sum(len(order.stacks) for order in orders), stacks[0]
+                target = self._target(first.size) or first.size
+                high, wide = target if isinstance(target, tuple) else (target, target)
+                shape = (count, high, wide, first.channels)
+                out = torch.empty(shape, dtype=dtype, device=self.feed.device)
+            room = out[place : place + len(stacks)]
+            resize_triton.finish(stacks, self.antialias, scales, room)
+            place += len(stacks)
+        assert out is not None
+        return out.permute(0, 3, 1, 2)
+
+    def _finish(self, work: "list[Stack]") -> "Tensor":
+        """Stacks to clips (stacks, channels, side, side) in channels-last order."""
         import torch
 
         if self.device_id is None and native.find("resize") is not None:
-            flat = self._finish_on_cpu(work)
-        else:
-            work = [
-                ([torch.as_tensor(p) for p in s], scale_shift, flip)
-                for s, scale_shift, flip in work
-            ]
-            planes = [
-                (torch.stack([p[..., 0] for p in s]) if len(s) > 1 else s[0].permute(2, 0, 1))
-                for s, _, _ in work
-            ]
-            stacks = [
-                augment.finish_planes(
-                    plane, self._target(plane.shape[-2:]), self.antialias, scale_shift, flip
-                )
-                for plane, (_, scale_shift, flip) in zip(planes, work, strict=True)
-            ]
-            flat = torch.stack(stacks).contiguous(memory_format=torch.channels_last)
-        return flat.to(self.dtype or torch.float32).unflatten(
-            0, (len(batch), len(work) // len(batch))
-        )
+            return self._finish_on_cpu(work)
+        work = [
+            ([torch.as_tensor(p) for p in s], scale_shift, flip) for s, scale_shift, flip in work
+        ]
+        planes = [
+            (torch.stack([p[..., 0] for p in s]) if len(s) > 1 else s[0].permute(2, 0, 1))
+            for s, _, _ in work
+        ]
+        stacks = [
+            augment.finish_planes(
+                plane, self._target(plane.shape[-2:]), self.antialias, scale_shift, flip
+            )
+            for plane, (_, scale_shift, flip) in zip(planes, work, strict=True)
+        ]
+        return torch.stack(stacks).contiguous(memory_format=torch.channels_last)
 
     def _target(self, shape: Sequence[int]) -> augment.Side | None:
         """What pictures of (height, width) are resized to; none where they stay."""

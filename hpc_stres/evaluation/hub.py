@@ -15,10 +15,10 @@ from typing import Any
 from hpc_stres import __version__
 from hpc_stres.config.schema import Config
 from hpc_stres.errors import UserError
-from hpc_stres.evaluation.networks import HUB_CONFIG, HUB_KEY, HUB_WEIGHTS
 from hpc_stres.evaluation.protocol import describe
-from hpc_stres.evaluation.table import read_results
+from hpc_stres.evaluation.table import is_multi, read_results
 from hpc_stres.run.paths import RunPaths, atomic_path, read_sealed, sealed, write_json, write_text
+from hpc_stres.run.starts import HUB_CONFIG, HUB_KEY, HUB_WEIGHTS
 
 CARD = "README.md"
 
@@ -48,7 +48,7 @@ def model_card(config: Config, paths: RunPaths, exported: Mapping[str, Any]) -> 
     """What the weights are, what they were trained on and how well they did,
     under which protocol."""
     title = config.phases[exported["phase"]].title
-    column, data = _column(config.data.split, paths, exported["phase"]), _data_set(paths)
+    column, data = _column(config.data.split, paths, exported), _data_set(paths)
     header = {
         "library_name": "hpc_stres", "pipeline_tag": "video-classification",
         "tags": ["action-recognition", "optical-flow", "two-stream"],
@@ -68,7 +68,7 @@ def model_card(config: Config, paths: RunPaths, exported: Mapping[str, Any]) -> 
         "## Accuracy",
         "",
         *_accuracy(column),
-        f"Protocol: {describe(config.evaluation)}.",
+        f"Protocol: {describe(config.evaluation) if column is None else column['protocol']}.",
     ]
     lines += ["", "## Data", "", *(f"* {key}: `{value}`" for key, value in data.items())]
     lines += [f"* weights, SHA-256: `{exported['weights_sha256']}`"]
@@ -82,21 +82,27 @@ def _accuracy(column: Mapping[str, Any] | None) -> list[str]:
     if column is None:
         return ["Not tested yet: this run has no results for this phase.", ""]
     low, high = column["interval95"]
+    also = (
+        f"mean average precision {column['map']:.2f} %"
+        if is_multi(column)
+        else f"{column['top5']:.2f} % among the first five"
+    )
     return [
-        f"{column['top1']:.2f} % of {column['videos']} test videos (95 % interval {low:.1f} to {high:.1f} %), "
-        f"{column['top5']:.2f} % among the first five.",
+        f"{column['top1']:.2f} % of {column['videos']} test videos (95 % interval {low:.1f} to {high:.1f} %), {also}.",
         "",
     ]
 
 
-def _column(split: int, paths: RunPaths, phase: str) -> dict[str, Any] | None:
-    """This phase's figures in results.json, if there are any."""
+def _column(split: int, paths: RunPaths, exported: Mapping[str, Any]) -> dict[str, Any] | None:
+    """This phase's figures in results.json, if there are any of these weights."""
     try:
         results = read_results(paths.results)
     except UserError:
         return None  # not evaluated yet: the card says so
-    column = results["splits"].get(str(split), {}).get(phase)
-    return None if column is None else dict(column)
+    column = results["splits"].get(str(split), {}).get(exported["phase"])
+    # Results of version 0.2 do not say of which weights they are.
+    is_of_these = column and column.get("weights") in (None, exported["weights_sha256"])
+    return dict(column) if is_of_these else None
 
 
 def _data_set(paths: RunPaths) -> dict[str, Any]:

@@ -88,8 +88,8 @@ def _network(model: ModelConfig) -> str:
     stages = f" with {_list(model.stages)} units" if model.stages else ""
     start = f"the weights `{model.weights}`" if model.weights else "random weights"
     return (
-        f"Every stream is a ResNet-{model.depth}{stages} of width {model.width} in the `{model.variant}` variant; "
-        f"phases that start from no other begin with {start}."
+        f"A stream whose phase names no other trunk is a ResNet-{model.depth}{stages} of width {model.width} in the "
+        f"`{model.variant}` variant; phases that start from no other and name no weights begin with {start}."
     )
 
 

@@ -31,14 +31,13 @@ from hpc_stres.models.weights import load_into, read_state
 from hpc_stres.phases.train import TrainPhase, train_phase
 from hpc_stres.run.paths import RunPaths, read_sealed, sha256, unsealed
 from hpc_stres.run.product import finished_weights
+from hpc_stres.run.starts import HUB_CONFIG, HUB_KEY, HUB_WEIGHTS
 from hpc_stres.store.location import Settings
 
 if TYPE_CHECKING:
     from hpc_stres.evaluation.predict import Prediction
 
 MANIFEST, PROGRAM, WEIGHTS = "export.json", "model.pt2", "weights.safetensors"
-# A folder to share: what export.json says stands under this key.
-HUB_CONFIG, HUB_WEIGHTS, HUB_KEY = "config.json", "model.safetensors", "hpc_stres"
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Network:
     spacing: int = 1
 
     def __call__(self, rgb: Tensor | None, flow: Tensor | None) -> Logits:
-        return self.call(rgb, flow)
+        return self.call(*beside(self.call, rgb, flow))
 
     def reader(self, source: FrameSource, device_id: int | None = None) -> ClipReader:
         """What reads test clips for it from a store or a prepared video, on a CPU or a GPU."""
@@ -80,6 +79,12 @@ class Network:
         from hpc_stres.evaluation.api import predict
 
         return predict(video, self, quick)
+
+
+def beside(model: Any, *clips: Tensor | None) -> list[Tensor | None]:
+    """Clips where a network is: a reader on the CPU may give those of a network on a GPU."""
+    device = next(model.parameters()).device
+    return [None if clip is None else clip.to(device) for clip in clips]
 
 
 def best_phase(phases: Phases, run_dir: Path) -> str:

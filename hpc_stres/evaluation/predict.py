@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hpc_stres.config.schema import EvaluationConfig
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation import protocol
 from hpc_stres.evaluation.networks import Network
@@ -87,7 +88,10 @@ def predict(network: Network, path: Path, quick: bool) -> Prediction:
     evaluation = replace(network.evaluation, protocol="quick") if quick else network.evaluation
     video = Video(path.stem, path, 0)
     clip = PreparedClip(
-        guard.prepare(video, network.settings, wanted=_wanted_pairs(path, evaluation)), path
+        guard.prepare(
+            video, network.settings, wanted=_wanted_pairs(path, evaluation, network.clips)
+        ),
+        path,
     )
     reader = network.reader(clip)
     requests = protocol.test_requests(clip.rows[0], 0, evaluation, network.clips)
@@ -105,14 +109,15 @@ def predict(network: Network, path: Path, quick: bool) -> Prediction:
     )
 
 
-def _wanted_pairs(path: Path, evaluation: Any) -> set[int]:
-    """Flow pairs that the protocol will read; long videos need few of theirs."""
+def _wanted_pairs(path: Path, evaluation: EvaluationConfig, clips: protocol.TestClips) -> set[int]:
+    """Flow pairs that the network's test clips will read; long videos need few of theirs, and the
+    others are stored as if nothing moved."""
     frames = guard.count_frames(path)
     row = VideoRow(
         id="", label=0, frames=frames, flow_pairs=max(1, frames - 1), height=2, width=2, shard=0, rgb_first=0,
         flow_first=0, rgb_sha256="", flow_sha256="",
     )  # fmt: skip
-    requests = protocol.test_requests(row, 0, evaluation)
+    requests = protocol.test_requests(row, 0, evaluation, clips)
     return {pair for request in requests for stack in request.flow for pair in stack}
 
 
@@ -121,7 +126,9 @@ def _frames_of_outputs(frames: Sequence[int], outputs: int) -> list[int]:
     each pooling window."""
     if outputs == len(frames):
         return list(frames)
-    stride = (len(frames) - POOL_WINDOW) // max(1, outputs - 1)
+    if outputs == 1:
+        return [frames[len(frames) // 2]]
+    stride = (len(frames) - POOL_WINDOW) // (outputs - 1)
     return [frames[POOL_WINDOW // 2 + stride * number] for number in range(outputs)]
 
 

@@ -8,8 +8,6 @@ weights are never in one table.
 
 import hashlib
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc_stres.errors import UserError
+from hpc_stres.errors import DAMAGED_NPZ, UserError
 from hpc_stres.evaluation import groups as recordings
 from hpc_stres.evaluation import measures, statistics
 from hpc_stres.evaluation.groups import Groups
@@ -27,9 +25,6 @@ from hpc_stres.store.labels import multi_hot
 
 Array = NDArray[np.float64]
 STREAMS = ("appearance", "motion")
-# What a damaged .npz can raise in zipfile, zlib and NumPy's header parser.
-NPZ_ERRORS = (OSError, ValueError, KeyError, EOFError, NotImplementedError, MemoryError, RuntimeError,
-              SyntaxError, TypeError, zipfile.BadZipFile, zlib.error)  # fmt: skip
 AGAIN = "Remove it and run `hpc-stres evaluate` again; what was scored is kept in scores/parts."
 
 
@@ -114,7 +109,7 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with np.load(path, allow_pickle=False) as data:
             return {name: np.asarray(data[name]) for name in data.files}
-    except NPZ_ERRORS as error:
+    except DAMAGED_NPZ as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:160]
         raise UserError(f"{path}: damaged, or no .npz of plain arrays: {reason}\n{AGAIN}") from None
 

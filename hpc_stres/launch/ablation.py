@@ -15,10 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from hpc_stres.config.loading import CONFIGS, load_config, plain
-from hpc_stres.config.recipe import MOST_NAME_LETTERS, Phases, check_phase_name
+from hpc_stres.config.recipe import (
+    MOST_NAME_LETTERS,
+    Phases,
+    check_phase_name,
+    ordered_phases,
+)
 from hpc_stres.config.schema import Config
 from hpc_stres.config.tree import Node, bare, read_file
 from hpc_stres.errors import ConfigError, UserError
+from hpc_stres.evaluation.statistics import mean_interval
 from hpc_stres.evaluation.table import read_results
 from hpc_stres.run.paths import RunPaths
 
@@ -167,7 +173,7 @@ def _yaml(value: Any) -> str:
 def wanted_phases(grid: Grid, run: Run, phases: Phases) -> str:
     """The variants and what they start from, for `--phase`."""
     wanted = {phase_name(grid.column, label) for label in run.variants}
-    for name in reversed(list(phases)):
+    for name in reversed(ordered_phases(phases)):
         if name in wanted:
             wanted |= set(phases[name].starts_from)
     return ",".join(name for name in phases if name in wanted)
@@ -191,15 +197,8 @@ class Row:
     @property
     def half_width(self) -> float | None:
         """Half of Student's 95 % interval of the mean; none for one seed."""
-        count = len(self.top1)
-        if count < 2:
-            return None
-        from scipy.stats import t
-
-        deviation = math.sqrt(
-            sum((value - self.mean) ** 2 for value in self.top1.values()) / (count - 1)
-        )
-        return float(t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
+        mean, _, _, high = mean_interval(list(self.top1.values()))
+        return None if high is None else high - mean
 
 
 def rows(grid: Grid, folder: Path) -> list[Row]:

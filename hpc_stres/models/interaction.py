@@ -102,6 +102,11 @@ class Interaction(nn.Module):
             "both": ("appearance", "motion"), "off": (),
         }[self.direction]  # fmt: skip
 
+    @property
+    def sums_read(self) -> tuple[str, ...]:
+        """The streams whose unit-1 output is read before its ReLU, and not only behind it."""
+        return self.receivers if self.placement == "residual" else ()
+
     def extra_repr(self) -> str:
         return f"{self.operation}, {self.direction}, {self.placement}"
 
@@ -114,7 +119,8 @@ class Interaction(nn.Module):
         stage: int = 1,
     ) -> tuple[UnitInput, UnitInput]:
         """Unit 2's inputs of both streams from unit 1's outputs before (`_sum`) and after the
-        ReLU, in stage number `stage`, counted from 1."""
+        ReLU, in stage number `stage`, counted from 1. A sum that is not among `sums_read` may be
+        anything."""
         into_appearance = UnitInput(appearance, appearance)
         into_motion = UnitInput(motion, motion)
         if "appearance" in self.receivers:

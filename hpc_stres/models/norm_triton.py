@@ -8,8 +8,6 @@ torch's CUDA builds; its interpreter (TRITON_INTERPRET=1) runs the same kernels 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 

@@ -6,12 +6,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from hpc_stres.models.initialise import Normal, he_normal
 from hpc_stres.models.interaction import UnitInput
 from hpc_stres.models.layer_table import DEPTHS
 from hpc_stres.models.norm import NormAverage, NormGroups, SubBatchNorm2d
+from hpc_stres.models.pool import max_pool
 from hpc_stres.models.temporal import TemporalConv, TemporalInit, TemporalPadding
 
 EXPANSION = 4
@@ -190,8 +190,8 @@ class Trunk(nn.Module):
         """conv1 and the first pool."""
         y = self.bn1(self.conv1(x), groups)
         if self.options.variant == "msra":
-            return functional.max_pool2d(y, 3, 2, padding=0, ceil_mode=True)
-        return functional.max_pool2d(y, 3, 2, padding=1)
+            return max_pool(y, 3, 2, ceil=True)
+        return max_pool(y, 3, 2, padding=1)
 
 
 def run_units(units: list[nn.Module], x: Tensor, frames: int, groups: NormGroups | None) -> Tensor:

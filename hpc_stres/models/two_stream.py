@@ -164,11 +164,13 @@ class TwoStream(nn.Module):
         frames: int,
         groups: NormGroups | None,
     ) -> tuple[Tensor, Tensor]:
-        sum_a = self._unit(units_a[0], UnitInput(a, a), frames, groups)
-        sum_m = self._unit(units_m[0], UnitInput(m, m), frames, groups)
-        into_a, into_m = self.interaction(
-            sum_a, torch.relu(sum_a), sum_m, torch.relu(sum_m), number
-        )
+        joined: list[Tensor] = []
+        for stream, unit, x in (("appearance", units_a[0], a), ("motion", units_m[0], m)):
+            # Where nobody reads the sum, the ReLU goes into the normalisation's own passes.
+            is_read = stream in self.interaction.sums_read
+            y = self._unit(unit, UnitInput(x, x), frames, groups, rectify=not is_read)
+            joined += [y, torch.relu(y) if is_read else y]
+        into_a, into_m = self.interaction(*joined, number)
         a = self._unit(units_a[1], into_a, frames, groups, rectify=True)
         m = self._unit(units_m[1], into_m, frames, groups, rectify=True)
         return self._units(units_a[2:], a, frames, groups), self._units(

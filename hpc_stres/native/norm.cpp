@@ -16,26 +16,18 @@
 #endif
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <dlfcn.h>
 #include <memory>
 #include <new>
-#include <system_error>
-#include <thread>
+#include <type_traits>
 #include <vector>
 
-#if defined(__x86_64__) && defined(__FMA__)
-#include <immintrin.h>
-#define HPC_STRES_FMA 1
-#endif
+#include "kernel.h"
 
 namespace {
 
-enum Kind { float32 = 0, bfloat16 = 1, float64 = 2 };
-enum Answer { done = 0, bad_call = 1, no_memory = 2 };
 // How a gradient passes a ReLU: there is none; its input is computed again from x; its output is
 // read, because a residual is in it too.
 enum Gate { open = 0, computed = 1, read = 2 };
@@ -112,51 +104,6 @@ struct Piece {
     group = call.owner[frame];
   }
 };
-
-// torch's own team of threads, if this process has one: a second team would fight with the first
-// for the cores, because a team that has finished keeps waiting in a loop for more.
-using TeamOf = void (*)(void (*)(void*), void*, unsigned, unsigned);
-
-TeamOf torch_team() {
-  static const TeamOf team = reinterpret_cast<TeamOf>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-  return team;
-}
-
-// Runs work(0) to work(count - 1), each once, on some threads.
-template <class Work>
-void spread(int64_t count, int64_t threads, const Work& work) {
-  struct Shared {
-    const Work* work;
-    std::atomic<int64_t> next;
-    int64_t count;
-    std::atomic<bool> short_of_memory;
-
-    static void run(void* data) {
-      Shared& shared = *static_cast<Shared*>(data);
-      try {
-        for (int64_t i; (i = shared.next.fetch_add(1)) < shared.count;) (*shared.work)(i);
-      } catch (const std::bad_alloc&) {
-        shared.short_of_memory = true;  // an exception must not leave its thread
-      }
-    }
-  } shared{&work, {0}, count, {false}};
-  threads = std::min(threads, count);
-  if (threads <= 1) {
-    Shared::run(&shared);
-  } else if (torch_team()) {
-    torch_team()(Shared::run, &shared, static_cast<unsigned>(threads), 0);
-  } else {
-    std::vector<std::thread> others;
-    try {
-      for (int64_t extra = 1; extra < threads; ++extra) others.emplace_back(Shared::run, &shared);
-    } catch (const std::system_error&) {
-      // The machine gives no more threads: those that there are do the work.
-    }
-    Shared::run(&shared);
-    for (std::thread& thread : others) thread.join();
-  }
-  if (shared.short_of_memory) throw std::bad_alloc();
-}
 
 int64_t useful_threads(const NormCall& call, int64_t values) { return values < worth_a_thread ? 1 : call.threads; }
 
@@ -286,45 +233,10 @@ void merge_sums(const NormCall& call, const Cut& cut, const Batch& batch, const 
 
 }  // namespace
 
-// The arithmetic, once for this build's processors and once for those with wider vectors.
-#define LANES_OF plain
-#if defined(__AVX__)
-#define LANE_BYTES 32
-#else
-#define LANE_BYTES 16
-#endif
-namespace {
-#include "norm_lanes.h"
-}
-#undef LANES_OF
-#undef LANE_BYTES
-
-// (Whether threads meet does not depend on how wide vectors are: one build is enough for that check.)
-#if HPC_STRES_FMA && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_THREAD__)
-#define HPC_STRES_WIDE 1
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq")
-#define LANES_OF wide
-#define LANE_BYTES 64
-namespace {
-#include "norm_lanes.h"
-}
-#undef LANES_OF
-#undef LANE_BYTES
-#pragma GCC pop_options
-#endif
+#define ARITHMETIC "norm_lanes.h"
+#include "levels.h"
 
 namespace {
-
-bool has_wide_vectors() {
-#if HPC_STRES_WIDE
-  static const bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  return has;
-#else
-  return false;
-#endif
-}
 
 bool is_sound(const NormCall& call) {
   if (call.frames < 1 || call.pixels < 1 || call.channels < 1 || call.groups < 1) return false;

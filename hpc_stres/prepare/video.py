@@ -37,7 +37,12 @@ def reason_of(error: Exception) -> str:
     # OpenCV's own error of memory is its number -4.
     if isinstance(error, MemoryError) or getattr(error, "code", None) == OPENCV_NO_MEMORY:
         return "it needs more memory than data.video_memory_gib allows"
-    text = [printable(line) for line in str(error).strip().splitlines()]
+    words = str(error).strip()
+    if (number := getattr(error, "errno", None)) is not None:
+        # FFmpeg's own numbers say nothing, and the file is named by whoever prints this.
+        place = getattr(error, "filename", None)
+        words = words.removeprefix(f"[Errno {number}] ").replace(f": {place!r}", "")
+    text = [printable(line) for line in words.splitlines()]
     return f"{type(error).__name__}: {text[-1]}" if text else type(error).__name__
 
 

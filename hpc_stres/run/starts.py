@@ -13,7 +13,7 @@ from hpc_stres.run.paths import PhasePaths, RunPaths, read_sealed, sha256, unsea
 from hpc_stres.run.product import checked_weights, read_done
 
 EXPORT_MANIFEST, EXPORT_WEIGHTS = "export.json", "weights.safetensors"
-# The same in the folder to share.
+# The same in the folder to share: what export.json says stands under the key.
 HUB_CONFIG, HUB_WEIGHTS, HUB_KEY = "config.json", "model.safetensors", "hpc_stres"
 AGAIN = "Export the phase again: hpc-stres export --run-dir D --out DIR"
 
@@ -133,6 +133,8 @@ def _from_export(export: dict[str, Any], path: Path) -> Start:
 def frames_of_export(source: Path) -> tuple[int, int] | None:
     """Short side of the frames that an export was trained on, and the crop of them; none where the
     source is no export."""
+    if not source.exists():
+        return None
     read = _read_export(source if source.is_dir() else source.parent)
     if read is None or (source.is_file() and source != read[1]):
         return None

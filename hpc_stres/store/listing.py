@@ -241,12 +241,11 @@ def missing_originals(data: DataConfig) -> list[str]:
     gone = [video for video in listing.videos.values() if not sources.exists(video)]
     if gone:
         problems.append(
-            f"{len(gone)} of {len(listing.videos)} videos are not here, the first: {gone[0].path}"
+            f"{len(gone)} of {len(listing.videos)} videos are not here, the first: {gone[0].path}: "
+            "bring them, or take them out of the lists"
         )
-    # What `prepare` refuses as well.
-    return problems + [
-        line for line in splits.problems(listing) if not line.startswith("missing: ")
-    ]
+    faults = [line for line in splits.problems(listing) if not line.startswith("missing: ")]
+    return problems + [f"{line}: correct the lists or the folders" for line in faults]
 
 
 def check_matches(store: "Store", config: Config) -> None:

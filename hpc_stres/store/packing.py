@@ -10,7 +10,6 @@ import hashlib
 import json
 import shutil
 import tarfile
-import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from hpc_stres.errors import UserError
+from hpc_stres.errors import DAMAGED_NPZ, UserError
 from hpc_stres.run.paths import atomic_path, sha256
 from hpc_stres.store.format import (
     NO_SHA256,
@@ -37,8 +36,6 @@ from hpc_stres.store.format import (
     read_part,
 )
 from hpc_stres.store.writer import Catalogue, Contents, Packed, slices, write_index
-
-UNFINISHED = (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -126,8 +123,9 @@ def pack_shard(store: StorePaths, ids: Sequence[str], number: int) -> None:
 
 
 def read_packed(store: StorePaths, number: int) -> PackedShard | None:
-    """What `pack_shard` wrote; None where it was not finished."""
-    with suppress(*UNFINISHED), np.load(store.packed(number)) as done:
+    """What `pack_shard` wrote; None where it was not finished, or is damaged: it is packed again."""
+    with suppress(*DAMAGED_NPZ), np.load(store.packed(number)) as done:
+        done["offsets"]  # used later; reading it compares its checksum
         if store.shard(number).stat().st_size != int(done["bytes"]):
             return None
         told = json.loads(done["videos"].tobytes())

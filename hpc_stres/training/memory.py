@@ -14,6 +14,7 @@ from hpc_stres.models.building import DTYPES
 from hpc_stres.models.dropout import DropoutShape, Masks
 from hpc_stres.models.norm import statistics_dtype
 from hpc_stres.phases.train import train_phase
+from hpc_stres.run.large_pages import give_back_freed_memory
 
 MEMORY_SHARE = 0.6
 
@@ -115,6 +116,8 @@ def free_memory(device: torch.device, local_size: int) -> float:
     or the cgroup's."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
+    # What the dry pass has freed is kept for the training, but is no more taken.
+    give_back_freed_memory()
     available = float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.is_file() and limit.read_text().strip().isdigit():

@@ -243,6 +243,7 @@ class Trainer:
         return ClipReader(
             self.store, self.phase.side, Levels.of_phase(self.phase), self.phase.clips.antialias,
             self.phase.streams, threads, self.device.index, dtype=self.input_dtype,
+            decode_on=self.config.training.decode_on,
         )  # fmt: skip
 
     def micro_batches(self, reader: ClipReader | FeatureReader) -> Iterator[Batch]:

@@ -2,8 +2,8 @@
 
   --only KIND     one kind of fault (kill, torn, signal, pause, error, read, power, damage, together, clock, slow,
                   port, disk, place, launcher, scheduler, limits, folders, readonly, slurm), or flips, lies, fuzz, long
-  --without GUARD take a guard away (sync, atomic, checkpoint, seal, owner, metrics, weights, index, look): exit
-                  status 0 when that is noticed
+  --without GUARD take a guard away (sync, atomic, checkpoint, seal, owner, metrics, index): rounds
+                  are of the kinds that it is against; exit status 0 when that is noticed
   --first N       begin with round N, to do a round again
   --folder F      work there and keep it: the same command resumes after the last round that it did, and does rounds
                   that failed again
@@ -22,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.campaign import plan, shim
+from tests.campaign import children, plan, shim
 from tests.campaign.guards import GUARDS
 from tests.campaign.judge import FAILURES, Outcome, table
 from tests.campaign.record import Record
@@ -58,8 +58,11 @@ def main() -> int:
     try:
         if args.short:
             return short(args, base)
+        if args.without and not args.only and GUARDS[args.without].against[0] in SWEEPS:
+            args.only = GUARDS[args.without].against[0]
         return sweep(args, base) if args.only in SWEEPS else rounds(args, base)
     finally:
+        children.end_all()
         if args.folder is None:
             shutil.rmtree(base, ignore_errors=True)
 
@@ -80,7 +83,8 @@ def sweep(args: argparse.Namespace, base: Path) -> int:
     from tests.campaign import sweeps
 
     count = args.rounds if args.only == "long" else args.cases
-    outcomes = getattr(sweeps, args.only)(base, args.seed, count)
+    more = {"without": args.without} if args.only in ("flips", "lies") else {}
+    outcomes = getattr(sweeps, args.only)(base, args.seed, count, **more)
     return conclude(outcomes, args.without)
 
 
@@ -93,7 +97,7 @@ def rounds(args: argparse.Namespace, base: Path) -> int:
     # The undisturbed ends are those of the whole product; only rounds run without the guard.
     shop = Workshop(base.resolve())
     record = Record(base, args.seed, args.only or "", args.without)
-    kinds = (args.only,) if args.only else ()
+    kinds = (args.only,) if args.only else GUARDS[args.without].against if args.without else ()
     left_out = plan.LONG_KINDS if args.short else ()
     deadline = time.monotonic() + 60 * args.minutes
     numbers = range(args.first, args.first + args.rounds)
@@ -114,7 +118,8 @@ def rounds(args: argparse.Namespace, base: Path) -> int:
             outcome = perform(shop.with_undisturbed(drawn.experiment, args.without), drawn)
         except KeyboardInterrupt:
             print(f"interrupted in round {number}", flush=True)
-            break
+            conclude(record.outcomes(numbers), "")
+            sys.exit(128 + signal.SIGINT)
         took = time.monotonic() - began
         record.add(number, drawn.kind, outcome, took, str(drawn))
         why = f": {outcome.why}" if outcome.why else ""
@@ -151,7 +156,7 @@ def conclude(outcomes: dict[str, list[Outcome]], without: str) -> int:
     if without:
         noticed = sum(map(len, outcomes.values()))
         print(
-            f"without {without}: {'noticed in round ' + str(noticed) if failed else 'NOT noticed'}"
+            f"without {without}: {'noticed, after ' + str(noticed) + ' in all' if failed else 'NOT noticed'}"
         )
         return 0 if failed else 1
     return 1 if failed else 0

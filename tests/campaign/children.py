@@ -66,6 +66,17 @@ class Child:
         return b"".join(there).decode("utf-8", "replace")
 
 
+# What this process has forked, for `end_all`.
+STARTED: list[Child] = []
+
+
+def end_all() -> None:
+    """A campaign that is interrupted leaves nothing behind, a stopped rank neither."""
+    for child in STARTED:
+        if child.status is None and child.poll() is None:
+            child.kill()
+
+
 def errors_of(output: Path) -> Path:
     """The file of a child's errors beside that of its output."""
     return output.with_suffix(".errors")
@@ -132,7 +143,8 @@ def fork(start: Start, output: Path, work: Callable[[], int] | None = None) -> C
     sys.stderr.flush()
     pid = os.fork()
     if pid:
-        return Child(pid, output)
+        STARTED.append(Child(pid, output))
+        return STARTED[-1]
     status = 70
     try:
         _become(start, output)

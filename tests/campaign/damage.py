@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.campaign import guards
 from tests.campaign.judge import CRASHED, SILENT, STOPPED, SURVIVED, Outcome
 from tests.campaign.museum import Exhibit, Noticed
 from tests.campaign.outcomes import outcomes_of
@@ -196,8 +197,11 @@ def ask(exhibit: Exhibit, before: Any) -> Outcome:
     return Outcome(SILENT, f"{str(value)[:200]} in place of {str(before)[:200]}")
 
 
-def sweep(exhibit: Exhibit, seed: int, count: int, with_lies: bool) -> list[Outcome]:
-    """So many damages to the files of one kind, in a child, so that a signal is an outcome as well."""
+def sweep(
+    exhibit: Exhibit, seed: int, count: int, with_lies: bool, without: str = ""
+) -> list[Outcome]:
+    """So many damages to the files of one kind, in a child, so that a signal is an outcome as well; `without` is
+    the guard that the child takes away."""
     results: list[Outcome] = []
     share = -(-count // max(1, len(exhibit.files)))
     for path in exhibit.files:
@@ -205,7 +209,8 @@ def sweep(exhibit: Exhibit, seed: int, count: int, with_lies: bool) -> list[Outc
         if not whole and not with_lies:
             continue  # no bit to turn
         while len(found) < share:
-            found += _in_child(exhibit, path, f"{seed}:{path.name}", share, len(found), with_lies)
+            place = f"{seed}:{path.name}"
+            found += _in_child(exhibit, path, place, share, len(found), with_lies, without)
             path.write_bytes(whole)
             if len(found) < share:
                 found.append(Outcome(CRASHED, f"{path.name}: the reader ended with a signal"))
@@ -214,10 +219,11 @@ def sweep(exhibit: Exhibit, seed: int, count: int, with_lies: bool) -> list[Outc
 
 
 def _in_child(
-    exhibit: Exhibit, path: Path, seed: str, count: int, done: int, with_lies: bool
+    exhibit: Exhibit, path: Path, seed: str, count: int, done: int, with_lies: bool, without: str
 ) -> list[Outcome]:
     def work(tell: Callable[[Outcome], None]) -> None:
         signal.alarm(LIMIT_SECONDS)
+        guards.remove(without)
         _report(exhibit, path, random.Random(seed), count, done, with_lies, tell)
 
     outcomes, status = outcomes_of(work)

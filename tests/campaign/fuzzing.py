@@ -1,27 +1,42 @@
 """Parsers of what users give, under a memory and a time limit: whatever comes in, a value or a sentence comes out.
 
-Cases are made by hypothesis: edits of sound files (cut, doubled, overwritten, words of trouble put in), and for options
-free text as well. Each parser runs in a child; a signal is a crash, and so is any exception but the package's own.
+First come the stored cases (stored_cases.json: for each parser the shortest case that led to each
+of its sentences), then what hypothesis makes: edits of sound files (cut, doubled, overwritten,
+words of trouble put in), and for options free text as well; videos are also cut at every byte. Each
+parser runs in a child; a signal is a crash, and so is any exception but the package's own.
+
+`python -m tests.campaign.fuzzing --collect --cases 2000` writes the stored cases anew, keeping those that it has.
 """
 
-import contextlib
+import argparse
+import base64
 import json
 import os
+import re
 import resource
 import signal
+import sys
+import tempfile
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import numpy as np
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from tests.campaign.judge import CRASHED, STOPPED, SURVIVED, Outcome
 from tests.campaign.outcomes import outcomes_of
+from tests.campaign.parsers import Parser, Parsers
 
 MEMORY_BYTES, CASE_SECONDS = 2 << 30, 20
+# Of the processor, for code that does not come back to Python.
+PROCESSOR_SECONDS = 60.0
+STORED = Path(__file__).parent / "stored_cases.json"
+MOST_STORED_BYTES, MOST_STORED = 4096, 40
+# From so many cases on every parser gets all of them.
+LONG = 1000
 MOST_LINES = 3
 TROUBLE = [
     b"",
@@ -94,193 +109,19 @@ def edited(data: bytes, edits: Edits) -> bytes:
     return data
 
 
-@dataclass(frozen=True)
-class Parser:
-    """What is parsed, from sound examples, and by what."""
-
-    name: str
-    examples: list[bytes]
-    parse: Callable[[bytes], Any]
-    free_text: bool = False
-    share: float = 1.0
-    """Of the cases: what takes long gets fewer."""
-
-
-class Parsers:
-    """The parsers, with a folder for the files that they read."""
-
-    def __init__(self, folder: Path, config: Path) -> None:
-        self.folder, self.config = folder, config
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def all(self) -> list[Parser]:
-        """Every parser of user input."""
-        tiny = self.config.read_bytes()
-        configs = sorted((self.config.parent.parent / "configs").glob("*.yaml"))
-        shipped = [path.read_bytes() for path in configs]
-        caffe = [bytes(range(10, 60)) * 3, b"\x0a\x04test\xa2\x06\x04\x0a\x02ab"]
-        rows = b"run/a.avi,run,train\nrun/b.avi,run,test\nwave/c.avi,wave,train\nwave/d.avi,wave,test\n"
-        table = b"path,label,split\n" + rows
-        several = (
-            b"path;label;split1;split2;group\na.avi;run|wave;train;test;1\nb.avi;run;test;train;2\n"
-        )
-        official = b"run/v_run_g01_c01.avi 1\nwave/v_wave_g01_c01.avi 2\n"
-        options = [b"training.max_steps=3", b"data.crop=32", b"phases.motion.optimise.schedule=[[10, 1e-3]]",
-                   b"model.appearance.weights=null", b"cluster.sbatch={mail-type: END}", b"seed=1"]  # fmt: skip
-        scores = b"video,run,wave\nv_run_g01_c01,0.5,-1\nv_wave_g01_c01,1e-3,2\n"
-        return [
-            Parser("config file", [tiny, *shipped], self.load_config),
-            Parser("--set", options, self.load_option, free_text=True),
-            Parser("CSV list", [table, several], self.load_csv),
-            Parser("official lists", [official], self.load_lists),
-            Parser("lists of one's own", [b"run/a.avi\nwave/b.avi 1\n"], self.load_own_lists),
-            Parser("weights .safetensors", [self.safetensors()], self.load_safetensors),
-            Parser("weights .pth", [self.torch_file()], self.load_torch, share=0.5),
-            Parser("weights .caffemodel", caffe, self.load_caffe),
-            Parser("scores .csv", [scores], self.load_score_csv),
-            Parser("scores .npz", [self.score_npz()], self.load_score_npz),
-            Parser("export.json", [self.export_json()], self.load_export),
-            Parser("video", [self.video()], self.load_video, share=0.5),
-        ]  # fmt: skip
-
-    def _file(self, name: str, data: bytes) -> Path:
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        return path
-
-    # -- what calls the product ----------------------------------------------------------------------------------------
-
-    def load_config(self, data: bytes) -> None:
-        from hpc_stres.config.loading import load_config
-
-        load_config(self._file("config.yaml", data))
-
-    def load_option(self, data: bytes) -> None:
-        from hpc_stres.config.loading import load_config
-
-        load_config(self.config, [data.decode("utf-8", "surrogateescape")])
-
-    def _listing(self, kind: str, lists: Path) -> None:
-        from hpc_stres.config.loading import load_config
-        from hpc_stres.listings import sources, splits
-
-        places = [f"data.kind={kind}", f"data.lists={lists}", f"data.videos={self.folder}/videos"]
-        if not hasattr(self, "_configs"):
-            self._configs: dict[str, Any] = {}
-        if kind not in self._configs:
-            self._configs[kind] = load_config(self.config, places)
-        splits.problems(sources.read_listing(self._configs[kind].data))
-
-    def load_csv(self, data: bytes) -> None:
-        self._listing("csv", self._file("list.csv", data))
-
-    def load_lists(self, data: bytes) -> None:
-        self._file("ucf/classInd.txt", b"1 run\n2 wave\n")
-        self._file("ucf/trainlist01.txt", data)
-        self._file("ucf/testlist01.txt", b"run/v_run_g02_c01.avi\nwave/v_wave_g02_c01.avi\n")
-        self._listing("ucf101", self.folder / "ucf")
-
-    def load_own_lists(self, data: bytes) -> None:
-        self._file("own/train.txt", data)
-        self._file("own/test.txt", b"run/x.avi\nwave/y.avi\n")
-        self._listing("lists", self.folder / "own")
-
-    def _weights(self, name: str, data: bytes) -> None:
-        from hpc_stres.models.weights import read_state
-
-        read_state(self._file(name, data))
-
-    def load_safetensors(self, data: bytes) -> None:
-        self._weights("w.safetensors", data)
-
-    def load_torch(self, data: bytes) -> None:
-        self._weights("w.pth", data)
-
-    def load_caffe(self, data: bytes) -> None:
-        self._weights("w.caffemodel", data)
-
-    def load_score_csv(self, data: bytes) -> None:
-        from hpc_stres.evaluation.fusion import read
-
-        read(self._file("scores.csv", data))
-
-    def load_score_npz(self, data: bytes) -> None:
-        from hpc_stres.evaluation.fusion import read
-
-        read(self._file("scores.npz", data))
-
-    def load_export(self, data: bytes) -> None:
-        import torch
-
-        from hpc_stres.evaluation.networks import from_export
-
-        self._file("export/export.json", data)
-        self._file("export/weights.safetensors", b"")
-        from_export(self.folder / "export", torch.device("cpu"))
-
-    def load_video(self, data: bytes) -> None:
-        from hpc_stres.prepare.video import decode
-
-        for number, _ in enumerate(decode(self._file("video.avi", data), 1 << 22)):
-            if number > 200:
-                break
-
-    # -- sound examples ------------------------------------------------------------------------------------------------
-
-    @staticmethod
-    def safetensors() -> bytes:
-        from safetensors.numpy import save
-
-        return bytes(
-            save(
-                {
-                    "conv1.weight": np.ones((2, 3, 2, 2), np.float32),
-                    "fc.bias": np.zeros(4, np.float32),
-                }
-            )
-        )
-
-    def torch_file(self) -> bytes:
-        import torch
-
-        path = self.folder / "sound.pth"
-        torch.save({"conv1.weight": torch.ones(2, 3, 2, 2), "fc.bias": torch.zeros(4)}, path)
-        return path.read_bytes()
-
-    def score_npz(self) -> bytes:
-        path = self.folder / "sound.npz"
-        np.savez(path, ids=np.array(["a", "b"]), classes=np.array(["run", "wave"]), logits=np.ones((2, 2)),
-                 labels=np.array([0, 1]))  # fmt: skip
-        return path.read_bytes()
-
-    @staticmethod
-    def export_json() -> bytes:
-        from hpc_stres.run.paths import sealed
-
-        value = {
-            "phase": "motion",
-            "sizes": {},
-            "files": {"weights.safetensors": "0" * 64},
-            "classes": ["a"],
-        }
-        return json.dumps(sealed(value)).encode()
-
-    def video(self) -> bytes:
-        from hpc_stres.prepare.video import write_video
-
-        path = self.folder / "sound.avi"
-        picture = np.random.default_rng(1).integers(0, 256, (32, 32, 3), np.uint8)
-        write_video(path, [np.roll(picture, n, 1) for n in range(8)], 25)
-        return path.read_bytes()
+class TooSlow(BaseException):
+    """A case took too long. No error that a parser may take for one of a file."""
 
 
 def run(parser: Parser, number: int, cases: int) -> list[Outcome]:
-    """So many cases for a parser, in a child."""
+    """The stored cases and so many others for a parser, in a child."""
+    wanted = cases if cases >= LONG else max(1, int(cases * parser.share))
 
     def work(tell: Callable[[Outcome], None]) -> None:
-        _limit()
-        _try_all(parser, number, max(1, int(cases * parser.share)), tell)
+        limit()
+        for case in stored_cases().get(parser.name, []):
+            tell(attempt(parser, case))
+        try_all(parser, number, wanted, lambda case: tell(attempt(parser, case)))
 
     outcomes, status = outcomes_of(work)
     if status:
@@ -289,18 +130,19 @@ def run(parser: Parser, number: int, cases: int) -> list[Outcome]:
 
 
 def last_case() -> Path:
-    """The file that holds the case at which a child died."""
-    return Path("/tmp") / f"campaign-case-{os.getuid()}"
+    """The file that holds the latest case: the one at which a child died."""
+    return Path(tempfile.gettempdir()) / f"campaign-case-{os.getuid()}"
 
 
-def _limit() -> None:
+def limit() -> None:
+    """Give this process some memory more than it has, and no more."""
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY_BYTES, resource.RLIM_INFINITY))
     signal.signal(signal.SIGALRM, _too_slow)
 
 
-def _too_slow(*_: Any) -> None:
-    raise TimeoutError(f"more than {CASE_SECONDS} s")
+def _too_slow(*_: Any) -> NoReturn:
+    raise TooSlow
 
 
 def _cases(parser: Parser) -> st.SearchStrategy[bytes]:
@@ -312,37 +154,52 @@ def _cases(parser: Parser) -> st.SearchStrategy[bytes]:
     return st.one_of(made, st.text(max_size=40).map(lambda t: t.encode("utf-8", "surrogatepass")))
 
 
-def _try_all(parser: Parser, number: int, cases: int, tell: Callable[[Outcome], None]) -> None:
+def cuts(examples: list[bytes], cases: int) -> Iterator[bytes]:
+    """The examples cut behind each byte; behind every second, third and so on where there are to
+    be fewer cases."""
+    every = -(-sum(map(len, examples)) // cases)
+    for data in examples:
+        for length in range(0, len(data), every):
+            yield data[:length]
+
+
+def try_all(parser: Parser, number: int, cases: int, take: Callable[[bytes], None]) -> None:
+    """Make so many cases from a seed."""
+    if parser.cut:
+        for case in cuts(parser.examples, cases):
+            take(case)
+        return
+
     @seed(number)
     @settings(max_examples=cases, deadline=None, database=None, phases=[Phase.explicit, Phase.generate],
               suppress_health_check=list(HealthCheck))  # fmt: skip
     @given(_cases(parser))
     def one(data: bytes) -> None:
-        outcome = _try(parser, data)
-        if outcome.verdict == CRASHED:
-            with contextlib.suppress(OSError):
-                last_case().write_bytes(data)
-        tell(outcome)
+        take(data)
 
     one()
 
 
-def _try(parser: Parser, data: bytes) -> Outcome:
+def attempt(parser: Parser, data: bytes) -> Outcome:
+    """What a parser makes of a case."""
     from hpc_stres.errors import UserError
     from hpc_stres.prepare.video import UndecodableError
 
+    last_case().write_bytes(data)
     signal.alarm(CASE_SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, PROCESSOR_SECONDS)
     try:
         parser.parse(data)
     except (UserError, UndecodableError) as error:
         lines = len(str(error).splitlines())
         said = str(error)
         return Outcome(STOPPED if 0 < lines <= MOST_LINES else CRASHED, said)
-    except Exception as error:
+    except (Exception, TooSlow) as error:
         kind = f"{type(error).__name__}: {error}"[:200]
         return Outcome(CRASHED, f"{parser.name}: {kind}, for {data[:200]!r}")
     finally:
         signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     return Outcome(SURVIVED, "")
 
 
@@ -351,4 +208,73 @@ def run_all(
 ) -> Iterator[tuple[str, list[Outcome]]]:
     """Every parser in turn."""
     for parser in Parsers(folder, config).all():
-        yield parser.name, run(parser, number, cases)
+        began = time.monotonic()
+        outcomes = run(parser, number, cases)
+        counts = Counter(outcome.verdict for outcome in outcomes)
+        said = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items()))
+        print(f"{parser.name}: {said}; {time.monotonic() - began:.0f} s", flush=True)
+        for failed in [one for one in outcomes if one.verdict == CRASHED][:MOST_LINES]:
+            print(f"  {failed.why}", flush=True)
+        yield parser.name, outcomes
+
+
+# -- stored cases -------------------------------------------------------------------------------
+
+
+def stored_cases() -> dict[str, list[bytes]]:
+    """The stored cases of each parser."""
+    if not STORED.is_file():
+        return {}
+    kept = json.loads(STORED.read_text("utf-8"))
+    return {name: [base64.b64decode(case) for case in cases] for name, cases in kept.items()}
+
+
+def collect(parser: Parser, number: int, cases: int, kept: list[bytes]) -> list[bytes]:
+    """The stored cases of a parser, and the shortest new one for each sentence that they lack."""
+    known = {_pattern(attempt(parser, case)) for case in kept}
+    fresh = dict[str, bytes]()
+
+    def take(case: bytes) -> None:
+        pattern = _pattern(attempt(parser, case))
+        is_new = pattern not in known and len(case) <= MOST_STORED_BYTES
+        if is_new and len(case) < len(fresh.get(pattern, case + b"0")):
+            fresh[pattern] = case
+
+    try_all(parser, number, cases, take)
+    return [*kept, *sorted(fresh.values(), key=len)][:MOST_STORED]
+
+
+def _pattern(outcome: Outcome) -> str:
+    """A sentence without what is quoted in it: numbers, names, places."""
+    line = outcome.why.partition("\n")[0]
+    line = re.sub(r"\S*/\S*", "PATH", line)
+    return outcome.verdict + re.sub(r"'[^']*'|\"[^\"]*\"|\d+|[^\x20-\x7e]+", "X", line)[:60]
+
+
+def main() -> int:
+    """Write the stored cases anew."""
+    from tests.campaign.experiments import CONFIG
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--collect", action="store_true", required=True)
+    parser.add_argument("--cases", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    stored = stored_cases()
+    with tempfile.TemporaryDirectory(prefix="fuzzing-") as folder:
+        limit()
+        for one in Parsers(Path(folder), CONFIG).all():
+            if not one.cut:
+                stored[one.name] = collect(one, args.seed, args.cases, stored.get(one.name, []))
+                print(f"{one.name}: {len(stored[one.name])}", flush=True)
+    text = {
+        name: [base64.b64encode(case).decode() for case in cases] for name, cases in stored.items()
+    }
+    STORED.write_text(json.dumps(text, indent=1) + "\n", "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

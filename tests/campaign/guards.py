@@ -6,6 +6,7 @@ They are taken away in the campaign's own children only; the product has no such
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,19 +63,6 @@ def _no_sync_of_metrics() -> None:
     MetricsLog.sync = lambda self: None
 
 
-def _no_checksum_of_weights() -> None:
-    """A finished phase's weights are believed, whatever they are now."""
-    from hpc_stres.run import product
-
-    def checked_weights(paths: Any) -> Path:
-        return Path(paths.weights)
-
-    for module in _modules_with("checked_weights", product.checked_weights):
-        module.checked_weights = checked_weights
-    for module in _modules_with("changed_files", product.changed_files):
-        module.changed_files = lambda paths, done: []
-
-
 def _no_checksum_of_the_index() -> None:
     """The store's index is believed where its numbers are inside their ranges."""
     from hpc_stres.store.table import Table
@@ -87,17 +75,6 @@ def _no_checksum_of_the_index() -> None:
     Table.check = check  # type: ignore[method-assign]
 
 
-def _no_look_at_the_queue() -> None:
-    """A job that sbatch gave no id for is taken as one that is not there."""
-    from hpc_stres.launch.once import Submission
-
-    def look_for(self: Any, journal: Any, *_: Any) -> str:
-        journal.abandon()
-        return ""
-
-    Submission._look_for = look_for  # type: ignore[method-assign]
-
-
 def _modules_with(name: str, value: Any) -> list[Any]:
     """Modules that hold a function under its name."""
     import sys
@@ -106,16 +83,22 @@ def _modules_with(name: str, value: Any) -> list[Any]:
     return [module for module in known if getattr(module, name, None) is value]
 
 
-GUARDS: dict[str, Callable[[], None]] = {
-    "sync": _no_sync,
-    "atomic": _no_atomic_names,
-    "checkpoint": _no_checksum_of_checkpoints,
-    "seal": _no_seals,
-    "owner": _no_owner,
-    "metrics": _no_sync_of_metrics,
-    "weights": _no_checksum_of_weights,
-    "index": _no_checksum_of_the_index,
-    "look": _no_look_at_the_queue,
+@dataclass(frozen=True)
+class Guard:
+    """How it is taken away, and the kinds of rounds, or the part of the campaign, that it is against."""
+
+    take_away: Callable[[], None]
+    against: tuple[str, ...]
+
+
+GUARDS = {
+    "sync": Guard(_no_sync, ("power",)),
+    "atomic": Guard(_no_atomic_names, ("power", "torn", "kill")),
+    "checkpoint": Guard(_no_checksum_of_checkpoints, ("damage",)),
+    "seal": Guard(_no_seals, ("damage",)),
+    "owner": Guard(_no_owner, ("together",)),
+    "metrics": Guard(_no_sync_of_metrics, ("power",)),
+    "index": Guard(_no_checksum_of_the_index, ("flips",)),
 }
 
 
@@ -123,4 +106,4 @@ def remove(name: str) -> None:
     """Take a guard away in this process."""
     if name:
         os.environ["CAMPAIGN_WITHOUT"] = name
-        GUARDS[name]()
+        GUARDS[name].take_away()

@@ -1,5 +1,7 @@
 """A long phase: open files, memory, threads and disk stay as they were, and its metrics can be read at any moment."""
 
+import contextlib
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,11 @@ SAMPLE_SECONDS = 0.25
 # What may be used more in the last quarter than in the second one.
 MOST_GROWTH = {"files": 0, "threads": 0, "memory": 0.05, "disk": 0.02}
 GROWING = ("metrics.jsonl", "events.out.")
-BYTES_A_ROW = 2048
+BYTES_A_ROW = 4096
+# What a command says in a row of metrics' time.
+OUTPUT_BYTES_A_ROW = 400
+# Without a new row for so long it hangs.
+QUIET_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -51,15 +57,14 @@ def take(process: psutil.Process, run_dir: Path) -> Sample:
 
     rows, faults = sift_metrics(RunPaths(run_dir).phase("motion"))
     disk = growing = 0
-    for path in run_dir.rglob("*"):
-        try:
-            size = path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:
-            continue  # a checkpoint that is just being dropped
-        if path.name.startswith(GROWING):
-            growing += size
-        else:
-            disk += size
+    # A checkpoint may just be dropped: what is gone meanwhile is passed over.
+    for folder, _, names in os.walk(run_dir):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                size = os.stat(os.path.join(folder, name)).st_size
+                growing, disk = (
+                    (growing + size, disk) if name.startswith(GROWING) else (growing, disk + size)
+                )
     with process.oneshot():
         return Sample(process.num_fds(), process.num_threads(), process.memory_info().rss, disk, growing,
                       len(rows), len(faults))  # fmt: skip
@@ -74,17 +79,33 @@ def watch(base: Path, checkpoints: int) -> list[Outcome]:
     child = children.fork(
         Start([*words, *settings(root, checkpoints)]), base / "long" / "output.txt"
     )
-    process, samples = psutil.Process(child.pid), list[Sample]()
-    while child.poll() is None:
-        time.sleep(SAMPLE_SECONDS)
-        try:
-            samples.append(take(process, run_dir))
-        except (psutil.NoSuchProcess, psutil.ZombieProcess):
-            break
+    try:
+        samples, took = look(child, run_dir)
+    finally:
+        if child.poll() is None:
+            child.kill()
     end = children.wait([child])
     if not end.ok:
         return [Outcome(CRASHED, last_words(end.text))]
+    print(f"{checkpoints} checkpoints in {took:.0f} s, looked at {len(samples)} times", flush=True)
     return judge([sample for sample in samples if sample.rows], checkpoints, len(end.text))
+
+
+def look(child: children.Child, run_dir: Path) -> tuple[list[Sample], float]:
+    """Samples of a child until it ends, and how long it took; it hangs when no new row comes for a
+    while, and is left then."""
+    process, samples = psutil.Process(child.pid), list[Sample]()
+    began = heard = time.monotonic()
+    while child.poll() is None and time.monotonic() - heard < QUIET_SECONDS:
+        time.sleep(SAMPLE_SECONDS)
+        try:
+            sample = take(process, run_dir)
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            break
+        if not samples or sample.rows > samples[-1].rows:
+            heard = time.monotonic()
+        samples.append(sample)
+    return samples, time.monotonic() - began
 
 
 def judge(samples: list[Sample], checkpoints: int, output_bytes: int) -> list[Outcome]:
@@ -99,9 +120,10 @@ def judge(samples: list[Sample], checkpoints: int, output_bytes: int) -> list[Ou
         outcomes.append(Outcome(SURVIVED if after <= before * (1 + most) else CRASHED, words))
     faults = sum(sample.faults for sample in samples)
     outcomes.append(Outcome(CRASHED if faults else SURVIVED, f"metrics unreadable {faults} times"))
-    a_row = max(sample.growing / max(1, sample.rows) for sample in late)
-    print(f"metrics and events: {a_row:.0f} bytes a row; output: {output_bytes} bytes", flush=True)
-    outcomes.append(
-        Outcome(SURVIVED if a_row < BYTES_A_ROW else CRASHED, f"{a_row:.0f} bytes a row")
-    )
+    then, a_row = (max(one.growing / max(1, one.rows) for one in part) for part in (early, late))
+    said = output_bytes / max(1, max(sample.rows for sample in late))
+    words = f"metrics and events: {a_row:.0f} bytes a row; output: {said:.0f} bytes a row"
+    print(words, flush=True)
+    bounded = a_row < min(BYTES_A_ROW, then * 1.05) and said < OUTPUT_BYTES_A_ROW
+    outcomes.append(Outcome(SURVIVED if bounded else CRASHED, words))
     return outcomes

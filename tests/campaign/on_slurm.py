@@ -9,6 +9,7 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 import signal
 import tempfile
 import time
@@ -46,8 +47,13 @@ def cluster() -> PrivateSlurm:
         slurm.environment.pop(name, None)
     slurm.environment["PYTHONPATH"] = str(ROOT)
     mine = os.getpid()  # a forked child that ends must not end the cluster
-    atexit.register(lambda: slurm.stop() if os.getpid() == mine else None)
+    atexit.register(lambda: _end(slurm) if os.getpid() == mine else None)
     return slurm.start()
+
+
+def _end(slurm: PrivateSlurm) -> None:
+    slurm.stop()
+    shutil.rmtree(slurm.root, ignore_errors=True)
 
 
 class Submission:

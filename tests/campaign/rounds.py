@@ -220,7 +220,8 @@ def damage(place: Place) -> Outcome:
         raise Failure(failure.outcome.verdict, f"{where}: {failure}") from None
     if not refusal:
         return Outcome(SURVIVED, str(where))
-    if str(where.name) not in refusal and str(where.parent) not in refusal:
+    folder = str(where.parent)
+    if where.name not in refusal and (folder == "." or folder not in refusal):
         raise Failure(CRASHED, f"{where} was damaged, and the sentence does not name it: {refusal}")
     path.unlink(
         missing_ok=True
@@ -297,8 +298,15 @@ def port(place: Place) -> Outcome:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        end = place.run(port=taken.getsockname()[1])
-    return place.conclude(end)
+        number = taken.getsockname()[1]
+        started = place.shop.start(place.experiment, place.root, place.run_dir, port=number)
+        deadline = time.monotonic() + children.LIMIT_SECONDS
+        while not any(child.poll() for child in started) and time.monotonic() < deadline:
+            time.sleep(children.POLL_SECONDS)
+        for child in started:  # one has said why; torchrun and srun end the others
+            if child.poll() is None:
+                child.kill()
+    return place.conclude(children.wait(started), sent=(signal.SIGKILL,))
 
 
 def disk(place: Place) -> Outcome:

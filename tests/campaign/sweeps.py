@@ -11,27 +11,33 @@ from tests.campaign.museum import Museum
 Outcomes = dict[str, list[Outcome]]
 
 
-def _damaged(base: Path, seed: int, cases: int, with_lies: bool, with_export: bool) -> Outcomes:
+def _damaged(
+    base: Path, seed: int, cases: int, with_lies: bool, with_export: bool, without: str
+) -> Outcomes:
     from tests.campaign.__main__ import import_everything
 
     import_everything()
     museum, outcomes = Museum(Workshop(base.resolve()), with_export), Outcomes()
     for exhibit in museum.exhibits():
         began = time.monotonic()
-        outcomes[exhibit.kind] = damage.sweep(exhibit, seed, cases, with_lies)
+        outcomes[exhibit.kind] = damage.sweep(exhibit, seed, cases, with_lies, without)
         took = time.monotonic() - began
         print(f"{exhibit.kind}: {len(outcomes[exhibit.kind])} in {took:.1f} s", flush=True)
     return outcomes
 
 
-def flips(base: Path, seed: int, cases: int, with_export: bool = True) -> Outcomes:
+def flips(
+    base: Path, seed: int, cases: int, with_export: bool = True, without: str = ""
+) -> Outcomes:
     """Single bits that flip, in every kind of file that is read back."""
-    return _damaged(base, seed, cases, with_lies=False, with_export=with_export)
+    return _damaged(base, seed, cases, False, with_export, without)
 
 
-def lies(base: Path, seed: int, cases: int, with_export: bool = True) -> Outcomes:
+def lies(
+    base: Path, seed: int, cases: int, with_export: bool = True, without: str = ""
+) -> Outcomes:
     """Well-formed files that are wrong."""
-    return _damaged(base, seed, cases, with_lies=True, with_export=with_export)
+    return _damaged(base, seed, cases, True, with_export, without)
 
 
 def fuzz(base: Path, seed: int, cases: int, with_export: bool = True) -> Outcomes:

@@ -2,6 +2,7 @@
 
   python -m tests.campaigns.bitwise                     50 steps of each case on 1, 2, 3 and 4 ranks
   python -m tests.campaigns.bitwise --steps 6 --only dropout --worlds 1,3
+  python -m tests.campaigns.bitwise --folder D          kept in D; the same command resumes after a kill
 
 Prints one line a case: the SHA-256 of all weights and on how many layouts it was met; exit status 1
 where two layouts of a case differ, or where the control in ordinary float32 does not.
@@ -13,6 +14,7 @@ import hashlib
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,7 +102,8 @@ def layouts(case, world):
 
 def train_all(works):
     """Train one after another; a work has phase, run_dir, overrides, data_root, world, and a config where
-    it is not the tiny one. What is heavy is imported once: each rank is a fork of one process."""
+    it is not the tiny one. With `copy_of` it evaluates a copy of that run folder in place of training.
+    What is heavy is imported once: each rank is a fork of one process."""
     works = [
         {"config": str(TINY), **work, "port": free_port(), "run_dir": str(work["run_dir"])}
         for work in works
@@ -123,8 +126,8 @@ def train_all(works):
 
 # What a training imports when it needs it.
 HEAVY = (
-    "hpc_stres.training.phase", "torch.utils.tensorboard", "nvidia.dali.fn", "safetensors.torch",
-    "torch._dynamo",
+    "hpc_stres.training.phase", "hpc_stres.evaluation.evaluate", "torch.utils.tensorboard",
+    "nvidia.dali.fn", "safetensors.torch", "torch._dynamo",
 )  # fmt: skip
 
 
@@ -136,16 +139,30 @@ def fork_ranks(works):
         importlib.import_module(name)
     import_deepspeed()
     for work in works:
+        mark = _mark_of(work)
+        if mark.exists():
+            continue
+        if "copy_of" in work:
+            shutil.copytree(work["copy_of"], work["run_dir"])
         children = [os.fork() or _train(work, rank) for rank in range(work["world"])]
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         if any(codes):
             sys.exit(f"{work['run_dir']}: ranks ended with {codes}")
+        mark.touch()
+
+
+def _mark_of(work):
+    """A file in a run folder that says that this training of it has ended."""
+    decided = {key: value for key, value in work.items() if key != "port"}
+    name = hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:16]
+    return Path(work["run_dir"]) / f"trained-{name}"
 
 
 def _train(work, rank):
     """One rank, in its own process, which ends here."""
     from hpc_stres.config.loading import load_config
     from hpc_stres.errors import UserError
+    from hpc_stres.evaluation.evaluate import evaluate
     from hpc_stres.parallel.world import find_world
     from hpc_stres.training.phase import train
 
@@ -157,7 +174,12 @@ def _train(work, rank):
     try:
         overrides = [f"data.root={work['data_root']}", *work["overrides"]]
         config = load_config(work["config"], overrides)
-        code = int(not train(config, work["phase"], Path(work["run_dir"]), find_world()))
+        place = Path(work["run_dir"])
+        if "copy_of" in work:
+            evaluate(config, place, find_world(), [work["phase"]])
+            code = 0
+        else:
+            code = int(not train(config, work["phase"], place, find_world()))
     except UserError as error:
         print(f"{work['run_dir']}: {error}", flush=True)
     except Exception:
@@ -223,6 +245,7 @@ def main():
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--worlds", default="1,2,3,4")
     parser.add_argument("--only", default="", help="cases whose names begin so, with | between")
+    parser.add_argument("--folder", help="where trainings are kept (default: nowhere)")
     args = parser.parse_args()
     worlds = [int(world) for world in args.worlds.split(",")]
     chosen = {n: c for n, c in cases().items() if n.startswith(tuple(args.only.split("|")))}
@@ -230,7 +253,8 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         from hpc_stres.prepare.run import prepare
 
-        folder = Path(name)
+        folder = Path(args.folder or name).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
         prepare(tiny_config(folder / "data"), quiet=True)
         met = campaign(folder / "data", folder, chosen, worlds, args.steps)
     fine = True

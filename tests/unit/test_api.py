@@ -4,6 +4,8 @@ import dataclasses
 import multiprocessing
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from hpc_stres.errors import UserError
 from hpc_stres.evaluation import predict as scoring
 from hpc_stres.evaluation import protocol
 from hpc_stres.evaluation.preprocessing import preprocessing
+from hpc_stres.store.format import PreparedVideo
 from tests.conftest import ROOT, tiny_config
 from tests.unit.untrained import make_run
 from tests.waiting import PATIENCE_SECONDS
@@ -30,6 +33,15 @@ from tests.waiting import PATIENCE_SECONDS
 def clips(data_root, store):
     config = tiny_config(data_root)
     return hs.ClipDataset(store.paths.root, 1, "st_resnet", config=config)
+
+
+def test_clips_are_those_of_the_first_split_and_pass_unless_others_are_asked_for(clips, store):
+    unasked = hs.ClipDataset(store, config=tiny_config(store.paths.root.parent))
+    assert list(unasked.videos) == list(clips.videos)
+    first = unasked[0]
+    unasked.set_epoch(0)
+    assert torch.equal(first["rgb"], unasked[0]["rgb"])
+    assert torch.equal(first["flow"], unasked[0]["flow"])
 
 
 def test_an_import_brings_nothing_heavy():
@@ -43,6 +55,15 @@ def test_an_import_brings_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         hs.nothing  # noqa: B018
+
+
+def test_clips_are_taken_to_where_the_network_is(data_root, tmp_path):
+    """A video is read on the CPU, and the network may be on a GPU: here on a device without numbers."""
+    make_run(tiny_config(data_root), tmp_path / "run", [f"c{n}" for n in range(8)], ["st_resnet"])
+    model, seen = hs.load_model(tmp_path / "run", device="meta"), []
+    model.call.register_forward_pre_hook(lambda module, given: seen.extend(given))
+    model(torch.zeros(1, 5, 3, 32, 32), torch.zeros(1, 5, 20, 32, 32))
+    assert [clip.device.type for clip in seen] == ["meta", "meta"]
 
 
 def test_a_prediction_is_that_of_the_command(data_root, tmp_path):
@@ -62,6 +83,30 @@ def test_a_prediction_is_that_of_the_command(data_root, tmp_path):
     for name in ("none.avi", "no.avi"):
         with pytest.raises(UserError, match=name):
             hs.predict(tmp_path / name, model)
+
+
+@pytest.mark.parametrize("segments", [None, 1, 2, 3, 7])
+@pytest.mark.parametrize("frames", [3, 40, 333])
+def test_flow_is_computed_of_every_pair_that_the_networks_clips_read(monkeypatch, segments, frames):
+    """Any other pair would be read as if nothing moved; a network of segments reads other pairs."""
+    given, read = {}, []
+    prepared = PreparedVideo("v", 0, 8, 8, [b""] * frames, [b""] * (2 * (frames - 1)))
+
+    def score(network, reader, clips, dtype):
+        read.extend(pair for clip in clips for stack in clip.flow for pair in stack)
+        times = 1 if segments else len(clips[0].frames)
+        return scoring.protocol.VideoScores(None, np.zeros((times, 2)))
+
+    monkeypatch.setattr(scoring.guard, "count_frames", lambda path: frames)
+    monkeypatch.setattr(scoring.guard, "prepare", lambda *_, **more: given.update(more) or prepared)
+    monkeypatch.setattr(scoring.protocol, "score_video", score)
+    network = SimpleNamespace(
+        evaluation=tiny_config("/nowhere").evaluation, clips=TestClips(segments), settings=None,
+        labels="single", classes=["a", "b"], dtype=None, weights=None, reader=lambda clip: None,
+    )  # fmt: skip
+    answer = scoring.predict(network, Path("v.avi"), quick=False)
+    assert given["wanted"] == set(read)
+    assert len(answer.frames) == len(answer.over_time)
 
 
 def test_a_clip_is_what_the_feed_makes_of_the_same_request(clips, store):

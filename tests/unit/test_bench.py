@@ -168,3 +168,52 @@ def test_what_weights_depend_on_is_the_checksum_of_the_whole_list(tmp_path, monk
     for at_once in (7, 10_000):
         monkeypatch.setattr(listing, "DIGEST_ROWS", at_once)
         assert listing.facts_of(store, 1)["digest"] == checksum(whole)
+
+
+def test_the_roofline_of_a_gpus_flow_by_hand():
+    from hpc_stres.tools.bench import flow
+    from hpc_stres.training.profile import Limits
+
+    roof = flow.roofline(1e9, Limits(bytes_per_s=1e12, flop_per_s=1e13), cache_bytes_per_s=4e12)
+    # Twelve planes pass for the primal update and ten for the dual one, four bytes a number.
+    assert roof.memory_one_by_one == pytest.approx(1e9 * 88 / 1e12)
+    # 54 x 22 of 64 x 32 pixels are kept; ten planes are read with the border, six written, for five iterations.
+    kept = 54 * 22 / 2048
+    assert roof.cache == pytest.approx(1e9 * 4 * (10 / kept + 6) / 5 / 4e12)
+    assert roof.arithmetic == pytest.approx(1e9 * 58 / kept / 1e13)
+    assert roof.tiles_s == roof.arithmetic
+    shown = flow.gpu_figures("paper", figures.Timing((0.02,)), roof)
+    by_name = {one.what: one.value for one in shown}
+    assert by_name["paper on the GPU: ours"] == pytest.approx(flow.GPU_PAIRS / 0.02)
+    assert by_name["paper on the GPU: of the roofline of tiles"] == pytest.approx(
+        roof.tiles_s / 0.02
+    )
+
+
+def test_the_roofline_counts_the_tiles_that_the_kernels_have():
+    import re
+
+    from hpc_stres import native
+    from hpc_stres.tools.bench import flow
+
+    text = "".join((native.SOURCES / name).read_text() for name in ("tvl1_tile.h", "tvl1_device.h"))
+    sides = re.search(r"kTileCols = (\d+), kTileRows = (\d+)", text)
+    assert (int(sides[2]), int(sides[1])) == flow.TILE
+    assert int(re.search(r"kDepth = (\d+)", text)[1]) == flow.DEPTH
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(0.64, "MISSED"), (0.66, "met"), (1.36, "MISSED")])
+def test_a_prediction_is_judged_on_both_sides(share, verdict):
+    from hpc_stres.tools.bench.plan import within
+
+    assert within("w", share, 0.35).verdict == verdict
+
+
+def test_packing_by_several_processes_makes_the_same_shards_and_forgets_none(tmp_path):
+    growth._packing(tmp_path / "one")
+    speed, again = growth._packing_at_once(tmp_path / "several")
+    assert speed.value > 0
+    assert again.verdict == "met"
+    stores = [sorted((tmp_path / name / "shards").iterdir()) for name in ("one", "several")]
+    assert len(stores[0]) == 8
+    assert [path.read_bytes() for path in stores[0]] == [path.read_bytes() for path in stores[1]]

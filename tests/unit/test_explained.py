@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hpc_stres import errors
+from hpc_stres.launch import status, submit
 from hpc_stres.run.paths import PhasePaths, naming
 from hpc_stres.training.metrics import MetricsLog, _leave_to_the_caller
 from tests.conftest import run_python
@@ -59,6 +60,18 @@ def test_a_folder_that_cannot_be_made_costs_a_sentence(name, tmp_path):
     assert done.stderr.startswith(f"{name}: "), done.stderr
     assert str(tmp_path / "file") in done.stderr
     assert len(done.stderr.splitlines()) <= 3
+
+
+@pytest.mark.parametrize("module", [submit, status])
+def test_the_scripts_of_a_checkout_tell_it_as_the_commands_do(module, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "/run/jobs.json")
+
+    monkeypatch.setattr(module, "run", full)
+    assert module.main(["run"] if module is status else []) == 1
+    assert "/run/jobs.json: cannot be read or written: No space" in capsys.readouterr().err
+    with pytest.raises(OSError, match="No space"):
+        module.main(["run", "--debug"] if module is status else ["--debug"])
 
 
 @pytest.mark.parametrize("name", [None, b"/run/x", "/run/x"])

@@ -1,4 +1,4 @@
-"""TV-L1's GPU kernels: tiles, launches of several iterations, batches and the order of threads change no bit of the flow.
+"""TV-L1's GPU kernels: neither tiles nor several iterations a launch nor batches nor the order of threads change a bit.
 
 Run pixel after pixel on the CPU, by a compiler that may not reorder any sum: then what is equal is equal to the bit.
 """
@@ -15,16 +15,20 @@ from tests.unit.test_flow import PYRAMIDS, emulated, moved, texture
 
 AS_WRITTEN = ("-O1", "-std=c++17", "-fPIC", "-shared", "-pthread", "-Wno-psabi")
 SHIFTS = ((0, 0), (1.5, -0.7), (3.0, 1.2))
-# A pixel; a picture inside of a tile; one narrower than a border; tiles side by side; tiles above and beside each other.
+# A pixel; a picture inside of a tile; one narrower than a border; tiles side by side; tiles above each other too.
 SIZES = [(1, 1), (17, 31), (70, 3), (3, 140), (40, 70)]
 
 
 @pytest.fixture(scope="module")
 def exact(tmp_path_factory):
-    """The kernels of the GPU and the sweeps of the CPU, each operation rounded as it is written."""
+    """`build_exact`, once."""
     if native.compiler() is None:
         pytest.skip("no g++ on this machine")
-    folder = tmp_path_factory.mktemp("exact")
+    return build_exact(tmp_path_factory.mktemp("exact"))
+
+
+def build_exact(folder):
+    """The kernels of the GPU and the sweeps of the CPU, each operation rounded as it is written."""
 
     def build(source, *flags):
         out = folder / f"{source}.so"

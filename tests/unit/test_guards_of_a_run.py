@@ -62,11 +62,33 @@ def test_every_flipped_bit_of_a_config_is_noticed_or_harmless(tmp_path):
     assert noticed > len(bits) // 2
 
 
+def test_a_config_that_was_cut_short_is_refused_wherever_the_cut_is(tmp_path):
+    """What is missing would be filled in with defaults: another experiment."""
+    path = tmp_path / "config.yaml"
+    whole = sealed_text(dump(load_config(TINY))).encode()
+    lines = [n + 1 for n, byte in enumerate(whole) if byte == 10][:-1]
+    for end in [
+        0,
+        1,
+        7,
+        80,
+        *lines[:: len(lines) // 12],
+        lines[-1],
+        len(whole) - 70,
+        len(whole) - 1,
+    ]:
+        path.write_bytes(whole[:end])
+        with pytest.raises(
+            ConfigError, match=r"(?s)config.yaml.*the command that began the run writes it"
+        ):
+            load_run(tmp_path)
+
+
 def test_a_config_that_was_changed_by_hand_is_refused_until_its_checksum_is_taken_away(tmp_path):
     path = tmp_path / "config.yaml"
     text = sealed_text(dump(load_config(TINY, ["seed=7"]))).replace("seed: 7", "seed: 8")
     path.write_text(text)
-    with pytest.raises(ConfigError, match="If you changed it yourself, remove that line"):
+    with pytest.raises(ConfigError, match="If you changed it yourself, remove its first and"):
         load_run(tmp_path)
     path.write_text("".join(line for line in text.splitlines(True) if "# checksum" not in line))
     assert load_run(tmp_path).seed == 8

@@ -17,6 +17,7 @@ from hpc_stres.models.weights import save_state
 from hpc_stres.prepare import look as looking
 from hpc_stres.prepare.look import Probe
 from hpc_stres.run.paths import RunPaths, sha256, write_sealed
+from hpc_stres.run.starts import frames_of_export
 from hpc_stres.store.location import Settings
 from hpc_stres.tools.new_config import quoted, schedule_scale, stride_for
 from hpc_stres.training.first_weights import load_first_weights
@@ -256,6 +257,13 @@ def test_a_damaged_export_is_refused_before_anything_is_written(videos, here, jo
         with pytest.raises(UserError, match="Export the phase again"):
             run("tuned", "--videos", videos, "--from", joint_export / place)
     assert list(here.iterdir()) == []
+
+
+def test_a_published_file_is_not_taken_for_the_export_of_this_folder(joint_export):
+    assert frames_of_export(joint_export) == (48, 32)
+    assert frames_of_export(joint_export / "resnet50") is None
+    (joint_export / "other.safetensors").touch()
+    assert frames_of_export(joint_export / "other.safetensors") is None
 
 
 def test_somebody_elses_config_further_up_is_not_read(videos, here, data_root, tmp_path):

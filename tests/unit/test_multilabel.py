@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from hpc_stres.data.dataset import ClipDataset
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.evaluation import multilabel, statistics
+from hpc_stres.evaluation.hub import model_card
 from hpc_stres.evaluation.networks import from_run
 from hpc_stres.evaluation.predict import sigmoid
 from hpc_stres.evaluation.results import columns
 from hpc_stres.listings import splits
 from hpc_stres.models import Logits
 from hpc_stres.prepare.run import prepare
-from hpc_stres.run.paths import RunPaths
+from hpc_stres.run.paths import RunPaths, sha256
 from hpc_stres.run.product import read_metrics
 from hpc_stres.store.labels import label_table
 from hpc_stres.store.reader import Store
@@ -22,7 +24,7 @@ from hpc_stres.training.loss import phase_loss
 from tests.conftest import tiny_config
 from tests.unit.listed import own_config, rows_of, write_csv
 from tests.unit.trained import train
-from tests.unit.untrained import evaluate_here
+from tests.unit.untrained import evaluate_here, make_run
 
 # 40 videos of 3 classes, with ties; what scikit-learn 1.7's average_precision_score, f1_score and hamming_loss say.
 TRUTH = (
@@ -181,6 +183,24 @@ def test_a_store_of_the_other_kind_of_labels_is_refused_where_its_lists_are_gone
     )
     table = label_table(store, other.data)
     assert table is None or table.tolist() == [[1, 0], [1, 1]]
+
+
+def test_clips_and_a_model_card_of_several_classes(several, tmp_path):
+    config, store = several
+    clips = ClipDataset(store, 1, "motion", "test", config)
+    for clip in (clips[0], clips[1]):
+        row = store.rows[store.number[clip["id"]]]
+        assert np.flatnonzero(clip["label"]).tolist() == store.label_sets[row.label]
+    paths = make_run(config, tmp_path / "run", store.classes, ("motion",))
+    weights = sha256(paths.phase("motion").weights)
+    exported = {"phase": "motion", "classes": store.classes, "weights_sha256": weights}
+    assert "Not tested yet" in model_card(config, paths, exported)
+    column = evaluate_here(paths.root, "evaluation.protocol=quick")["splits"]["1"]["motion"]
+    card = model_card(config, paths, exported)
+    assert f"mean average precision {column['map']:.2f} %" in card
+    assert f"Protocol: {column['protocol']}." in card
+    assert column["protocol"].startswith("quick")
+    assert "Not tested yet" in model_card(config, paths, {**exported, "weights_sha256": "0" * 64})
 
 
 def test_several_labels_need_a_table():

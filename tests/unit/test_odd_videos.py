@@ -166,6 +166,19 @@ def test_any_error_of_a_library_is_a_reason_but_the_machines_are_not():
         raise UserError("no compiler")
 
 
+def test_a_reason_has_words_and_no_numbers(tmp_path):
+    """FFmpeg's own numbers mean nothing to anybody, and whoever prints a reason names the file."""
+    path = tmp_path / "it's a text.mp4"
+    path.write_text("no video")
+    with pytest.raises(UndecodableError) as caught:
+        count_frames(path)
+    assert str(caught.value).startswith(
+        "InvalidDataError: Invalid data found when processing input"
+    )
+    assert "Errno" not in str(caught.value)
+    assert "text.mp4" not in str(caught.value)
+
+
 def cut(path, share, target):
     target.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     return target

@@ -142,6 +142,7 @@ def test_a_record_of_a_shard_that_is_cut_counts_for_nothing(several, work, monke
         with pytest.raises(Killed):
             prepare(several, quiet=True)
     store = StorePaths(store_folder(several))
+    refuse_or_keep_each_flip(store, 0)
     cut = store.shard(1)
     lost = set(packing.read_packed(store, 1).videos)
     cut.write_bytes(cut.read_bytes()[:-512])
@@ -149,3 +150,28 @@ def test_a_record_of_a_shard_that_is_cut_counts_for_nothing(several, work, monke
     made = Store(prepare(several, quiet=True))
     assert set(work) == lost
     assert verify(made) == []
+
+
+def refuse_or_keep_each_flip(store, number):
+    """A record with a bit turned counts for nothing, or says what it said."""
+    path = store.packed(number)
+    whole, before = path.read_bytes(), told(store, number)
+    outcomes = []
+    for bit in range(0, 8 * len(whole), 8 * len(whole) // 400):
+        turned = bytearray(whole)
+        turned[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(turned)
+        outcomes.append(told(store, number))
+        assert outcomes[-1] in (None, before), f"bit {bit}"
+    path.write_bytes(whole)
+    assert outcomes.count(None) > 200
+
+
+def told(store, number):
+    """What a record says, offsets included; None where it counts for nothing."""
+    packed = packing.read_packed(store, number)
+    if packed is None:
+        return None
+    packing._offsets_of.cache_clear()
+    offsets = packing._offsets_of(store.packed(number), 0).tobytes()
+    return repr(packed), offsets

@@ -13,8 +13,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from hpc_stres.__main__ import main
 from hpc_stres.config.loading import load_config, load_run
 from hpc_stres.evaluation.report import examples, inside, laps, matrix, several, style
+from hpc_stres.evaluation.report.facts import gather
 from hpc_stres.evaluation.report.page import write_report
 from hpc_stres.evaluation.scores import Scores
+from hpc_stres.models.temporal import TAPS
 from hpc_stres.run.paths import RunPaths, read_sealed, write_sealed
 from tests.unit.made_up_run import make_finished_run
 
@@ -253,12 +255,17 @@ def test_rows_of_older_versions_give_training_time(tmp_path):
 
 def test_kernels_begin_unmoved_and_are_seen_to_move():
     average = np.repeat(np.random.default_rng(0).normal(size=(4, 5, 1)), 3, axis=2)
-    assert inside.kernel("layer1.1.conv1.weight", average).moved == pytest.approx(0.0)
+    assert inside.kernel("conv1.weight", average, inside.SPREAD).moved == pytest.approx(0.0)
+    for start in TAPS.values():
+        begun = np.eye(4)[..., None] * np.array(start)
+        assert inside.kernel("temporal.weight", begun, start).moved == pytest.approx(0.0)
+        begun[0, 0] += (0.1, -0.2, 0.3)
+        assert inside.kernel("temporal.weight", begun, start).moved > 0.01
     identity = np.zeros((4, 4, 3))
     identity[..., 1] = np.eye(4)
-    assert inside.kernel("layer1.1.temporal.weight", identity).moved == 0.0
+    assert inside.kernel("temporal.weight", identity, TAPS["identity"]).moved == 0.0
     identity[0, 0] = (-1.0, 1.0, 0.0)
-    seen = inside.kernel("layer1.1.temporal.weight", identity)
+    seen = inside.kernel("temporal.weight", identity, TAPS["identity"])
     assert seen.moved == pytest.approx(1 / 5)
     assert seen.differences == pytest.approx(1 / 16)
 
@@ -296,6 +303,20 @@ def test_several_runs_on_one_page(tmp_path, run_dir):
     for figure in figures:
         assert f"{figure:.2f}" in text
     assert several.spread([5.0]) == (5.0, 0.0, 0.0)
+    assert several.spread(range(41))[2] == pytest.approx(
+        2.021075 * np.std(range(41), ddof=1) / 41**0.5
+    )
+
+
+def test_no_interval_of_an_accuracy_leaves_0_to_100(tmp_path):
+    folders = [tmp_path / str(seed) for seed in (1, 2)]
+    for seed, folder in enumerate(folders, 1):
+        make_finished_run(
+            folder, 4, 6, seed=seed, skill=(0.2, 3.0)[seed - 1], phases=("motion",), timed=False
+        )
+    page = several.several_page([gather(load_run(f), f) for f in folders], tmp_path / "all.html")
+    assert "95 % interval of the mean 0.0 to 100.0)" in visible(page)
+    assert " 0.0 - 100.0 " in visible(page)
 
 
 def test_the_command_refuses_what_it_cannot_do(tmp_path, run_dir, capsys):

@@ -1,7 +1,9 @@
 """Numbers that are computed from scores, against scikit-free arithmetic; columns matched by id."""
 
+import io
 import math
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from hpc_stres.evaluation.scores import (
     interval95,
     mcnemar,
     mean_of,
+    read_npz,
     right,
     summary,
 )
@@ -228,3 +231,16 @@ def test_files_without_a_digest_are_refused(tmp_path):
     )
     with pytest.raises(UserError, match=r"old\.npz: it has no digest .*0\.2"):
         Scores.load(tmp_path / "old.npz")
+
+
+@pytest.mark.parametrize("cut", [b"}", b"'", b", }", b"(", b"shape"])
+def test_a_header_that_numpy_cannot_parse_is_a_damaged_file(tmp_path, cut):
+    """NumPy reads it as Python, of any version: what is no Python ends in errors of three kinds."""
+    stream = io.BytesIO()
+    np.save(stream, np.arange(3.0))
+    array = stream.getvalue().replace(cut, b" " * len(cut), 1)
+    path = tmp_path / "scores.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("logits.npy", array)
+    with pytest.raises(UserError, match=r"damaged, or no .npz of plain arrays"):
+        read_npz(path)

@@ -1,14 +1,17 @@
 """A store is the data set that it says it is: other data sets, edited lists, replaced videos, the least work."""
 
 import os
+import re
 import shutil
 
+import numpy as np
 import pytest
 
+from hpc_stres.errors import UserError
 from hpc_stres.prepare import run as preparing
 from hpc_stres.prepare.run import prepare
 from hpc_stres.prepare.video import decode, write_video
-from hpc_stres.store.listing import check_matches
+from hpc_stres.store.listing import check_matches, missing_originals
 from hpc_stres.store.location import store_folder
 from hpc_stres.store.reader import Store, verify
 from tests.conftest import tiny_config
@@ -279,3 +282,29 @@ def test_killed_at_any_rename_the_store_is_the_old_or_the_new_one(
         assert answers(Store(prepare(config, quiet=True))) == new
     assert point > 8
     assert seen == {False, True}
+
+
+# -- before a job waits in a queue -------------------------------------------------------------------------------------
+
+
+def test_what_prepare_would_refuse_is_known_before(tmp_path):
+    """A dead link, and one file under two names: a submit says them as prepare does."""
+    videos = tmp_path / "videos"
+    for label in ("run", "sit"):
+        (videos / label).mkdir(parents=True)
+        for number in range(3):
+            write_video(videos / label / f"{number}.avi", [np.zeros((16, 16, 3), np.uint8)] * 3, 25)
+    config = tiny_config(
+        tmp_path, "data.kind=folder", f"data.videos={videos}", "data.max_rejected=0.9"
+    )
+    assert missing_originals(config.data) == []
+    for name, target, words in (
+        ("dead.avi", videos / "nothing.avi", "videos are not here, the first: .*dead.avi"),
+        ("second.avi", videos / "run" / "0.avi", "one file under two names: .*second.avi"),
+    ):
+        (videos / "run" / name).symlink_to(target)
+        (line,) = missing_originals(config.data)
+        assert re.search(words, line)
+        with pytest.raises(UserError, match=f"{name}.*\nCorrect the lists, or remove the file"):
+            prepare(config, quiet=True)
+        (videos / "run" / name).unlink()

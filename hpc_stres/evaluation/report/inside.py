@@ -2,6 +2,7 @@
 the streams meet."""
 
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +18,10 @@ from hpc_stres.phases.train import TrainPhase
 from hpc_stres.registry.phase import Phase
 from hpc_stres.run.paths import PhasePaths
 
-# The name that STM's added convolutions have in a unit; they start as the identity.
+# The name that STM's added convolutions have in a unit; what they start as is an option.
 ADDED = "temporal.weight"
+# Other convolutions over time start as one over space that is spread evenly over the taps.
+SPREAD = (1 / 3, 1 / 3, 1 / 3)
 
 
 @dataclass(frozen=True)
@@ -31,23 +34,24 @@ class Kernel:
     taps: tuple[float, ...]
 
 
-def read_kernels(paths: PhasePaths) -> list[Kernel]:
+def read_kernels(paths: PhasePaths, phase: Phase) -> list[Kernel]:
     """Every 1x1x3 convolution of a finished phase."""
+    from hpc_stres.models.temporal import TAPS
+
+    added = TAPS[getattr(getattr(phase, "model", None), "temporal_init", "identity")]
     convolutions = []
     for key, weight in read_state(paths.weights).items():
         if weight.ndim == 4 and tuple(weight.shape[2:]) == (3, 1):
-            convolutions.append(kernel(key, weight[..., 0].double().numpy()))
+            start = added if key.endswith(ADDED) else SPREAD
+            convolutions.append(kernel(key, weight[..., 0].double().numpy(), start))
     return convolutions
 
 
-def kernel(key: str, taps: NDArray[np.float64]) -> Kernel:
-    """Of (out, in, 3) weights."""
+def kernel(key: str, taps: NDArray[np.float64], start: Sequence[float]) -> Kernel:
+    """Of (out, in, 3) weights, each of whose filters began as a multiple of `start`."""
     total = float(np.abs(taps).sum()) or 1.0
-    if key.endswith(ADDED):
-        # The identity passes its centre tap: all beside it is new.
-        moved = float(np.abs(taps[..., [0, 2]]).sum()) / total
-    else:
-        moved = float(np.abs(taps - taps.mean(axis=2, keepdims=True)).sum()) / total
+    shape = np.asarray(start) / np.linalg.norm(start)
+    moved = float(np.abs(taps - (taps @ shape)[..., None] * shape).sum()) / total
     signs = np.sign(taps)
     differences = float(((signs.min(axis=2) < 0) & (signs.max(axis=2) > 0)).mean())
     mean = np.abs(taps).mean(axis=(0, 1))
@@ -67,7 +71,7 @@ def kernels(facts: Facts) -> str:
         paths = facts.paths.phase(name)
         if not shows(facts.config.phases[name], "temporal_kernels") or not paths.done.is_file():
             continue
-        for one in read_kernels(paths):
+        for one in read_kernels(paths, facts.config.phases[name]):
             moved, differences = f"{100 * one.moved:.1f} %", f"{100 * one.differences:.1f} %"
             rows.append(
                 [
@@ -81,10 +85,10 @@ def kernels(facts: Facts) -> str:
     if not rows:
         return "<p>No finished phase of this run has temporal convolutions.</p>"
     note = (
-        "<p>A temporal filter starts as an average, a third at each tap, or as the identity. <em>Taps</em>: mean size "
-        "of the weights for the time before, now and after. <em>Moved</em>: share of the weight that is not the "
-        "start's any more (no longer equal over the taps; beside the identity's centre). <em>Differences</em>: "
-        "filters whose taps differ in sign.</p>"
+        "<p>A temporal filter starts as an average, a third at each tap, or as the identity or what its recipe says. "
+        "<em>Taps</em>: mean size of the weights for the time before, now and after. <em>Moved</em>: share of the "
+        "weight that is no multiple of the start any more (no longer equal over the taps; beside the identity's "
+        "centre). <em>Differences</em>: filters whose taps differ in sign.</p>"
     )
     return note + table(["phase", "kernel", "taps", "moved", "differences"], rows, numbers=3)
 

@@ -12,14 +12,14 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from hpc_stres.config.loading import plain
+from hpc_stres.config.loading import flat, plain
 from hpc_stres.config.recipe import ordered_phases
 from hpc_stres.config.schema import Config
 from hpc_stres.errors import UserError
@@ -99,16 +99,11 @@ def identity(run_dir: Path, phase: str) -> str:
 
 def parameters(config: Config) -> dict[str, str]:
     """The config, flat, without secrets."""
-    return dict(_flat(plain(without_secrets(config)), ""))
-
-
-def _flat(value: Any, before: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from _flat(item, f"{before}.{key}" if before else str(key))
-    else:
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        yield before, text[:MOST_PARAMETER_LETTERS]
+    texts = {
+        key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for key, value in flat(plain(without_secrets(config))).items()
+    }
+    return {key: text[:MOST_PARAMETER_LETTERS] for key, text in texts.items()}
 
 
 # -- MLflow's file store: plain files, one folder a run --------------------------------------------

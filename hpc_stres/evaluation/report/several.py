@@ -1,14 +1,14 @@
 """One page of several runs: seeds, splits or recipes beside each other, the answer first."""
 
 import html
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
 
+from hpc_stres.config.loading import flat, plain
 from hpc_stres.config.recipe import ordered_phases
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation.report import matrix
@@ -17,13 +17,9 @@ from hpc_stres.evaluation.report.curves import STREAM_SERIES, VALIDATION
 from hpc_stres.evaluation.report.facts import Facts, is_right
 from hpc_stres.evaluation.report.laps import PhaseLog
 from hpc_stres.evaluation.report.page import Section, page
+from hpc_stres.evaluation.statistics import mean_interval
 from hpc_stres.run.paths import write_text
 
-# Two-sided 95 % points of Student's t with 1, 2, ... degrees of freedom; the last for all larger.
-STUDENT = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
-    2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045,
-)  # fmt: skip
 MOST_CLASSES = 30
 
 
@@ -57,12 +53,13 @@ def names_of(runs: Sequence[Facts]) -> list[str]:
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean, deviation, and half the 95 % interval of the mean (Student's t over runs);
     zeros for one value."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, 0.0, 0.0
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    point = STUDENT[min(len(values) - 1, len(STUDENT)) - 1]
-    return mean, deviation, point * deviation / math.sqrt(len(values))
+    mean, deviation, _, high = mean_interval(values)
+    return mean, deviation, 0.0 if high is None else high - mean
+
+
+def ends(mean: float, half: float) -> tuple[float, float]:
+    """The interval of an accuracy in per cent, which ends at 0 and 100."""
+    return max(0.0, mean - half), min(100.0, mean + half)
 
 
 def _lead(runs: Sequence[Facts]) -> str:
@@ -73,10 +70,11 @@ def _lead(runs: Sequence[Facts]) -> str:
     if head is None:
         return "<p class='lead'>No column of the table is in all of these runs.</p>"
     mean, deviation, half = spread([facts.table[head]["top1"] for facts in runs])
+    low, high = ends(mean, half)
     first = (
         f"<p class='lead'>{runs[0].shown(head)} names {mean:.1f} % of the test videos correctly, on average over "
-        f"{len(runs)} runs (deviation {deviation:.1f}; 95 % interval of the mean {mean - half:.1f} to "
-        f"{mean + half:.1f}).</p>"
+        f"{len(runs)} runs (deviation {deviation:.1f}; 95 % interval of the mean {low:.1f} to "
+        f"{high:.1f}).</p>"
     )
     base = runs[0].baseline
     if base is None or base not in names or base == head:
@@ -93,15 +91,17 @@ def _lead(runs: Sequence[Facts]) -> str:
 def _table(runs: Sequence[Facts]) -> str:
     names = names_of(runs)
     values = {name: [float(facts.table[name]["top1"]) for facts in runs] for name in names}
-    ends = [value for row in values.values() for value in row]
-    step = nice_step(max(max(ends, default=100) - min(ends, default=0), 5.0) / 4)
-    low, high = step * (min(ends, default=0) // step), step * -(-max(ends, default=100) // step)
+    every = [value for row in values.values() for value in row]
+    least, most = min(every, default=0.0), max(every, default=100.0)
+    step = nice_step(max(most - least, 5.0) / 4)
+    scale = step * (least // step), step * -(-most // step)
     rows = []
     for name, accuracies in values.items():
         mean, deviation, half = spread(accuracies)
+        low, high = ends(mean, half)
         rows.append([
-            runs[0].shown(name), f"{mean:.2f}", f"{deviation:.2f}", f"{mean - half:.1f} - {mean + half:.1f}",
-            f"{min(accuracies):.1f} - {max(accuracies):.1f}", _dots(accuracies, mean, (low, high)),
+            runs[0].shown(name), f"{mean:.2f}", f"{deviation:.2f}", f"{low:.1f} - {high:.1f}",
+            f"{min(accuracies):.1f} - {max(accuracies):.1f}", _dots(accuracies, mean, scale),
         ])  # fmt: skip
     header = [
         "system",
@@ -109,7 +109,7 @@ def _table(runs: Sequence[Facts]) -> str:
         "deviation",
         "95 % interval",
         "range",
-        f"each run, {low:g} to {high:g} %",
+        f"each run, {scale[0]:g} to {scale[1]:g} %",
     ]
     note = "<p class='soft'>Interval: of the mean over runs, by Student's t; it says what other seeds or splits would "
     return (
@@ -268,28 +268,16 @@ def _confusions(runs: Sequence[Facts]) -> str:
 
 def _differences(runs: Sequence[Facts]) -> str:
     """Values of the config in which the runs differ."""
-    from hpc_stres.config.loading import plain
-
-    flat = [_flat(plain(facts.config)) for facts in runs]
+    configs = [flat(plain(facts.config)) for facts in runs]
     keys = sorted(
-        {key for one in flat for key in one if len({repr(other.get(key)) for other in flat}) > 1}
+        {key for one in configs for key in one if len({repr(c.get(key)) for c in configs}) > 1}
     )
     kept = [key for key in keys if not key.startswith("cluster.environment")]
     if not kept:
         return "<p>Nothing in their configs.</p>"
     names = [html.escape(facts.name) for facts in runs]
     rows = [
-        [f"<code>{html.escape(key)}</code>", *(html.escape(str(one.get(key))) for one in flat)]
+        [f"<code>{html.escape(key)}</code>", *(html.escape(str(one.get(key))) for one in configs)]
         for key in kept
     ]
     return table(["option", *names], rows)
-
-
-def _flat(value: Mapping[str, object], before: str = "") -> dict[str, object]:
-    leaves: dict[str, object] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            leaves |= _flat(item, f"{before}{key}.")
-        else:
-            leaves[before + key] = item
-    return leaves

@@ -20,6 +20,7 @@ from torch.nn import functional
 from hpc_stres.models.initialise import Normal, he_normal
 from hpc_stres.models.interaction import UnitInput
 from hpc_stres.models.norm import NormAverage, NormGroups, SubBatchNorm2d
+from hpc_stres.models.pool import max_pool
 from hpc_stres.models.resnet import Classifier
 
 EPS = 1e-3
@@ -234,7 +235,7 @@ class Mixed(nn.Module):
 def _pool(x: Tensor, kind: str | None) -> Tensor:
     if kind == "average":
         return functional.avg_pool2d(x, 3, stride=1, padding=1)
-    return functional.max_pool2d(x, 3, stride=2) if kind == "max" else x
+    return max_pool(x, 3, 2) if kind == "max" else x
 
 
 class AuxiliaryHead(nn.Module):
@@ -292,5 +293,5 @@ class InceptionV3(nn.Module):
         for step in STEM:
             x = getattr(self, step.name)(x, groups)
             if step.name in POOLED:
-                x = functional.max_pool2d(x, 3, stride=2)
+                x = max_pool(x, 3, 2)
         return x

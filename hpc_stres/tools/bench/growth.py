@@ -13,7 +13,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,7 @@ from hpc_stres.tools.bench.figures import Figure, Timing, interleaved, judged, p
 
 if TYPE_CHECKING:
     from hpc_stres.data.requests import Sampler
+    from hpc_stres.store.format import StorePaths
     from hpc_stres.store.reader import Store
 
 VIDEOS = (100, 10_000, 1_000_000)
@@ -36,7 +39,7 @@ GLOBAL_BATCH, NORM_GROUP = 256, 8
 OWN_PLACES = 10_000
 STEPS = 20
 OPEN_S, OPEN_MIB, POSITION_MS, RANK_MS, RANKS_OF_LIMIT = 1.0, 50.0, 0.1, 1.0, 32
-PACKED_VIDEOS, VIDEO_BYTES, DISK_SHARE = 48, 200_000, 1.5
+PACKED_VIDEOS, VIDEO_BYTES, DISK_SHARE, PACKERS = 48, 200_000, 1.5, 2
 
 
 def bench_growth(threads: int, repeats: int) -> list[Figure]:
@@ -48,6 +51,7 @@ def bench_growth(threads: int, repeats: int) -> list[Figure]:
             write_synthetic_index(root, videos)
             figures += _opening(root, videos, repeats) + _requests(root, videos, repeats)
         figures += _packing(Path(folder) / "packing")
+        figures += _packing_at_once(Path(folder) / "at-once")
     return figures
 
 
@@ -194,15 +198,8 @@ def _packing(root: Path) -> list[Figure]:
     """MB/s of packing parts into shards, and the most disk that parts and shards took together
     over what stays."""
     from hpc_stres.store import packing
-    from hpc_stres.store.format import PreparedVideo, StorePaths
 
-    store, random = StorePaths(root), np.random.default_rng(0)
-    frames = [random.bytes(VIDEO_BYTES // 6) for _ in range(2)]
-    for number in range(PACKED_VIDEOS):
-        video = PreparedVideo(f"v{number:04d}", 0, 256, 340, frames, [*frames, *frames])
-        video.write_part(store.part(video.id))
-    sizes = {f"v{number:04d}": VIDEO_BYTES for number in range(PACKED_VIDEOS)}
-    batches = list(packing.batches(sizes, PACKED_VIDEOS * VIDEO_BYTES // 8))
+    store, batches = _parts(root)
     most, started = 0, time.perf_counter()
     for number, ids in enumerate(batches):
         before = _disk_bytes(store)
@@ -215,6 +212,46 @@ def _packing(root: Path) -> list[Figure]:
         "growth", f"packing {len(batches)} shards: most disk over what stays", most / stays, "x"
     )
     return [Figure("growth", "packing", stays / seconds / 1e6, "MB/s"), judged(share, DISK_SHARE)]
+
+
+def _packing_at_once(root: Path) -> list[Figure]:
+    """MB/s of the same shards by several processes that run already, and what a restart does again
+    of those that they made before."""
+    from hpc_stres.store import packing
+
+    store, batches = _parts(root)
+    with ProcessPoolExecutor(PACKERS, get_context("spawn")) as pool:
+
+        def pack(first: int, last: int) -> None:
+            stores = [store] * (last - first)
+            list(pool.map(packing.pack_shard, stores, batches[first:last], range(first, last)))
+
+        pack(0, PACKERS)
+        recalled = {name for shard in packing.all_packed(store, {}, ()) for name in shard.videos}
+        lost = {name for ids in batches[:PACKERS] for name in ids} - recalled
+        started = time.perf_counter()
+        pack(PACKERS, len(batches))
+        seconds = time.perf_counter() - started
+    size = sum(store.shard(number).stat().st_size for number in range(PACKERS, len(batches)))
+    again = Figure("growth", "killed while packing: finished videos packed again", len(lost), "")
+    return [
+        Figure("growth", f"packing, {PACKERS} processes", size / seconds / 1e6, "MB/s"),
+        judged(again, 0),
+    ]
+
+
+def _parts(root: Path) -> tuple["StorePaths", list[list[str]]]:
+    """Parts of small videos, and which of them go into a shard together."""
+    from hpc_stres.store import packing
+    from hpc_stres.store.format import PreparedVideo, StorePaths
+
+    store, random = StorePaths(root), np.random.default_rng(0)
+    frames = [random.bytes(VIDEO_BYTES // 6) for _ in range(2)]
+    for number in range(PACKED_VIDEOS):
+        video = PreparedVideo(f"v{number:04d}", 0, 256, 340, frames, [*frames, *frames])
+        video.write_part(store.part(video.id))
+    sizes = {f"v{number:04d}": VIDEO_BYTES for number in range(PACKED_VIDEOS)}
+    return store, list(packing.batches(sizes, PACKED_VIDEOS * VIDEO_BYTES // 8))
 
 
 def _disk_bytes(store: Any) -> int:

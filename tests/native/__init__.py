@@ -1,0 +1,1 @@
+"""Programs and calls for the compiled kernels under sanitizers."""
