@@ -1,5 +1,6 @@
 """Reading and writing video files with PyAV; the frames that decode are the truth."""
 
+import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,17 @@ PLAYLIST_FORMATS = frozenset({"concat", "dash", "hls", "imf", "rtp", "rtsp", "sd
 # A header may promise so many frames, or so much of them, more than decode before that is noted.
 MISSING_FRAMES, MISSING_SHARE = 1, 0.05
 OPENCV_NO_MEMORY = -4
+# What the machine says of a read, and not the file of itself: the video is tried again next time.
+OF_THE_MACHINE = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ESTALE,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ETIMEDOUT,
+)
+CANNOT_BE_READ = "cannot be read: "
 EDGE_PIXELS = 1 << 22
 
 
@@ -37,6 +49,8 @@ def reason_of(error: Exception) -> str:
     # OpenCV's own error of memory is its number -4.
     if isinstance(error, MemoryError) or getattr(error, "code", None) == OPENCV_NO_MEMORY:
         return "it needs more memory than data.video_memory_gib allows"
+    if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+        return f"{CANNOT_BE_READ}{os.strerror(error.errno)}"
     words = str(error).strip()
     if (number := getattr(error, "errno", None)) is not None:
         # FFmpeg's own numbers say nothing, and the file is named by whoever prints this.

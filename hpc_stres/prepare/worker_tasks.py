@@ -15,7 +15,7 @@ from hpc_stres.errors import UserError
 from hpc_stres.listings import splits
 from hpc_stres.parallel.world import find_world
 from hpc_stres.prepare import disk, imports
-from hpc_stres.prepare.video import UndecodableError
+from hpc_stres.prepare.video import CANNOT_BE_READ, UndecodableError
 from hpc_stres.run.lifeline import end_with_parent
 from hpc_stres.run.paths import read_sealed, write_sealed
 from hpc_stres.store import fingerprint
@@ -53,13 +53,15 @@ def _prepare_steadily(
         try:
             stamp, source = fingerprint.stamp_of(video, data), fingerprint.content_of(video, data)
         except OSError as error:
-            stamp, source, reason = None, UNKNOWN, f"cannot be read: {error.strerror}"
+            stamp, source, reason = None, UNKNOWN, f"{CANNOT_BE_READ}{error.strerror}"
             break
         try:
             prepared = imports.prepare_one(video, settings, data)
         except UndecodableError as error:
             if _is_still(stamp, video, data):
                 reason = str(error)
+                if reason.startswith(CANNOT_BE_READ):  # no fault of the video: not remembered
+                    stamp, source = None, UNKNOWN
                 break
             continue
         if _is_still(stamp, video, data):

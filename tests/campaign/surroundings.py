@@ -26,7 +26,16 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 # What users call their folders.
-ODD_NAMES = ("räume mit raum", "a'b\"c", "{x}%d#=,", "$HOME", "x" * 200, "-o", "tab\there", "[1]*?")
+ODD_NAMES = (
+    "räume mit raum",
+    "a'b\"c",
+    "{x}%d#=,",
+    "$HOME",
+    "x" * 200,
+    "-o",
+    " two  spaces ",
+    "[1]*?",
+)
 COMPUTES_OTHERWISE = "NumPy and torch compute instead"
 MAY_MOUNT = functools.cache(namespaces.may_mount)
 

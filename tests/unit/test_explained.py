@@ -120,3 +120,34 @@ def test_events_on_a_full_disk_are_an_error_with_their_name_and_no_traceback_of_
         writer.event_writer._async_writer._worker.join()
     assert shown == []
     log.stream.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "is_remembered"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/data/a.avi"), False),
+        (OSError(errno.ESTALE, "Stale file handle"), False),
+        (ValueError("Invalid data found"), True),
+    ],
+)
+def test_what_the_machine_refuses_once_is_not_remembered_of_a_video(
+    error, is_remembered, monkeypatch
+):
+    """A read that fails in the middle of a video is tried again by the next prepare."""
+    from hpc_stres.prepare import worker_tasks
+    from hpc_stres.prepare.video import UndecodableError, reason_of
+
+    def refuse(*_):
+        raise UndecodableError(f"{reason_of(error)} (after 13 frames)")
+
+    rejected = []
+    monkeypatch.setattr(worker_tasks.fingerprint, "stamp_of", lambda *_: "stamp")
+    monkeypatch.setattr(worker_tasks.fingerprint, "content_of", lambda *_: "content")
+    monkeypatch.setattr(worker_tasks.imports, "prepare_one", refuse)
+    monkeypatch.setattr(worker_tasks, "_reject", lambda *told: rejected.append(told[2:5]))
+    assert worker_tasks._prepare_steadily(None, None, None, None) == 0
+    ((reason, source, stamp),) = rejected
+    assert "after 13 frames" in reason
+    assert (source, stamp) == (
+        ("content", "stamp") if is_remembered else (worker_tasks.UNKNOWN, None)
+    )
