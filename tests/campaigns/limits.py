@@ -376,10 +376,8 @@ def main():
                     ROUNDS[name](one)
                 slurm.run("scancel", "--user", "root", check=False)
                 slurm.wait(lambda: not slurm.queue(), "an empty queue", 120)
-                print(
-                    f"   {'as promised' if not one.wrong else 'WRONG'}, {time.monotonic() - started:.0f} s",
-                    flush=True,
-                )
+                told = "WRONG" if one.wrong else "as promised"
+                print(f"   {told}, {time.monotonic() - started:.0f} s", flush=True)
                 broken += [name] if one.wrong else []
         finally:
             left = slurm.stop()
