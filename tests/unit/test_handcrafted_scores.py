@@ -1,4 +1,4 @@
-"""Hand-crafted scores are of today's test videos, whatever they were when the phase was trained."""
+"""Scores of hand-crafted features are of the test videos as they are now, as networks' are."""
 
 import shutil
 
@@ -14,10 +14,10 @@ from hpc_stres.parallel.world import find_world
 from hpc_stres.prepare.run import prepare
 from hpc_stres.run.paths import RunPaths
 from tests.unit.listed import own_config, rows_of, write_csv
-from tests.unit.test_handcrafted_phase import PHASES
 from tests.unit.untrained import evaluate_here
 
 pytest.importorskip("sklearn")
+IDT = "phases.idt={kind: handcrafted, scales: 1, step: 8, length: 6, gaussians: 2}"
 
 
 def made_up(extraction):
@@ -36,7 +36,7 @@ def test_test_videos_that_changed_are_scored_again_and_labels_are_todays(
     monkeypatch.setattr(Extraction, "run", made_up)
     rows, run_dir = rows_of(root, 12), tmp_path / "run"
     write_csv(root, rows)
-    config = own_config(root, *PHASES[1:2], "data.workers=1")
+    config = own_config(root, IDT, "data.workers=1")
 
     def make():
         prepare(config, quiet=True)
