@@ -20,7 +20,7 @@ from hpc_stres.data.augment import resize_taps
 from hpc_stres.native import triton_language
 from hpc_stres.native.triton_language import jit, tl
 
-COLUMNS, WARPS = 32, 4
+COLUMNS, WARPS = 32, 8
 # Numbers of a stack's line: width, mirror, taps and their addresses down, the same across.
 LINE = 8
 ScaleShift = tuple[NDArray[np.float32], NDArray[np.float32]]

@@ -34,7 +34,7 @@ from torch import Tensor
 from hpc_stres.data.feed import ClipReader
 from hpc_stres.data.requests import Box, Request
 from hpc_stres.evaluation import protocol
-from hpc_stres.evaluation.networks import Network
+from hpc_stres.evaluation.networks import Network, beside
 from hpc_stres.models.resnet import Trunk
 from hpc_stres.store.reader import VideoRow
 
@@ -113,13 +113,13 @@ def _look_at_clip(
     request: Request,
     answer: int | None,
 ) -> tuple[int, dict[str, Map]]:
-    clips = reader.read([request])
+    clips, model = reader.read([request]), network.call
     rgb = None if clips.rgb is None else clips.rgb.to(network.dtype)
     flow = None if clips.flow is None else clips.flow.to(network.dtype)
     height, width = next(clip.shape[-2:] for clip in (rgb, flow) if clip is not None)
     given = (int(height), int(width))
     with _keeping(trunks) as kept, torch.enable_grad():
-        logits = network(rgb, flow)
+        logits = model(*beside(model, rgb, flow))
         fused = torch.stack(
             [value.double().mean(dim=1)[0] for value in logits if value is not None]
         ).mean(dim=0)

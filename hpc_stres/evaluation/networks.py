@@ -60,10 +60,7 @@ class Network:
     spacing: int = 1
 
     def __call__(self, rgb: Tensor | None, flow: Tensor | None) -> Logits:
-        # A reader on the CPU may give the clips of a network on a GPU.
-        first: Tensor = next(self.call.parameters())  # type: ignore[attr-defined]
-        clips = (None if clip is None else clip.to(first.device) for clip in (rgb, flow))
-        return self.call(*clips)
+        return self.call(*beside(self.call, rgb, flow))
 
     def reader(self, source: FrameSource, device_id: int | None = None) -> ClipReader:
         """What reads test clips for it from a store or a prepared video, on a CPU or a GPU."""
@@ -82,6 +79,12 @@ class Network:
         from hpc_stres.evaluation.api import predict
 
         return predict(video, self, quick)
+
+
+def beside(model: Any, *clips: Tensor | None) -> list[Tensor | None]:
+    """Clips where a network is: a reader on the CPU may give those of a network on a GPU."""
+    device = next(model.parameters()).device
+    return [None if clip is None else clip.to(device) for clip in clips]
 
 
 def best_phase(phases: Phases, run_dir: Path) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc_stres.config.loading import plain
-from hpc_stres.config.schema import Config
+from hpc_stres.config.schema import Config, DataConfig
 from hpc_stres.errors import UserError
 from hpc_stres.evaluation.published import HANDCRAFTED_PROTOCOL
 from hpc_stres.evaluation.scores import Scores
@@ -175,7 +175,7 @@ def _write(config: Config, name: str, run_dir: Path, store: Store, result: Resul
     scored = {
         "ids": np.array(result.ids, str),
         "contents": np.array([content_of(row) for row in rows], str),
-        "labels": labels_of(store, config, result.ids),
+        "labels": labels_of(store, config.data, result.ids),
         "logits": result.scores,
     }
     write_arrays(root / "scores.npz", name, {**scored, "classes": np.array(store.classes, str)})
@@ -189,10 +189,10 @@ def _write(config: Config, name: str, run_dir: Path, store: Store, result: Resul
         print(f"{name}: {result.without_trajectories} videos have no trajectory", file=sys.stderr)
 
 
-def labels_of(store: Store, config: Config, ids: list[str]) -> NDArray[np.int64]:
+def labels_of(store: Store, data: DataConfig, ids: list[str]) -> NDArray[np.int64]:
     """The videos' labels as the store has them; rows of 0 and 1 where they have several classes."""
     labels = np.array([store.rows[store.number[video]].label for video in ids], np.int64)
-    table = label_table(store, config.data)
+    table = label_table(store, data)
     return labels if table is None else table[labels]
 
 
@@ -212,4 +212,4 @@ def scores(config: Config, name: str, run_dir: Path, store: Store) -> Scores:
     logits = arrays["logits"][list(current.values())]
     ids = list(current)
     words = {"protocol": HANDCRAFTED_PROTOCOL}
-    return Scores(ids, labels_of(store, config, ids), store.classes, logits, {}, words)
+    return Scores(ids, labels_of(store, config.data, ids), store.classes, logits, {}, words)

@@ -15,7 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from hpc_stres.config.loading import CONFIGS, load_config, plain
-from hpc_stres.config.recipe import MOST_NAME_LETTERS, Phases, check_phase_name
+from hpc_stres.config.recipe import (
+    MOST_NAME_LETTERS,
+    Phases,
+    check_phase_name,
+    ordered_phases,
+)
 from hpc_stres.config.schema import Config
 from hpc_stres.config.tree import Node, bare, read_file
 from hpc_stres.errors import ConfigError, UserError
@@ -168,7 +173,7 @@ def _yaml(value: Any) -> str:
 def wanted_phases(grid: Grid, run: Run, phases: Phases) -> str:
     """The variants and what they start from, for `--phase`."""
     wanted = {phase_name(grid.column, label) for label in run.variants}
-    for name in reversed(list(phases)):
+    for name in reversed(ordered_phases(phases)):
         if name in wanted:
             wanted |= set(phases[name].starts_from)
     return ",".join(name for name in phases if name in wanted)

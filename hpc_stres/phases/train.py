@@ -125,12 +125,18 @@ class TrainPhase(Phase):
     @property
     def published(self) -> Mapping[str, float]:
         family = self.family
-        is_as_published = all(
+        is_as_published = self._joins_as_published() and all(
             trunk.family == "resnet" and trunk.stages is None and trunk.width == PUBLISHED_WIDTH
             and trunk.depth == family.published_depths.get(stream, PUBLISHED_DEPTH)
             for stream, trunk in ((stream, self.trunk(stream)) for stream in family.streams)
         )  # fmt: skip
         return family.published if is_as_published else {}
+
+    def _joins_as_published(self) -> bool:
+        """Whether the streams are joined in the family's own way: other ways are ablations."""
+        keys = ("operation", "direction", "placement", "learned_scale")
+        fields = {f.name: f.default for f in dataclasses.fields(self.model)}
+        return all(getattr(self.model, key, None) == fields.get(key) for key in keys)
 
     def steps(self, config: Any) -> int:
         return total_steps(self.optimise.scaled_schedule, config.training.max_steps)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hpc_stres.data.feed import Clips
 from hpc_stres.errors import UserError
-from hpc_stres.models import Logits
+from hpc_stres.models import Logits, norm_cpu, pool
 from hpc_stres.models.dropout import Masks
 from hpc_stres.models.exact.digits import MOMENT, MOST_TERMS, digits_of
 from hpc_stres.models.exact.mode import UnitByUnit
@@ -116,6 +116,9 @@ def kernels_of(device: torch.device) -> dict[str, Any]:
         cudnn = torch.backends.cudnn.version()
         name = torch.cuda.get_device_name(device)
         return facts | {"kernels": name, "cudnn": cudnn, "cuda": torch.version.cuda}
+    # Plain torch rounds otherwise than the package's compiled normalisation and pools.
+    is_compiled = norm_cpu.library() is not None and pool.library() is not None
+    facts["own"] = "compiled" if is_compiled else "plain torch"
     return facts | {"kernels": torch.backends.cpu.get_cpu_capability()}
 
 

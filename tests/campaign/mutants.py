@@ -18,6 +18,7 @@ import argparse
 import hashlib
 import json
 import random
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -165,6 +166,8 @@ def try_all(chosen: list[Mutant], record: Record) -> int:
     """A line for each mutant, then how many were noticed; the exit status."""
     from tests.campaign.trials import Tree
 
+    # What ends this takes the copy of the tree away.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     argued, verdicts = arguments_for_survivors(), list[tuple[Mutant, Verdict]]()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         tree = Tree(Path(folder), ROOT)

@@ -120,6 +120,7 @@ class Tree:
     def _run_here(self, words: list[str], told: Path) -> int:
         # A trial ends with who asked for it.
         ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.setpgid(0, 0)
         resource.setrlimit(resource.RLIMIT_DATA, (DATA_BYTES, DATA_BYTES))
         with open(os.devnull, "rb") as nothing, (self.folder / "output").open("wb") as output:

@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,7 +102,8 @@ def layouts(case, world):
 
 def train_all(works):
     """Train one after another; a work has phase, run_dir, overrides, data_root, world, and a config where
-    it is not the tiny one. What is heavy is imported once: each rank is a fork of one process."""
+    it is not the tiny one. With `copy_of` it evaluates a copy of that run folder in place of training.
+    What is heavy is imported once: each rank is a fork of one process."""
     works = [
         {"config": str(TINY), **work, "port": free_port(), "run_dir": str(work["run_dir"])}
         for work in works
@@ -124,8 +126,8 @@ def train_all(works):
 
 # What a training imports when it needs it.
 HEAVY = (
-    "hpc_stres.training.phase", "torch.utils.tensorboard", "nvidia.dali.fn", "safetensors.torch",
-    "torch._dynamo",
+    "hpc_stres.training.phase", "hpc_stres.evaluation.evaluate", "torch.utils.tensorboard",
+    "nvidia.dali.fn", "safetensors.torch", "torch._dynamo",
 )  # fmt: skip
 
 
@@ -140,6 +142,8 @@ def fork_ranks(works):
         mark = _mark_of(work)
         if mark.exists():
             continue
+        if "copy_of" in work:
+            shutil.copytree(work["copy_of"], work["run_dir"])
         children = [os.fork() or _train(work, rank) for rank in range(work["world"])]
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         if any(codes):
@@ -158,6 +162,7 @@ def _train(work, rank):
     """One rank, in its own process, which ends here."""
     from hpc_stres.config.loading import load_config
     from hpc_stres.errors import UserError
+    from hpc_stres.evaluation.evaluate import evaluate
     from hpc_stres.parallel.world import find_world
     from hpc_stres.training.phase import train
 
@@ -169,7 +174,12 @@ def _train(work, rank):
     try:
         overrides = [f"data.root={work['data_root']}", *work["overrides"]]
         config = load_config(work["config"], overrides)
-        code = int(not train(config, work["phase"], Path(work["run_dir"]), find_world()))
+        place = Path(work["run_dir"])
+        if "copy_of" in work:
+            evaluate(config, place, find_world(), [work["phase"]])
+            code = 0
+        else:
+            code = int(not train(config, work["phase"], place, find_world()))
     except UserError as error:
         print(f"{work['run_dir']}: {error}", flush=True)
     except Exception:

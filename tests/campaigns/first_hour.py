@@ -97,10 +97,21 @@ def make_hour(path, rate):
     write_video(path, frames, rate)
 
 
+def fewer(args):
+    """What --steps adds to a command that trains."""
+    return [] if args.steps is None else ["--set", f"training.max_steps={args.steps}"]
+
+
+def submit(name, args):
+    """The chain of a config that `init` wrote."""
+    words = ["submit", "--config", f"{name}.yaml", "--phase", "all", "--cluster", "local"]
+    return [*words, *fewer(args)]
+
+
 def demo(base, args):
     """From a clone with its environment to the table."""
-    run = base / "runs" / "binding"
-    return measured("a first table (`make demo`)", base, [["demo"]], lambda: table_of(run))
+    run, lines = base / "runs" / "binding", [["demo", *fewer(args)]]
+    return measured("a first table (`make demo`)", base, lines, lambda: table_of(run))
 
 
 def own(base, args):
@@ -108,7 +119,7 @@ def own(base, args):
     make_videos(base / "videos", WAYS, args.each, 1)
     lines = [
         ["init", "mydata", "--videos", "videos", "--from-scratch", "--size", "small"],
-        ["submit", "--config", "mydata.yaml", "--phase", "all", "--cluster", "local"],
+        submit("mydata", args),
     ]
     run = base / "runs" / "mydata"
     what = f"own videos' table ({len(WAYS) * args.each} videos)"
@@ -120,7 +131,7 @@ def tuned(base, args):
     make_videos(base / "others", OTHER_WAYS, args.each, 2)
     lines = [
         ["init", "tuned", "--videos", "others", "--from", "runs/mydata", "--trainable", "head"],
-        ["submit", "--config", "tuned.yaml", "--phase", "all", "--cluster", "local"],
+        submit("tuned", args),
     ]
     run = base / "runs" / "tuned"
     what = f"fine-tuned on other classes ({len(OTHER_WAYS) * args.each} videos)"
@@ -155,10 +166,13 @@ def main():
     parser.add_argument(
         "--rate", type=int, default=5, help="frames a second of the hour (default: 5)"
     )
+    parser.add_argument(
+        "--steps", type=int, help="at most so many of a phase: to see that this works, no figures"
+    )
     parser.add_argument("--json", help="also write the rows there")
     args = parser.parse_args()
     rows = []
-    with tempfile.TemporaryDirectory(prefix="first hour ") as folder:
+    with tempfile.TemporaryDirectory(prefix="first hour ", ignore_cleanup_errors=True) as folder:
         for name in args.only.split(","):
             rows.append(STEPS[name](Path(folder), args))
             print(f"{rows[-1]}", flush=True)

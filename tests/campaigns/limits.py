@@ -22,11 +22,10 @@ from pathlib import Path
 from hpc_stres.prepare.run import prepare
 from hpc_stres.run.attempts import read_attempts
 from hpc_stres.run.bad_nodes import read_accusations
-from tests import poison
+from tests.campaigns.rounds import Round, restarted
 from tests.conftest import ROOT, tiny_config
 from tests.slurm.cluster import PrivateSlurm, missing
 from tests.slurm.conftest import person
-from tests.slurm.test_once import Submitter
 
 PREFIX = "cn-07-"
 ONE, TWO, THREE, FOUR = (f"{PREFIX}{number}" for number in range(1, 5))
@@ -35,65 +34,6 @@ HELD = {"cluster__sbatch__hold": "true", "cluster__scheduler_seconds": 60}
 COUNTED = ("squeue", "sacct", "scontrol", "scancel", "sinfo", "sbatch", "srun")
 # A path that shells and Slurm could read in other ways.
 ODD = "it's 12:30, räume & $HOME"
-
-
-class Round:
-    """What a round works with, and what it finds wrong."""
-
-    def __init__(self, slurm, data_root, folder):
-        self.slurm, self.data_root, self.folder, self.wrong = slurm, data_root, folder, []
-        folder.mkdir()
-
-    def check(self, condition, text):
-        """A promise; what came in its place is told."""
-        if not condition:
-            self.wrong.append(text)
-            print(f"   WRONG: {text}", flush=True)
-
-    def user(self, name="run"):
-        """A person who submits into a folder of this round."""
-        place = self.folder / f"wrappers{len(list(self.folder.glob('wrappers*')))}"
-        place.mkdir()
-        someone = Submitter(self.slurm, self.data_root, self.folder / name, place)
-        someone.settings |= {"cluster.sbatch.hold": "false", "cluster.scheduler_seconds": 60}
-        return someone
-
-    def submit(self, who, *words, **settings):
-        """Submit with wrapped commands; exit status and output."""
-        command = who.command(*words, **settings)
-        environment = {**self.slurm.environment, "PATH": f"{who.wrappers}:{os.environ['PATH']}"}
-        result = self.slurm.run(*command, check=False, cwd=ROOT, env=environment)
-        output = result.stdout + result.stderr
-        self.check("Traceback" not in output, output)
-        self.check(len(result.stderr.splitlines()) <= 3, result.stderr)
-        return result.returncode, output
-
-    def poisoned(self, mode, bad, phase=""):
-        """Settings under which nodes do not do their work."""
-        if not (self.folder / "poison").exists():
-            poison.write(self.folder / "poison")
-        values = {
-            "MASTER_ADDR": "127.0.0.1", "HPC_STRES_THREADS": 1, "POISON": mode, "POISONED": f"'{bad}'",
-            "POISONED_PHASE": f"'{phase}'", "PYTHONPATH": self.folder / "poison", "FULL": self.folder / "full",
-        }  # fmt: skip
-        words = "{" + ", ".join(f"{key}: {value}" for key, value in values.items()) + "}"
-        return {"cluster__environment": words, "cluster__arrival_seconds": 10}
-
-    def queued(self):
-        """Every job and element in the queue: phase, link, state, what it waits for."""
-        shown = self.slurm.run("squeue", "-h", "-r", "-o", "%i|%T|%E|%k").stdout.splitlines()
-        rows = [line.split("|") for line in shown]
-        return [(n, s, after, *mark.split(":")[2:4]) for n, s, after, mark in rows]
-
-    def ended(self, who):
-        """States of all jobs of a run, when none waits or runs."""
-        ids = who.jobs()
-        states = who.wait_states(*(n for numbers in ids.values() for n in numbers))
-        flat = [(name, n) for name, numbers in ids.items() for n in numbers]
-        result = {}
-        for (name, _), state in zip(flat, states, strict=True):
-            result.setdefault(name, []).append(state)
-        return result
 
 
 def controller_away(one):
@@ -145,7 +85,7 @@ def job_count(one):
     known = len(one.slurm.run("squeue", "-h", "-r", "-t", "all").stdout.splitlines())
     settings = {"nodes": 1, "phase": "motion", "cluster__links": 4, **HELD}
     settings["cluster__scheduler_seconds"] = 20
-    _restarted(one.slurm, LIMITS.replace("MaxJobCount=500", f"MaxJobCount={known + 6}"))
+    restarted(one.slurm, LIMITS.replace("MaxJobCount=500", f"MaxJobCount={known + 6}"))
     code, output = one.submit(who, **settings)
     print("   " + output.strip().replace("\n", "\n   "))
     one.check(code == 1, f"exit status {code}: {output}")
@@ -153,22 +93,13 @@ def job_count(one):
     stays = len(one.slurm.queue())
     said = "Nothing of this submission" in output if not stays else "Submitted so far" in output
     one.check(said, f"{stays} jobs stay: {output}")
-    _restarted(one.slurm, LIMITS)
+    restarted(one.slurm, LIMITS)
     code, output = one.submit(who, **settings)
     one.check(code == 0, output)
     counted = Counter(row[3:] for row in one.queued())
     chain = {(n, str(link)) for n in ("motion", "evaluate") for link in range(4)}
     one.check(counted == Counter(chain), f"the chain is {counted}")
     who.cancel()
-
-
-def _restarted(slurm, more):
-    """The controller again, with other limits."""
-    slurm.stop_controller()
-    slurm.more = more
-    slurm.configure()
-    slurm.start_controller()
-    slurm.wait(lambda: slurm.ok("squeue"), "the controller", 120)
 
 
 def arrays_of_two(one):
@@ -445,10 +376,8 @@ def main():
                     ROUNDS[name](one)
                 slurm.run("scancel", "--user", "root", check=False)
                 slurm.wait(lambda: not slurm.queue(), "an empty queue", 120)
-                print(
-                    f"   {'as promised' if not one.wrong else 'WRONG'}, {time.monotonic() - started:.0f} s",
-                    flush=True,
-                )
+                told = "WRONG" if one.wrong else "as promised"
+                print(f"   {told}, {time.monotonic() - started:.0f} s", flush=True)
                 broken += [name] if one.wrong else []
         finally:
             left = slurm.stop()

@@ -8,10 +8,12 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from hpc_stres.__main__ import main
+from hpc_stres.evaluation.scores import Scores
 from hpc_stres.run.product import metrics_line
 from tests.campaigns.bitwise import BITWISE, DEEPSPEED, LOW, digest, train_all
 
@@ -20,6 +22,7 @@ pytestmark = pytest.mark.distributed
 GOLDEN = "94c85b3ae1ce861975db269c2550652c19d8e6adac0dc81796ef06f8d5b45146"
 GOLDEN_TORCH = "2.13.0"
 BASE = ["training.norm_group=5", "training.log_every_steps=2"]
+SCORED_ON = (1, 2, 3)
 FOUR, TWO = "training.max_steps=4", "training.max_steps=2"
 
 
@@ -46,6 +49,12 @@ def runs(data_root, tmp_path_factory):
     accumulated = [*asked[0]["overrides"], "training.max_micro_batch=5"]
     begun = folder / "begun on two"
     asked.append({**asked[0], "run_dir": begun, "overrides": accumulated})
+    # What the tests' evaluation scores, on other numbers of ranks.
+    trained = {**next(one for one in asked if one["run_dir"].name == "dropping, one")}
+    for world in SCORED_ON:
+        run_dir = folder / f"scored on {world}"
+        copied = {"copy_of": str(folder / "dropping, one"), "run_dir": run_dir, "world": world}
+        asked.append({**trained, **copied})
     train_all(asked)
     return folder
 
@@ -57,6 +66,18 @@ def test_ranks_engines_micro_steps_and_resumes_do_not_show(runs):
 
 def test_nor_do_they_with_dropout_in_bfloat16(runs):
     assert digest(runs / "dropping, one", "motion") == digest(runs / "dropping, three", "motion")
+
+
+def test_scores_have_the_same_bits_on_any_number_of_ranks(runs):
+    """Those of a bfloat16 training, whose weights, and so its tests, are float32."""
+    one, two, three = (
+        Scores.load(runs / f"scored on {world}" / "scores" / "split1_motion.npz")
+        for world in SCORED_ON
+    )
+    assert one.ids == two.ids == three.ids
+    assert one.logits.tobytes() == two.logits.tobytes() == three.logits.tobytes()
+    assert len(one.ids) == 8
+    assert len(np.unique(one.logits)) > 8
 
 
 def test_the_bits_are_those_of_a_day_long_ago(runs):

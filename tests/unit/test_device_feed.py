@@ -60,7 +60,7 @@ def test_the_cpus_share_follows_the_measured_rates():
 
 
 def test_the_gpu_always_has_something_to_decode():
-    for gpu_per_s, cpu_per_s in ((0.0, 0.0), (1.0, 1e9), (1e-9, 1.0), (5.0, 0.0)):
+    for gpu_per_s, cpu_per_s in ((0.0, 0.0), (1.0, 1e9), (1e-9, 1e9), (5.0, 0.0)):
         split = Split(gpu_per_s, cpu_per_s)
         for count in range(6):
             taken = split.cpu_orders([order(3)] * count)
@@ -79,7 +79,7 @@ def decoded(jpegs, boxes):
 @pytest.mark.parametrize("budget", [1, 700, 10**9])
 @pytest.mark.parametrize("is_mixed", [False, True])
 def test_pictures_come_in_order_whoever_decodes_them(is_mixed, budget):
-    orders = [order(count, first=10 * n) for n, count in enumerate((3, 1, 4, 2, 5, 1))]
+    orders = [order(count, first=10 * n) for n, count in enumerate((3, 1, 4, 2, 1, 5))]
     feed = DeviceFeed(torch.device("cpu"), budget)
     threads = set()
 

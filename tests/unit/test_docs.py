@@ -28,6 +28,9 @@ MOST_README_LINES = 130
 QUICK = {"config", "describe", "doctor"}
 # Options of programs that are not ours.
 FOREIGN_OPTIONS = {
+    "--folder",
+    "--local",
+    "--start",
     "--container-image",
     "--finetune",
     "--gpus-per-task",

@@ -9,13 +9,14 @@ import torch
 
 from hpc_stres.errors import ConfigError, UserError
 from hpc_stres.layout import group_sizes, plan
-from hpc_stres.models import assign_groups, build_model
+from hpc_stres.models import assign_groups, build_model, norm_cpu, pool
 from hpc_stres.models.exact.digits import GRADIENT, MOMENT, MOST_TERMS, digits_of, number_of
 from hpc_stres.models.exact.layers import scatter_windows
 from hpc_stres.models.exact.mode import UnitByUnit
 from hpc_stres.models.exact.session import Session
 from hpc_stres.models.exact.sums import ExactSums
 from hpc_stres.models.exact_network import attach
+from hpc_stres.training.exact import kernels_of
 from hpc_stres.training.hashes import state_hashes
 from hpc_stres.training.trainable import freeze, set_training_mode
 
@@ -248,6 +249,16 @@ def test_one_bit_of_one_number_is_another_hash():
         assert differing == [name]
         assert changed["weights_sha256"] != first["weights_sha256"]
         tensor.detach().reshape(-1).view(torch.int32)[-1] ^= 1
+
+
+@pytest.mark.parametrize("missing", [norm_cpu, pool])
+def test_ranks_with_and_without_compiled_kernels_are_unlike(missing, monkeypatch):
+    """Plain torch rounds otherwise: such ranks must not train together."""
+    for kernels in (norm_cpu, pool):
+        monkeypatch.setattr(kernels, "library", object)
+    whole = kernels_of(torch.device("cpu"))
+    monkeypatch.setattr(missing, "library", lambda: None)
+    assert kernels_of(torch.device("cpu")) != whole
 
 
 # -- the guard -----------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hpc_stres.__main__ import main
+from hpc_stres.config.loading import load_config
 from hpc_stres.data.feed import ClipReader
 from hpc_stres.data.requests import Box, Request
 from hpc_stres.errors import ConfigError, UserError
@@ -20,7 +21,7 @@ from hpc_stres.listings.splits import Video
 from hpc_stres.parallel.world import World
 from hpc_stres.prepare.extract import prepare_video
 from hpc_stres.prepare.video import write_video
-from tests.conftest import digests, tiny_config
+from tests.conftest import ROOT, digests, tiny_config
 from tests.unit.test_flow import moved, texture
 from tests.unit.untrained import make_run
 
@@ -331,6 +332,16 @@ def test_a_network_for_larger_pictures_sees_them_as_in_its_test(data_root, made,
     np.testing.assert_allclose(
         np.load(tmp_path / "out" / "short.motion.npy"), seen[0].numpy(), rtol=1e-5, atol=1e-6
     )
+
+
+def test_windows_are_as_long_as_what_was_trained():
+    """Clips at the middle of their strides; of segments, a flow stack apart, as many as there are."""
+    stfn = load_config(ROOT / "configs" / "binding_stfn.yaml").phases
+    joint = load_config(ROOT / "configs" / "binding.yaml").phases
+    assert networks.clip_of(stfn["stfn"]) == (5, 10)
+    assert networks.clip_of(stfn["motion"])[0] == 1
+    assert networks.clip_of(joint["st_resnet"]) == (5, 3)
+    assert networks.clip_of(joint["st_resnet_star"]) == (7, 2)
 
 
 def test_names_that_meet_are_refused(made, tmp_path):

@@ -115,7 +115,8 @@ def test_published_figures_belong_to_networks_as_published():
     nips = CONFIGS / "recipes" / "nips2016.yaml"
     assert load_config(nips).phases["st_resnet"].published == {"ucf101": 92.76, "hmdb51": 65.57}
     for other in ("model.depth=101", "model.width=32", "model.stages=[2, 2]",
-                  "phases.st_resnet.model.motion.depth=152"):  # fmt: skip
+                  "phases.st_resnet.model.motion.depth=152", "phases.st_resnet.model.direction=both",
+                  "phases.st_resnet.model.operation=multiply", "phases.st_resnet.model.placement=direct"):  # fmt: skip
         assert load_config(nips, [other]).phases["st_resnet"].published == {}, other
 
 

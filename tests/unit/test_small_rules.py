@@ -14,21 +14,23 @@ import torch
 
 from hpc_stres.config import tree
 from hpc_stres.errors import ConfigError
-from hpc_stres.evaluation import fusion_weights, gradcam
+from hpc_stres.evaluation import fusion_weights, gradcam, measures, statistics
 from hpc_stres.evaluation.scores import Scores, summary
+from hpc_stres.handcrafted.classifier import LEAST_SHARE, basis_of
 from hpc_stres.launch.journal import Journal
 from hpc_stres.layout import plan
 from hpc_stres.listings import official
 from hpc_stres.listings.listing import Video
 from hpc_stres.models import dropout, protobuf_wire
 from hpc_stres.models.interaction import Interaction
+from hpc_stres.models.two_stream import window_means
 from hpc_stres.parallel import reach
 from hpc_stres.parallel.world import World
 from hpc_stres.run import data_set, product
 from hpc_stres.run.accounting import Costs
 from hpc_stres.run.paths import RunPaths
 from hpc_stres.store import fingerprint
-from hpc_stres.store.format import Stamp, StorePaths
+from hpc_stres.store.format import NO_SHA256, Stamp, StorePaths
 from hpc_stres.training import metrics
 from hpc_stres.training.engine import DeepSpeedEngine
 from tests.conftest import tiny_config
@@ -229,3 +231,31 @@ def test_floats_of_a_message_are_whole_and_in_bytes():
     for wire, data in ((protobuf_wire.BYTES, bytes(7)), (protobuf_wire.VARINT, b"")):
         with pytest.raises(protobuf_wire.WireError, match="not of numbers of 4 bytes"):
             protobuf_wire.packed_floats(field(wire, data), np.float32)
+
+
+def test_directions_of_next_to_nothing_are_left_out():
+    for size, next_to_nothing in ((0.25, 0.1), (4.0, 0.5)):
+        values = np.diag([size, size / 2, size * LEAST_SHARE * next_to_nothing])
+        assert basis_of(values).vectors.shape == (3, 2)
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 9])
+def test_averages_over_windows_as_a_matrix(length):
+    side = min(length, 3)
+    rows = window_means(length, torch.zeros((), dtype=torch.float64), 3)
+    x = torch.arange(float(length), dtype=torch.float64) ** 2
+    expected = [x[first : first + side].mean() for first in range(length - side + 1)]
+    torch.testing.assert_close(rows @ x, torch.stack(expected))
+
+
+def test_the_hash_of_nothing_that_is_known_is_as_long_as_any():
+    assert set(NO_SHA256) == {"0"}
+    assert len(NO_SHA256) == len(hashlib.sha256().hexdigest())
+
+
+def test_f1_where_as_many_answers_are_given_as_there_are_videos():
+    labels = np.array([0, 1, 1, 0])
+    answers = np.eye(2)[[0, 1, 0, 1]]
+    plan = statistics.design(labels, [f"r{n}" for n in range(4)])
+    rows = measures.per_class(labels, ["a", "b"], answers, plan)
+    assert [row["f1"] for row in rows] == [50.0, 50.0]

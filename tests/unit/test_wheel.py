@@ -73,7 +73,7 @@ def test_commands_work_without_a_checkout(installed, tmp_path, words, said):
         assert str(ROOT / folder) not in result.stdout
 
 
-KERNELS = {"norm", "tvl1", "resize", "exact"}
+KERNELS = {"norm", "tvl1", "resize", "exact", "pool"}
 LOAD = f"from hpc_stres import native; print(native.__file__); [native.load(n) for n in {KERNELS}]"
 
 

@@ -26,8 +26,7 @@ def bench_feed(threads: int, repeats: int) -> list[Figure]:
     """
     import torch
 
-    from hpc_stres.data.decoder import Decoder
-    from hpc_stres.data.feed import ClipReader
+    from hpc_stres.data import decoder, feed
     from hpc_stres.data.requests import Box, Request
     from hpc_stres.store.reader import Store
 
@@ -39,8 +38,8 @@ def bench_feed(threads: int, repeats: int) -> list[Figure]:
         stacks = tuple(tuple(range(start - 5, start + 5)) for start in starts)
         boxes = [Box(8 * n, 9 * n, 200 + 10 * n, 210 + 9 * n) for n in range(4)]
         batch = [Request(n, 0, 0, starts, stacks, box, n % 2 == 1) for n, box in enumerate(boxes)]
-        reader = ClipReader(store, SIDE, "torchvision", threads=threads, dtype=torch.bfloat16)
-        gray, colour = (Decoder(is_gray, 512, threads, None) for is_gray in (True, False))
+        reader = feed.ClipReader(store, SIDE, "torchvision", threads=threads, dtype=torch.bfloat16)
+        gray, colour = (decoder.Decoder(is_gray, 512, threads, None) for is_gray in (True, False))
         pairs = [pair for r in batch for stack in r.flow for pair in stack]
         flow = [store.flow(0, pair, axis) for pair in pairs for axis in (0, 1)]
         rgb = [store.rgb(0, frame) for r in batch for frame in r.frames]

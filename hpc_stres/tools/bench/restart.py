@@ -24,7 +24,7 @@ PATIENCE_S, POLL_S = 300.0, 0.05
 WATCHED_STEPS, LAP_STEPS, GATHERS = 2000, 10, 50
 # What lies between the kill and the next new step, in order; seconds of the first rank.
 PARTS = (
-    "ending the ranks, an interpreter",
+    "an interpreter starts",
     "imports",
     "the checkpoint is read",
     "steps until a new one",
