@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 INSTALL = "run env/setup.sh"
-# What `prepare` and the feed cannot do quickly without.
-KERNELS = ("tvl1", "resize")
+# What `prepare`, the feed and training on processors cannot do quickly without.
+KERNELS = ("tvl1", "resize", "norm", "pool", "exact")
 MIN_OPEN_FILES, MIN_SHM_MIB, MIN_FREE_GIB, MIN_INODES, MIN_MEMORY_GIB = 1024, 64, 5, 20_000, 4
 
 
@@ -136,12 +136,12 @@ def _compiler() -> Finding:
         return Finding(
             "C++ compiler", "ok", "none, and none is needed: the kernels came with the package"
         )
-    mend = "install g++, load a compiler module or set CXX: flow becomes 8 times as fast, and so do crops and resizes"
+    remedy = "install g++, load a compiler module or set CXX: flow becomes 8 times as fast, and so do crops and resizes"
     return Finding(
         "C++ compiler",
         "warning",
         "no g++: NumPy computes flow, torch resizes; the same numbers",
-        mend,
+        remedy,
     )
 
 

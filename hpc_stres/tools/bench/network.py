@@ -3,13 +3,12 @@ its convolutions."""
 
 import functools
 import itertools
-import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from hpc_stres.tools.bench.figures import Figure
+from hpc_stres.tools.bench.figures import Figure, Timing, quotients, ratio
 from hpc_stres.tools.bench.scene import SIDE
 
 # (frames, channels, height, width) of the published network, and videos in a group.
@@ -24,9 +23,7 @@ VIDEOS, CHUNKS = 2, 5
 STEPS_TO_GROW = 3
 
 
-def rounds(
-    repeats: int, *contestants: Callable[[], object], uncounted: int = 1
-) -> list[list[float]]:
+def rounds(repeats: int, *contestants: Callable[[], object], uncounted: int = 1) -> list[Timing]:
     """Seconds of each contestant in each round; all take turns, after rounds
     that do not count."""
     import torch
@@ -40,15 +37,17 @@ def rounds(
             torch.cuda.synchronize()
         if turn >= uncounted:
             seconds[number].append(time.perf_counter() - started)
-    return seconds
+    return [Timing(tuple(one)) for one in seconds]
 
 
-def at_most(part: str, what: str, ours: list[float], theirs: list[float], target: float) -> Figure:
+def at_most(part: str, what: str, ours: Timing, theirs: Timing, target: float) -> Figure:
     """The median over rounds of a share that should be small."""
-    value = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-    return Figure(
-        part, what, value, "x", f"{target:g} x or less", "met" if value <= target else "MISSED"
-    )
+    return ratio(part, what, quotients(ours, theirs), target, at_most=True)
+
+
+def timed(part: str, what: str, timing: Timing, unit: str, scale: float = 1.0) -> Figure:
+    """Seconds of a turn, as so many of a unit."""
+    return Figure(part, what, scale * timing.median_s, unit, spread=timing.spread)
 
 
 def bench_norm(threads: int, repeats: int) -> list[Figure]:
@@ -86,7 +85,7 @@ def bench_norm(threads: int, repeats: int) -> list[Figure]:
             functools.partial(run, torchs, list(reference.parameters())),
         )
         text = f"{shape} {name}"
-        figures.append(Figure("norm", f"{text}: ours", 1e3 * statistics.median(ours), "ms"))
+        figures.append(timed("norm", f"{text}: ours", ours, "ms", 1e3))
         figures.append(
             at_most("norm", f"{text}: ours over BatchNorm + ReLU", ours, theirs, NORM_TARGETS[name])
         )
@@ -188,10 +187,9 @@ def bench_step(threads: int, repeats: int) -> list[Figure]:
         counts = convolutions_of(model, rgb, flow)
     convolve = only_convolutions(counts, torch.bfloat16, device)
     whole, alone = rounds(repeats, step, convolve, uncounted=STEPS_TO_GROW)
-    per_video = [s / VIDEOS for s in whole]
     return [
-        Figure("step", "bfloat16 at 224", statistics.median(per_video), "s/video"),
-        Figure("step", "its convolutions alone", statistics.median(alone) / VIDEOS, "s/video"),
+        timed("step", "bfloat16 at 224", whole, "s/video", 1 / VIDEOS),
+        timed("step", "its convolutions alone", alone, "s/video", 1 / VIDEOS),
         at_most("step", "step over its convolutions", whole, alone, STEP_TARGET),
     ]
 
