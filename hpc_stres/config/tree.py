@@ -6,6 +6,7 @@ expanded (a few lines of nested aliases mean billions of nodes), and every refus
 file and the line.
 """
 
+import functools
 import re
 import typing
 from collections.abc import Sequence
@@ -74,8 +75,7 @@ def read_file(path: Path) -> Node:
 def parse(text: str, name: str) -> Node | None:
     """YAML text as nodes, whose origins are `name:line`; none for an empty text."""
     try:
-        _refuse_depth(text, name)
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = _composed(text, name)
         return None if root is None else _Converter(name).convert(root, 0)
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
@@ -87,6 +87,15 @@ def parse(text: str, name: str) -> Node | None:
         where = f"{name}:{mark.line + 1}" if mark else name
         reason = " ".join(str(getattr(error, "problem", None) or error).split())[:160]
         raise ConfigError(f"{where}: not valid YAML: {reason}") from None
+
+
+@functools.lru_cache(maxsize=128)
+def _composed(text: str, name: str) -> yaml.Node | None:
+    """PyYAML's nodes of a text. Kept, for studies load the same files for each of their runs, and
+    reading them takes longer than all that is done with them; nobody changes these nodes."""
+    _refuse_depth(text, name)
+    root: yaml.Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
+    return root
 
 
 def _refuse_depth(text: str, name: str) -> None:

@@ -150,7 +150,7 @@ def test_any_error_of_a_library_is_a_reason_but_the_machines_are_not():
         KeyError("x"),
         ZeroDivisionError(),
         RuntimeError("first line\nlast line"),
-        OSError(5, "no disk"),
+        OSError("no number"),
     ):
         with (
             pytest.raises(UndecodableError, match=type(error).__name__) as caught,
@@ -158,6 +158,8 @@ def test_any_error_of_a_library_is_a_reason_but_the_machines_are_not():
         ):
             raise error
         assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(UndecodableError, match="^cannot be read: Input"), failures_reject():
+        raise OSError(5, "no disk")
     for error in (MemoryError(), cv2.error("x")):
         error.code = -4
         with pytest.raises(UndecodableError, match="more memory than data"), failures_reject():

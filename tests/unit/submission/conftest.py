@@ -148,6 +148,18 @@ def fake(monkeypatch):
     return made_up
 
 
+@pytest.fixture(scope="session")
+def copies(tmp_path_factory):
+    return tmp_path_factory.mktemp("copies") / ".code"
+
+
+@pytest.fixture(autouse=True)
+def _one_copy_of_the_code(request, copies, monkeypatch):
+    """Each run would have one made beside its own folder; test_code is about that."""
+    if request.module.__name__.rpartition(".")[2] != "test_code":
+        monkeypatch.setattr("hpc_stres.launch.code.copies_folder", lambda place: copies)
+
+
 @pytest.fixture
 def request_of(tmp_path, monkeypatch):
     """Makes requests for the tiny config, whose store counts as prepared."""
