@@ -33,12 +33,7 @@ class Call(ctypes.Structure):
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None, said once, where they cannot be had."""
-    loaded = native.find("norm")
-    if loaded is None:
-        return None
-    if loaded.norm_call_bytes() != ctypes.sizeof(Call):
-        raise AssertionError("norm.cpp and norm_cpu.py differ in what a call is")
-    return loaded
+    return native.find_with_calls("norm", Call)
 
 
 def run(

@@ -42,10 +42,7 @@ class Call(ctypes.Structure):
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None, said once, where they cannot be had."""
-    loaded = native.find("pool")
-    if loaded is not None and loaded.pool_call_bytes() != ctypes.sizeof(Call):
-        raise AssertionError("pool.cpp and pool.py differ in what a call is")
-    return loaded
+    return native.find_with_calls("pool", Call)
 
 
 def run(

@@ -35,6 +35,7 @@ __all__ = [
     "compiler",
     "cuda_compiler",
     "find",
+    "find_with_calls",
     "is_prebuilt",
     "load",
     "load_cuda",
@@ -117,6 +118,14 @@ def find(name: str) -> ctypes.CDLL | None:
     except UserError as error:
         _tell(str(error).splitlines()[0])
         return None
+
+
+def find_with_calls(name: str, call: type[ctypes.Structure]) -> ctypes.CDLL | None:
+    """`find` for a library that is told its work in one structure; its own has to be as long."""
+    library = find(name)
+    if library is not None and getattr(library, f"{name}_call_bytes")() != ctypes.sizeof(call):
+        raise AssertionError(f"{name}.cpp and {call.__module__} differ in what a call is")
+    return library
 
 
 def _tell(reason: str) -> None:

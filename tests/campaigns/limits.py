@@ -5,12 +5,10 @@ GPUs. Each round is told in a few lines; what breaks a promise is told as WRONG 
 Rounds that only queue are quick; those that train are marked. Needs root and Slurm's programs.
 """
 
-import argparse
 import contextlib
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,9 +20,9 @@ from pathlib import Path
 from hpc_stres.prepare.run import prepare
 from hpc_stres.run.attempts import read_attempts
 from hpc_stres.run.bad_nodes import read_accusations
-from tests.campaigns.rounds import Round, restarted
+from tests.campaigns.rounds import Round, asked_for, restarted
 from tests.conftest import ROOT, tiny_config
-from tests.slurm.cluster import PrivateSlurm, missing
+from tests.slurm.cluster import PrivateSlurm
 from tests.slurm.conftest import person
 
 PREFIX = "cn-07-"
@@ -350,16 +348,7 @@ ROUNDS = {
 
 def main():
     """All rounds; the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--only", choices=ROUNDS, action="append")
-    parser.add_argument("--data", help="folder of data that is kept between calls")
-    args = parser.parse_args()
-    if reason := missing():
-        sys.exit(f"no private Slurm: {reason}")
-    # Ended from outside, its Slurm ends with it.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    args = asked_for(__doc__, ROUNDS)
     broken, chosen = [], args.only or list(ROUNDS)
     with tempfile.TemporaryDirectory(prefix="limits-") as text:
         folder = Path(text)

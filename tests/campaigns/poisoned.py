@@ -5,9 +5,7 @@ what became of it: at most one attempt may be lost, the chain ends on other node
 reason. A script that crashes everywhere stops after the allowed number of attempts. Needs root and Slurm's programs.
 """
 
-import argparse
 import json
-import signal
 import subprocess
 import sys
 import tempfile
@@ -18,8 +16,9 @@ from hpc_stres.prepare.run import prepare
 from hpc_stres.run.attempts import read_attempts
 from hpc_stres.run.bad_nodes import read_accusations
 from tests import poison
+from tests.campaigns.rounds import asked_for
 from tests.conftest import tiny_config
-from tests.slurm.cluster import PrivateSlurm, missing
+from tests.slurm.cluster import PrivateSlurm
 from tests.slurm.conftest import person
 
 BAD = "n2"
@@ -133,14 +132,7 @@ ROUNDS = {
 
 def main():
     """All rounds; exit status 1 where one broke a promise."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=ROUNDS, action="append")
-    parser.add_argument("--data", help="folder of data that is kept between calls")
-    args = parser.parse_args()
-    if reason := missing():
-        sys.exit(f"no private Slurm: {reason}")
-    # Ended from outside, its Slurm ends with it.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    args = asked_for(__doc__, ROUNDS)
     broken = {}
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)

@@ -1,10 +1,29 @@
 """One round of a campaign on a private Slurm: who submits, under which poison, and which promises were broken."""
 
+import argparse
 import os
+import signal
+import sys
 
 from tests import poison
 from tests.conftest import ROOT
+from tests.slurm.cluster import missing
 from tests.slurm.test_once import Submitter
+
+
+def asked_for(text, rounds):
+    """What the command line of a campaign on a private Slurm says; ends where there can be none."""
+    parser = argparse.ArgumentParser(
+        description=text, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--only", choices=rounds, action="append")
+    parser.add_argument("--data", help="folder of data that is kept between calls")
+    args = parser.parse_args()
+    if reason := missing():
+        sys.exit(f"no private Slurm: {reason}")
+    # Ended from outside, its Slurm ends with it.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    return args
 
 
 class Round:

@@ -1,5 +1,6 @@
 """The max pool's kernels against torch's own: values, places, gradients, whatever the sizes."""
 
+import ctypes
 import itertools
 
 import pytest
@@ -195,3 +196,13 @@ def test_networks_take_the_kernels_and_keep_places_for_training_alone(monkeypatc
             model.eval()(clip, None)
         assert calls == [("forward", False)]
         calls.clear()
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["norm", "exact", "pool"])
+def test_a_library_that_means_another_call_is_refused(name):
+    class Shorter(ctypes.Structure):
+        _fields_ = (("kind", ctypes.c_int64),)
+
+    with pytest.raises(AssertionError, match=f"{name}.cpp and .* differ in what a call is"):
+        native.find_with_calls(name, Shorter)

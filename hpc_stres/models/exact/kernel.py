@@ -32,12 +32,7 @@ class Call(ctypes.Structure):
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernel; None, said once, where it cannot be had."""
-    loaded = native.find("exact")
-    if loaded is None:
-        return None
-    if loaded.exact_call_bytes() != ctypes.sizeof(Call):
-        raise AssertionError("exact.cpp and exact/kernel.py differ in what a call is")
-    return loaded
+    return native.find_with_calls("exact", Call)
 
 
 def suits(form: Form, *tensors: Tensor) -> bool:
